@@ -1,0 +1,26 @@
+"""The mistakes a user can make, and the exit codes of the program."""
+
+EXIT_DONE = 0
+EXIT_WRONG_INPUT = 2    # the recipe, the data or a checkpoint is wrong: mend it, then run again
+EXIT_FAILED = 3         # the run failed in a way that a retry will not mend
+EXIT_REQUEUE = 75       # stopped early in good order (or by a dead process): run again to go on (EX_TEMPFAIL of sysexits.h)
+
+
+class UserError(Exception):
+    """Something the user can mend.  The message names the file, key or sample and says what to do; no traceback is shown."""
+
+
+class RecipeError(UserError):
+    """The recipe is wrong: every mistake at once, each by its dotted key."""
+
+
+class DataError(UserError):
+    """Shards, samples or labels are missing or wrong."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is damaged, foreign, or belongs to another run."""
+
+
+class ClusterError(UserError):
+    """The machine, its devices or the cluster cannot do what was asked."""

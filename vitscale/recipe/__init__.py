@@ -1,0 +1,10 @@
+"""The recipe: YAML text to frozen, checked, typed sections.  Imports no torch."""
+
+from vitscale.recipe.duration import Duration
+from vitscale.recipe.load import RECIPES, find_recipe, load_recipe, parse_override, recipe_files
+from vitscale.recipe.schema import Augment, Checkpoint, Data, Evaluate, Model, Objective, Observe, Optim, Parallel, Recipe
+
+__all__ = [
+    "RECIPES", "Augment", "Checkpoint", "Data", "Duration", "Evaluate", "Model", "Objective", "Observe", "Optim", "Parallel", "Recipe",
+    "find_recipe", "load_recipe", "parse_override", "recipe_files",
+]

@@ -1,0 +1,100 @@
+"""What single keys cannot show: combinations that contradict each other.  Needs no shards and no torch."""
+
+from vitscale.recipe.schema import Recipe
+
+
+def default_group(recipe: Recipe) -> int:
+    """Consecutive positions that may be mixed with each other: 1, as nothing in a recipe mixes samples yet."""
+    return recipe.data.group or 1
+
+
+def default_lanes(recipe: Recipe) -> int:
+    """The largest divisor of the global batch that is a multiple of the group and at most 1024.
+
+    A divisor, so that each batch takes equally from every lane; at most 1024, so that few shards are open at once.
+    """
+    if recipe.data.lanes is not None:
+        return recipe.data.lanes
+    group, batch = default_group(recipe), recipe.global_batch
+    units = max(batch // group, 1)
+    best = max(d for d in range(1, min(units, max(1024 // group, 1)) + 1) if units % d == 0)
+    return best * group
+
+
+def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
+    """(dotted key, sentence) for every combination that cannot work; empty when the recipe is sound."""
+    model, data, optim, parallel = recipe.model, recipe.data, recipe.optim, recipe.parallel
+    found: list[tuple[str, str]] = []
+
+    def wrong(key: str, sentence: str) -> None:
+        found.append((key, sentence))
+
+    if model.size is None and None in (model.width, model.depth, model.heads, model.mlp):
+        absent = [key for key in ("width", "depth", "heads", "mlp") if getattr(model, key) is None]
+        wrong("model.size", f"give a size, or also {', '.join('model.' + key for key in absent)}")
+    if model.image % model.patch:
+        low = model.image // model.patch * model.patch
+        near = f"{low} or {low + model.patch}" if low else str(model.patch)
+        wrong("model.image", f"{model.image} is not divisible by model.patch {model.patch}; the nearest sizes are {near}")
+    if model.width and model.heads and model.width % model.heads:
+        wrong("model.heads", f"{model.heads} heads do not divide the width {model.width}")
+    if model.position == "sincos" and model.width and model.width % 4:
+        wrong("model.width", f"sin-cos positions want a width divisible by 4, got {model.width}")
+    if model.classes == 0:
+        wrong("model.classes", "classification wants at least 1 class, got 0")
+
+    group, batch, lanes = default_group(recipe), recipe.global_batch, default_lanes(recipe)
+    if batch % group:
+        wrong("global_batch", f"{batch} is not a multiple of data.group {group}")
+    if lanes % group:
+        wrong("data.lanes", f"{lanes} is not a multiple of data.group {group}")
+    if recipe.micro_batch and recipe.micro_batch % group:
+        wrong("micro_batch", f"{recipe.micro_batch} is not a multiple of data.group {group}")
+    if recipe.micro_batch and recipe.micro_batch > batch:
+        wrong("micro_batch", f"{recipe.micro_batch} is more than global_batch {batch}")
+    if data.num_samples is not None and lanes > data.num_samples:
+        wrong("data.lanes", f"{lanes} lanes are more than the {data.num_samples} samples of data.num_samples")
+    for key, low_high in (("scale", data.augment.scale), ("ratio", data.augment.ratio)):
+        if low_high[0] > low_high[1]:
+            wrong(f"data.augment.{key}", f"wants [low, high], got {list(low_high)}")
+    if data.augment.scale[1] > 1:
+        wrong("data.augment.scale", f"is a share of the image's area, at most 1, got {data.augment.scale[1]:g}")
+    if min(data.augment.std) <= 0:
+        wrong("data.augment.std", "wants numbers > 0")
+    if not data.label or not data.label.isascii() or "." in data.label or "/" in data.label:
+        wrong("data.label", f"wants the extension of a member, such as cls, got {data.label!r}")
+    for key, urls in (("data.train", data.train), ("data.val", data.val or ())):
+        if any(url.startswith("pipe:") for url in urls):
+            wrong(key, "pipe: URLs run a shell and are refused; give an fsspec URL (s3://, gs://, https://, or a path)")
+
+    if optim.schedule == "rsqrt" and optim.warmup.amount == 0 and optim.timescale is None:
+        wrong("optim.timescale", "rsqrt wants a timescale, or a warm-up to take it from")
+    if optim.cooldown is not None and optim.schedule not in ("rsqrt", "wsd"):
+        wrong("optim.cooldown", f"belongs to the schedules rsqrt and wsd, not to {optim.schedule}")
+    if optim.schedule == "wsd" and optim.cooldown is None:
+        wrong("optim.cooldown", "wsd wants a cooldown, such as '10 epochs'")
+    if optim.timescale is not None and optim.schedule != "rsqrt":
+        wrong("optim.timescale", f"belongs to the schedule rsqrt, not to {optim.schedule}")
+    if optim.min_lr > optim.lr:
+        wrong("optim.min_lr", f"{optim.min_lr:g} is more than optim.lr {optim.lr:g}")
+    if recipe.duration.amount == 0:
+        wrong("duration", "wants more than 0")
+    for key, duration in (("checkpoint.every", recipe.checkpoint.every), ("evaluate.every", recipe.evaluate.every)):
+        if duration is not None and duration.amount == 0:
+            wrong(key, "wants more than 0; leave it out (null) for 'only at the end'")
+    if data.num_samples is not None:
+        total = recipe.duration.images(data.num_samples, batch)
+        spent = optim.warmup.images(data.num_samples, batch)
+        spent += optim.cooldown.images(data.num_samples, batch) if optim.cooldown else 0
+        if spent > total:
+            wrong("optim.warmup", f"warm-up and cooldown take {spent} images, more than the {total} of the whole run")
+
+    if recipe.evaluate.early_stopping and (data.val is None or recipe.evaluate.every is None):
+        wrong("evaluate.early_stopping", "wants data.val and evaluate.every")
+    if recipe.ema is not None and parallel.engine == "zero":
+        wrong("ema", "DeepSpeed offers no fp32 shard of the weights to average in every stage; use parallel.engine fsdp or ddp, or ema: null")
+    if parallel.zero_offload and parallel.engine != "zero":
+        wrong("parallel.zero_offload", f"belongs to parallel.engine zero, not to {parallel.engine}")
+    if parallel.recompute_every > 1 and parallel.recompute != "blocks":
+        wrong("parallel.recompute_every", f"belongs to parallel.recompute blocks, not to {parallel.recompute}")
+    return found

@@ -1,0 +1,151 @@
+"""From a file and `a.b=c` overrides to a checked Recipe; every mistake at once, by its dotted key."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from vitscale.errors import RecipeError
+from vitscale.recipe.check import contradictions
+from vitscale.recipe.schema import Recipe
+from vitscale.recipe.text import read_yaml
+
+_CHECKOUT = Path(__file__).resolve().parent.parent.parent / "recipes"
+_INSTALLED = Path(__file__).resolve().parent.parent / "_shipped" / "recipes"
+RECIPES = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT      # a wheel carries them inside the package
+
+
+def recipe_files(folder: Path | None = None) -> list[Path]:
+    """Every run recipe below `folder` (default: those that vitscale ships), sorted; sweeps, which are not runs, stand in sweeps/."""
+    root = folder or RECIPES
+    return sorted(path for path in root.rglob("*.yaml") if "sweeps" not in path.relative_to(root).parts)
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A path as given, or the name of a shipped recipe (`quickstart`, `recipes/quickstart.yaml`).  Raises RecipeError."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    stem = path.name.removesuffix(".yaml")
+    shipped = {file.stem: file for file in recipe_files()}
+    if stem in shipped and path.parent in (Path(), Path("recipes")):
+        return shipped[stem]
+    close = difflib.get_close_matches(stem, shipped, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    raise RecipeError(f"{name}: no such file, and no shipped recipe of that name{hint}; `vitscale recipes list` shows them")
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """`optim.lr=3e-4` -> (["optim", "lr"], 0.0003).  The value is read as YAML, `null` included."""
+    dotted, equals, value = text.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"override '{text}': wants key=value with a dotted key, such as optim.lr=3e-4")
+    return keys, read_yaml(value, f"override '{dotted}'")
+
+
+def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override, check.  Raises RecipeError listing every mistake with file, dotted key, what was given and what is allowed."""
+    path = find_recipe(file)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error})") from None
+    values = read_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: wants keys and values at the top (name: ..., model: ...), got {_given(values)}")
+    mistakes: list[tuple[str, str]] = []
+    for override in overrides:
+        try:
+            keys, value = parse_override(override)
+            _put(values, keys, value)
+        except RecipeError as error:
+            mistakes.append(("", str(error)))
+    return check_recipe(values, str(path), mistakes)
+
+
+def check_recipe(values: dict[str, Any], source: str, mistakes: Iterable[tuple[str, str]] = ()) -> Recipe:
+    """Plain values -> Recipe.  `mistakes` are (dotted key, sentence) already known.  Raises RecipeError naming `source`."""
+    found = list(mistakes)
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        found += [_sentence(item, values) for item in error.errors()]
+    if recipe is not None:
+        found += contradictions(recipe)
+    if not found:
+        assert recipe is not None
+        return recipe
+    width = max(len(key) for key, _ in found)
+    lines = [f"  {key:<{width}}  {sentence}" if key else f"  {sentence}" for key, sentence in found]
+    count = "1 mistake" if len(found) == 1 else f"{len(found)} mistakes"
+    raise RecipeError("\n".join([f"{source}: {count}", *lines]))
+
+
+def _put(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Set values[k0][k1]... = value, making sections on the way."""
+    for depth, key in enumerate(keys[:-1]):
+        inner = values.get(key)
+        if inner is None:
+            inner = {}
+        if not isinstance(inner, dict):
+            raise RecipeError(f"override '{'.'.join(keys)}': {'.'.join(keys[: depth + 1])} is {_given(inner)}, not a section")
+        values[key] = dict(inner)       # anchors may share one mapping between sections
+        values = values[key]
+    values[keys[-1]] = value
+
+
+def _given(value: Any) -> str:
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, dict):
+        return "a section"
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+def _section_at(loc: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The section model that holds the key at `loc`."""
+    section: type[BaseModel] | None = Recipe
+    for key in loc[:-1]:
+        field = section.model_fields.get(str(key)) if section else None
+        if field is None:
+            return None
+        options = (field.annotation, *getattr(field.annotation, "__args__", ()))
+        section = next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+    return section
+
+
+def _sentence(item: Any, values: dict[str, Any]) -> tuple[str, str]:
+    """One pydantic error -> (dotted key, sentence for the user)."""
+    loc, kind, context, given = item["loc"], item["type"], item.get("ctx", {}), item["input"]
+    dotted = ".".join(str(part) for part in loc)
+    if kind == "extra_forbidden":
+        section = _section_at(loc)
+        keys = list(section.model_fields) if section else []
+        close = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.5)
+        parent = ".".join(str(part) for part in loc[:-1]) or "a recipe"
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return dotted, f"is no key of {parent}; the keys are {', '.join(keys)}{hint}"
+    if kind == "missing":
+        return dotted, "is required and not given"
+    wants = {
+        "float_type": "a number", "int_type": "a whole number", "int_from_float": "a whole number", "string_type": "text",
+        "bool_type": "true or false", "model_type": "a section of keys", "model_attributes_type": "a section of keys",
+        "tuple_type": "a list", "finite_number": "a finite number",
+    }.get(kind)
+    if kind in ("too_long", "too_short"):
+        wants = "a list of another length"
+    if kind == "literal_error":
+        wants = "one of " + str(context["expected"]).replace(" or ", ", ").replace("'", "")
+    bounds = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
+    if kind in bounds:
+        limit = next(iter(context.values()))
+        wants = f"a number {bounds[kind]} {limit:g}"
+    if kind == "string_pattern_mismatch":
+        wants = f"text that matches {context['pattern']}"
+    if wants:
+        return dotted, f"wants {wants}, got {_given(given)}"
+    return dotted, f"{item['msg']}, got {_given(given)}"

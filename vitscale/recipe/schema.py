@@ -1,0 +1,180 @@
+"""Every section and key of a recipe: its type, its unit, its default.  Components import their section; never the reverse."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from vitscale.recipe.duration import Duration
+
+
+def _whole(value: Any) -> Any:
+    """`14e6` is a count as people write it; `1.5` is not."""
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        return int(value)
+    return value
+
+
+def _pair(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _urls(value: Any) -> Any:
+    """One brace URL or glob, or a list of them -> a tuple."""
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(url, str) and url for url in value):
+        raise PydanticCustomError("urls", "wants a brace URL or glob of shards, or a list of them")
+    return tuple(value)
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+CountOrZero = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Urls = Annotated[tuple[str, ...], BeforeValidator(_urls)]
+Interval = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
+Colour = Annotated[tuple[float, float, float], BeforeValidator(_pair)]
+
+
+class Section(BaseModel):
+    """Frozen; no unknown keys; no silent conversion of text to numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class Model(Section):
+    """A Vision Transformer (Dosovitskiy et al. 2021).  Sizes and their sources: vitscale/plan/sizes.py."""
+
+    family: Literal["vit"] = "vit"
+    size: Literal["tiny", "small", "base", "large", "huge", "giant", "gigantic"] | None = None
+    width: Count | None = None              # D; with depth, heads and mlp it overrides, or stands in for, the size
+    depth: Count | None = None              # L, number of blocks
+    heads: Count | None = None              # H; divides the width
+    mlp: Count | None = None                # hidden width of a block's MLP
+    patch: Count = 16                       # P, pixels on a side; divides the image
+    image: Count = 224                      # pixels on a side
+    channels: Literal[1, 3] = 3
+    classes: CountOrZero = 1000             # 0: no head, forward() gives pooled features
+    pool: Literal["token", "mean", "attention"] = "token"
+    position: Literal["learned", "sincos"] = "learned"
+    qkv_bias: bool = True
+    layer_scale: Positive | None = None     # initial value of LayerScale's gamma (Touvron et al. 2021); null: none
+    dropout: Rate = 0.0
+    drop_path: Rate = 0.0                   # stochastic depth of the last block; rises linearly from 0 (Huang et al. 2016)
+
+
+class Objective(Section):
+    name: Literal["classification"] = "classification"
+    loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
+    label_smoothing: Rate = 0.0
+
+
+class Augment(Section):
+    """What a training image goes through.  Every random parameter is drawn by key, never from a global generator."""
+
+    crop: Literal["random", "center"] = "random"    # random resized crop (Szegedy et al. 2015), or resize and centre crop
+    scale: Interval = (0.08, 1.0)                   # share of the image's area that a random crop takes
+    ratio: Interval = (3 / 4, 4 / 3)                # width over height of a random crop
+    flip: Fraction = 0.5                            # probability of a horizontal flip
+    mean: Colour = (0.485, 0.456, 0.406)            # RGB, 0..1; ImageNet's
+    std: Colour = (0.229, 0.224, 0.225)
+
+
+class Data(Section):
+    train: Urls                             # brace URLs or globs of WebDataset shards
+    val: Urls | None = None
+    num_samples: Count | None = None        # training samples; what opens no shards believes it, `train` compares it
+    lanes: Count | None = None              # parallel streams through the dataset; null: see recipe.check.default_lanes
+    group: Count | None = None              # consecutive positions that may be mixed with each other; null: 1 unless something mixes
+    index_dir: str | None = None            # null: beside the shards if writable, else a per-user cache
+    prepare: Literal["digits"] | None = None  # a data set vitscale can pack itself when its shards are absent
+    label: str = "cls"                      # member that holds the class number
+    augment: Augment = Augment()
+    workers: Count | None = None            # decoding threads of one rank; null: the rank's share of the cores
+    prefetch: Count = 4                     # micro-batches decoded ahead of the device
+    max_bad_fraction: Fraction = 0.001      # unreadable samples, as a share of those read, past which the run stops
+    log_samples: bool = False               # write the ids of each step to logs/samples.jsonl
+
+
+class Optim(Section):
+    name: Literal["adamw"] = "adamw"
+    lr: NotNegative                         # peak learning rate
+    betas: Annotated[tuple[Rate, Rate], BeforeValidator(_pair)] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.05        # decoupled; norms, biases, positions and tokens are exempt
+    schedule: Literal["cosine", "linear", "rsqrt", "wsd", "constant"] = "cosine"
+    warmup: Duration = Duration(0, "steps")
+    cooldown: Duration | None = None        # linear fall to min_lr at the end: rsqrt, wsd
+    timescale: Duration | None = None       # rsqrt: lr ~ sqrt(timescale / (timescale + t)) after the warm-up; null: the warm-up
+    min_lr: NotNegative = 0.0               # where cosine, linear and a cooldown end
+    clip_norm: Positive | None = None       # global gradient norm
+
+
+class Parallel(Section):
+    engine: Literal["ddp", "fsdp", "zero", "accelerate"] = "ddp"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    processes: Count | None = None          # ranks that `train` starts on this node; null: one per GPU, on a CPU one
+    zero_stage: Literal[1, 2, 3] = 2        # DeepSpeed: what is sharded (1 optimizer, 2 and gradients, 3 and parameters)
+    zero_offload: bool = False              # DeepSpeed: optimizer state in host memory
+    precision: Literal["fp32", "bf16"] = "fp32"   # bf16 compute, fp32 master weights and gradient reduction
+    recompute: Literal["none", "blocks", "selective"] = "none"   # selective keeps matmul and attention outputs
+    recompute_every: Count = 1              # blocks: every k-th block is recomputed
+    compile: bool = False                   # torch.compile, block by block
+
+
+class Checkpoint(Section):
+    every: Duration | None = None           # null: only at the end and when stopped
+    keep: Count = 3                         # the newest this many; the best one is kept besides
+    best: Literal["eval_top1", "eval_loss"] | None = "eval_top1"
+    background: bool = True                 # write from a staged copy while training goes on
+
+
+class EarlyStopping(Section):
+    metric: Literal["eval_top1", "eval_loss"] = "eval_top1"
+    patience: Count = 10                    # evaluations without a gain of min_gain
+    min_gain: NotNegative = 0.0
+
+
+class Evaluate(Section):
+    every: Duration | None = None           # null: only at the end
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.875   # share of the shorter side that the centre crop keeps
+    early_stopping: EarlyStopping | None = None
+
+
+class Ema(Section):
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.9999   # of an fp32 average of the weights, each step
+
+
+class Observe(Section):
+    log_every: Count = 1                    # steps between rows of metrics.jsonl
+    exporter: bool = True                   # Prometheus metrics over HTTP
+    exporter_port: CountOrZero = 0          # 0: a free one
+    peak_flops: Positive | None = None      # FLOP/s of one device that MFU is measured against; null: data sheet, on a CPU measured
+
+
+class Resilience(Section):
+    max_nonfinite: Count = 5                # updates skipped in a row for a non-finite loss or gradient, then the run stops
+
+
+class Recipe(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    model: Model
+    data: Data
+    objective: Objective = Objective()
+    optim: Optim
+    global_batch: Count                     # samples of one optimizer step over all ranks
+    micro_batch: Count | None = None        # samples of one forward pass of one rank; null: what fits in memory
+    duration: Duration
+    parallel: Parallel = Parallel()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluate: Evaluate = Evaluate()
+    ema: Ema | None = None
+    observe: Observe = Observe()
+    resilience: Resilience = Resilience()
+    seed: CountOrZero = 0
+    runs_dir: str = "runs"                  # the run folder is runs_dir/name
+    init: str | None = None                 # run folder, checkpoint or .safetensors whose weights a new run starts from
