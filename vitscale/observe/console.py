@@ -1,0 +1,148 @@
+"""What a person sees while a run goes: a live display on a terminal, plain lines in a pipe, and log lines that do not break either."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.logging import RichHandler
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from vitscale.observe.meters import data_wait_share
+
+_PLAIN = "%(asctime)s %(levelname)-7s %(message)s"
+_FILE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+
+def make_console() -> Console:
+    """The console that progress and logs share: standard error, so that standard output holds results alone."""
+    return Console(stderr=True, highlight=False)
+
+
+def setup_logging(console: Console | None, file: Path | None = None, level: int = logging.INFO) -> None:
+    """Log to `console` (rank 0; None for the others) and to `file`, a rank's own.  Only the command line calls this; a later call
+    replaces an earlier one's handlers.  Libraries are heard from WARNING on, Python's warnings included."""
+    handlers: list[logging.Handler] = []
+    if console is not None and console.is_terminal:
+        handlers.append(RichHandler(console=console, show_path=False, markup=False, log_time_format="%X"))
+        handlers[-1].setFormatter(logging.Formatter("%(message)s"))
+    elif console is not None:
+        handlers.append(logging.StreamHandler(console.file))        # rich would wrap lines at a pipe's imagined width
+        handlers[-1].setFormatter(logging.Formatter(_PLAIN, datefmt="%X"))
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers[-1].setFormatter(logging.Formatter(_FILE))
+    logging.basicConfig(level=logging.WARNING, handlers=handlers or [logging.NullHandler()], force=True)
+    logging.getLogger("vitscale").setLevel(level)
+    logging.captureWarnings(True)
+
+
+class Progress:
+    """Rank 0's display.  Feed it the rows of metrics.jsonl; use it as a context manager.
+
+    On a terminal a bar and two lines of numbers stay at the bottom.  Elsewhere a line is printed at most every `every_s` seconds, at the
+    first row, and at every evaluation.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        total_images: int,
+        num_samples: int | None = None,         # of one epoch; None: a mixture, no epochs are shown
+        every_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console, self._total, self._num_samples = console, total_images, num_samples
+        self._every_s, self._clock = every_s, clock
+        self._printed_at: float | None = None
+        self._row: dict[str, Any] = {}
+        self._evaluation = ""
+        self._eta_s: float | None = None
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4) if console.is_terminal else None
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+        elif self._row and error is None:
+            self._print(self._line())           # the last state, whenever the last line was
+
+    def step(self, row: Mapping[str, Any], eta_s: float | None = None) -> None:
+        """Show a training row (`step`, `images`, `loss`, `lr`, `images_per_second`, `mfu`, `seconds_*`); `eta_s` is the time left."""
+        self._row, self._eta_s = dict(row), eta_s
+        now = self._clock()
+        if self._live is None and (self._printed_at is None or now - self._printed_at >= self._every_s):
+            self._printed_at = now
+            self._print(self._line())
+
+    def evaluated(self, row: Mapping[str, Any]) -> None:
+        """Show an evaluation's row (`eval_top1`, `eval_top5`, `eval_loss`; `step`)."""
+        parts = [f"step {row['step']}"] if "step" in row else []
+        parts += [f"top-{k} {row[f'eval_top{k}']:.2%}" for k in (1, 5) if row.get(f"eval_top{k}") is not None]
+        parts += [f"loss {row['eval_loss']:.4f}"] if row.get("eval_loss") is not None else []
+        self._evaluation = "evaluation  " + "  ".join(parts)
+        if self._live is None:
+            self._print(self._evaluation)
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    def _training(self) -> list[str]:
+        row = self._row
+        epoch = [f"epoch {row.get('images', 0) / self._num_samples:.2f}"] if self._num_samples else []
+        return [f"step {row.get('step', 0)}", *epoch, *(f"{key} {_number(row[key])}" for key in ("loss", "lr") if key in row)]
+
+    def _speed(self) -> list[str]:
+        row = self._row
+        parts = [f"{_number(row.get('images_per_second'))} images/s"]
+        if row.get("mfu") is not None:
+            parts.append(f"MFU {row['mfu']:.1%}")
+        return [*parts, f"data wait {data_wait_share(row):.0%}", f"ETA {_span(self._eta_s)}"]
+
+    def _line(self) -> str:
+        share = self._row.get("images", 0) / self._total
+        return "  ".join([f"{share:4.0%}", *self._training(), *self._speed()])
+
+    def _render(self) -> RenderableType:
+        images = self._row.get("images", 0)
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(ratio=1)
+        bar.add_column(justify="right")
+        bar.add_row(ProgressBar(total=self._total, completed=images), f"{images / self._total:4.0%}")
+        if not self._row:
+            return Group(bar, Text("waiting for the first step"))
+        lines = [Text("  ".join(parts), no_wrap=True, overflow="ellipsis") for parts in (self._training(), self._speed())]
+        return Group(bar, *lines, *([Text(self._evaluation, style="bold")] if self._evaluation else []))
+
+
+def _number(value: float | None) -> str:
+    """About four digits, as people read them."""
+    if value is None:
+        return "-"
+    if value == 0 or 0.01 <= abs(value) < 1e6:
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{value:.2e}"
+
+
+def _span(seconds: float | None) -> str:
+    """A length of time: `2 d 03:04:05`, `1:02:03`, `0:07`."""
+    if seconds is None:
+        return "-"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days} d {hour:02}:{minute:02}:{second:02}"
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"

@@ -1,0 +1,104 @@
+"""Append-only files of one JSON object per line, such as metrics.jsonl, that survive a kill in the middle of a line."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from vitscale.errors import DataError
+
+
+class JsonLines:
+    """Appends rows; each is handed to the operating system at once, whole.
+
+    A last line that a kill cut short is mended at opening: completed by its newline if it is whole, else cut off; so later rows are intact.
+    JSON has no NaN and no infinity: they are written as null.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _mend(path)
+        self._file = open(path, "ab", buffering=0)      # noqa: SIM115  held open until close()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append one row.  Values: whatever JSON has, and numbers with `item()` or `__float__` (numpy's, a torch scalar)."""
+        line = json.dumps(_plain(row), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        written = self._file.write(line)
+        if written != len(line):                        # a full disk: leave no half line for the next row to join
+            self._file.truncate(self._file.seek(0, os.SEEK_END) - (written or 0))
+            raise OSError(f"{self._file.name}: only {written} of {len(line)} bytes could be written")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "JsonLines":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Every whole row, in the order written; nothing if the file does not exist.
+
+    A torn last line is passed over, since a writer may be at work.  A damaged line elsewhere raises DataError with its number.
+    """
+    try:
+        file = open(path, "rb")     # noqa: SIM115  closed by the with below
+    except FileNotFoundError:
+        return
+    with file:
+        pending: DataError | None = None
+        for number, line in enumerate(file, 1):
+            if pending:
+                raise pending
+            row = _parse(line)
+            if row is None:
+                pending = DataError(f"{path}: line {number} is not a JSON object; the file was changed or damaged: delete that line")
+            else:
+                yield row
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:              # also a cut UTF-8 sequence
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _mend(path: Path) -> None:
+    try:
+        file = open(path, "r+b")    # noqa: SIM115  closed by the with below
+    except FileNotFoundError:
+        return
+    with file:
+        end = file.seek(0, os.SEEK_END)
+        start, tail = end, b""
+        while start > 0 and b"\n" not in tail:
+            start = max(start - 65536, 0)
+            file.seek(start)
+            tail = file.read(end - start)
+        tail = tail[tail.rfind(b"\n") + 1:]
+        if not tail:
+            return
+        if _parse(tail) is None:
+            file.truncate(end - len(tail))
+        else:
+            file.seek(end)
+            file.write(b"\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return _plain(value.item() if hasattr(value, "item") else float(value))

@@ -1,0 +1,136 @@
+"""Where a run's time goes: phases of a step, images per second, MFU, time to the end, goodput.  Needs no torch."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from vitscale.observe.names import BUCKETS, PHASES
+
+_APART = ("checkpoint", "evaluate")     # phases that a step's speed leaves out; the time to the end counts them
+
+
+class Meters:
+    """One rank's clock.  All times are host seconds: on a GPU `compute` is the time until the host waited for it.
+
+        meters = Meters(flops_per_image=..., peak_flops=...)
+        with meters.phase("restore"): ...           # before the first step
+        meters.begin()                              # startup ends here
+        with meters.phase("data_wait"): ...
+        with meters.phase("compute"): ...
+        meters.end_step(images)                     # images of the global batch
+        row |= meters.row()
+    """
+
+    def __init__(
+        self,
+        *,
+        flops_per_image: float = 0.0,       # of one training image, forward and backward, by the model's definition (no recomputation)
+        peak_flops: float = 0.0,            # FLOP/s of one device; 0: unknown, MFU is then left out
+        world: int = 1,
+        repeated_images: int = 0,           # how many images from the start on were trained before and lost: work done again
+        window_s: float = 20.0,             # over which images per second are taken, at least one step
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._flops_per_image, self._peak, self._world = flops_per_image, peak_flops * world, world
+        self._repeat_left, self._window_s, self._clock = repeated_images, window_s, clock
+        self._bucket_s = dict.fromkeys(BUCKETS, 0.0)
+        self._step_s = dict.fromkeys(PHASES, 0.0)       # of the step under way
+        self._row_s = dict.fromkeys(PHASES, 0.0)        # since the row before
+        self._open: list[str] = []
+        self._recent: deque[tuple[int, float]] = deque()    # (images, seconds) of the steps in the window
+        self._recent_images, self._recent_s = 0, 0.0
+        self._train_s, self._all_s = 0.0, 0.0           # of all steps so far: without, and with, the phases apart
+        self._begun = False
+        self._mark = self._step_start = clock()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Book the time inside to `name`: one of PHASES, or `restore` before the first step.  An inner phase interrupts the outer one."""
+        if name not in PHASES and name != "restore":
+            raise ValueError(f"{name!r} is no phase; the phases are restore, {', '.join(PHASES)}")
+        self._book()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._book()
+            self._open.pop()
+
+    def begin(self) -> None:
+        """Startup is over; the next instant belongs to the first step."""
+        self._book()
+        self._begun = True
+        self._step_start = self._mark
+
+    def end_step(self, images: int) -> dict[str, float]:
+        """End the step under way, in which `images` images (over all ranks) were trained on.  Returns the seconds of each phase in it."""
+        self._book()
+        phases, elapsed = self._step_s, self._mark - self._step_start
+        apart = sum(phases[name] for name in _APART)
+        train = max(elapsed - apart, 0.0)
+        self._bucket_s["repeated" if self._repeat_left > 0 else "train"] += train - phases["data_wait"]
+        self._repeat_left -= images
+        for name in ("data_wait", *_APART):
+            self._bucket_s[name] += phases[name]
+        for name in PHASES:
+            self._row_s[name] += phases[name]
+        self._recent.append((images, train))
+        self._recent_images += images
+        self._recent_s += train
+        while len(self._recent) > 1 and self._recent_s - self._recent[0][1] >= self._window_s:
+            old_images, old_s = self._recent.popleft()
+            self._recent_images -= old_images
+            self._recent_s -= old_s
+        self._train_s += train
+        self._all_s += elapsed
+        self._step_s = dict.fromkeys(PHASES, 0.0)
+        self._step_start = self._mark
+        return phases
+
+    @property
+    def images_per_second(self) -> float:
+        """Over the window, without evaluations and checkpoints; 0 before the first step."""
+        return self._recent_images / self._recent_s if self._recent_s > 0 else 0.0
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOP/s over peak (Chowdhery et al. 2022, appendix B), 0..1; None where the peak is unknown."""
+        return self._flops_per_image * self.images_per_second / self._peak if self._peak > 0 else None
+
+    def eta_s(self, images_left: int) -> float | None:
+        """Seconds to the end at the present speed, with evaluations and checkpoints taking the share they took so far."""
+        speed = self.images_per_second
+        return images_left / speed * (self._all_s / self._train_s) if speed > 0 and self._train_s > 0 else None
+
+    def row(self) -> dict[str, float | None]:
+        """Columns for metrics.jsonl: `seconds_<phase>` are sums since the row before, so that a column adds up to the run."""
+        seconds, self._row_s = self._row_s, dict.fromkeys(PHASES, 0.0)
+        return {
+            "images_per_second": self.images_per_second, "mfu": self.mfu, **{f"seconds_{name}": seconds[name] for name in PHASES},
+        }
+
+    def run_seconds(self) -> dict[str, float]:
+        """Goodput: seconds so far by BUCKETS.  They add up to the wall time up to the last `begin`, `phase` or `end_step`, less the step
+        under way.  `train` is the good part; what no phase took inside a step is in it."""
+        return dict(self._bucket_s)
+
+    def _book(self) -> None:
+        """Give the time since the last mark to the innermost open phase."""
+        now = self._clock()
+        elapsed, self._mark = now - self._mark, now
+        name = self._open[-1] if self._open else None
+        if not self._begun:
+            self._bucket_s[name if name in BUCKETS else "startup"] += elapsed
+        elif name in self._step_s:
+            self._step_s[name] += elapsed
+        elif name == "restore":                 # a rollback inside a run
+            self._bucket_s["restore"] += elapsed
+            self._step_start += elapsed
+
+
+def data_wait_share(row: dict[str, float | None]) -> float:
+    """Share of a row's step time that was spent waiting for data, 0..1; of the time in phases, without evaluations and checkpoints."""
+    seconds = {name: row.get(f"seconds_{name}") or 0.0 for name in PHASES if name not in _APART}
+    total = sum(seconds.values())
+    return seconds["data_wait"] / total if total > 0 else 0.0

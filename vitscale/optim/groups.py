@@ -1,0 +1,31 @@
+"""Which parameters decay: the two parameter groups of an optimizer."""
+
+from typing import Any, Protocol
+
+from torch import nn
+
+
+class Model(Protocol):
+    """What this package relies on."""
+
+    def named_parameters(self) -> Any: ...
+    def no_decay(self) -> set[str]: ...     # names of parameters exempt from weight decay
+
+
+def decay_groups(model: Model, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters as torch optimizers take them: those that decay, then those that do not; an empty group is left out.
+
+    Each trainable parameter stands in exactly one group, in the order of `named_parameters()`.  `no_decay()` may name only parameters
+    that exist: a name left behind by a renaming would silently decay what should not.
+    """
+    exempt = model.no_decay()
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    names = set()
+    for name, parameter in model.named_parameters():
+        names.add(name)
+        if parameter.requires_grad:
+            (spared if name in exempt else decayed).append(parameter)
+    assert exempt <= names, f"no_decay() names no parameter of the model: {sorted(exempt - names)}"
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
