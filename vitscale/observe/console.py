@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
+from rich.highlighter import NullHighlighter
 from rich.live import Live
 from rich.logging import RichHandler
 from rich.progress_bar import ProgressBar
@@ -30,7 +31,7 @@ def setup_logging(console: Console | None, file: Path | None = None, level: int 
     replaces an earlier one's handlers.  Libraries are heard from WARNING on, Python's warnings included."""
     handlers: list[logging.Handler] = []
     if console is not None and console.is_terminal:
-        handlers.append(RichHandler(console=console, show_path=False, markup=False, log_time_format="%X"))
+        handlers.append(RichHandler(console=console, show_path=False, highlighter=NullHighlighter(), log_time_format="%X"))
         handlers[-1].setFormatter(logging.Formatter("%(message)s"))
     elif console is not None:
         handlers.append(logging.StreamHandler(console.file))        # rich would wrap lines at a pipe's imagined width
