@@ -1,0 +1,99 @@
+"""Fetch micro-batches ahead of whoever consumes them: by threads, in order, so many and no more."""
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from vitscale.data.batch import Fetcher, MicroBatch, Plan, Report
+from vitscale.errors import DataError
+
+OnBad = Callable[[dict[str, Any]], None]
+_CHUNK = 16         # samples of one task at most: enough to drown its overhead, few enough to spread over the threads
+
+
+class Ahead:
+    """`take()` gives the micro-batches of a plan in its order, while up to `depth` of those after it are being fetched.
+
+    Threads, not processes: decoding leaves Python's lock, and nothing has to be copied between them.  Bad samples are counted when they
+    are handed out, so the count does not depend on how far ahead the threads are.
+    """
+
+    def __init__(
+        self, fetcher: Fetcher, *, workers: int, depth: int, pin: bool, max_bad_fraction: float, on_bad: OnBad | None,
+    ) -> None:
+        self.fetcher, self.workers, self.depth, self.pin = fetcher, workers, depth, pin
+        self.max_bad_fraction, self.on_bad = max_bad_fraction, on_bad
+        self.read = 0                               # samples handed out, replaced and masked ones included
+        self.skipped: Counter[str] = Counter()      # bad ones among them, by reason
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._plans: Iterator[Plan] = iter(())
+        self._queue: deque[tuple[MicroBatch, list[Future[Report]]]] = deque()
+
+    def follow(self, plans: Iterator[Plan]) -> None:
+        """Forget what is under way and follow these plans from now on."""
+        for _, tasks in self._queue:
+            for task in tasks:
+                task.cancel()
+        self._queue.clear()
+        self._plans = plans
+
+    def take(self) -> MicroBatch | None:
+        """The next micro-batch, waited for; None after the last plan.  Raises what a thread raised, and DataError past max_bad_fraction."""
+        self._top_up()
+        if not self._queue:
+            return None
+        micro, tasks = self._queue.popleft()
+        for task in tasks:
+            self._book(task.result())
+        self._top_up()
+        return micro
+
+    def close(self) -> None:
+        """End the threads; a sample being decoded is finished, none is begun."""
+        self.fetcher.stopping.set()
+        self._queue.clear()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self.fetcher.reader.close()
+
+    def _top_up(self) -> None:
+        while len(self._queue) < self.depth:
+            plan = next(self._plans, None)
+            if plan is None:
+                return
+            fetcher, group = self.fetcher, self.fetcher.group
+            micro = plan.allocate(fetcher.image, fetcher.channels, self.pin)
+            chunk = min(_CHUNK, math.ceil(plan.size / self.workers))
+            chunk = max(math.ceil(chunk / group), 1) * group
+            count = len(plan.ids)
+            self._queue.append((micro, [
+                self._pool.submit(fetcher.fill, plan, micro, low, min(low + chunk, count)) for low in range(0, count, chunk)
+            ]))
+
+    def _book(self, report: Report) -> None:
+        self.read += report.read
+        for bad in report.bad:
+            self.skipped[bad["reason"]] += 1
+            if self.on_bad:
+                self.on_bad(bad)
+        if report.bad and too_many_bad(self.skipped.total(), self.read, self.max_bad_fraction):
+            reasons = ", ".join(f"{reason} {count}" for reason, count in self.skipped.most_common())
+            last = report.bad[-1]
+            raise DataError(
+                f"{self.skipped.total()} of {self.read} samples could not be used ({reasons}), more than data.max_bad_fraction "
+                f"{self.max_bad_fraction:g} allows; the last was '{last['key']}' in {last['shard']}: {last['detail']}; "
+                "mend the shards, or raise data.max_bad_fraction"
+            )
+
+
+def too_many_bad(bad: int, read: int, fraction: float) -> bool:
+    """Whether `bad` of `read` samples show that more than `fraction` are bad.
+
+    The expected count plus four standard deviations of a Poisson count plus one: so an early bad sample stops no run, and neither does
+    chance on one rank of a thousand.  A fraction of 0 allows none.
+    """
+    if fraction == 0:
+        return bad > 0
+    expected = fraction * read
+    return bad > expected + 4 * math.sqrt(expected) + 1

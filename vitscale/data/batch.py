@@ -1,0 +1,156 @@
+"""One micro-batch: what is wanted in it (a plan), what came (tensors), and how samples are fetched into it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitscale.data.bad import BadSample
+from vitscale.data.crop import CentreCrop, RandomCrop
+from vitscale.data.decode import decode
+from vitscale.data.index import SetIndex, image_member
+from vitscale.data.labels import no_label, outside, parse_label
+from vitscale.data.reader import ShardReader
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """b samples of one forward pass of one rank.  Dummies that fill it up are black, labelled 0, weighted 0."""
+
+    images: Tensor          # (b, S, S, C) uint8, cropped and resized, neither flipped nor normalised
+    labels: Tensor          # (b,) int64
+    weight: Tensor          # (b,) float32: 1, or 0 for dummies and samples that could not be read
+    ids: Tensor             # (b,) int64 sample ids by the index, -1 for dummies
+    index: Tensor           # (b,) int64 place in the global batch (evaluation: in the set), -1 for dummies
+    flip: Tensor            # (b,) bool: mirror it
+    keep: Tensor | None     # (2L, b) float32, 1 where a residual branch is kept (stochastic depth), rows as in drop_rates; None: all are
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One rank's part of one global batch."""
+
+    step: int
+    position: int           # images seen before it
+    end: int                # images seen after it
+    epoch: int
+    size: int               # samples of the whole global batch by the index: the loss's denominator
+    micro: list[MicroBatch]     # the same number, of the same size, on every rank in every step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which samples with which draws a micro-batch is to hold; m <= b of them are no dummies."""
+
+    step: int
+    position: int
+    size: int                           # b
+    index: NDArray[np.int64]            # (m,)
+    ids: NDArray[np.int64]              # (m,)
+    shard: NDArray[np.int64]            # (m,)
+    number: NDArray[np.int64]           # (m,) index in the shard
+    crop: NDArray[np.float64] | None    # (m, 22) draws
+    flip: NDArray[np.bool_]             # (m,)
+    keep: NDArray[np.float32] | None    # (2L, m)
+
+    def allocate(self, image: int, channels: int, pin: bool) -> MicroBatch:
+        """Tensors with everything filled in but the pixels, labels and weights of the m samples."""
+        def vector(values: NDArray[Any], fill: float, dtype: torch.dtype) -> Tensor:
+            tensor = torch.full((self.size,), fill, dtype=dtype, pin_memory=pin)
+            tensor[:len(values)] = torch.from_numpy(values)
+            return tensor
+
+        keep = None
+        if self.keep is not None:
+            keep = torch.ones((len(self.keep), self.size), pin_memory=pin)
+            keep[:, :len(self.ids)] = torch.from_numpy(self.keep)
+        images = torch.empty((self.size, image, image, channels), dtype=torch.uint8, pin_memory=pin)
+        images[len(self.ids):] = 0
+        return MicroBatch(
+            images=images,
+            labels=torch.zeros(self.size, dtype=torch.int64, pin_memory=pin),
+            weight=torch.zeros(self.size, pin_memory=pin),
+            ids=vector(self.ids, -1, torch.int64), index=vector(self.index, -1, torch.int64),
+            flip=vector(self.flip, 0, torch.bool), keep=keep,
+        )
+
+
+@dataclass
+class Report:
+    """What happened to the slots of one task: samples read, and what is wrong with those that could not be used."""
+
+    read: int = 0
+    bad: list[dict[str, Any]] = field(default_factory=list)     # step, position, id, shard, key, reason, detail
+
+
+class Fetcher:
+    """Fills slots of micro-batches.  Called from many threads, each with slots of its own."""
+
+    def __init__(
+        self, index: SetIndex, *, label: str, classes: int, image: int, channels: int, group: int, crop: RandomCrop | CentreCrop,
+    ) -> None:
+        self.index, self.reader = index, ShardReader(index)
+        self.label, self.classes, self.image, self.channels, self.group, self.crop = label, classes, image, channels, group, crop
+        self.stopping = Event()
+
+    def fill(self, plan: Plan, micro: MicroBatch, low: int, high: int) -> Report:
+        """Fill the slots [low, high), whole groups.  A sample that cannot be used is replaced by the next of its group that can; if there
+        is none, its weight stays 0.  Raises DataError for labels that are missing or outside the classes, and for changed shards."""
+        report = Report()
+        for start in range(low, high, self.group):
+            slots = range(start, min(start + self.group, high))
+            good = []
+            for slot in slots:
+                if self.stopping.is_set():
+                    return report
+                report.read += 1
+                try:
+                    self._put(plan, micro, slot, slot)
+                    good.append(slot)
+                except BadSample as error:
+                    report.bad.append(self._describe(plan, slot, error))
+                except Exception as error:
+                    error.add_note(f"while reading sample {plan.ids[slot]}, number {plan.number[slot]} of "
+                                   f"{self.index.paths[plan.shard[slot]]}")
+                    raise
+            for slot in sorted(set(slots) - set(good)):
+                micro.images.numpy()[slot] = 0
+                for other in sorted(good, key=lambda other: (other < slot, other)):     # those after it first, then from the start
+                    try:
+                        self._put(plan, micro, slot, other)
+                        break
+                    except BadSample:           # with this slot's own crop it may fail where it had not
+                        continue
+        return report
+
+    def _put(self, plan: Plan, micro: MicroBatch, slot: int, source: int) -> None:
+        """The sample planned for `source`, by the draws of `slot`, into `slot`."""
+        shard, number = int(plan.shard[source]), int(plan.number[source])
+        members = {ext: (offset, size) for ext, offset, size in self.index.shard(shard).members(number)}
+        label = 0
+        if self.classes:
+            if self.label not in members:
+                raise no_label(self.index, shard, number, self.label, list(members))
+            label = parse_label(self.reader.pread(shard, *members[self.label]))
+            if not 0 <= label < self.classes:
+                raise outside(self.index, shard, number, label, self.classes)
+        image = image_member(list(members))
+        if image is None:
+            raise BadSample("image", f"has no image (its members are {', '.join(members)})")
+        draws: Sequence[float] = () if plan.crop is None else plan.crop[slot].tolist()
+        pixels = decode(self.reader.pread(shard, *members[image]), self.crop, self.image, self.channels, draws)
+        micro.images.numpy()[slot] = pixels
+        micro.labels.numpy()[slot] = label
+        micro.weight.numpy()[slot] = 1
+
+    def _describe(self, plan: Plan, slot: int, error: BadSample) -> dict[str, Any]:
+        shard, number = int(plan.shard[slot]), int(plan.number[slot])
+        return {
+            "step": plan.step, "position": plan.position + int(plan.index[slot]), "id": int(plan.ids[slot]),
+            "shard": self.index.paths[shard], "key": self.index.key_of(shard, number), "reason": error.reason, "detail": str(error),
+        }

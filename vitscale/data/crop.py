@@ -1,0 +1,54 @@
+"""Which box of an image is taken.  Pure numbers."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vitscale.data.draws import CROP
+
+_TRIES = 10
+DRAWS = CROP.stop - CROP.start      # numbers in [0, 1) that one random box takes
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """Random resized crop (Szegedy et al. 2015, section 6): a share of the area and an aspect ratio (width over height)."""
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def box(self, height: int, width: int, draws: Sequence[float]) -> tuple[int, int, int, int]:
+        """(top, left, height, width) in pixels, inside the image.  draws: 22 numbers in [0, 1).
+
+        torchvision's RandomResizedCrop: ten tries of an area and a log-uniform ratio; when none fits, the largest centre box whose
+        ratio is allowed.  Here a try always takes its own two numbers and the place the last two, whichever try fits.
+        """
+        area = height * width
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for attempt in range(_TRIES):
+            target = area * (self.scale[0] + draws[2 * attempt] * (self.scale[1] - self.scale[0]))
+            aspect = math.exp(low + draws[2 * attempt + 1] * (high - low))
+            w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                top, left = int(draws[-2] * (height - h + 1)), int(draws[-1] * (width - w + 1))
+                return top, left, h, w
+        w, h = width, height
+        if width / height < self.ratio[0]:
+            h = min(max(round(width / self.ratio[0]), 1), height)
+        elif width / height > self.ratio[1]:
+            w = min(max(round(height * self.ratio[1]), 1), width)
+        return (height - h) // 2, (width - w) // 2, h, w
+
+
+@dataclass(frozen=True)
+class CentreCrop:
+    """Shorter side to size / crop, then the centre (timm's and torchvision's evaluation)."""
+
+    crop: float = 0.875             # share of the shorter side that is kept
+
+    def resized(self, height: int, width: int, size: int) -> tuple[int, int]:
+        """(height, width) of the whole image before the centre is cut out; the shorter side is floor(size / crop)."""
+        short = max(math.floor(size / self.crop), size)
+        if width <= height:
+            return max(int(short * height / width), short), short
+        return short, max(int(short * width / height), short)

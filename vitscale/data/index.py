@@ -1,0 +1,293 @@
+"""What a set of shards holds: a sidecar of offsets for each shard, one small file for the set.  Built once, then only loaded."""
+
+import hashlib
+import json
+import mmap
+import os
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from vitscale.data.shards import Homes, expand, locked, publish, stat_shards
+from vitscale.data.tar import Damage, Member, Walk, split_name, walk
+from vitscale.errors import DataError
+
+VERSION = 1
+IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")      # what decode.py understands
+_THREADS = 8                                        # the walk waits for the disk more than it computes
+_COLUMNS = ("bytes", "mtime_ns", "samples", "images", "damaged", "lost", "header_sha256")
+Progress = Callable[[int, int], None]               # (shards done, shards in all)
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """One shard's sidecar: M members in file order, S samples.  Sample i has the members [first[i], first[i + 1])."""
+
+    path: str
+    offset: NDArray[np.int64]       # (M,) bytes, of a member's data
+    size: NDArray[np.int64]         # (M,) bytes
+    ext: NDArray[np.uint16]         # (M,) into extensions
+    first: NDArray[np.int64]        # (S + 1,)
+    extensions: tuple[str, ...]
+    damage: tuple[Damage, ...]
+    row: dict[str, Any]             # this shard's columns of the set file
+
+    def members(self, index: int) -> list[tuple[str, int, int]]:
+        """[(extension, offset, size)] of one sample, in file order."""
+        low, high = self.first[index:index + 2].tolist()
+        names = self.extensions
+        rows = zip(self.ext[low:high].tolist(), self.offset[low:high].tolist(), self.size[low:high].tolist(), strict=True)
+        return [(names[ext], offset, size) for ext, offset, size in rows]
+
+
+def image_member(extensions: Sequence[str]) -> str | None:
+    """Which member is the image: the first named as one (`jpg`), else the first that ends so (`left.png`)."""
+    for ext in extensions:
+        if ext in IMAGES:
+            return ext
+    return next((ext for ext in extensions if ext.rpartition(".")[2] in IMAGES), None)
+
+
+class SetIndex:
+    """An indexed list of shards.  Cheap to hold: sidecars are mapped when first asked for, the last `open_limit` stay mapped."""
+
+    def __init__(self, paths: Sequence[str], columns: dict[str, list[Any]], homes: Homes, open_limit: int = 1024) -> None:
+        self.paths = tuple(paths)
+        self.bytes = np.asarray(columns["bytes"], np.int64)         # of each shard
+        self.mtime_ns = np.asarray(columns["mtime_ns"], np.int64)
+        self.counts = np.asarray(columns["samples"], np.int64)      # samples of each shard
+        self.damaged = int(sum(columns["damaged"]))                 # places in the set that could not be understood
+        self.lost = int(sum(columns["lost"]))                       # samples known to have been there and dropped
+        self.header_sha256 = columns["header_sha256"]
+        self.open_limit = open_limit
+        self._homes = homes
+        self._open: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._lock = Lock()
+
+    @property
+    def num_samples(self) -> int:
+        return int(self.counts.sum())
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 over (header hash, bytes, samples) of each shard in order.  Not over paths: a copied set is the same set."""
+        rows = zip(self.header_sha256, self.bytes.tolist(), self.counts.tolist(), strict=True)
+        return hashlib.sha256(b"".join(bytes.fromhex(sha) + struct.pack("<qq", size, count) for sha, size, count in rows)).hexdigest()
+
+    def shard(self, number: int) -> ShardIndex:
+        """The sidecar of shard `number`.  Thread-safe.  Raises DataError when it is gone or belongs to another version of the shard."""
+        with self._lock:
+            found = self._open.get(number)
+            if found is not None:
+                self._open.move_to_end(number)
+                return found
+        path = self.paths[number]
+        found = _load_sidecar(self._homes.readable(path), path, int(self.bytes[number]), int(self.mtime_ns[number]))
+        if found is None:
+            raise DataError(f"{path}: its index is gone or no longer fits; run `vitscale data index` on the shards")
+        with self._lock:
+            self._open[number] = found
+            if len(self._open) > self.open_limit:
+                self._open.popitem(last=False)
+        return found
+
+    def key_of(self, shard: int, index: int) -> str:
+        """The key of a sample, read again from the tar for a message; '?' if it cannot be read."""
+        entry = self.shard(shard)
+        member = int(entry.first[index])
+        start = 0 if member == 0 else int(entry.offset[member - 1] + -(-entry.size[member - 1] // 512) * 512)
+        try:
+            with open(entry.path, "rb", buffering=0) as file:
+                read_at = _reader(file.fileno())
+                for item in walk(lambda offset, size: read_at(start + offset, size), int(self.bytes[shard]) - start, Walk()):
+                    if isinstance(item, Member) and start + item.offset == int(entry.offset[member]):
+                        return (split_name(item.name) or ("?", ""))[0]
+        except OSError:
+            pass
+        return "?"
+
+    def damage(self) -> list[tuple[str, Damage]]:
+        """(path of the shard, what is wrong there), over the whole set.  Opens every damaged shard's sidecar."""
+        return [(path, damage) for number, path in enumerate(self.paths) for damage in self.shard(number).damage]
+
+
+def open_index(
+    urls: str | Sequence[str], index_dir: str | None = None, on_progress: Progress | None = None, check: bool = True,
+) -> SetIndex:
+    """The index of the shards `urls`; what is missing or stale (another size or mtime) is built first, in threads, under a lock.
+
+    index_dir: where the index lies; None: beside the shards in .vitscale-index/ if that can be written, else the user's cache.
+    check: compare every shard's size and mtime; False believes the set file, for ranks whose launcher has just checked.
+    Raises DataError naming the shard that is missing, no tar, or without images.
+    """
+    paths, homes = expand(urls), Homes(index_dir)
+    sets = homes.sets(paths)
+    if not check:
+        found = _load_set(sets, paths, None)
+        if found:
+            return SetIndex(paths, found, homes)
+    stats = stat_shards(paths)
+    columns = _load_set(sets, paths, stats)
+    if columns is None:
+        folder = homes.writable(paths[0]).parent
+        with locked(folder):
+            columns = _load_set(sets, paths, stats) or _build_set(folder / sets[0].name, paths, stats, homes, on_progress)
+    index = SetIndex(paths, columns, homes)
+    if index.num_samples == 0:
+        raise DataError(f"{paths[0]}: no samples in it{' nor in the other shards' if len(paths) > 1 else ''}; pack images into it")
+    return index
+
+
+def _load_set(places: Sequence[Path], paths: list[str], stats: tuple[list[int], list[int]] | None) -> dict[str, list[Any]] | None:
+    for place in places:
+        try:
+            stored = json.loads(place.read_bytes())
+        except (OSError, ValueError):
+            continue
+        if not isinstance(stored, dict) or stored.get("version") != VERSION or stored.get("urls") != paths:
+            continue
+        if stats is None or (stored["bytes"], stored["mtime_ns"]) == stats:
+            return stored
+    return None
+
+
+def _build_set(
+    place: Path, paths: list[str], stats: tuple[list[int], list[int]], homes: Homes, on_progress: Progress | None,
+) -> dict[str, list[Any]]:
+    def row(path: str, size: int, mtime_ns: int) -> dict[str, Any]:
+        ready = _load_sidecar(homes.readable(path), path, size, mtime_ns)
+        return ready.row if ready else _build_sidecar(homes.writable(path), path, size, mtime_ns)
+
+    rows: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            for done in pool.map(row, paths, *stats):
+                rows.append(done)
+                if on_progress:
+                    on_progress(len(rows), len(paths))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    columns = {name: [row[name] for row in rows] for name in _COLUMNS}
+    publish(place, json.dumps({"version": VERSION, "urls": paths, **columns}).encode())
+    return columns
+
+
+def _reader(descriptor: int) -> Callable[[int, int], bytes]:
+    return lambda offset, size: os.pread(descriptor, size, offset)
+
+
+@dataclass
+class _Sample:
+    key: str
+    members: dict[str, Member]
+    suspect: bool = False       # next to damage: kept if it has what every other sample has
+    broken: bool = False        # one of its members is known to be cut
+
+
+def _build_sidecar(place: Path, path: str, size: int, mtime_ns: int) -> dict[str, Any]:
+    """Walk one shard, write its sidecar, return its row of the set file.  Raises DataError for what is no tar or has no images."""
+    state = Walk()
+    with open(path, "rb", buffering=0) as file:
+        read_at = _reader(file.fileno())
+        samples, lost = _group(list(walk(read_at, size, state)), state)
+        if not samples and (size == 0 or state.damage):
+            start = read_at(0, 6)
+            packed = start[:2] == b"\x1f\x8b" or start[:3] == b"BZh" or start == b"\xfd7zXZ\0" or start[:4] == b"(\xb5/\xfd"
+            why = "compressed; decompress it, since samples are read at their offsets" if packed else (
+                "an empty file" if size == 0 else f"no tar, or no whole sample is left in it ({state.damage[0].reason})")
+            raise DataError(f"{path}: {why}" + ("" if packed else "; remove it from the list, or pack it again"))
+    names = sorted({ext for sample in samples for ext in sample.members})
+    images = sum(image_member(list(sample.members)) is not None for sample in samples)
+    if samples and not images:
+        raise DataError(f"{path}: no images in it; its members are {', '.join(names[:8])}, an image is one of {', '.join(IMAGES)}")
+    if len(names) > 2**16:
+        raise DataError(f"{path}: {len(names)} different extensions; WebDataset's key ends at the first dot of the file name")
+    number = {name: at for at, name in enumerate(names)}
+    members = [(number[ext], member) for sample in samples for ext, member in sample.members.items()]
+    row = {
+        "bytes": size, "mtime_ns": mtime_ns, "samples": len(samples), "images": images,
+        "damaged": len(state.damage), "lost": lost, "header_sha256": state.sha.hexdigest(),
+    }
+    damage = [asdict(damage) for damage in sorted(state.damage, key=lambda damage: damage.offset)]
+    meta = {"version": VERSION, "extensions": names, "damage": damage, **row}
+    arrays: dict[str, NDArray[Any]] = {
+        "offset": np.array([member.offset for _, member in members], np.int64),
+        "size": np.array([member.size for _, member in members], np.int64),
+        "ext": np.array([ext for ext, _ in members], np.uint16),
+        "first": np.cumsum([0, *(len(sample.members) for sample in samples)]).astype(np.int64),
+    }
+    publish(place, save(arrays, {"vitscale": json.dumps(meta)}))
+    return row
+
+
+def _group(items: list[Member | Damage], state: Walk) -> tuple[list[_Sample], int]:
+    """Consecutive members of equal key make a sample (webdataset's rule); -> (samples to keep, samples known to be lost).
+
+    Where webdataset raises for a member that comes twice, a new sample starts and the damage is noted.  A sample next to damage is
+    dropped unless it has every extension that all undamaged samples of the shard have.
+    """
+    samples: list[_Sample] = []
+    lost: set[str] = set()
+    keys: set[str] = set()
+    after_damage = False
+    for item in items:
+        parts = split_name(item.name) if item.name else None
+        if isinstance(item, Damage):
+            if samples:
+                samples[-1].suspect = True
+                samples[-1].broken |= parts is not None and samples[-1].key == parts[0]
+            if parts:
+                lost.add(parts[0])
+            after_damage = True
+            continue
+        if parts is None:
+            continue
+        key, ext = parts
+        if not samples or samples[-1].key != key or ext in samples[-1].members:
+            if key in keys:
+                state.damage.append(Damage(item.header, item.offset, f"key {key!r} comes twice; both samples are kept", None))
+            keys.add(key)
+            samples.append(_Sample(key, {}, suspect=after_damage))
+        samples[-1].members[ext] = item
+        after_damage = False
+    intact = [set(sample.members) for sample in samples if not sample.suspect]
+    required = set.intersection(*intact) if intact else {ext for sample in samples for ext in sample.members}
+    kept = [sample for sample in samples if not sample.broken and (not sample.suspect or required <= set(sample.members))]
+    lost |= {sample.key for sample in samples} - {sample.key for sample in kept}
+    return kept, len(lost)
+
+
+def _load_sidecar(places: Sequence[Path], path: str, size: int, mtime_ns: int) -> ShardIndex | None:
+    """The first sidecar that is whole and was made from a shard of this size and mtime."""
+    for place in places:
+        try:
+            with open(place, "rb") as file:
+                view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            (length,) = struct.unpack_from("<Q", view)
+            header = json.loads(view[8:8 + length])
+            meta = json.loads(header.pop("__metadata__")["vitscale"])
+            if (meta["version"], meta["bytes"], meta["mtime_ns"]) != (VERSION, size, mtime_ns):
+                continue
+            arrays = {name: _array(view, 8 + length, header[name]) for name in ("offset", "size", "ext", "first")}
+        except (OSError, ValueError, KeyError, TypeError, struct.error):
+            continue                # none there, or a damaged one: it is built again
+        damage = tuple(Damage(**item) for item in meta["damage"])
+        return ShardIndex(path, **arrays, extensions=tuple(meta["extensions"]), damage=damage, row={name: meta[name] for name in _COLUMNS})
+    return None
+
+
+def _array(view: mmap.mmap, base: int, entry: dict[str, Any]) -> NDArray[Any]:
+    dtype = np.dtype({"I64": "<i8", "U16": "<u2"}[entry["dtype"]])
+    low, high = entry["data_offsets"]
+    return np.frombuffer(view, dtype, (high - low) // dtype.itemsize, base + low)

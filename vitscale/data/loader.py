@@ -1,0 +1,226 @@
+"""The one data path of a rank: recipe, index and place among the ranks -> micro-batches, in the exact order, resumable anywhere."""
+
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Self, overload
+
+import numpy as np
+
+from vitscale.data.ahead import Ahead, OnBad
+from vitscale.data.batch import Fetcher, MicroBatch, Plan, StepBatch
+from vitscale.data.crop import CentreCrop, RandomCrop
+from vitscale.data.draws import CROP, FLIP, KEEP, uniforms
+from vitscale.data.index import SetIndex
+from vitscale.data.order import Batch, Order, merge_skips
+from vitscale.errors import CheckpointError, DataError
+from vitscale.recipe import Recipe
+from vitscale.recipe.check import default_group, default_lanes
+
+_SET = 0        # of the key of a draw: the only set of shards, until sets are mixed
+
+
+@overload
+def open_stream(
+    recipe: Recipe, index: SetIndex, split: Literal["train"] = "train", *, rank: int, world: int, micro_batch: int,
+    drop_rates: Sequence[float] = (), local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
+) -> "Stream": ...
+@overload
+def open_stream(
+    recipe: Recipe, index: SetIndex, split: Literal["val"], *, rank: int, world: int, micro_batch: int,
+    drop_rates: Sequence[float] = (), local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
+) -> "EvalStream": ...
+def open_stream(
+    recipe: Recipe, index: SetIndex, split: Literal["train", "val"] = "train", *, rank: int, world: int, micro_batch: int,
+    drop_rates: Sequence[float] = (), local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
+) -> "Stream | EvalStream":
+    """The stream of one rank.
+
+    micro_batch: samples of a forward pass; a multiple of the group.  drop_rates: probability of dropping each of the model's residual
+    branches (2L).  local_ranks: ranks on this machine, which share its cores.  pin: page-locked memory, for a GPU.
+    on_bad: called for each sample that could not be used, with step, position, id, shard, key, reason and detail.
+    Raises DataError when batch, lanes, group and ranks do not suit the samples or each other.
+    """
+    data, model, train = recipe.data, recipe.model, split == "train"
+    group = default_group(recipe) if train else 1
+    if micro_batch % group:
+        raise DataError(f"micro_batch: {micro_batch} is not a multiple of data.group {group}")
+    random = train and data.augment.crop == "random"
+    crop = RandomCrop(data.augment.scale, data.augment.ratio) if random else CentreCrop(recipe.evaluate.crop)
+    fetcher = Fetcher(
+        index, label=data.label, classes=model.classes, image=model.image, channels=model.channels, group=group, crop=crop,
+    )
+    workers = data.workers or max(len(os.sched_getaffinity(0)) // local_ranks, 1)
+    if train:
+        order = Order(index.counts, recipe.seed, recipe.global_batch, default_lanes(recipe), group)
+        num_micro = math.ceil(order.max_share(world) / micro_batch)
+    else:
+        num_micro = math.ceil(math.ceil(index.num_samples / world) / micro_batch)
+    ahead = Ahead(
+        fetcher, workers=workers, depth=max(data.prefetch, num_micro if train else 1), pin=pin,
+        max_bad_fraction=data.max_bad_fraction, on_bad=on_bad,
+    )
+    if train:
+        return Stream(
+            index.hash, order, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro,
+            flip=data.augment.flip, drop_rates=drop_rates,
+        )
+    return EvalStream(index, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro)
+
+
+class Stream:
+    """Endless iterator over a rank's part of each global batch, from `position` on.
+
+    position: images seen; it stands after the last step handed out, however far ahead the threads are.  wait_s: seconds the consumer
+    waited for the last step.  read, skipped: samples handed out by this rank, and those of them that could not be used, by reason.
+    """
+
+    def __init__(
+        self, index_hash: str, order: Order, ahead: Ahead, *, rank: int, world: int, micro_batch: int, num_micro: int,
+        flip: float, drop_rates: Sequence[float],
+    ) -> None:
+        self.index_hash, self.order = index_hash, order
+        self.num_micro, self.micro_batch = num_micro, micro_batch
+        self.position = 0
+        self.wait_s = 0.0
+        self._ahead, self._rank, self._world, self._flip = ahead, rank, world, flip
+        self._drop_rates = np.asarray(drop_rates, np.float64) if any(drop_rates) else None
+        self._follow()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> StepBatch:
+        started = time.perf_counter()
+        batch = self.order.next(self.position)
+        micro = [self._ahead.take() for _ in range(self.num_micro)]
+        self.position = batch.end
+        self.wait_s = time.perf_counter() - started
+        return StepBatch(batch.step, batch.start, batch.end, batch.epoch, batch.size, [one for one in micro if one is not None])
+
+    def until(self, images: int) -> Iterator[StepBatch]:
+        """Steps that start before `images` have been seen."""
+        while self.order.next(self.position).start < images:
+            yield next(self)
+
+    @property
+    def read(self) -> int:
+        return self._ahead.read
+
+    @property
+    def skipped(self) -> Counter[str]:
+        return self._ahead.skipped
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides which samples come next."""
+        return {**self._fixed(), "position": self.position, "skips": [list(skip) for skip in self.order.skips]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there.  Raises CheckpointError naming each setting that differs from when the state was saved."""
+        missing = [name for name in (*self._fixed(), "position", "skips") if name not in state]
+        if missing:
+            raise CheckpointError(f"the data state lacks {', '.join(missing)}")
+        differing = [f"{name} was {state[name]}, is now {value}" for name, value in self._fixed().items() if state[name] != value]
+        if differing:
+            raise CheckpointError("the order of samples would change: " + "; ".join(differing))
+        try:
+            self.order.batch_at(state["position"])
+        except DataError as error:
+            raise CheckpointError(f"the data state is damaged: {error}") from None
+        self.order.skips = merge_skips(state["skips"])
+        self.position = state["position"]
+        self._follow()
+
+    def skip(self, start: int, end: int) -> None:
+        """Pass over the batches that start in positions [start, end), from now on and after every resume."""
+        self.order.skips = merge_skips([*self.order.skips, (start, end)])
+        self._follow()
+
+    def close(self) -> None:
+        """End the threads promptly."""
+        self._ahead.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _fixed(self) -> dict[str, Any]:
+        order = self.order
+        return {"index_hash": self.index_hash, "seed": order.seed, "global_batch": order.global_batch, "lanes": order.lanes,
+                "group": order.group}
+
+    def _follow(self) -> None:
+        self._ahead.follow(plan for batch in self.order.batches(self.position) for plan in self._plans(batch))
+
+    def _plans(self, batch: Batch) -> Iterator[Plan]:
+        order = self.order
+        index = order.share(batch, self._rank, self._world)
+        ids = order.sample_ids(batch.start, index)
+        shard, number = order.locate(ids)
+        draws = uniforms(order.seed, _SET, batch.epoch, ids, 0, FLIP + 1)
+        flip = draws[:, FLIP] < self._flip
+        keep = None
+        if self._drop_rates is not None:
+            rates = self._drop_rates
+            keep = (uniforms(order.seed, _SET, batch.epoch, ids, 0, len(rates), first=KEEP) >= rates).T.astype(np.float32)
+        for micro in range(self.num_micro):
+            part = slice(micro * self.micro_batch, (micro + 1) * self.micro_batch)
+            yield Plan(
+                batch.step, batch.start, self.micro_batch, index[part], ids[part], shard[part], number[part],
+                draws[part, CROP], flip[part], None if keep is None else keep[:, part],
+            )
+
+
+class EvalStream:
+    """One pass over a set in the order of its shards for each `for` loop: every sample once over all ranks, no random choice.
+
+    Every rank gets the same number of micro-batches; the tails are masked.
+    """
+
+    def __init__(self, index: SetIndex, ahead: Ahead, *, rank: int, world: int, micro_batch: int, num_micro: int) -> None:
+        self.num_samples = index.num_samples        # over all ranks
+        self.num_micro, self.micro_batch = num_micro, micro_batch
+        self._first_ids = np.concatenate([[0], np.cumsum(index.counts)])
+        self._ahead, self._rank, self._world = ahead, rank, world
+
+    def __len__(self) -> int:
+        return self.num_micro
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        self._ahead.follow(self._plans())
+        while (micro := self._ahead.take()) is not None:
+            yield micro
+
+    @property
+    def read(self) -> int:
+        return self._ahead.read
+
+    @property
+    def skipped(self) -> Counter[str]:
+        return self._ahead.skipped
+
+    def close(self) -> None:
+        """End the threads promptly."""
+        self._ahead.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _plans(self) -> Iterator[Plan]:
+        each, more = divmod(self.num_samples, self._world)
+        start = self._rank * each + min(self._rank, more)
+        stop = start + each + (self._rank < more)
+        for micro in range(self.num_micro):
+            low = start + micro * self.micro_batch
+            ids = np.arange(low, max(low, min(low + self.micro_batch, stop)))
+            shard = np.searchsorted(self._first_ids, ids, side="right") - 1
+            yield Plan(
+                0, 0, self.micro_batch, ids, ids, shard, ids - self._first_ids[shard], None, np.zeros(len(ids), bool), None,
+            )

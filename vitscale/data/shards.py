@@ -1,0 +1,150 @@
+"""From what the user wrote to a list of shards, and where their index lies."""
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from braceexpand import braceexpand
+from filelock import FileLock
+
+from vitscale.errors import DataError
+
+BESIDE = ".vitscale-index"          # the folder next to the shards that holds their index
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):(//)?")
+_GLOB = re.compile(r"[*?\[]")
+
+
+def expand(urls: str | Sequence[str]) -> list[str]:
+    """Brace URLs, globs and paths -> absolute paths, in the order given; a glob's matches are sorted.
+
+    Raises DataError for pipe: and remote URLs, unbalanced braces, a glob without matches, a folder, a shard listed twice.
+    """
+    paths: list[str] = []
+    for url in [urls] if isinstance(urls, str) else urls:
+        scheme = _SCHEME.match(url)
+        if scheme and scheme[1] == "pipe":
+            raise DataError("pipe: URLs run a shell and are refused; give a path or an fsspec URL")
+        if scheme and scheme[1] != "file":
+            raise DataError(f"{scheme[1]}: shards are read from local paths so far; copy them to a disk that every node sees")
+        local = url[len(scheme[0]):] if scheme else url
+        try:
+            found = list(braceexpand(local)) if "{" in local else [local]
+        except ValueError:
+            raise DataError(f"{url}: its braces are not balanced; write 'train-{{000000..000099}}.tar'") from None
+        for path in found:
+            if not _GLOB.search(path) or os.path.exists(path):
+                paths.append(path)
+                continue
+            matches = sorted(glob.glob(path))
+            if not matches:
+                raise DataError(f"{path}: no file matches; check the path (the working directory is {os.getcwd()})")
+            paths += matches
+    here = os.getcwd()
+    paths = [os.path.normpath(os.path.join(here, path)) for path in paths]
+    if len(set(paths)) < len(paths):
+        seen: set[str] = set()
+        twice = next(path for path in paths if path in seen or seen.add(path))      # type: ignore[func-returns-value]
+        raise DataError(f"{twice}: listed twice; give every shard once")
+    if not paths:
+        raise DataError("no shards are given; data.train wants a brace URL or glob")
+    return paths
+
+
+def stat_shards(paths: Sequence[str]) -> tuple[list[int], list[int]]:
+    """(size in bytes, mtime in ns) of each shard.  Raises DataError naming what is missing or no file."""
+    sizes, times, missing = [], [], []
+    for path in paths:
+        try:
+            info = os.stat(path)
+        except OSError:
+            missing.append(path)
+            continue
+        if info.st_mode & 0o170000 != 0o100000:
+            raise DataError(f"{path}: is a folder or no regular file; give its shards, such as '{path}/*.tar'")
+        sizes.append(info.st_size)
+        times.append(info.st_mtime_ns)
+    if missing:
+        count = f"{len(missing)} of {len(paths)} shards do not exist, the first is " if len(paths) > 1 else ""
+        raise DataError(f"{count}{missing[0]}{'' if count else ': no such shard'}; check the path (the working directory is {os.getcwd()})")
+    return sizes, times
+
+
+def cache_dir() -> Path:
+    """The user's own cache of indexes."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitscale" / "index"
+
+
+def digest(text: str) -> str:
+    """32 hex digits of sha256: a file name for something longer."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+class Homes:
+    """Where the index of each shard lies: `index_dir`, else beside the shard if writable, else the user's cache."""
+
+    def __init__(self, index_dir: str | None) -> None:
+        self.index_dir = Path(index_dir).absolute() if index_dir else None
+        self._writable: dict[Path, bool] = {}
+
+    def readable(self, path: str) -> list[Path]:
+        """Where the shard's sidecar may already lie, best first."""
+        shared = f"{os.path.basename(path)}-{digest(path)}.safetensors"
+        if self.index_dir:
+            return [self.index_dir / shared]
+        return [Path(path).parent / BESIDE / f"{os.path.basename(path)}.safetensors", cache_dir() / shared]
+
+    def writable(self, path: str) -> Path:
+        """Where to write the shard's sidecar; the folder exists afterwards.  Raises DataError when no place can be written."""
+        places = self.readable(path)
+        for place in places:
+            if self._can_write(place.parent):
+                return place
+        folders = " nor ".join(str(place.parent) for place in places)
+        raise DataError(f"the index of {path} cannot be written to {folders}; give a writable folder with data.index_dir")
+
+    def sets(self, paths: Sequence[str]) -> list[Path]:
+        """Where the set file of these shards may lie, best first."""
+        name = f"set-{digest(chr(10).join(paths))}.json"
+        return [place.parent / name for place in self.readable(paths[0])]
+
+    def _can_write(self, folder: Path) -> bool:
+        if folder not in self._writable:
+            try:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700 if folder == cache_dir() else 0o777)
+                self._writable[folder] = os.access(folder, os.W_OK | os.X_OK)
+            except OSError:
+                self._writable[folder] = False
+        return self._writable[folder]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock.  Where the file system knows no locks, go on without: every file is published by a rename anyway."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def publish(path: Path, content: bytes) -> None:
+    """Write a file so that readers see it whole or not at all, also after a crash."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error.strerror}); free some space or give another data.index_dir") from error
