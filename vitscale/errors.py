@@ -9,6 +9,8 @@ EXIT_REQUEUE = 75       # stopped early in good order (or by a dead process): ru
 class UserError(Exception):
     """Something the user can mend.  The message names the file, key or sample and says what to do; no traceback is shown."""
 
+    exit_code = EXIT_WRONG_INPUT
+
 
 class RecipeError(UserError):
     """The recipe is wrong: every mistake at once, each by its dotted key."""

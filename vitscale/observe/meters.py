@@ -44,6 +44,14 @@ class Meters:
         self._begun = False
         self._mark = self._step_start = clock()
 
+    def rate(self, flops_per_image: float, peak_flops: float, world: int) -> None:
+        """Say against what MFU is taken, once the devices are known (see __init__)."""
+        self._flops_per_image, self._peak, self._world = flops_per_image, peak_flops * world, world
+
+    def repeat(self, images: int) -> None:
+        """Say how many images from here on were trained before and lost; their time is booked as `repeated`."""
+        self._repeat_left = images
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Book the time inside to `name`: one of PHASES, or `restore` before the first step.  An inner phase interrupts the outer one."""

@@ -1,0 +1,178 @@
+"""Every engine on two real ranks equals one process: uneven shares, masked tails and accumulation included."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from ranks import run_ranks
+from torch.distributed.tensor import DTensor
+
+from vitscale.models import build_model, initial_value
+from vitscale.objectives import build_objective
+from vitscale.optim.build import build_optimizer
+from vitscale.parallel.engine import Work
+from vitscale.parallel.engines import open_engine
+from vitscale.parallel.place import Place
+from vitscale.parallel.world import World, joined
+from vitscale.recipe import Model, Objective, Optim, Parallel
+
+MODEL = Model(width=16, depth=3, heads=2, mlp=24, patch=4, image=8, classes=7)       # 16 and 24 divide by 2 ranks, 7 and the 5 tokens do not
+OPTIM = Optim(lr=3e-3, weight_decay=0.1)
+STEPS = 10
+
+
+@dataclass(frozen=True)
+class Case:
+    engine: str
+    stage: int = 2
+    recompute: str = "none"
+    precision: str = "fp32"
+    micro_batch: int = 3
+    global_batch: int = 10      # 2 ranks: 5 each, in micro-batches of 3: two micro-steps, the second one short by one
+    clip_norm: float | None = 0.5
+    poison_step: int | None = None      # the step in which one rank's loss is not a number
+    sizes: tuple[int, ...] = ()         # of the global batches, when they differ (a masked tail)
+
+    @property
+    def parallel(self) -> Parallel:
+        return Parallel(engine=self.engine, zero_stage=self.stage, recompute=self.recompute, precision=self.precision, device="cpu")
+
+
+def batch_of(step: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(size, 3, 8, 8, generator=generator), torch.randint(7, (size,), generator=generator)
+
+
+def share_of(size: int, world: World) -> slice:
+    """Rank 0 takes two thirds: shares need not be equal."""
+    if world.size == 1:
+        return slice(0, size)
+    cut = -(-size * 2 // 3)
+    return slice(0, cut) if world.rank == 0 else slice(cut, size)
+
+
+def train(place: Place, case: Case) -> dict:
+    """STEPS steps; returns what every rank saw."""
+    with joined(case.parallel, place) as world:
+        largest = -(-case.global_batch * 2 // 3) if world.size == 2 else case.global_batch
+        work = Work(case.micro_batch, -(-largest // case.micro_batch), case.clip_norm)
+        engine = open_engine(case.parallel, world, work)
+        with torch.device("meta"):
+            skeleton = build_model(MODEL)
+        model = engine.materialise(lambda: build_model(MODEL), lambda name, shape: head_too(skeleton, name, shape))
+        engine.adopt(model, build_optimizer(model, OPTIM))
+        objective = build_objective(Objective(), MODEL.classes)
+        losses, norms, applied = [], [], []
+        for step in range(STEPS):
+            size = case.sizes[step] if case.sizes else case.global_batch
+            images, labels = (part[share_of(size, world)] for part in batch_of(step, size))
+            total = torch.zeros(())
+            for number in range(work.micro_steps):
+                part = slice(number * work.micro_batch, (number + 1) * work.micro_batch)
+                x, y = images[part], labels[part]
+                weight = torch.ones(work.micro_batch)
+                weight[len(y):] = 0
+                x = torch.cat([x, torch.zeros(work.micro_batch - len(y), 3, 8, 8)])
+                y = torch.cat([y, torch.zeros(work.micro_batch - len(y), dtype=torch.int64)])
+                with engine.micro_step(last=number == work.micro_steps - 1):
+                    loss = (objective(engine.forward(x, None), y) * weight).sum()
+                    if step == case.poison_step and world.rank == world.size - 1 and number == 0:
+                        loss = loss * float("nan")
+                    engine.backward(loss * (world.size / size))
+                total += loss.detach()
+            engine.set_lr(OPTIM.lr * (1 - step / STEPS))
+            update = engine.step()
+            losses.append(float(world.sum_(total)) / size)
+            norms.append(update.grad_norm)
+            applied.append(update.applied)
+        state = {name: whole(tensor) for name, tensor in engine.tensors().items()}
+        return {"losses": losses, "norms": norms, "applied": applied, "state": state, "sharded": sharding_of(engine)}
+
+
+def head_too(skeleton: torch.nn.Module, name: str, shape: torch.Size) -> torch.Tensor:
+    """The first value, but a classifier that is not zero, so that the first step already tests every gradient."""
+    return initial_value(skeleton, "blocks.0.mlp.fc1.weight" if name == "head.weight" else name, shape, seed=1)
+
+
+def whole(tensor: torch.Tensor) -> list[float]:
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.flatten().tolist()
+
+
+def sharding_of(engine: object) -> dict[str, float]:
+    """Elements that this rank holds, over all elements, of parameters, optimizer state (and, for ZeRO, gradients' partition)."""
+    parameters = dict(engine.model.named_parameters())
+    if engine.parallel.engine == "zero":
+        inner = engine._engine.optimizer
+        total = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in parameters.values())
+        held = sum(p.ds_tensor.numel() if hasattr(p, "ds_tensor") else p.numel() for p in parameters.values())
+        moments = sum(s["exp_avg"].numel() for s in inner.optimizer.state.values())
+        return {"parameters": held / total, "optimizer": moments / total, "stage": engine._engine.zero_optimization_stage(),
+                "partitions_gradients": engine._engine.zero_optimization_partition_gradients()}
+    total = sum(p.numel() for p in parameters.values())
+    held = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in parameters.values())
+    moments = [s["exp_avg"] for s in engine.optimizer.state.values()]
+    return {"parameters": held / total, "optimizer": sum(m.to_local().numel() if isinstance(m, DTensor) else m.numel() for m in moments) / total}
+
+
+def largest_gap(a: dict[str, list[float]], b: dict[str, list[float]]) -> float:
+    assert a.keys() == b.keys()
+    return max(abs(x - y) for name in a for x, y in zip(a[name], b[name], strict=True))
+
+
+@pytest.fixture(scope="module")
+def one() -> dict:
+    """One process with the same arithmetic."""
+    return train(Place(), Case("ddp"))
+
+
+ENGINES = [Case("ddp"), Case("fsdp"), Case("fsdp", recompute="blocks"), Case("fsdp", recompute="selective"), Case("zero", 1), Case("zero", 2),
+           Case("zero", 3), Case("accelerate")]
+SLOW = pytest.mark.slow     # real ranks: each case starts processes, DeepSpeed's take seconds
+
+
+@SLOW
+@pytest.mark.parametrize("case", ENGINES, ids=lambda c: f"{c.engine}{c.stage if c.engine == 'zero' else ''}-{c.recompute}")
+def test_two_ranks_equal_one(case: Case, one: dict) -> None:
+    first, second = run_ranks(2, train, case)
+    assert first["losses"] == second["losses"]
+    assert first["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    assert first["norms"] == pytest.approx(one["norms"], rel=1e-4)
+    assert largest_gap(first["state"], one["state"]) < 1e-4
+    assert one["losses"][-1] != pytest.approx(one["losses"][0], abs=1e-3)      # it did learn something, so the agreement means something
+    if case.engine == "fsdp":
+        assert all(0.45 < rank["sharded"][part] < 0.6 for rank in (first, second) for part in ("parameters", "optimizer"))
+    if case.engine == "zero":
+        assert first["sharded"]["stage"] == case.stage
+        assert bool(first["sharded"]["partitions_gradients"]) == (case.stage >= 2)
+        assert 0.45 < first["sharded"]["optimizer"] < 0.6
+        assert (first["sharded"]["parameters"] < 0.6) == (case.stage == 3)
+    if case.engine == "ddp":
+        assert first["sharded"]["parameters"] == 1
+
+
+@SLOW
+@pytest.mark.parametrize("case", [Case("ddp"), Case("fsdp"), Case("zero", 2), Case("zero", 3)], ids=lambda c: f"{c.engine}{c.stage}")
+def test_masked_tail(case: Case) -> None:
+    """Batches of other sizes, down to fewer samples than ranks, with the same number of micro-steps everywhere."""
+    sizes = (10, 10, 4, 10, 1, 10, 10, 3, 10, 2)
+    expected = train(Place(), Case("ddp", sizes=sizes))
+    found, _ = run_ranks(2, train, replace(case, sizes=sizes))
+    assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+    assert found["norms"] == pytest.approx(expected["norms"], rel=1e-4)
+
+
+@SLOW
+@pytest.mark.parametrize("case", [Case("ddp"), Case("fsdp"), Case("zero", 1), Case("zero", 2), Case("zero", 3)], ids=lambda c: f"{c.engine}{c.stage}")
+def test_a_gradient_that_is_not_finite_is_skipped_on_all_ranks(case: Case) -> None:
+    first, second = run_ranks(2, train, replace(case, poison_step=4))
+    assert first["applied"] == second["applied"] == [step != 4 for step in range(STEPS)]
+    assert all(torch.isfinite(torch.tensor(values)).all() for values in first["state"].values())
+
+
+@SLOW
+@pytest.mark.parametrize("case", [Case("ddp"), Case("fsdp"), Case("zero", 2), Case("zero", 3)], ids=lambda c: f"{c.engine}{c.stage}")
+def test_bf16_stays_close_to_fp32(case: Case, one: dict) -> None:
+    found, _ = run_ranks(2, train, replace(case, precision="bf16"))
+    assert found["losses"] == pytest.approx(one["losses"], abs=2e-2)
+    assert found["losses"] != one["losses"]

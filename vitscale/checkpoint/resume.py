@@ -1,0 +1,77 @@
+"""The decision what a starting attempt goes on from, and whether the recipe still describes the same run."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitscale.checkpoint.files import fsync_folder
+from vitscale.checkpoint.store import checkpoints_in, damage_in
+from vitscale.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+# A run with another value of one of these would not be the same run.  (The shards are compared by their index hash, not their paths.)
+BOUND = ("model", "objective", "data.augment", "data.label", "data.lanes", "data.group", "global_batch", "seed", "index_hash")
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that verifies.  A damaged one is named in the log and moved aside, and the one before it is looked at.
+
+    Raises CheckpointError if there were checkpoints and none is whole: starting afresh would be a surprise.
+    """
+    damaged = []
+    for checkpoint in reversed(checkpoints_in(folder)):
+        reason = damage_in(checkpoint)
+        if reason is None:
+            return checkpoint
+        aside = _free_name(folder / f"damaged-{checkpoint.name}")
+        checkpoint.rename(aside)
+        fsync_folder(folder)
+        log.error("checkpoint %s is damaged: %s; kept as %s, trying the one before it", checkpoint.name, reason, aside.name)
+        damaged.append(f"{checkpoint.name}: {reason}")
+    if damaged:
+        raise CheckpointError(f"{folder}: no checkpoint is whole ({'; '.join(damaged)}); restore one, or start anew under another name")
+    return None
+
+
+def _free_name(path: Path) -> Path:
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted key, saved value, value now) of all that differs, in the order of the recipe."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in dict.fromkeys([*now, *saved]):
+        old, new = saved.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += [(f"{key}.{inner}", before, after) for inner, before, after in differences(old, new)]
+        elif old != new:
+            found.append((key, old, new))
+    return found
+
+
+def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path, accept: bool) -> None:
+    """Compare a checkpoint's recipe (with `index_hash`) with today's.  Raises CheckpointError for a difference in `BOUND`.
+
+    Other differences (learning rate, duration, engine, ...) are the user's right; they are logged.
+    """
+    bound, free = [], []
+    for key, old, new in differences(saved, now):
+        belongs = any(key == name or key.startswith(name + ".") or name.startswith(key + ".") for name in BOUND)
+        (bound if belongs else free).append(f"{key}: {old} -> {new}")
+    for line in free:
+        log.info("changed since %s: %s", checkpoint.name, line)
+    if not bound:
+        return
+    if accept:
+        for line in bound:
+            log.warning("accepted change since %s: %s", checkpoint.name, line)
+        return
+    listed = "\n".join(f"  {line}" for line in bound)
+    raise CheckpointError(f"{checkpoint}: the recipe does not describe this run any more:\n{listed}\n"
+                          "undo this, give the new run another name (name=...), or pass --accept-changes")

@@ -1,0 +1,250 @@
+"""One checkpoint folder: sharded state, weights, facts and a manifest; published whole or not at all, read with suspicion."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from vitscale.checkpoint.files import fsync_folder, fsync_tree, sha256_of, write_json
+from vitscale.checkpoint.lease import Lease
+from vitscale.checkpoint.retain import to_delete
+from vitscale.errors import CheckpointError
+from vitscale.recipe import Checkpoint as CheckpointSettings
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+FACTS = "run.json"
+STATE = "state"
+WEIGHTS = "model.safetensors"
+EMA_WEIGHTS = "ema.safetensors"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything about a moment of a run that is not a tensor."""
+
+    step: int                       # batches passed; where the data stands is data["position"]
+    data: dict[str, Any]            # the stream's state: index hash, seed, position, skips, ...
+    recipe: dict[str, Any]          # resolved
+    engine: str
+    world_size: int
+    best: dict[str, Any] | None = None      # {"step", "metric", "value"} of the best evaluation so far
+    stopping: dict[str, Any] = field(default_factory=dict)     # early stopping's memory
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class Writer:
+    """Writes checkpoints of one attempt, one at a time, behind the training's back.
+
+    save() copies the state to host memory and returns; a thread writes it, rank 0 publishes it.  A failure is raised at the next
+    save() or at wait(), on rank 0 always and on other ranks when their own part failed.
+    """
+
+    def __init__(self, folder: Path, *, rank: int, lease: Lease | None, attempt: int, settings: CheckpointSettings) -> None:
+        """`folder` is the run's checkpoints/.  Only rank 0 has a lease.  Collective: makes a process group of its own."""
+        self.folder, self.rank, self.lease, self.attempt, self.settings = folder, rank, lease, attempt, settings
+        # the thread's collectives must not mix with the training's
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._host_mesh: DeviceMesh | None = None
+        self.last_step: int | None = None
+
+    def save(self, tensors: Mapping[str, Tensor], facts: Facts) -> None:
+        """Stage the state and write it.  Collective.  `tensors` are named as `Engine.tensors` names them (and `ema.NAME`)."""
+        self.wait()
+        staged = {name: self._staged(tensor) for name, tensor in tensors.items()}
+        self._pending = self._pool.submit(self._write, staged, facts)
+        self.last_step = facts.step
+        if not self.settings.background:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the last save is published.  Raises what went wrong with it."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except CheckpointError:
+            raise
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: a checkpoint could not be written: {error}") from error
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+    def _staged(self, tensor: Tensor) -> Tensor:
+        """A copy on the host that training cannot change."""
+        if not isinstance(tensor, DTensor):
+            return tensor.detach().to("cpu", copy=True)
+        local = tensor.to_local().detach().to("cpu", copy=True)
+        mesh = tensor.device_mesh
+        if mesh.device_type != "cpu":
+            if self._host_mesh is None:
+                self._host_mesh = init_device_mesh("cpu", tuple(mesh.shape), mesh_dim_names=mesh.mesh_dim_names)
+            mesh = self._host_mesh
+        return DTensor.from_local(local, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride())
+
+    def _write(self, staged: dict[str, Tensor], facts: Facts) -> None:
+        draft = self.folder / f".step-{facts.step:08d}.{self.attempt}"
+        writer = dcp.FileSystemWriter(draft / STATE, single_file_per_rank=True, sync_files=False)
+        if self.rank == 0:
+            shutil.rmtree(draft, ignore_errors=True)
+        if self._group is not None:
+            dist.barrier(group=self._group)
+        try:
+            dcp.save(staged, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+        except dcp.api.CheckpointException as error:
+            reasons = "; ".join(f"rank {rank}: {cause[0]}" for rank, cause in sorted(error.failures.items()))
+            raise CheckpointError(f"{draft}: a checkpoint could not be written: {reasons}") from error
+        if self.rank == 0:      # dcp.save returns on rank 0 when every rank has written its part
+            self._publish(draft, facts)
+
+    def _publish(self, draft: Path, facts: Facts) -> None:
+        for prefix, name in (("model.", WEIGHTS), ("ema.", EMA_WEIGHTS)):
+            whole = read_whole(draft / STATE, prefix)
+            if whole:
+                save_file(whole, draft / name, metadata={"format": "pt", "step": str(facts.step)})
+        (draft / FACTS).write_text(json.dumps({"format": FORMAT, **asdict(facts)}, indent=1))
+        files = {str(path.relative_to(draft)): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+                 for path in sorted(draft.rglob("*")) if path.is_file()}
+        write_json(draft / MANIFEST, {"format": FORMAT, "files": files})
+        fsync_tree(draft)
+        final = self.folder / f"step-{facts.step:08d}"
+        if self.lease is not None:
+            self.lease.check()
+        if final.exists():      # an earlier attempt came this far too, with the same samples: its checkpoint stands
+            shutil.rmtree(draft)
+        else:
+            draft.rename(final)
+            fsync_folder(self.folder)
+        self._retain(facts)
+
+    def _retain(self, facts: Facts) -> None:
+        best = facts.best["step"] if facts.best else None
+        steps = {step_of(path): path for path in checkpoints_in(self.folder)}
+        for step in to_delete(steps, self.settings.keep, best):
+            if self.lease is not None:
+                self.lease.check()
+            doomed = steps[step].rename(self.folder / f".deleted-{steps[step].name}")   # first the name, so that no half one is found
+            shutil.rmtree(doomed)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Published checkpoints, oldest first."""
+    found = [path for path in folder.glob("step-*") if path.is_dir() and path.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def damage_in(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint by its manifest; None if every file is there, whole and unchanged."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        files = manifest["files"].items()
+    except FileNotFoundError:
+        return f"has no {MANIFEST}"
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return f"{MANIFEST} is unreadable ({error})"
+    if manifest.get("format") != FORMAT:
+        return f"has format {manifest.get('format')}, this vitscale reads {FORMAT}"
+    for name, facts in files:
+        path = checkpoint / name
+        if not path.resolve().is_relative_to(checkpoint.resolve()):
+            return f"{MANIFEST} names a file outside the checkpoint: {name}"
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != facts["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
+        if sha256_of(path) != facts["sha256"]:
+            return f"{name} is not what was written (sha256 differs)"
+    return None
+
+
+def read_facts(checkpoint: Path) -> Facts:
+    try:
+        values = json.loads((checkpoint / FACTS).read_text())
+        if values.pop("format") != FORMAT:
+            raise CheckpointError(f"{checkpoint}: was written by another version of vitscale (format differs from {FORMAT})")
+        return Facts(**values)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{checkpoint / FACTS}: is unreadable ({error})") from None
+
+
+class _SafeUnpickler(pickle.Unpickler):
+    """torch keeps a distributed checkpoint's table of contents as a pickle; only the plain classes of that table are let in."""
+
+    _ALLOWED = {
+        "torch.distributed.checkpoint.metadata": {
+            "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
+        },
+        "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
+        "torch": {"Size", "float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool", "strided"},
+        "torch.serialization": {"_get_layout"},
+        "collections": {"OrderedDict"},
+        "pathlib": {"PosixPath", "Path", "PurePosixPath"},
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in self._ALLOWED.get(module, ()):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"refuses to load {module}.{name}")
+
+
+class _Reader(dcp.FileSystemReader):
+    """torch's reader, with the table of contents read through the allow-list and held to plain tensors inside the folder."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        path = Path(self.path) / ".metadata"
+        try:
+            with open(path, "rb") as file:
+                metadata = _SafeUnpickler(file).load()
+        except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: is no table of contents of a vitscale checkpoint ({error})") from None
+        if not isinstance(metadata, Metadata) or not all(isinstance(item, TensorStorageMetadata) for item in metadata.state_dict_metadata.values()):
+            raise CheckpointError(f"{path}: holds more than tensors; it was not written by vitscale")
+        for item in (metadata.storage_data or {}).values():
+            if Path(item.relative_path).name != item.relative_path:
+                raise CheckpointError(f"{path}: points outside its folder ({item.relative_path})")
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+def shapes_in(state: Path) -> dict[str, torch.Size]:
+    """Name -> global shape of every tensor of a sharded state."""
+    metadata = _Reader(state).read_metadata()
+    return {name: item.size for name, item in metadata.state_dict_metadata.items() if isinstance(item, TensorStorageMetadata)}
+
+
+def read_into(state: Path, targets: dict[str, Tensor]) -> None:
+    """Fill tensors and DTensors by name, whatever the number of ranks that wrote them.  Collective where ranks are connected."""
+    dcp.load(targets, storage_reader=_Reader(state), no_dist=not dist.is_initialized())
+
+
+def read_whole(state: Path, prefix: str) -> dict[str, Tensor]:
+    """Full values of all tensors whose names start with `prefix`, which is cut off.  Not collective."""
+    whole: dict[str, Tensor] = {name: torch.empty(shape) for name, shape in shapes_in(state).items() if name.startswith(prefix)}
+    if whole:
+        dcp.load(whole, storage_reader=_Reader(state), no_dist=True)
+    return {name.removeprefix(prefix): tensor for name, tensor in whole.items()}

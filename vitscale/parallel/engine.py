@@ -1,0 +1,99 @@
+"""The one protocol over every way of training a model on many ranks, and what the ways have in common."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vitscale.parallel.recompute import recompute_
+from vitscale.parallel.world import World
+from vitscale.recipe import Parallel
+
+ValueOf = Callable[[str, torch.Size], Tensor]   # parameter name, global shape -> its full fp32 value on the host
+Fill = Callable[[dict[str, Tensor]], None]      # writes a checkpoint's values into the tensors, by name, in place
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step did.  `applied` is False when the gradient was not finite, on all ranks alike."""
+
+    grad_norm: float
+    applied: bool
+
+
+@dataclass(frozen=True)
+class Work:
+    """The fixed shape of a step: every rank runs `micro_steps` forward passes of `micro_batch` samples."""
+
+    micro_batch: int
+    micro_steps: int
+    clip_norm: float | None
+
+
+class Engine(ABC):
+    """Order of use: materialise -> (build the optimizer) -> adopt -> restore or not -> steps.
+
+    A step is `micro_steps` times {with micro_step(last): forward, backward}, then step().  Gradients are *averaged* over ranks.
+    """
+
+    def __init__(self, parallel: Parallel, world: World, work: Work) -> None:
+        self.parallel, self.world, self.work = parallel, world, work
+        self.model: nn.Module
+        self.optimizer: torch.optim.Optimizer
+
+    @abstractmethod
+    def materialise(self, build: Callable[[], nn.Module], value_of: ValueOf) -> nn.Module:
+        """Build on the meta device, recompute, compile, shard (in that order), allocate, fill every parameter from `value_of`."""
+
+    @abstractmethod
+    def adopt(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take the model and its optimizer over; ZeRO shards here."""
+
+    @contextlib.contextmanager
+    def micro_step(self, last: bool) -> Iterator[None]:
+        """Around the forward and backward of one micro-batch; gradients are reduced in the last one at the latest."""
+        yield
+
+    @abstractmethod
+    def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
+        """images (b, C, S, S) fp32, keep (2L, b) or None -> logits (b, classes)."""
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    @abstractmethod
+    def step(self) -> Update:
+        """Clip, update unless the gradient is not finite, and clear the gradients."""
+
+    def set_lr(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole training state by name, the same names in every engine: `model.NAME` in fp32 and `optim.NAME.KEY`.
+
+        Sharded tensors are DTensors.  Collective: every rank calls it.
+        """
+
+    @abstractmethod
+    def restore(self, shapes: Mapping[str, torch.Size], fill: Fill) -> None:
+        """Take over a state that `tensors()` of any engine on any number of ranks gave.  `shapes` are the names it holds."""
+
+
+def prepared(build: Callable[[], nn.Module], parallel: Parallel) -> nn.Module:
+    """A model on the meta device with its blocks recomputed and compiled as asked; names of parameters stay as built."""
+    with torch.device("meta"):
+        model = build()
+    units = model.units()   # type: ignore[operator]
+    recompute_(units, parallel.recompute, parallel.recompute_every)
+    if parallel.compile:
+        for unit in units:
+            # the forward alone: hooks that an engine adds later stay outside the graph, and no name gains a prefix
+            unit.forward = torch.compile(unit.forward)
+    return model

@@ -1,0 +1,34 @@
+"""Which rank this process is, as the environment states it.  Imports no torch."""
+
+import os
+from dataclasses import dataclass
+
+from vitscale.errors import ClusterError
+
+
+@dataclass(frozen=True)
+class Place:
+    """A rank as the environment states it, before any connection is made."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+
+def place_from_environment() -> Place | None:
+    """The rank that torchrun, `accelerate launch`, SLURM's srun or vitscale's launcher gave this process; None when started by hand."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    elif "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and env.get("SLURM_STEP_ID", "").isdigit():
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+    else:
+        return None
+    try:
+        rank, size = int(env[names[0]]), int(env[names[1]])
+        local_rank = int(env.get(names[2], "0"))
+        local_size = int(env.get(names[3], str(size if names[0] == "RANK" else 1)))
+    except (KeyError, ValueError) as error:
+        raise ClusterError(f"the launcher's environment is incomplete: {error}; expected {', '.join(names)} as whole numbers") from None
+    return Place(rank, size, local_rank, local_size)

@@ -1,0 +1,66 @@
+"""Training state by name, as every checkpoint holds it: read from and written into parameters that may be DTensors."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from vitscale.errors import CheckpointError
+from vitscale.parallel.engine import Fill, ValueOf
+
+
+def fill_parameters_(model: nn.Module, value_of: ValueOf) -> None:
+    """Give every parameter its full value; a sharded one takes its part.  No communication: each rank computes the value itself."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            value = value_of(name, parameter.shape)
+            if isinstance(parameter, DTensor):
+                local = parameter.to_local()
+                value = distribute_tensor(value.to(local.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
+            parameter.copy_(value)
+
+
+def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """`model.NAME` and `optim.NAME.KEY`, sharing memory with the parameters and the optimizer."""
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        state[f"model.{name}"] = parameter.detach()
+        for key, value in optimizer.state.get(parameter, {}).items():
+            state[f"optim.{name}.{key}"] = value
+    return state
+
+
+def load_named_state(model: nn.Module, optimizer: torch.optim.Optimizer, shapes: Mapping[str, torch.Size], fill: Fill) -> None:
+    """The reverse of `named_state`; optimizer state that does not exist yet is allocated like its parameter."""
+    parameters = dict(model.named_parameters())
+    check_names(parameters, shapes)
+    targets: dict[str, Tensor] = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
+    for name, key in optimizer_keys(shapes):
+        parameter = parameters[name]
+        full = f"optim.{name}.{key}"
+        if shapes[full] == parameter.shape:
+            value = torch.zeros_like(parameter.detach())
+        else:       # a counter, such as AdamW's step
+            value = torch.zeros(shapes[full], dtype=torch.float32, device=parameter.device)
+        optimizer.state[parameter][key] = targets[full] = value
+    fill(targets)
+
+
+def optimizer_keys(shapes: Mapping[str, torch.Size]) -> list[tuple[str, str]]:
+    """(parameter name, state key) of every optimizer tensor in a checkpoint."""
+    pairs = (name.removeprefix("optim.").rpartition(".") for name in shapes if name.startswith("optim."))
+    return [(name, key) for name, _, key in pairs]
+
+
+def check_names(parameters: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+    """Raises CheckpointError naming the first parameter that a checkpoint lacks, has too many of, or has in another shape."""
+    saved = {name.removeprefix("model."): shape for name, shape in shapes.items() if name.startswith("model.")}
+    for name, parameter in parameters.items():
+        if name not in saved:
+            raise CheckpointError(f"the checkpoint has no parameter '{name}'; it belongs to another model")
+        if tuple(saved[name]) != tuple(parameter.shape):
+            raise CheckpointError(f"parameter '{name}' is {tuple(saved[name])} in the checkpoint and {tuple(parameter.shape)} in this model")
+    surplus = sorted(saved.keys() - parameters.keys())
+    if surplus:
+        raise CheckpointError(f"the checkpoint has a parameter '{surplus[0]}' that this model lacks; it belongs to another model")

@@ -1,0 +1,1 @@
+"""Training: the program that everything else serves.  run.py reads from top to bottom."""

@@ -1,0 +1,37 @@
+"""What a checkpoint says of the run besides its tensors."""
+
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+import vitscale
+from vitscale.checkpoint.store import Facts
+from vitscale.data.loader import Stream
+from vitscale.parallel.world import World
+from vitscale.recipe import Recipe
+from vitscale.train.prepare import Prepared
+from vitscale.train.state import Progress
+
+
+def facts_of(recipe: Recipe, prepared: Prepared, world: World, progress: Progress, stream: Stream) -> Facts:
+    """The facts at the step boundary `progress` stands at."""
+    # the stream knows the position up to which batches were handed out, which is where progress stands
+    data = stream.state_dict()
+    assert data["position"] == progress.now.images
+    engine = recipe.parallel.engine + (f" stage {recipe.parallel.zero_stage}" if recipe.parallel.engine == "zero" else "")
+    return Facts(step=progress.now.step, data=data, recipe=recipe.model_dump(mode="json"), engine=engine, world_size=world.size,
+                 best=progress.best, stopping=progress.stopping, versions=versions())
+
+
+def versions() -> dict[str, str]:
+    return {"vitscale": vitscale.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def bound_settings(recipe: Mapping[str, Any], index_hash: str) -> dict[str, Any]:
+    """A recipe as plain values, for comparing: the shards stand there by what they hold, not by where they lie or how they are read."""
+    hidden = ("train", "val", "index_dir", "prepare", "workers", "prefetch", "log_samples", "num_samples", "max_bad_fraction")
+    data = {key: value for key, value in recipe["data"].items() if key not in hidden}
+    rest = {key: value for key, value in recipe.items() if key not in ("name", "runs_dir", "observe", "init")}
+    return rest | {"data": data, "index_hash": index_hash}

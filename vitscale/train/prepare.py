@@ -1,0 +1,65 @@
+"""What must be right before any rank starts: the run folder, the shards, their index, their labels."""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitscale.data.index import SetIndex, open_index
+from vitscale.data.labels import check_labels
+from vitscale.data.order import Order
+from vitscale.data.quickstart import pack_digits
+from vitscale.errors import DataError, RecipeError
+from vitscale.optim.schedule import Schedule
+from vitscale.recipe import Recipe
+from vitscale.recipe.check import default_group, default_lanes
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe whose inputs were found to be there and sound."""
+
+    folder: Path                # the run folder
+    train: SetIndex
+    val: SetIndex | None
+    schedule: Schedule
+
+
+def run_folder(recipe: Recipe) -> Path:
+    return Path(recipe.runs_dir) / recipe.name
+
+
+def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = None) -> Prepared:
+    """Make the run folder, pack a built-in data set if its shards are absent, index, and look at labels.
+
+    Raises RecipeError or DataError for whatever the user can mend.  Safe to call in many processes at once.
+    """
+    folder = run_folder(recipe)
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        writable = os.access(folder, os.W_OK) and os.access(folder / "checkpoints", os.W_OK)
+    except OSError as error:
+        raise RecipeError(f"runs_dir: the run folder {folder} cannot be made ({error.strerror}); choose another runs_dir") from None
+    if not writable:
+        raise RecipeError(f"runs_dir: the run folder {folder} is not writable; choose another runs_dir, or another name")
+    if recipe.data.prepare == "digits":
+        pack_digits(Path(recipe.data.train[0]).parent)
+    train = open_index(recipe.data.train, recipe.data.index_dir, on_progress)
+    val = open_index(recipe.data.val, recipe.data.index_dir, on_progress) if recipe.data.val else None
+    if recipe.data.num_samples is not None and recipe.data.num_samples != train.num_samples:
+        raise DataError(f"data.num_samples says {recipe.data.num_samples}, the shards hold {train.num_samples}; correct it, or check data.train")
+    for index in (train, val):
+        if index is not None:
+            check_labels(index, recipe.data.label, recipe.model.classes)
+    order_of(recipe, train)     # lanes, batch and group against the number of samples
+    schedule = Schedule.of(recipe.optim, recipe.duration, train.num_samples, recipe.global_batch)
+    return Prepared(folder, train, val, schedule)
+
+
+def order_of(recipe: Recipe, train: SetIndex) -> Order:
+    """The order of the training samples that the recipe describes."""
+    return Order(train.counts, recipe.seed, recipe.global_batch, default_lanes(recipe), default_group(recipe))

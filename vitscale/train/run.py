@@ -1,0 +1,205 @@
+"""The program: from a recipe to a trained model.  Read it from top to bottom."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vitscale.checkpoint.lease import Lease
+from vitscale.checkpoint.resume import newest_whole, refuse_changes
+from vitscale.checkpoint.store import STATE, Facts, Writer, read_facts, read_into, shapes_in
+from vitscale.checkpoint.weights import read_weights
+from vitscale.data.loader import Stream, open_stream
+from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError
+from vitscale.models import build_model
+from vitscale.models.init import initial_value
+from vitscale.objectives import build_objective
+from vitscale.observe.console import make_console, setup_logging
+from vitscale.observe.meters import Meters
+from vitscale.optim.build import build_optimizer
+from vitscale.optim.ema import Ema
+from vitscale.parallel.engine import Engine, ValueOf
+from vitscale.parallel.engines import open_engine
+from vitscale.parallel.launch import hold_lifeline
+from vitscale.parallel.world import Place, World, joined
+from vitscale.recipe import Recipe
+from vitscale.resilience.outcome import write_outcome
+from vitscale.resilience.signals import StopFlag, listening
+from vitscale.resilience.skips import remembered
+from vitscale.train.evaluate import evaluate
+from vitscale.train.facts import bound_settings, facts_of
+from vitscale.train.prepare import Prepared, prepare
+from vitscale.train.record import Recorder
+from vitscale.train.size import size_up
+from vitscale.train.state import Moment, Progress, due
+from vitscale.train.step import train_step
+
+log = logging.getLogger(__name__)
+
+
+def run(recipe: Recipe, place: Place, accept_changes: bool = False) -> int:
+    """Train, or go on training, as one rank of `place.size`; returns the exit code of the run.
+
+    Whatever the user can mend is raised as a UserError before the ranks connect, so that no rank waits for one that is gone.
+    """
+    hold_lifeline()
+    meters = Meters()
+    prepared = prepare(recipe)
+    setup_logging(make_console() if place.rank == 0 else None, prepared.folder / "logs" / f"rank-{place.rank}.log")
+    with _holding(prepared.folder, place) as lease, listening() as stop:
+        start = None
+        if lease is not None:
+            with meters.phase("restore"):
+                start = _find_start(recipe, prepared, lease, accept_changes)
+        try:
+            with joined(recipe.parallel, place) as world:
+                return _train(recipe, prepared, world, lease, world.broadcast(start), stop, meters)
+        except Exception as error:
+            if lease is not None:
+                code = error.exit_code if isinstance(error, UserError) else EXIT_FAILED
+                write_outcome(prepared.folder, code, f"{type(error).__name__}: {error}")
+            raise
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where this attempt begins, as rank 0 found it."""
+
+    attempt: int
+    checkpoint: Path | None     # None: a new run
+    facts: Facts | None
+    skips: list[tuple[int, int]]
+
+
+def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, start: Start, stop: StopFlag, meters: Meters) -> int:
+    work = size_up(recipe, prepared.train, world)
+    engine = open_engine(recipe.parallel, world, work)
+    model = engine.materialise(lambda: build_model(recipe.model), _first_values(recipe, start))
+    drop_rates = model.drop_rates
+    engine.adopt(model, build_optimizer(model, recipe.optim))
+    ema = Ema(engine.model, recipe.ema.decay) if recipe.ema else None
+    objective = build_objective(recipe.objective, recipe.model.classes)
+    schedule, num_samples = prepared.schedule, prepared.train.num_samples
+
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(open_stream(
+            recipe, prepared.train, "train", world.rank, world.size, work.micro_batch, drop_rates=drop_rates, local_world=world.local_size))
+        writer = stack.enter_context(contextlib.closing(Writer(
+            prepared.folder / "checkpoints", rank=world.rank, lease=lease, attempt=start.attempt, settings=recipe.checkpoint)))
+        with meters.phase("restore"):
+            progress = _resume(start, engine, ema, stream)
+        record = stack.enter_context(Recorder(recipe, prepared, world, lease, start.attempt, meters, progress.now))
+
+        def save() -> None:
+            if writer.last_step == progress.now.step:
+                return
+            with meters.phase("checkpoint"):
+                tensors = engine.tensors()
+                if ema is not None:
+                    tensors |= {f"ema.{name}": value for name, value in ema.tensors().items()}
+                writer.save(tensors, facts_of(recipe, prepared, world, progress, stream))
+
+        def evaluate_now() -> tuple[bool, bool]:
+            assert prepared.val is not None
+            with meters.phase("evaluate"):
+                def once() -> dict[str, float]:
+                    with open_stream(recipe, prepared.val, "val", world.rank, world.size, work.micro_batch, local_world=world.local_size) as val:
+                        return evaluate(engine, val, objective, recipe.model.classes, recipe.data.augment)
+                result = once()
+                if ema is not None:
+                    with ema.swapped():
+                        result |= {name.replace("eval_", "eval_ema_"): value for name, value in once().items()}
+            record.evaluation(result, progress.now)
+            return progress.note(result, recipe.checkpoint.best, recipe.evaluate.early_stopping)
+
+        meters.begin()
+        failures, patience_over = 0, False
+        batches = iter(stream)
+        while progress.now.images < schedule.total and not patience_over:
+            with meters.phase("data_wait"):
+                batch = next(batches)
+            lr = schedule.lr(batch.end)
+            result = train_step(engine, batch, objective, recipe.data.augment, lr, bool(stop), meters)
+            before, progress.now = progress.now, Moment(batch.step + 1, batch.end)
+            if ema is not None and result.applied:
+                ema.update()
+            record.step(batch, result, lr, progress.now)
+
+            failures = 0 if result.applied else failures + 1
+            if failures >= recipe.resilience.max_nonfinite:
+                return record.end(EXIT_FAILED, f"loss or gradient was not finite in {failures} steps in a row", progress)
+
+            finished, is_best = progress.now.images >= schedule.total, False
+            if prepared.val is not None and (finished or due(recipe.evaluate.every, before, progress.now, num_samples)):
+                is_best, patience_over = evaluate_now()
+            if finished or patience_over or result.stop or is_best or due(recipe.checkpoint.every, before, progress.now, num_samples):
+                save()
+            if result.stop and not finished and not patience_over:
+                with meters.phase("checkpoint"):
+                    writer.wait()
+                return record.end(EXIT_REQUEUE, f"asked to stop by {stop.reason or 'a signal to another rank'}", progress)
+
+        with meters.phase("checkpoint"):
+            writer.wait()
+        reason = "patience of early stopping ran out" if patience_over else f"trained for {recipe.duration}"
+        return record.end(EXIT_DONE, reason, progress)
+
+
+@contextlib.contextmanager
+def _holding(folder: Path, place: Place) -> Iterator[Lease | None]:
+    """Rank 0 holds the run folder for all."""
+    if place.rank != 0:
+        yield None
+        return
+    lease = Lease.take(folder)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _find_start(recipe: Recipe, prepared: Prepared, lease: Lease, accept_changes: bool) -> Start:
+    """The newest whole checkpoint of this very run, or none."""
+    checkpoint = newest_whole(prepared.folder / "checkpoints")
+    facts = None
+    if checkpoint is not None:
+        facts = read_facts(checkpoint)
+        refuse_changes(bound_settings(facts.recipe, facts.data["index_hash"]),
+                       bound_settings(recipe.model_dump(mode="json"), prepared.train.hash), checkpoint, accept_changes)
+        if recipe.init is not None:
+            log.info("going on from %s; init=%s was for the first weights only", checkpoint.name, recipe.init)
+    known = [tuple(skip) for skip in facts.data["skips"]] if facts else []
+    return Start(lease.number, checkpoint, facts, remembered(prepared.folder, known))
+
+
+def _first_values(recipe: Recipe, start: Start) -> ValueOf:
+    """Each parameter's first value: from `init`, or drawn by (seed, name) and so the same on every rank and engine."""
+    with torch.device("meta"):
+        skeleton = build_model(recipe.model)
+    if recipe.init is not None and start.checkpoint is None:
+        weights = read_weights(Path(recipe.init), {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()})
+        return lambda name, shape: weights[name]
+    return lambda name, shape: initial_value(skeleton, name, shape, recipe.seed)
+
+
+def _resume(start: Start, engine: Engine, ema: Ema | None, stream: Stream) -> Progress:
+    """Put weights, optimizer, averages and data back to where the checkpoint left them."""
+    progress = Progress()
+    if start.checkpoint is not None and start.facts is not None:
+        state = start.checkpoint / STATE
+        shapes = shapes_in(state)
+        engine.restore(shapes, lambda targets: read_into(state, targets))
+        if ema is not None and any(name.startswith("ema.") for name in shapes):
+            read_into(state, {f"ema.{name}": value for name, value in ema.tensors().items()})
+        elif ema is not None:
+            ema.restart()
+        stream.load_state_dict(start.facts.data | {"skips": start.skips})
+        progress = Progress(Moment(start.facts.step, start.facts.data["position"]), start.facts.best, dict(start.facts.stopping))
+        log.info("going on from %s: step %d, %d images seen; it was written by %s on %d rank(s)", start.checkpoint.name,
+                 start.facts.step, progress.now.images, start.facts.engine, start.facts.world_size)
+    elif start.skips:
+        stream.load_state_dict(stream.state_dict() | {"skips": start.skips})
+    return progress

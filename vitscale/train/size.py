@@ -1,0 +1,52 @@
+"""How much one rank does at a time, and against which peak its speed is held."""
+
+import logging
+import os
+
+import torch
+
+from vitscale.data.index import SetIndex
+from vitscale.observe.peak import measure_peak_flops
+from vitscale.parallel.engine import Work
+from vitscale.parallel.world import World
+from vitscale.plan.hardware import peak_for
+from vitscale.plan.memory import fitting_micro_batch
+from vitscale.recipe import Recipe
+from vitscale.train.prepare import order_of
+
+log = logging.getLogger(__name__)
+
+
+def size_up(recipe: Recipe, train: SetIndex, world: World) -> Work:
+    """Micro-batch (given, or what fits) and micro-steps, the same on every rank, enough for the rank with the largest share."""
+    share = order_of(recipe, train).max_share(world.size)
+    micro_batch = recipe.micro_batch
+    if micro_batch is None:
+        micro_batch = fitting_micro_batch(recipe, world.size, world.broadcast(device_bytes(world)), share)
+    elif micro_batch > share:
+        log.info("micro_batch %d is more than the %d samples of one rank; %d is used", micro_batch, share, share)
+        micro_batch = share
+    steps = -(-share // micro_batch)
+    log.info("%d rank(s) x %d micro-step(s) x %d image(s) for a global batch of %d", world.size, steps, micro_batch, recipe.global_batch)
+    return Work(micro_batch, steps, recipe.optim.clip_norm)
+
+
+def device_bytes(world: World) -> int:
+    """Memory that one rank may use: its GPU's, or its part of the host's."""
+    if world.device.type == "cuda":
+        return torch.cuda.get_device_properties(world.device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // world.local_size
+
+
+def device_peak_flops(recipe: Recipe, world: World) -> float:
+    """FLOP/s that MFU is held against: the recipe's, the data sheet's, or on a CPU what a large matrix product reaches here.  0: unknown."""
+    if recipe.observe.peak_flops is not None:
+        return recipe.observe.peak_flops
+    if world.device.type == "cpu":
+        dtype = torch.bfloat16 if recipe.parallel.precision == "bf16" else torch.float32
+        return measure_peak_flops(dtype)
+    name = torch.cuda.get_device_name(world.device)
+    peak = peak_for(name, recipe.parallel.precision)
+    if peak is None:
+        log.warning("no peak is known for '%s', so MFU is left out; give observe.peak_flops", name)
+    return peak or 0.0

@@ -1,0 +1,48 @@
+"""From the command line to ranks: this process becomes one, or starts them.  Imports no torch before the inputs are known to be sound."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from vitscale.observe.console import make_console, setup_logging
+from vitscale.recipe import load_recipe
+
+log = logging.getLogger(__name__)
+
+
+def train(file: str, overrides: Sequence[str], accept_changes: bool) -> int:
+    """Train `file` with `overrides`; returns the exit code.  Raises UserError for what the user can mend."""
+    setup_logging(make_console())
+    recipe = load_recipe(file, overrides)
+    from vitscale.parallel.place import place_from_environment
+
+    place = place_from_environment()
+    if place is None:
+        from vitscale.checkpoint.lease import refuse_if_held
+        from vitscale.parallel.launch import launch, rank_command
+        from vitscale.train.prepare import prepare, run_folder
+
+        refuse_if_held(run_folder(recipe))
+        prepared = prepare(recipe, on_progress=_show_indexing)
+        log.info("run folder %s; metrics in %s", prepared.folder, prepared.folder / "metrics.jsonl")
+        processes = recipe.parallel.processes or _local_gpus(recipe.parallel.device)
+        if processes > 1:
+            return launch(rank_command(sys.argv[1:]), processes, prepared.folder / "logs")
+    from vitscale.parallel.place import Place
+    from vitscale.train.run import run
+
+    return run(recipe, place or Place(), accept_changes)
+
+
+def _local_gpus(device: str) -> int:
+    """Ranks to start on this machine when the recipe does not say: one per GPU, or one."""
+    if device == "cpu":
+        return 1
+    import torch
+
+    return max(torch.cuda.device_count(), 1)
+
+
+def _show_indexing(done: int, total: int) -> None:
+    if done == total or done % max(total // 20, 1) == 0:
+        log.info("indexing shards: %d of %d", done, total)

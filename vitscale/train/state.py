@@ -1,0 +1,55 @@
+"""How far a run has come, and when something is due."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitscale.recipe import Duration
+from vitscale.recipe.schema import EarlyStopping
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A step boundary."""
+
+    step: int           # batches passed
+    images: int         # positions passed
+
+
+def due(every: Duration | None, before: Moment, after: Moment, num_samples: int) -> bool:
+    """True if a multiple of `every` lies in (before, after]."""
+    if every is None:
+        return False
+    if every.unit == "steps":
+        return after.step // every.amount > before.step // every.amount
+    length = every.amount * (num_samples if every.unit == "epochs" else 1)
+    return after.images // length > before.images // length
+
+
+def better(metric: str, value: float, than: float | None, by: float = 0.0) -> bool:
+    """Whether an evaluation beats the best so far: accuracy rises, loss falls."""
+    if than is None:
+        return True
+    return value < than - by if metric.endswith("loss") else value > than + by
+
+
+@dataclass
+class Progress:
+    """What changes from step to step and must survive a kill."""
+
+    now: Moment = Moment(0, 0)
+    best: dict[str, Any] | None = None          # {"step", "metric", "value"}
+    stopping: dict[str, Any] = field(default_factory=dict)      # {"value", "evaluations"}: early stopping's best, and how long ago
+
+    def note(self, evaluation: dict[str, float], metric: str | None, rule: EarlyStopping | None) -> tuple[bool, bool]:
+        """Take an evaluation in.  Returns (it is the best so far, patience has run out)."""
+        is_best = metric is not None and better(metric, evaluation[metric], self.best["value"] if self.best else None)
+        if is_best:
+            assert metric is not None
+            self.best = {"step": self.now.step, "metric": metric, "value": evaluation[metric]}
+        if rule is None:
+            return is_best, False
+        if better(rule.metric, evaluation[rule.metric], self.stopping.get("value"), rule.min_gain):
+            self.stopping = {"value": evaluation[rule.metric], "evaluations": 0}
+        else:
+            self.stopping = {**self.stopping, "evaluations": self.stopping["evaluations"] + 1}
+        return is_best, self.stopping["evaluations"] >= rule.patience
