@@ -92,7 +92,7 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     if recipe.evaluate.early_stopping and (data.val is None or recipe.evaluate.every is None):
         wrong("evaluate.early_stopping", "wants data.val and evaluate.every")
     if recipe.ema is not None and parallel.engine == "zero":
-        wrong("ema", "DeepSpeed offers no fp32 shard of the weights to average in every stage; use parallel.engine fsdp or ddp, or ema: null")
+        wrong("ema", "DeepSpeed has no fp32 shard of the weights to average in every stage; use parallel.engine fsdp or ddp, or ema: null")
     if parallel.zero_offload and parallel.engine != "zero":
         wrong("parallel.zero_offload", f"belongs to parallel.engine zero, not to {parallel.engine}")
     if parallel.recompute_every > 1 and parallel.recompute != "blocks":

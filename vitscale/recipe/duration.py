@@ -1,14 +1,15 @@
 """A length of training as people write it: `300 epochs`, `90000 steps`, `5e8 images`; and the arithmetic of steps and images."""
 
+import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import PydanticCustomError, core_schema
 
 Unit = Literal["epochs", "steps", "images"]
-_TEXT = re.compile(r"^\s*([0-9]+(?:\.[0-9]*)?(?:[eE][+]?[0-9]+)?)\s*(epoch|step|image)s?\s*$")
+_TEXT = re.compile(r"^\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*(epoch|step|image)s?\s*$")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Duration:
         if match is None:
             raise ValueError("wants a number and a unit, such as '300 epochs', '90000 steps' or '5e8 images'")
         amount, unit = float(match[1]), match[2] + "s"
+        if math.isinf(amount):
+            raise ValueError("wants a finite number")
         if unit != "epochs" and amount != int(amount):
             raise ValueError(f"wants a whole number of {unit}")
         return cls(amount, unit)  # type: ignore[arg-type]
@@ -65,4 +68,4 @@ class Duration:
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"type": "string", "pattern": r"^\s*[0-9.eE+]+\s*(epochs?|steps?|images?)\s*$", "examples": [f"300 {get_args(Unit)[0]}"]}
+        return {"type": "string", "pattern": _TEXT.pattern, "examples": ["300 epochs", "90000 steps", "5e8 images"]}

@@ -122,13 +122,15 @@ def _sentence(item: Any, values: dict[str, Any]) -> tuple[str, str]:
     """One pydantic error -> (dotted key, sentence for the user)."""
     loc, kind, context, given = item["loc"], item["type"], item.get("ctx", {}), item["input"]
     dotted = ".".join(str(part) for part in loc)
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "invalid_key"):          # the latter: a key that is not text, such as 1
         section = _section_at(loc)
         keys = list(section.model_fields) if section else []
         close = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.5)
         parent = ".".join(str(part) for part in loc[:-1]) or "a recipe"
         hint = f" (did you mean {close[0]}?)" if close else ""
         return dotted, f"is no key of {parent}; the keys are {', '.join(keys)}{hint}"
+    if kind == "missing" and isinstance(loc[-1], int):
+        return ".".join(str(part) for part in loc[:-1]), f"wants a longer list, got {_given(given)}"
     if kind == "missing":
         return dotted, "is required and not given"
     wants = {

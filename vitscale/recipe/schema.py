@@ -29,13 +29,14 @@ def _urls(value: Any) -> Any:
     return tuple(value)
 
 
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
-CountOrZero = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+CountOrZero = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-Urls = Annotated[tuple[str, ...], BeforeValidator(_urls)]
+_Url = Annotated[str, Field(min_length=1)]
+Urls = Annotated[tuple[str, ...], BeforeValidator(_urls, json_schema_input_type=_Url | Annotated[list[_Url], Field(min_length=1)])]
 Interval = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
 Colour = Annotated[tuple[float, float, float], BeforeValidator(_pair)]
 

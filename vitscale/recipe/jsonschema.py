@@ -1,0 +1,39 @@
+"""The recipe as a JSON Schema, from which editors complete keys, show their comments and mark mistakes."""
+
+import ast
+import inspect
+import io
+import tokenize
+from typing import Any
+
+from vitscale.recipe import schema
+from vitscale.recipe.schema import Recipe
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a recipe file; a key's description is the comment that stands beside it in schema.py.
+
+    It knows keys, types, choices and bounds of single keys.  Combinations that contradict each other are recipe/check.py's.
+    """
+    described = Recipe.model_json_schema()
+    comments = _comments()
+    for title, section in {**described["$defs"], "Recipe": described}.items():
+        for key, value in section.get("properties", {}).items():
+            if (title, key) in comments:
+                value["description"] = comments[title, key]
+    return {"$schema": DIALECT, **described, "title": "A vitscale recipe"}
+
+
+def _comments() -> dict[tuple[str, str], str]:
+    """(section, key) -> the comment at the end of the key's line."""
+    source = inspect.getsource(schema)
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    by_line = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    return {
+        (section.name, field.target.id): by_line[field.end_lineno]
+        for section in ast.parse(source).body if isinstance(section, ast.ClassDef)
+        for field in section.body if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if field.end_lineno in by_line
+    }
