@@ -1,0 +1,40 @@
+# Makes an environment in .venv with pip alone and runs things in it.  Needs Python 3.11 or newer, nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+
+.PHONY: quickstart test test-all lint types clean
+
+quickstart: $(VENV)/installed                 # train a small ViT on handwritten digits
+	$(BIN)/vitscale train recipes/quickstart.yaml
+
+test: $(VENV)/installed-dev                   # what must pass before a change goes in
+	$(BIN)/python -m pytest -m "not all" $(PYTEST_ARGS)
+
+test-all: $(VENV)/installed-dev               # the larger grids and seeds too
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+
+types: $(VENV)/installed-dev
+	$(BIN)/mypy
+
+clean:                                        # keeps runs/ and data/
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "vitscale needs Python 3.11 or newer, and $(PYTHON) is older: make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps: installing again only when pyproject.toml has changed keeps a second `make` quick.
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	touch $(VENV)/installed $@
