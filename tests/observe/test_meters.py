@@ -72,7 +72,9 @@ def test_an_unknown_phase_is_named():
 
 
 def test_speed_and_mfu_leave_evaluations_and_checkpoints_out(clock):
-    meters = Meters(flops_per_image=3e9, peak_flops=1e12, world=4, clock=clock)
+    meters = Meters(clock=clock)
+    assert meters.mfu is None                           # no peak is known yet
+    meters.rate(3e9, 1e12, world=4)
     assert meters.images_per_second == 0
     assert meters.mfu == 0
     meters.begin()
@@ -80,7 +82,8 @@ def test_speed_and_mfu_leave_evaluations_and_checkpoints_out(clock):
     meters.end_step(1000)
     assert meters.images_per_second == approx(500)
     assert meters.mfu == approx(3e9 * 500 / 4e12)
-    assert Meters(flops_per_image=3e9, clock=clock).mfu is None
+    meters.rate(3e9, 0, world=4)
+    assert meters.mfu is None
 
 
 def test_speed_is_that_of_the_window(clock):
@@ -105,7 +108,8 @@ def test_time_left_counts_evaluations_at_their_share(clock):
 
 
 def test_goodput_adds_up_to_the_wall_time(clock):
-    meters = Meters(clock=clock, repeated_images=15)
+    meters = Meters(clock=clock)
+    meters.repeat(15)
     clock.now += 3                                      # starting
     spend(clock, meters, restore=4)
     clock.now += 1
@@ -121,6 +125,8 @@ def test_goodput_adds_up_to_the_wall_time(clock):
         "startup": 4, "restore": 4, "repeated": 5, "train": 3.5, "data_wait": 1.5, "checkpoint": 7, "evaluate": 6,
     })
     assert sum(spent.values()) == approx(clock.now - 100)
+    spend(clock, meters, evaluate=2, checkpoint=3)      # after the last step
+    assert sum(meters.run_seconds().values()) == approx(clock.now - 100)
 
 
 def test_a_rollback_inside_a_run_is_booked_as_restore(clock):

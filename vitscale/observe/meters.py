@@ -13,7 +13,8 @@ _APART = ("checkpoint", "evaluate")     # phases that a step's speed leaves out;
 class Meters:
     """One rank's clock.  All times are host seconds: on a GPU `compute` is the time until the host waited for it.
 
-        meters = Meters(flops_per_image=..., peak_flops=...)
+        meters = Meters()
+        meters.rate(flops_per_image, peak_flops, world)
         with meters.phase("restore"): ...           # before the first step
         meters.begin()                              # startup ends here
         with meters.phase("data_wait"): ...
@@ -22,18 +23,10 @@ class Meters:
         row |= meters.row()
     """
 
-    def __init__(
-        self,
-        *,
-        flops_per_image: float = 0.0,       # of one training image, forward and backward, by the model's definition (no recomputation)
-        peak_flops: float = 0.0,            # FLOP/s of one device; 0: unknown, MFU is then left out
-        world: int = 1,
-        repeated_images: int = 0,           # how many images from the start on were trained before and lost: work done again
-        window_s: float = 20.0,             # over which images per second are taken, at least one step
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self._flops_per_image, self._peak, self._world = flops_per_image, peak_flops * world, world
-        self._repeat_left, self._window_s, self._clock = repeated_images, window_s, clock
+    def __init__(self, *, window_s: float = 20.0, clock: Callable[[], float] = time.perf_counter) -> None:
+        """`window_s`: the seconds over which images per second are taken, at least one step."""
+        self._flops_per_image, self._peak = 0.0, 0.0
+        self._repeat_left, self._window_s, self._clock = 0, window_s, clock
         self._bucket_s = dict.fromkeys(BUCKETS, 0.0)
         self._step_s = dict.fromkeys(PHASES, 0.0)       # of the step under way
         self._row_s = dict.fromkeys(PHASES, 0.0)        # since the row before
@@ -45,8 +38,9 @@ class Meters:
         self._mark = self._step_start = clock()
 
     def rate(self, flops_per_image: float, peak_flops: float, world: int) -> None:
-        """Say against what MFU is taken, once the devices are known (see __init__)."""
-        self._flops_per_image, self._peak, self._world = flops_per_image, peak_flops * world, world
+        """Say against what MFU is taken: the FLOPs of one training image, forward and backward, by the model's definition (recomputation
+        not counted), and the FLOP/s of one of `world` devices; 0: unknown, and MFU is left out."""
+        self._flops_per_image, self._peak = flops_per_image, peak_flops * world
 
     def repeat(self, images: int) -> None:
         """Say how many images from here on were trained before and lost; their time is booked as `repeated`."""
@@ -119,9 +113,13 @@ class Meters:
         }
 
     def run_seconds(self) -> dict[str, float]:
-        """Goodput: seconds so far by BUCKETS.  They add up to the wall time up to the last `begin`, `phase` or `end_step`, less the step
-        under way.  `train` is the good part; what no phase took inside a step is in it."""
-        return dict(self._bucket_s)
+        """Goodput: seconds so far by BUCKETS.  `train` is the good part; what no phase took inside a step is in it.
+
+        After end_step() they add up to the wall time.  Between, as after a last evaluation, they hold what was spent apart from training;
+        what the step under way computed is in at its end.
+        """
+        under_way = {name: self._step_s[name] for name in ("data_wait", *_APART)}
+        return {name: seconds + under_way.get(name, 0.0) for name, seconds in self._bucket_s.items()}
 
     def _book(self) -> None:
         """Give the time since the last mark to the innermost open phase."""
