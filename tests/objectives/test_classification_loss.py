@@ -1,0 +1,102 @@
+"""Losses against torch's own, closed forms, and who counts as correct."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vitscale.objectives import OBJECTIVES, build_objective, per_sample_loss, topk_correct
+from vitscale.recipe import Objective
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """logits (5, 7), hard labels (5,), soft labels (5, 7)."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 7, generator=generator) * 3
+    return logits, torch.tensor([0, 6, 3, 3, 1]), torch.rand(5, 7, generator=generator).softmax(-1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_minus_the_targets_log_probability(smoothing):
+    logits, labels, soft = batch()
+    log_probability = logits.log_softmax(-1)
+    hard = torch.zeros(5, 7).scatter_(1, labels[:, None], 1.0)
+    for given, target in ((labels, hard), (soft, soft)):
+        expected = -(((1 - smoothing) * target + smoothing / 7) * log_probability).sum(-1)
+        torch.testing.assert_close(per_sample_loss(logits, given, "cross_entropy", smoothing), expected)
+    torch.testing.assert_close(
+        per_sample_loss(logits, labels, "cross_entropy", smoothing).mean(), F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_binary_cross_entropy_is_the_mean_over_classes(smoothing):
+    logits, labels, soft = batch()
+    for given, target in ((labels, F.one_hot(labels, 7).float()), (soft, soft)):
+        target = (1 - smoothing) * target + smoothing / 7
+        probability = logits.sigmoid()
+        expected = -(target * probability.log() + (1 - target) * (1 - probability).log()).mean(-1)
+        torch.testing.assert_close(per_sample_loss(logits, given, "binary_cross_entropy", smoothing), expected)
+    whole = F.binary_cross_entropy_with_logits(logits, soft)
+    torch.testing.assert_close(per_sample_loss(logits, soft, "binary_cross_entropy").mean(), whole)
+
+
+def test_a_guess_costs_what_it_must():
+    logits, labels, _ = batch()
+    assert per_sample_loss(torch.zeros_like(logits), labels).tolist() == pytest.approx([math.log(7)] * 5)
+    assert per_sample_loss(torch.zeros_like(logits), labels, "binary_cross_entropy").tolist() == pytest.approx([math.log(2)] * 5)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
+def test_losses_of_bf16_logits_are_computed_in_fp32(loss):
+    logits, labels, soft = batch()
+    rounded = logits.bfloat16()
+    for given in (labels, soft):
+        losses = per_sample_loss(rounded, given, loss)
+        assert losses.dtype == torch.float32
+        assert losses.shape == (5,)
+        assert torch.equal(losses, per_sample_loss(rounded.float(), given, loss))
+
+
+def test_the_section_chooses_the_loss():
+    logits, labels, _ = batch()
+    assert list(OBJECTIVES) == ["classification"]
+    objective = build_objective(Objective(loss="binary_cross_entropy", label_smoothing=0.2), classes=7)
+    assert torch.equal(objective(logits, labels), per_sample_loss(logits, labels, "binary_cross_entropy", 0.2))
+    assert torch.equal(build_objective(Objective(), 7)(logits, labels), per_sample_loss(logits, labels))
+    with pytest.raises(ValueError, match="wants logits of 8 classes, got 7"):
+        build_objective(Objective(), classes=8)(logits, labels)
+
+
+def test_shapes_that_do_not_belong_together_are_refused():
+    logits, labels, soft = batch()
+    for wrong in (labels[:4], soft[:, :6], labels[:, None]):
+        with pytest.raises(ValueError, match="wants logits"):
+            per_sample_loss(logits, wrong)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_topk_agrees_with_sorting(k):
+    generator = torch.Generator().manual_seed(3)
+    logits, labels = torch.randn(200, 9, generator=generator), torch.randint(9, (200,), generator=generator)
+    expected = (logits.topk(k).indices == labels[:, None]).any(-1)
+    assert torch.equal(topk_correct(logits, labels, k), expected)
+    assert 0 < expected.float().mean() < 1
+
+
+def test_equal_logits_go_to_the_lower_class():
+    logits = torch.tensor([[1.0, 2.0, 2.0, 0.0]]).repeat(4, 1)
+    labels = torch.arange(4)
+    assert topk_correct(logits, labels, 1).tolist() == [False, True, False, False]
+    assert topk_correct(logits, labels, 2).tolist() == [False, True, True, False]
+    assert topk_correct(torch.zeros(4, 4), labels, 1).tolist() == [True, False, False, False]      # a constant is no classifier
+
+
+def test_nan_is_never_right_and_k_may_exceed_the_classes():
+    logits = torch.tensor([[1.0, float("nan"), 0.0]])
+    for label in range(3):
+        assert topk_correct(logits, torch.tensor([label]), 1).tolist() == [False]
+        assert topk_correct(logits, torch.tensor([label]), 3).tolist() == [True]
+    assert topk_correct(logits, torch.tensor([0]), 2).tolist() == [True]
+    assert topk_correct(torch.tensor([[0.0, 1.0]]), torch.tensor([0]), 5).tolist() == [True]

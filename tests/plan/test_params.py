@@ -1,0 +1,52 @@
+"""Parameter counts: the published figures, and equality with the built model for every option."""
+
+import itertools
+
+import pytest
+import torch
+
+from vitscale.models import build_model
+from vitscale.plan import count_params, params_by_component
+from vitscale.recipe import Model
+
+PUBLISHED = [
+    ("tiny", 16, 5_717_416), ("small", 16, 22_050_664), ("base", 16, 86_567_656), ("base", 32, 88_224_232), ("large", 16, 304_326_632),
+    ("huge", 14, 632_045_800), ("giant", 14, 1_012_611_432), ("gigantic", 14, 1_844_440_680),
+]
+
+
+def built(model: Model) -> torch.nn.Module:
+    with torch.device("meta"):
+        return build_model(model)
+
+
+@pytest.mark.parametrize(("size", "patch", "expected"), PUBLISHED)
+def test_every_size_has_exactly_its_published_count(size, patch, expected):
+    model = Model(size=size, patch=patch)
+    assert count_params(model) == expected
+    assert sum(p.numel() for p in built(model).parameters()) == expected
+
+
+OPTIONS = list(itertools.product(("token", "mean", "attention"), ("learned", "sincos"), (True, False), (None, 1e-5), (0, 7), (1, 3)))
+
+
+@pytest.mark.parametrize(("pool", "position", "qkv_bias", "layer_scale", "classes", "channels"), OPTIONS)
+def test_every_option_counts_as_built_component_by_component(pool, position, qkv_bias, layer_scale, classes, channels):
+    model = Model(width=24, depth=3, heads=2, mlp=40, patch=4, image=20, pool=pool, position=position, qkv_bias=qkv_bias,
+                  layer_scale=layer_scale, classes=classes, channels=channels)
+    counted = dict.fromkeys(params_by_component(model), 0)
+    for name, parameter in built(model).named_parameters():
+        counted[component(name)] += parameter.numel()
+    assert params_by_component(model) == counted
+
+
+def component(name: str) -> str:
+    """Which component of the plan a parameter belongs to."""
+    top = {
+        "patch_embed": "patch_embed", "pos_embed": "position", "cls_token": "cls_token",
+        "norm": "norms", "attn_pool": "pool", "head": "head",
+    }
+    parts = name.split(".")
+    if parts[0] != "blocks":
+        return top[parts[0]]
+    return {"attn": "attention", "mlp": "mlp", "norm1": "norms", "norm2": "norms", "ls1": "layer_scale", "ls2": "layer_scale"}[parts[2]]

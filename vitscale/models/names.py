@@ -1,0 +1,15 @@
+"""What a parameter is, told by its name: the names are timm's."""
+
+from collections.abc import Sequence
+
+TABLES = ("cls_token", "pos_embed", "latent")       # learned vectors that stand in the place of tokens
+
+
+def leaf(name: str) -> str:
+    """`blocks.0.attn.qkv.weight` -> `weight`."""
+    return name.rpartition(".")[2]
+
+
+def is_exempt(name: str, shape: Sequence[int]) -> bool:
+    """Is the parameter exempt from weight decay?  All with one dimension (norms, biases, gammas), and the TABLES."""
+    return len(shape) <= 1 or leaf(name) in TABLES

@@ -1,0 +1,44 @@
+"""How wrong a classification is, sample by sample."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Loss = Literal["cross_entropy", "binary_cross_entropy"]
+
+
+def per_sample_loss(logits: Tensor, labels: Tensor, loss: Loss = "cross_entropy", label_smoothing: float = 0.0) -> Tensor:
+    """logits (B, C), labels (B,) int64 or soft (B, C) float -> losses (B,), computed in fp32 whatever the logits' type.
+
+    * `cross_entropy`: minus the sum over classes of target x log-softmax.
+    * `binary_cross_entropy`: each class for itself through a sigmoid, then the mean (not the sum) over classes, as in
+      Wightman et al. 2021 (ResNet strikes back, section 2) and Touvron et al. 2022 (DeiT III).
+    * `label_smoothing` s: targets become (1 - s) x target + s / C (Szegedy et al. 2016, section 7).
+
+    Raises ValueError when the shapes do not belong together.
+    """
+    if logits.ndim != 2 or labels.shape not in (logits.shape[:1], logits.shape):
+        raise ValueError(f"wants logits (B, C) with labels (B,) or (B, C), got {tuple(logits.shape)} and {tuple(labels.shape)}")
+    logits = logits.float()
+    if labels.ndim == 2:
+        labels = labels.float()
+    if loss == "cross_entropy":
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    classes = logits.shape[1]
+    targets = F.one_hot(labels, classes).float() if labels.ndim == 1 else labels
+    targets = (1 - label_smoothing) * targets + label_smoothing / classes
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
+
+
+def topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Is the label among the k largest logits?  logits (B, C), labels (B,) int64 -> (B,) bool.
+
+    Of equal logits the lower class number comes first, as in argmax; so the answer is the same on every device.  NaN beats every
+    number, and a label whose own logit is NaN is wrong, unless k covers all classes.
+    """
+    own = logits.gather(1, labels[:, None])
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    ahead = ~(logits <= own) | ((logits == own) & (classes < labels[:, None]))
+    return (ahead.sum(dim=1) < k) | (k >= logits.shape[1])

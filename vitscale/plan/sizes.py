@@ -1,0 +1,75 @@
+"""The named sizes of a Vision Transformer, and which numbers a recipe's model section means."""
+
+from dataclasses import dataclass
+
+from vitscale.errors import RecipeError
+from vitscale.recipe.schema import Model
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the parameters depend on besides patch, image and head."""
+
+    width: int      # D
+    depth: int      # L, number of blocks
+    heads: int      # H; each is D / H wide
+    mlp: int        # hidden width of a block's MLP
+
+
+SIZES = {
+    "tiny": Shape(192, 12, 3, 768),             # Ti: Touvron et al. 2021 (DeiT), table 1
+    "small": Shape(384, 12, 6, 1536),           # S:  Touvron et al. 2021 (DeiT), table 1
+    "base": Shape(768, 12, 12, 3072),           # B:  Dosovitskiy et al. 2021, table 1
+    "large": Shape(1024, 24, 16, 4096),         # L:  Dosovitskiy et al. 2021, table 1
+    "huge": Shape(1280, 32, 16, 5120),          # H:  Dosovitskiy et al. 2021, table 1
+    "giant": Shape(1408, 40, 16, 6144),         # g:  Zhai et al. 2022, table 2
+    "gigantic": Shape(1664, 48, 16, 8192),      # G:  Zhai et al. 2022, table 2
+}
+
+
+def _resolve(model: Model) -> Shape | None:
+    """The size with the explicit numbers put over it; None when a number is in neither."""
+    named = SIZES[model.size] if model.size else None
+    numbers = []
+    for key in ("width", "depth", "heads", "mlp"):
+        given = getattr(model, key)
+        if given is None and named is None:
+            return None
+        numbers.append(given if given is not None else getattr(named, key))
+    return Shape(*numbers)
+
+
+def problems(model: Model) -> list[tuple[str, str]]:
+    """(dotted key, sentence) for what shows only once the size is known; empty when the model can be built."""
+    shape = _resolve(model)
+    if shape is None:
+        return [("model.size", f"give a size ({', '.join(SIZES)}), or all of model.width, model.depth, model.heads, model.mlp")]
+    found = []
+    origin = f" of size {model.size}" if model.size and model.width is None else ""
+    if shape.width % shape.heads:
+        found.append(("model.heads", f"{shape.heads} heads do not divide the width {shape.width}{origin}"))
+    if model.position == "sincos" and shape.width % 4:
+        found.append(("model.width", f"sin-cos positions want a width divisible by 4, got {shape.width}{origin}"))
+    if model.image % model.patch:
+        found.append(("model.image", f"{model.image} is not divisible by model.patch {model.patch}"))
+    return found
+
+
+def shape_of(model: Model) -> Shape:
+    """Size and explicit overrides -> numbers.  Raises RecipeError with every contradiction among them."""
+    found = problems(model)
+    if found:
+        raise RecipeError("\n".join(f"{key}: {sentence}" for key, sentence in found))
+    shape = _resolve(model)
+    assert shape is not None        # problems() says so
+    return shape
+
+
+def grid(model: Model) -> int:
+    """Patches on a side of the (square) image."""
+    return model.image // model.patch
+
+
+def num_tokens(model: Model) -> int:
+    """N: the patches, and the class token where the pooling is `token`."""
+    return grid(model) ** 2 + (model.pool == "token")
