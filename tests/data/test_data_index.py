@@ -8,6 +8,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import braceexpand
 import pytest
 import webdataset
 from hypothesis import HealthCheck, given, settings
@@ -210,14 +211,25 @@ def test_urls_that_cannot_be_used(tmp_path, monkeypatch, url, message):
 
 
 def test_braces_globs_and_paths(tmp_path, monkeypatch):
+    tmp_path /= "odd [name] {0..1}"
+    tmp_path.mkdir()
     monkeypatch.chdir(tmp_path)
     for name in ("b-1.tar", "b-0.tar", "c.tar"):
         write_tar(tmp_path / name, samples(1))
     found = [str(tmp_path / name) for name in ("b-0.tar", "b-1.tar", "c.tar")]
     assert expand(["b-*.tar", "c.tar"]) == found
-    assert expand(["b-{0..1}.tar", f"file://{tmp_path}/c.tar"]) == found
+    assert expand(["b-{0..1}.tar", "./x/../c.tar"]) == found
+    assert expand("file:///d/a.tar") == ["/d/a.tar"]
     with pytest.raises(DataError, match="is a folder"):
-        open_index(str(tmp_path))
+        open_index(".")
+
+
+@pytest.mark.parametrize("pattern", [
+    "/d/t-{000..012}.tar", "/d/t-{8..12}.tar", "/d/t-{08..12}.tar", "/d/t-{8..012}.tar", "/d/t-{3..1}.tar", "/d/{a,b}/t-{0..2}.tar",
+    "/d/t-{5..5}", "/d/{00..01}/t", "/d/t-{0..1}-{0..1}.tar",
+])
+def test_spans_expand_as_in_braceexpand(pattern):
+    assert expand(pattern) == list(braceexpand.braceexpand(pattern))
 
 
 # Keeping it

@@ -272,11 +272,11 @@ def test_an_error_in_a_thread_names_the_sample(shards, monkeypatch):
         raise ZeroDivisionError
 
     with open_stream(recipe(shards), open_index(shards), rank=0, world=1, micro_batch=2) as stream:
-        monkeypatch.setattr("vitscale.data.batch.decode", fail)
-        stream.skip(0, 1)                       # start anew, so that nothing is decoded already
-        with pytest.raises(ZeroDivisionError) as caught:
-            list(stream.until(60))
-    assert "while reading sample" in caught.value.__notes__[0]
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError) as caught:
+            patch.setattr("vitscale.data.batch.decode", fail)
+            next(stream)
+        assert "while reading sample" in caught.value.__notes__[0]
+        assert next(stream).position == 0       # the step was not handed out, and is not lost
 
 
 def test_closing_is_prompt(shards, monkeypatch):

@@ -95,7 +95,11 @@ class Stream:
     def __next__(self) -> StepBatch:
         started = time.perf_counter()
         batch = self.order.next(self.position)
-        micro = [self._ahead.take() for _ in range(self.num_micro)]
+        try:
+            micro = [self._ahead.take() for _ in range(self.num_micro)]
+        except BaseException:
+            self._follow()                          # nothing was handed out: the next call gives this step again
+            raise
         self.position = batch.end
         self.wait_s = time.perf_counter() - started
         return StepBatch(batch.step, batch.start, batch.end, batch.epoch, batch.size, [one for one in micro if one is not None])
