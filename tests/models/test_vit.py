@@ -156,6 +156,13 @@ def test_a_bf16_model_computes_in_bf16_throughout(position):
     torch.testing.assert_close(net(pictures().bfloat16()).float(), exact, rtol=0.1, atol=0.1)
 
 
+def test_autocast_keeps_the_residual_stream_in_bf16():
+    net = model(layer_scale=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = net.forward_features(pictures(16, 8), torch.ones(4, 2), names=["embedded", "blocks.0", "blocks.1"])
+    assert {value.dtype for value in found.values()} == {torch.bfloat16}
+
+
 def test_every_parameter_gets_a_gradient():
     for pool in ("token", "mean", "attention"):
         net = model(pool=pool, layer_scale=0.1)

@@ -76,6 +76,12 @@ def test_a_block_keeps_what_autograd_saves(options):
     assert sum(num_bytes for num_bytes, _ in saved.values()) - statistics == pytest.approx(3 * block_bytes(section), abs=64)
 
 
+def test_a_recomputed_block_keeps_its_input_and_one_is_whole_again():
+    none = activation_bytes(recipe())
+    every_third = activation_bytes(recipe(recompute="blocks", recompute_every=3))      # blocks 0 and 3 of 4
+    assert none - every_third == 2 * (block_bytes(recipe()) - 26 * 24 * 4) - block_bytes(recipe())
+
+
 def test_more_of_anything_never_takes_less():
     base = recipe(HUGE, engine="fsdp", precision="bf16")
     totals = [estimate(base, 8, micro_batch).total for micro_batch in range(1, 6)]

@@ -24,7 +24,7 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((width,), initial))
 
     def forward(self, branch: Tensor) -> Tensor:
-        return branch * self.gamma
+        return branch * self.gamma.to(branch.dtype)      # under autocast an fp32 gamma would widen the whole stream
 
 
 class Block(nn.Module):

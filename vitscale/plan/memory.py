@@ -67,7 +67,7 @@ def _kept_bytes(recipe: Recipe) -> int:
     if recipe.parallel.recompute == "none":
         return shape.depth * full
     if recipe.parallel.recompute == "blocks":                       # a recomputed block keeps its input alone
-        recomputed = shape.depth // recipe.parallel.recompute_every
+        recomputed = _ceil(shape.depth, recipe.parallel.recompute_every)     # blocks 0, k, 2 k, ...
         return (shape.depth - recomputed) * full + recomputed * tokens * element * width + (full if recomputed else 0)
     outputs = tokens * (element * (7 * width + shape.mlp) + 4 * shape.heads)    # input; qkv 3, attention, proj, fc2; fc1
     return shape.depth * min(outputs, full) + full
