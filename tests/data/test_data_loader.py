@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from vitscale.data import check_labels, open_index, open_stream
+from vitscale.data import check_labels, open_index, open_stream, uniforms
 from vitscale.data.ahead import too_many_bad
+from vitscale.data.crop import DRAWS, RandomCrop
+from vitscale.data.decode import decode
 from vitscale.data.index import SetIndex
 from vitscale.errors import CheckpointError, DataError
 from vitscale.recipe.load import check_recipe
@@ -183,13 +185,15 @@ def test_evaluation_takes_each_sample_once_in_equal_steps(shards, world):
 
 # Bad samples and labels
 
-def test_without_groups_a_bad_sample_is_masked_counted_and_told(tmp_path, unbroken):
+def test_without_groups_a_bad_sample_is_masked_counted_and_told(tmp_path, unbroken, monkeypatch):
+    monkeypatch.setattr("vitscale.data.batch.torch.empty", lambda shape, dtype, **_: torch.full(shape, 9, dtype=dtype))
     urls = pack(tmp_path, [9, 0, 14, 7], bad={4: b"garbage", 11: png(11)[:60], 29: b""})
     told = []
     seen, _ = collect(recipe(urls, max_bad_fraction=0.5), 1, 4, on_bad=told.append)
     assert sorted((bad["id"], bad["reason"], bad["key"]) for bad in told) == [
         (4, "format", "000004"), (11, "truncated", "000011"), (29, "format", "000029")]
     assert {key for key, entry in seen.items() if entry[5] == 0} == {(bad["step"], bad["position"] - 8 * bad["step"]) for bad in told}
+    assert not any(any(entry[1]) for entry in seen.values() if entry[5] == 0)
     assert {key: entry[0] for key, entry in seen.items()} == {key: unbroken[key][0] for key in seen}        # positions do not shift
     good = {key: entry for key, entry in seen.items() if entry[5] == 1}
     assert good == {key: unbroken[key] for key in good}
@@ -222,6 +226,8 @@ def test_in_a_group_the_next_readable_sample_takes_its_place(tmp_path, shards):
                                key=lambda number: (places[number][1] < key[1], places[number][1]))
                 assert seen[key][0] == entry[0]         # the id stays: positions do not shift
                 assert seen[key][2] == after[0] % 7
+                draws = uniforms(5, 0, 0, [entry[0]], 0, DRAWS)[0]      # of the sample that should stand there
+                assert seen[key][1] == decode(png(after[0]), RandomCrop(), 8, 3, draws).tobytes()
                 assert seen[key][5] == 1
 
 
@@ -272,21 +278,22 @@ def test_an_error_in_a_thread_names_the_sample(shards, monkeypatch):
         raise ZeroDivisionError
 
     with open_stream(recipe(shards), open_index(shards), rank=0, world=1, micro_batch=2) as stream:
-        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError) as caught:
+        with monkeypatch.context() as patch:
             patch.setattr("vitscale.data.batch.decode", fail)
-            next(stream)
+            with pytest.raises(ZeroDivisionError) as caught:
+                next(stream)
         assert "while reading sample" in caught.value.__notes__[0]
         assert next(stream).position == 0       # the step was not handed out, and is not lost
 
 
 def test_closing_is_prompt(shards, monkeypatch):
     real = SetIndex.shard
-    monkeypatch.setattr(SetIndex, "shard", lambda self, number: time.sleep(0.05) or real(self, number))
+    monkeypatch.setattr(SetIndex, "shard", lambda self, number: time.sleep(0.4) or real(self, number))
     stream = open_stream(recipe(shards, prefetch=50), open_index(shards), rank=0, world=1, micro_batch=8)
-    next(stream)                            # 50 micro-batches wait behind it: ten seconds of work
+    next(stream)                            # 50 micro-batches wait behind it, and two tasks of four samples are under way
     begun = time.perf_counter()
     stream.close()
-    assert time.perf_counter() - begun < 2
+    assert time.perf_counter() - begun < 1.2
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 

@@ -107,6 +107,12 @@ def test_lanes_are_owned_only_where_the_world_divides_them():
     assert order.share(order.batch_at(0), 0, 3).tolist() == [0, 1, 2, 3, 4, 5]
 
 
+def test_the_largest_share_of_a_set_smaller_than_a_batch():
+    order = Order([10], 0, 24, 8)
+    assert [order.max_share(world) for world in (1, 2, 3, 4, 8)] == [10, 6, 4, 4, 2]
+    assert [len(order.share(order.batch_at(0), rank, 4)) for rank in range(4)] == [4, 2, 2, 2]
+
+
 def test_skipped_batches_are_passed_over_whole():
     order = Order([10], 0, 4, 2)
     plain = [batch for batch, _ in zip(order.batches(0), range(8), strict=False)]
