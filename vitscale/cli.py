@@ -78,18 +78,18 @@ def recipes_check(
 ) -> None:
     """Check recipes without opening a shard; lists every mistake of every file."""
     from vitscale.errors import EXIT_WRONG_INPUT, RecipeError
-    from vitscale.plan.params import total_params
+    from vitscale.plan.params import count_params
     from vitscale.recipe import RECIPES, load_recipe, recipe_files
 
     wrong = 0
     for path in paths or [RECIPES]:
         for file in recipe_files(path) if path.is_dir() else [path]:
             try:
-                recipe = load_recipe(file)
-                print(f"{file}: sound; {total_params(recipe.model):,} parameters")
+                print(f"{file}: sound; {count_params(load_recipe(file).model):,} parameters")
             except RecipeError as error:
                 wrong += 1
-                print(error, file=sys.stderr)
+                text = str(error)
+                print(text if text.startswith(str(file)) else f"{file}: {text}", file=sys.stderr)
     if wrong:
         raise typer.Exit(EXIT_WRONG_INPUT)
 

@@ -1,6 +1,7 @@
 """One process, or torch's DistributedDataParallel: every rank holds the whole model (Li et al. 2020)."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -28,7 +29,9 @@ class DdpEngine(Engine):
         self.model, self.optimizer, self._wrapped = model, optimizer, model
         if self.world.size > 1:
             devices = [self.world.device.index] if self.world.device.type == "cuda" else None
-            self._wrapped = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+            with warnings.catch_warnings():     # torch 2.13 announces another name, which older ones do not know
+                warnings.simplefilter("ignore", FutureWarning)
+                self._wrapped = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     @contextlib.contextmanager
     def micro_step(self, last: bool) -> Iterator[None]:

@@ -119,7 +119,7 @@ class ZeroEngine(Engine):
                 counters[key] = value
         for state in self._base.state.values():
             for key, value in counters.items():
-                state[key] = value.to(state[key].device) if torch.is_tensor(state.get(key)) else value
+                state[key].copy_(value)     # in place: each group counts for itself
         # the weights that compute (bf16, or gathered) follow the fp32 masters at the next update; until then they must agree with them
         self._refresh_compute_weights({name: targets[f"model.{name}"] for name in parameters})
 
@@ -143,11 +143,11 @@ class ZeroEngine(Engine):
 
     def _allocate_optimizer_state(self, keys: Mapping[str, torch.Size]) -> None:
         """Make the state that the optimizer would make in its first step; `keys` with one shape of each, () for a counter."""
-        for group in self._base.param_groups:
-            for flat in group["params"]:
-                for key, shape in keys.items():
-                    if key not in self._base.state[flat]:
-                        self._base.state[flat][key] = torch.zeros_like(flat) if len(shape) else torch.zeros((), device=flat.device)
+        inner = self._engine.optimizer
+        for flat in inner.fp32_partitioned_groups_flat if self.parallel.zero_stage == 3 else inner.single_partition_of_fp32_groups:
+            for key, shape in keys.items():
+                if key not in self._base.state[flat]:
+                    self._base.state[flat][key] = torch.zeros_like(flat) if len(shape) else torch.zeros((), device=flat.device)
         self._link_optimizer_state()
 
     def _state_keys(self) -> tuple[list[str], dict[str, Tensor]]:

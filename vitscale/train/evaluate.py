@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
-from vitscale.data.loader import MicroBatch
+from vitscale.data import MicroBatch
 from vitscale.objectives.classification import topk_correct
 from vitscale.parallel.engine import Engine
 from vitscale.recipe import Augment

@@ -8,7 +8,7 @@ import torch
 
 import vitscale
 from vitscale.checkpoint.store import Facts
-from vitscale.data.loader import Stream
+from vitscale.data import Stream
 from vitscale.parallel.world import World
 from vitscale.recipe import Recipe
 from vitscale.train.prepare import Prepared

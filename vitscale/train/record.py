@@ -10,7 +10,7 @@ from typing import Any
 
 from vitscale.checkpoint.files import write_atomically
 from vitscale.checkpoint.lease import Lease
-from vitscale.data.loader import StepBatch
+from vitscale.data import StepBatch
 from vitscale.observe.console import Progress as Display
 from vitscale.observe.console import make_console
 from vitscale.observe.exporter import Exporter
@@ -72,12 +72,12 @@ class Recorder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._open.close()
 
-    def step(self, batch: StepBatch, result: StepResult, lr: float, now: Moment) -> None:
-        """Book a step that has just ended.  Collective when the step's samples are logged or some were bad."""
+    def step(self, batch: StepBatch, result: StepResult, lr: float, now: Moment, bad: list[dict[str, Any]]) -> None:
+        """Book a step that has just ended; `bad` are this rank's samples of it that could not be used.  Collective when the step's samples are logged or some were bad."""
         if self.recipe.data.log_samples:
             self._log_samples(batch, now)
         if result.bad:
-            self._log_bad(batch)
+            self._log_bad(bad)
         phases = self.meters.end_step(batch.size)
         if not result.applied:
             log.warning("step %d: loss %s, gradient norm %s: not finite, the update was skipped on all ranks", now.step, result.loss, result.grad_norm)
@@ -128,8 +128,8 @@ class Recorder:
             ids = [sample for _, sample in sorted(pair for part in parts for pair in part)]
             self._samples.write({"step": now.step, "position": batch.position, "ids": ids})
 
-    def _log_bad(self, batch: StepBatch) -> None:
-        parts = self.world.gather(batch.bad)
+    def _log_bad(self, bad: list[dict[str, Any]]) -> None:
+        parts = self.world.gather(bad)
         if parts is None or self._rows is None:
             return
         for row in (row for part in parts for row in part):

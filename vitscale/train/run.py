@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,10 +13,9 @@ from vitscale.checkpoint.lease import Lease
 from vitscale.checkpoint.resume import newest_whole, refuse_changes
 from vitscale.checkpoint.store import STATE, Facts, Writer, read_facts, read_into, shapes_in
 from vitscale.checkpoint.weights import read_weights
-from vitscale.data.loader import Stream, open_stream
+from vitscale.data import Stream, open_stream
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError
-from vitscale.models import build_model
-from vitscale.models.init import initial_value
+from vitscale.models import build_model, initial_value
 from vitscale.objectives import build_objective
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.observe.meters import Meters
@@ -85,8 +85,10 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
     schedule, num_samples = prepared.schedule, prepared.train.num_samples
 
     with contextlib.ExitStack() as stack:
+        bad: list[dict[str, Any]] = []      # this rank's unreadable samples of the step
+        place: dict[str, Any] = {"rank": world.rank, "world": world.size, "local_ranks": world.local_size, "pin": world.device.type == "cuda"}
         stream = stack.enter_context(open_stream(
-            recipe, prepared.train, "train", world.rank, world.size, work.micro_batch, drop_rates=drop_rates, local_world=world.local_size))
+            recipe, prepared.train, "train", micro_batch=work.micro_batch, drop_rates=drop_rates, on_bad=bad.append, **place))
         writer = stack.enter_context(contextlib.closing(Writer(
             prepared.folder / "checkpoints", rank=world.rank, lease=lease, attempt=start.attempt, settings=recipe.checkpoint)))
         with meters.phase("restore"):
@@ -106,7 +108,7 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
             assert prepared.val is not None
             with meters.phase("evaluate"):
                 def once() -> dict[str, float]:
-                    with open_stream(recipe, prepared.val, "val", world.rank, world.size, work.micro_batch, local_world=world.local_size) as val:
+                    with open_stream(recipe, prepared.val, "val", micro_batch=work.micro_batch, **place) as val:
                         return evaluate(engine, val, objective, recipe.model.classes, recipe.data.augment)
                 result = once()
                 if ema is not None:
@@ -122,11 +124,12 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
             with meters.phase("data_wait"):
                 batch = next(batches)
             lr = schedule.lr(batch.end)
-            result = train_step(engine, batch, objective, recipe.data.augment, lr, bool(stop), meters)
+            result = train_step(engine, batch, objective, recipe.data.augment, lr, bool(stop), len(bad), meters)
             before, progress.now = progress.now, Moment(batch.step + 1, batch.end)
             if ema is not None and result.applied:
                 ema.update()
-            record.step(batch, result, lr, progress.now)
+            record.step(batch, result, lr, progress.now, bad)
+            bad.clear()
 
             failures = 0 if result.applied else failures + 1
             if failures >= recipe.resilience.max_nonfinite:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitscale.data.augment import to_model_input
-from vitscale.data.loader import MicroBatch, StepBatch
+from vitscale.data import MicroBatch, StepBatch, augment
 from vitscale.observe.meters import Meters
 from vitscale.parallel.engine import Engine
 from vitscale.recipe import Augment
@@ -26,27 +25,30 @@ class StepResult:
     bad: int                # samples of the batch that could not be read, over all ranks
 
 
-def device_inputs(micro: MicroBatch, device: torch.device, augment: Augment) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def device_inputs(micro: MicroBatch, device: torch.device, settings: Augment) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """images (b, C, S, S) fp32 normalised and flipped, labels (b,), weight (b,), keep (2L, b) or None, on the device."""
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
 
-    images = to_model_input(move(micro.images), move(micro.flip), augment.mean, augment.std)
+    images = augment.apply(move(micro.images), move(micro.flip), settings.mean, settings.std)
     return images, move(micro.labels), move(micro.weight), None if micro.keep is None else move(micro.keep)
 
 
-def train_step(engine: Engine, batch: StepBatch, objective: Objective, augment: Augment, lr: float, stop: bool, meters: Meters) -> StepResult:
+def train_step(
+    engine: Engine, batch: StepBatch, objective: Objective, settings: Augment, lr: float, stop: bool, bad: int, meters: Meters,
+) -> StepResult:
     """Forward and backward of every micro-batch, one update, and one small exchange of what all ranks must know.
 
     The denominator is the size of the global batch by the index, known to every rank.  A rank's loss is its local sum times the world
-    size over it, so that averaging gradients over ranks is exact for uneven shares, masked samples and accumulation.
+    size over it, so that averaging gradients over ranks is exact for uneven shares, masked samples and accumulation.  `stop` and
+    `bad` (samples of this rank that could not be read) travel with the loss.
     """
     world = engine.world
     engine.model.train()
     total = torch.zeros((), device=world.device)
     for number, micro in enumerate(batch.micro):
         with meters.phase("h2d"):
-            images, labels, weight, keep = device_inputs(micro, world.device, augment)
+            images, labels, weight, keep = device_inputs(micro, world.device, settings)
         with meters.phase("compute"), engine.micro_step(last=number == len(batch.micro) - 1):
             losses = objective(engine.forward(images, keep), labels)
             # where, not a product: a dummy's loss must not count even if it is not finite
@@ -56,6 +58,6 @@ def train_step(engine: Engine, batch: StepBatch, objective: Objective, augment: 
     with meters.phase("optimizer"):
         engine.set_lr(lr)
         update = engine.step()
-        known = torch.tensor([stop, len(batch.bad)], dtype=torch.float64).to(world.device, non_blocking=True)
-        mean_loss, votes, bad = world.sum_(torch.cat([total.double()[None] / batch.size, known])).tolist()
-    return StepResult(mean_loss, update.grad_norm, update.applied, votes > 0, int(bad))
+        known = torch.tensor([stop, bad], dtype=torch.float64).to(world.device, non_blocking=True)
+        mean_loss, votes, all_bad = world.sum_(torch.cat([total.double()[None] / batch.size, known])).tolist()
+    return StepResult(mean_loss, update.grad_norm, update.applied, votes > 0, int(all_bad))
