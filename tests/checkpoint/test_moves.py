@@ -75,7 +75,11 @@ MOVES = [
 ]
 
 
-@pytest.mark.parametrize(("origin", "size", "targets"), MOVES, ids=lambda v: f"{v.engine}{v.zero_stage}" if isinstance(v, Parallel) else None)
+def name_of(value: object) -> str | None:
+    return f"{value.engine}{value.zero_stage}" if isinstance(value, Parallel) else None
+
+
+@pytest.mark.parametrize(("origin", "size", "targets"), MOVES, ids=name_of)
 def test_a_state_moves(tmp_path: Path, unbroken: list[float], origin: Parallel, size: int, targets: list[tuple[Parallel, int]]) -> None:
     before = run_ranks(size, go, origin, 0, 5, None, str(tmp_path))[0]
     assert before == pytest.approx(unbroken[:5], abs=1e-5)

@@ -60,7 +60,8 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], checkpoint:
 
     Other differences (learning rate, duration, engine, ...) are the user's right; they are logged.
     """
-    bound, free = [], []
+    bound: list[str] = []
+    free: list[str] = []
     for key, old, new in differences(saved, now):
         belongs = any(key == name or key.startswith(name + ".") or name.startswith(key + ".") for name in BOUND)
         (bound if belongs else free).append(f"{key}: {old} -> {new}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -194,9 +194,10 @@ def read_facts(checkpoint: Path) -> Facts:
 class _SafeUnpickler(pickle.Unpickler):
     """torch keeps a distributed checkpoint's table of contents as a pickle; only the plain classes of that table are let in."""
 
-    _ALLOWED = {
+    _ALLOWED: ClassVar = {
         "torch.distributed.checkpoint.metadata": {
-            "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
+            "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "MetadataIndex", "StorageMeta",
+            "_MEM_FORMAT_ENCODING",
         },
         "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
         "torch": {"Size", "float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool", "strided"},
@@ -221,7 +222,8 @@ class _Reader(dcp.FileSystemReader):
                 metadata = _SafeUnpickler(file).load()
         except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: is no table of contents of a vitscale checkpoint ({error})") from None
-        if not isinstance(metadata, Metadata) or not all(isinstance(item, TensorStorageMetadata) for item in metadata.state_dict_metadata.values()):
+        contents = metadata.state_dict_metadata.values() if isinstance(metadata, Metadata) else [None]
+        if not all(isinstance(item, TensorStorageMetadata) for item in contents):
             raise CheckpointError(f"{path}: holds more than tensors; it was not written by vitscale")
         for item in (metadata.storage_data or {}).values():
             if Path(item.relative_path).name != item.relative_path:

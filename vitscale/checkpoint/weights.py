@@ -19,7 +19,8 @@ def find_weights(source: Path) -> Path:
     for checkpoint in reversed(checkpoints_in(source / "checkpoints")):
         if damage_in(checkpoint) is None:
             return checkpoint / WEIGHTS
-    raise CheckpointError(f"{source}: holds no weights; wants a run folder with a whole checkpoint, a checkpoint folder, or a .safetensors file")
+    raise CheckpointError(f"{source}: holds no weights; wanted is a run folder with a whole checkpoint, a checkpoint folder, "
+                          "or a .safetensors file")
 
 
 def read_weights(source: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -9,33 +9,38 @@ from torch import Tensor, nn
 
 from vitscale.models.names import leaf
 
-STD = 0.02      # of weights, class token and positions: Touvron et al. 2021 (DeiT), whose cut at +-2 lies a hundred deviations out
-
 
 def initial_value(model: nn.Module, name: str, shape: Sequence[int], seed: int) -> Tensor:
     """The whole tensor of the parameter `name`, fp32 on the CPU; `shape` is its unsharded shape.
 
-    * biases 0, norms' weights 1, LayerScale's gammas `model.layer_scale`;
-    * the classifier 0, so that the first loss is log(classes) (big_vision's vit.py);
-    * the patch projection normal with variance 1 / fan-in (LeCun et al. 1998), as big_vision and Dosovitskiy et al. 2021;
-    * the MAP probe normal with variance 1 / D (timm);
-    * all else normal with deviation STD.
+    As big_vision's vit.py (Beyer et al. 2022), whose deviations follow the width, so that small models train as well as large ones:
+
+    * matrices of attention and MLP uniform with variance 2 / (fan-in + fan-out) (Glorot & Bengio 2010); qkv counts as three;
+    * positions and the MAP probe normal with variance 1 / D; the class token 0;
+    * the patch projection normal with variance 1 / fan-in (LeCun et al. 1998);
+    * the classifier 0, so that the first loss is log(classes); biases 0, norms' weights 1, LayerScale's gammas `model.layer_scale`.
 
     Nothing depends on the order of the parameters, the device, the engine or the sharding: a rank may make any tensor alone.
     """
     last = leaf(name)
-    if last == "bias" or name == "head.weight":
+    if last in ("bias", "cls_token") or name == "head.weight":
         return torch.zeros(*shape, device="cpu")
     if last == "gamma":
         return torch.full(tuple(shape), float(model.layer_scale), device="cpu")  # type: ignore[arg-type]
     if last == "weight" and len(shape) == 1:
         return torch.ones(*shape, device="cpu")
-    std = STD
+    value, generator = torch.empty(*shape, dtype=torch.float32, device="cpu"), _generator(seed, name)
     if name == "patch_embed.proj.weight":
-        std = 1 / math.sqrt(math.prod(shape[1:]))
-    elif last == "latent":
-        std = 1 / math.sqrt(shape[-1])
-    return torch.empty(*shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=_generator(seed, name))
+        return value.normal_(0.0, 1 / math.sqrt(math.prod(shape[1:])), generator=generator)
+    if last in ("pos_embed", "latent"):
+        return value.normal_(0.0, 1 / math.sqrt(shape[-1]), generator=generator)
+    fan_out, fan_in = shape
+    if name.endswith("qkv.weight"):
+        fan_out //= 3
+    elif name.endswith(".kv.weight"):
+        fan_out //= 2
+    bound = math.sqrt(6 / (fan_in + fan_out))
+    return value.uniform_(-bound, bound, generator=generator)
 
 
 def initialise(model: nn.Module, seed: int) -> None:

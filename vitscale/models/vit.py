@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vitscale.models.attention import Attention
+from vitscale.models.backbone import Backbone
 from vitscale.models.drop_path import add_branch, drop_rates
 from vitscale.models.heads import AttentionPool
 from vitscale.models.mlp import MLP
@@ -51,7 +52,7 @@ class Block(nn.Module):
         return tokens if weights is None else (tokens, weights)
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Backbone):
     """Images to logits, or to pooled features where `classes` is 0.  Parameter names are timm's.
 
     Built on any device, `meta` included; its numbers mean something after models.init.initialise or load_state_dict.

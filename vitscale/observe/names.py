@@ -4,6 +4,7 @@ Prometheus conventions: base units (seconds, not milliseconds), counters end in 
 `metrics.jsonl` uses the short column names of its rows (`loss`, `lr`, ...); COLUMNS says which metric each of them is.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,7 +70,7 @@ COLUMNS = {
 }
 
 
-def metrics_of(row: dict[str, object]) -> dict[str, object]:
+def metrics_of(row: Mapping[str, object]) -> dict[str, object]:
     """A row of metrics.jsonl -> {metric name: value} as `Exporter.update` takes it; columns that are no metric are left out.
 
     An evaluation's row (`eval_top1` and others) carries `time` too, but is no step and does not move `last_step_timestamp_seconds`.

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from vitscale.optim.groups import Model, decay_groups
+from vitscale.models import Backbone
+from vitscale.optim.groups import decay_groups
 from vitscale.recipe import Optim
 
 
@@ -17,7 +18,7 @@ def _adamw(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.Optimizer:
 OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], Optim], torch.optim.Optimizer]] = {"adamw": _adamw}
 
 
-def build_optimizer(model: Model, optim: Optim) -> torch.optim.Optimizer:
+def build_optimizer(model: Backbone, optim: Optim) -> torch.optim.Optimizer:
     """The optimizer over `model`'s parameters in decay and no-decay groups.
 
     Build it after sharding, since FSDP2 replaces the parameters, and after materialising: a fused optimizer refuses the meta device.

@@ -1,18 +1,13 @@
 """Which parameters decay: the two parameter groups of an optimizer."""
 
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
-
-class Model(Protocol):
-    """What this package relies on."""
-
-    def named_parameters(self) -> Any: ...
-    def no_decay(self) -> set[str]: ...     # names of parameters exempt from weight decay
+from vitscale.models import Backbone
 
 
-def decay_groups(model: Model, weight_decay: float) -> list[dict[str, Any]]:
+def decay_groups(model: Backbone, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters as torch optimizers take them: those that decay, then those that do not; an empty group is left out.
 
     Each trainable parameter stands in exactly one group, in the order of `named_parameters()`.  `no_decay()` may name only parameters

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vitscale.errors import ClusterError
+from vitscale.models import Backbone
 from vitscale.parallel.ddp import clip_and_step
 from vitscale.parallel.engine import Engine, Fill, Update, ValueOf, prepared
 from vitscale.parallel.state import fill_parameters_, load_named_state, named_state
@@ -22,14 +23,14 @@ class AccelerateEngine(Engine):
     _accelerator: Any
     _wrapped: nn.Module
 
-    def materialise(self, build: Callable[[], nn.Module], value_of: ValueOf) -> nn.Module:
+    def materialise(self, build: Callable[[], Backbone], value_of: ValueOf) -> Backbone:
         model = prepared(build, self.parallel)
         model.to_empty(device=self.world.device)
-        model.reset_buffers()       # type: ignore[operator]
+        model.reset_buffers()
         fill_parameters_(model, value_of)
         return model
 
-    def adopt(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
         from accelerate import Accelerator
         from accelerate.utils import InitProcessGroupKwargs
 

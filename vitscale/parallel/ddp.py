@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from vitscale.models import Backbone
 from vitscale.parallel.engine import Engine, Fill, Update, ValueOf, prepared
 from vitscale.parallel.state import fill_parameters_, load_named_state, named_state
 
@@ -18,14 +19,14 @@ class DdpEngine(Engine):
 
     _wrapped: nn.Module
 
-    def materialise(self, build: Callable[[], nn.Module], value_of: ValueOf) -> nn.Module:
+    def materialise(self, build: Callable[[], Backbone], value_of: ValueOf) -> Backbone:
         model = prepared(build, self.parallel)
         model.to_empty(device=self.world.device)
-        model.reset_buffers()       # type: ignore[operator]
+        model.reset_buffers()
         fill_parameters_(model, value_of)
         return model
 
-    def adopt(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer, self._wrapped = model, optimizer, model
         if self.world.size > 1:
             devices = [self.world.device.index] if self.world.device.type == "cuda" else None

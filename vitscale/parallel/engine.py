@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vitscale.models import Backbone
 from vitscale.parallel.recompute import recompute_
 from vitscale.parallel.world import World
 from vitscale.recipe import Parallel
@@ -47,11 +48,11 @@ class Engine(ABC):
         self.optimizer: torch.optim.Optimizer
 
     @abstractmethod
-    def materialise(self, build: Callable[[], nn.Module], value_of: ValueOf) -> nn.Module:
+    def materialise(self, build: Callable[[], Backbone], value_of: ValueOf) -> Backbone:
         """Build on the meta device, recompute, compile, shard (in that order), allocate, fill every parameter from `value_of`."""
 
     @abstractmethod
-    def adopt(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
         """Take the model and its optimizer over; ZeRO shards here."""
 
     @contextlib.contextmanager
@@ -86,11 +87,11 @@ class Engine(ABC):
         """Take over a state that `tensors()` of any engine on any number of ranks gave.  `shapes` are the names it holds."""
 
 
-def prepared(build: Callable[[], nn.Module], parallel: Parallel) -> nn.Module:
+def prepared(build: Callable[[], Backbone], parallel: Parallel) -> Backbone:
     """A model on the meta device with its blocks recomputed and compiled as asked; names of parameters stay as built."""
     with torch.device("meta"):
         model = build()
-    units = model.units()   # type: ignore[operator]
+    units = model.units()
     recompute_(units, parallel.recompute, parallel.recompute_every)
     if parallel.compile:
         for unit in units:

@@ -4,10 +4,11 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from vitscale.models import Backbone
 from vitscale.parallel.ddp import clip_and_step
 from vitscale.parallel.engine import Engine, Fill, Update, ValueOf, prepared
 from vitscale.parallel.state import fill_parameters_, load_named_state, named_state
@@ -16,22 +17,22 @@ from vitscale.parallel.state import fill_parameters_, load_named_state, named_st
 class FsdpEngine(Engine):
     """Each unit is gathered for its own forward and backward only.  bf16 computes in bf16 and reduces gradients in fp32."""
 
-    def materialise(self, build: Callable[[], nn.Module], value_of: ValueOf) -> nn.Module:
+    def materialise(self, build: Callable[[], Backbone], value_of: ValueOf) -> Backbone:
         model = prepared(build, self.parallel)
         device = self.world.device
         mesh = init_device_mesh(device.type, (self.world.size,), mesh_dim_names=("shard",))
         policy = MixedPrecisionPolicy()
         if self.parallel.precision == "bf16":
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        for unit in model.units():      # type: ignore[operator]
+        for unit in model.units():
             fully_shard(unit, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
         model.to_empty(device=device)
-        model.reset_buffers()           # type: ignore[operator]
+        model.reset_buffers()
         fill_parameters_(model, value_of)
         return model
 
-    def adopt(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
 
     @contextlib.contextmanager

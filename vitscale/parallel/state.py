@@ -60,7 +60,7 @@ def check_names(parameters: Mapping[str, Tensor], shapes: Mapping[str, torch.Siz
         if name not in saved:
             raise CheckpointError(f"the checkpoint has no parameter '{name}'; it belongs to another model")
         if tuple(saved[name]) != tuple(parameter.shape):
-            raise CheckpointError(f"parameter '{name}' is {tuple(saved[name])} in the checkpoint and {tuple(parameter.shape)} in this model")
+            raise CheckpointError(f"parameter '{name}' is {tuple(saved[name])} in the checkpoint, {tuple(parameter.shape)} in this model")
     surplus = sorted(saved.keys() - parameters.keys())
     if surplus:
         raise CheckpointError(f"the checkpoint has a parameter '{surplus[0]}' that this model lacks; it belongs to another model")

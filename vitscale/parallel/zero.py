@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
+from vitscale.models import Backbone
 from vitscale.parallel.engine import Engine, Fill, Update, ValueOf, prepared
 from vitscale.parallel.state import check_names, fill_parameters_, optimizer_keys
 
@@ -23,14 +24,14 @@ class ZeroEngine(Engine):
 
     _engine: Any
 
-    def materialise(self, build: Callable[[], nn.Module], value_of: ValueOf) -> nn.Module:
+    def materialise(self, build: Callable[[], Backbone], value_of: ValueOf) -> Backbone:
         model = prepared(build, self.parallel)
         model.to_empty(device=self.world.device)
-        model.reset_buffers()       # type: ignore[operator]
+        model.reset_buffers()
         fill_parameters_(model, value_of)
         return model
 
-    def adopt(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
         deepspeed = _import_deepspeed()
         bf16 = self.parallel.precision == "bf16"
         # DeepSpeed makes its fp32 masters from the bf16 copy of the weights; the exact ones are put back below

@@ -50,8 +50,10 @@ def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = Non
         pack_digits(Path(recipe.data.train[0]).parent)
     train = open_index(recipe.data.train, recipe.data.index_dir, on_progress)
     val = open_index(recipe.data.val, recipe.data.index_dir, on_progress) if recipe.data.val else None
-    if recipe.data.num_samples is not None and recipe.data.num_samples != train.num_samples:
-        raise DataError(f"data.num_samples says {recipe.data.num_samples}, the shards hold {train.num_samples}; correct it, or check data.train")
+    declared = recipe.data.num_samples
+    if declared is not None and declared != train.num_samples:
+        lost = f" and {train.lost} lost to damage" if train.lost else ""
+        raise DataError(f"data.num_samples says {declared}, the shards hold {train.num_samples}{lost}; correct it, or check data.train")
     for index in (train, val):
         if index is not None:
             check_labels(index, recipe.data.label, recipe.model.classes)

@@ -86,14 +86,15 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
 
     with contextlib.ExitStack() as stack:
         bad: list[dict[str, Any]] = []      # this rank's unreadable samples of the step
-        place: dict[str, Any] = {"rank": world.rank, "world": world.size, "local_ranks": world.local_size, "pin": world.device.type == "cuda"}
+        on_gpu = world.device.type == "cuda"
         stream = stack.enter_context(open_stream(
-            recipe, prepared.train, "train", micro_batch=work.micro_batch, drop_rates=drop_rates, on_bad=bad.append, **place))
+            recipe, prepared.train, "train", rank=world.rank, world=world.size, micro_batch=work.micro_batch, drop_rates=drop_rates,
+            local_ranks=world.local_size, pin=on_gpu, on_bad=bad.append))
         writer = stack.enter_context(contextlib.closing(Writer(
             prepared.folder / "checkpoints", rank=world.rank, lease=lease, attempt=start.attempt, settings=recipe.checkpoint)))
         with meters.phase("restore"):
             progress = _resume(start, engine, ema, stream)
-        record = stack.enter_context(Recorder(recipe, prepared, world, lease, start.attempt, meters, progress.now))
+        record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, progress.now))
 
         def save() -> None:
             if writer.last_step == progress.now.step:
@@ -107,13 +108,14 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
         def evaluate_now() -> tuple[bool, bool]:
             assert prepared.val is not None
             with meters.phase("evaluate"):
-                def once() -> dict[str, float]:
-                    with open_stream(recipe, prepared.val, "val", micro_batch=work.micro_batch, **place) as val:
-                        return evaluate(engine, val, objective, recipe.model.classes, recipe.data.augment)
-                result = once()
-                if ema is not None:
-                    with ema.swapped():
-                        result |= {name.replace("eval_", "eval_ema_"): value for name, value in once().items()}
+                val = open_stream(recipe, prepared.val, "val", rank=world.rank, world=world.size, micro_batch=work.micro_batch,
+                                  local_ranks=world.local_size, pin=on_gpu)
+                with val:
+                    result = evaluate(engine, val, objective, recipe.model.classes, recipe.data.augment)
+                    if ema is not None:
+                        with ema.swapped():
+                            averaged = evaluate(engine, val, objective, recipe.model.classes, recipe.data.augment)
+                        result |= {name.replace("eval_", "eval_ema_"): value for name, value in averaged.items()}
             record.evaluation(result, progress.now)
             return progress.note(result, recipe.checkpoint.best, recipe.evaluate.early_stopping)
 

@@ -39,7 +39,7 @@ def device_bytes(world: World) -> int:
 
 
 def device_peak_flops(recipe: Recipe, world: World) -> float:
-    """FLOP/s that MFU is held against: the recipe's, the data sheet's, or on a CPU what a large matrix product reaches here.  0: unknown."""
+    """FLOP/s that MFU is held against: the recipe's, the data sheet's, or what matrix products reach on this CPU.  0: unknown."""
     if recipe.observe.peak_flops is not None:
         return recipe.observe.peak_flops
     if world.device.type == "cpu":
