@@ -14,8 +14,9 @@ from sklearn.datasets import load_sample_images
 from vitscale.data import augment
 from vitscale.data.bad import BadSample
 from vitscale.data.crop import DRAWS, CentreCrop, RandomCrop
-from vitscale.data.decode import decode, image_size
+from vitscale.data.decode import decode
 from vitscale.data.draws import CROP, uniforms
+from vitscale.data.image import image_size
 
 CHINA, FLOWER = (Image.fromarray(picture) for picture in load_sample_images().images)       # 640 x 427 photographs
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from vitscale.data.group import group
 from vitscale.data.shards import Homes, expand, locked, publish, stat_shards
 from vitscale.data.tar import Damage, Member, Walk, split_name, walk
 from vitscale.errors import DataError
@@ -187,20 +188,12 @@ def _reader(descriptor: int) -> Callable[[int, int], bytes]:
     return lambda offset, size: os.pread(descriptor, size, offset)
 
 
-@dataclass
-class _Sample:
-    key: str
-    members: dict[str, Member]
-    suspect: bool = False       # next to damage: kept if it has what every other sample has
-    broken: bool = False        # one of its members is known to be cut
-
-
 def _build_sidecar(place: Path, path: str, size: int, mtime_ns: int) -> dict[str, Any]:
     """Walk one shard, write its sidecar, return its row of the set file.  Raises DataError for what is no tar or has no images."""
     state = Walk()
     with open(path, "rb", buffering=0) as file:
         read_at = _reader(file.fileno())
-        samples, lost = _group(list(walk(read_at, size, state)), state)
+        samples, lost = group(list(walk(read_at, size, state)), state)
         if not samples and (size == 0 or state.damage):
             start = read_at(0, 6)
             packed = start[:2] == b"\x1f\x8b" or start[:3] == b"BZh" or start == b"\xfd7zXZ\0" or start[:4] == b"(\xb5/\xfd"
@@ -217,7 +210,7 @@ def _build_sidecar(place: Path, path: str, size: int, mtime_ns: int) -> dict[str
     members = [(number[ext], member) for sample in samples for ext, member in sample.members.items()]
     row = {
         "bytes": size, "mtime_ns": mtime_ns, "samples": len(samples), "images": images,
-        "damaged": len(state.damage), "lost": lost, "header_sha256": state.sha.hexdigest(),
+        "damaged": len(state.damage), "lost": len(lost), "header_sha256": state.sha.hexdigest(),
     }
     damage = [asdict(damage) for damage in sorted(state.damage, key=lambda damage: damage.offset)]
     meta = {"version": VERSION, "extensions": names, "damage": damage, **row}
@@ -229,43 +222,6 @@ def _build_sidecar(place: Path, path: str, size: int, mtime_ns: int) -> dict[str
     }
     publish(place, save(arrays, {"vitscale": json.dumps(meta)}))
     return row
-
-
-def _group(items: list[Member | Damage], state: Walk) -> tuple[list[_Sample], int]:
-    """Consecutive members of equal key make a sample (webdataset's rule); -> (samples to keep, samples known to be lost).
-
-    Where webdataset raises for a member that comes twice, a new sample starts and the damage is noted.  A sample next to damage is
-    dropped unless it has every extension that all undamaged samples of the shard have.
-    """
-    samples: list[_Sample] = []
-    lost: set[str] = set()
-    keys: set[str] = set()
-    after_damage = False
-    for item in items:
-        parts = split_name(item.name) if item.name else None
-        if isinstance(item, Damage):
-            if samples:
-                samples[-1].suspect = True
-                samples[-1].broken |= parts is not None and samples[-1].key == parts[0]
-            if parts:
-                lost.add(parts[0])
-            after_damage = True
-            continue
-        if parts is None:
-            continue
-        key, ext = parts
-        if not samples or samples[-1].key != key or ext in samples[-1].members:
-            if key in keys:
-                state.damage.append(Damage(item.header, item.offset, f"key {key!r} comes twice; both samples are kept", None))
-            keys.add(key)
-            samples.append(_Sample(key, {}, suspect=after_damage))
-        samples[-1].members[ext] = item
-        after_damage = False
-    intact = [set(sample.members) for sample in samples if not sample.suspect]
-    required = set.intersection(*intact) if intact else {ext for sample in samples for ext in sample.members}
-    kept = [sample for sample in samples if not sample.broken and (not sample.suspect or required <= set(sample.members))]
-    lost |= {sample.key for sample in samples} - {sample.key for sample in kept}
-    return kept, len(lost)
 
 
 def _load_sidecar(places: Sequence[Path], path: str, size: int, mtime_ns: int) -> ShardIndex | None:
