@@ -70,8 +70,10 @@ class Lease:
         while not self._stop.wait(HEARTBEAT_S):
             try:
                 os.utime(path)
+            except FileNotFoundError:
+                return          # the folder is gone; check() says so at the next write
             except OSError:
-                return          # the folder is gone, or not ours any more; check() says so at the next write
+                continue        # a shared filesystem hiccups; one missed beat is not the end
 
 
 def refuse_if_held(run_folder: Path) -> None:
@@ -98,15 +100,16 @@ def _refuse_if_alive(path: Path, run_folder: Path) -> None:
         return
     try:
         holder = json.loads(path.read_text())
+        pid, start = int(holder["pid"]), holder["start"]
         age_s = time.time() - path.stat().st_mtime
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError):
         return      # unreadable: nobody can be holding it by this program
     same_machine = holder.get("host") == socket.gethostname() and holder.get("boot") == _boot_id()
-    if same_machine and _start_of(int(holder["pid"])) != holder["start"]:
+    if same_machine and _start_of(pid) != start:
         return
     if (not same_machine and age_s > STALE_S) or _slurm_has_ended(holder):
         return      # if it lives on all the same, it is an orphan, and check() keeps it from writing
-    where = f"process {holder.get('pid')} on {holder.get('node') or holder.get('host')}, last heard of {age_s:.0f} s ago"
+    where = f"process {pid} on {holder.get('node') or holder.get('host')}, last heard of {age_s:.0f} s ago"
     if holder.get("job"):
         where += f", SLURM job {holder['job']}"
     raise CheckpointError(f"{run_folder}: this run is going on already ({where}); stop it first, or give this one another name (name=...)")
@@ -130,8 +133,9 @@ def _slurm_has_ended(holder: dict[str, object]) -> bool:
 
 
 def _boot_id() -> str:
+    """What process numbers count within: one boot of one machine, and one container's process namespace there."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.checkpoint.files import fsync_folder
-from vitscale.checkpoint.store import checkpoints_in, damage_in
+from vitscale.checkpoint.store import checkpoints_in, damage_in, is_foreign
 from vitscale.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -18,13 +18,16 @@ BOUND = ("model", "objective", "data.augment", "data.label", "data.lanes", "data
 def newest_whole(folder: Path) -> Path | None:
     """The newest checkpoint that verifies.  A damaged one is named in the log and moved aside, and the one before it is looked at.
 
-    Raises CheckpointError if there were checkpoints and none is whole: starting afresh would be a surprise.
+    Raises CheckpointError if there were checkpoints and none is whole (starting afresh would be a surprise), or if another version
+    of vitscale wrote the newest.
     """
     damaged = []
     for checkpoint in reversed(checkpoints_in(folder)):
         reason = damage_in(checkpoint)
         if reason is None:
             return checkpoint
+        if is_foreign(checkpoint):
+            raise CheckpointError(f"{checkpoint}: {reason}; go on with the version that wrote it, or start anew under another name")
         aside = _free_name(folder / f"damaged-{checkpoint.name}")
         checkpoint.rename(aside)
         fsync_folder(folder)

@@ -3,7 +3,8 @@
 import json
 import pickle
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
@@ -53,9 +55,14 @@ class Writer:
     save() or at wait(), on rank 0 always and on other ranks when their own part failed.
     """
 
-    def __init__(self, folder: Path, *, rank: int, lease: Lease | None, attempt: int, settings: CheckpointSettings) -> None:
-        """`folder` is the run's checkpoints/.  Only rank 0 has a lease.  Collective: makes a process group of its own."""
+    def __init__(self, folder: Path, *, rank: int, lease: Lease | None, attempt: int, settings: CheckpointSettings,
+                 on_published: Callable[[float], None] | None = None) -> None:
+        """`folder` is the run's checkpoints/.  Only rank 0 has a lease.  Collective: makes a process group of its own.
+
+        `on_published`: called on rank 0, in the writing thread, with the seconds from save() to the published checkpoint.
+        """
         self.folder, self.rank, self.lease, self.attempt, self.settings = folder, rank, lease, attempt, settings
+        self.on_published = on_published
         # the thread's collectives must not mix with the training's
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -66,8 +73,9 @@ class Writer:
     def save(self, tensors: Mapping[str, Tensor], facts: Facts) -> None:
         """Stage the state and write it.  Collective.  `tensors` are named as `Engine.tensors` names them (and `ema.NAME`)."""
         self.wait()
+        started = time.monotonic()
         staged = {name: self._staged(tensor) for name, tensor in tensors.items()}
-        self._pending = self._pool.submit(self._write, staged, facts)
+        self._pending = self._pool.submit(self._write, staged, facts, started)
         self.last_step = facts.step
         if not self.settings.background:
             self.wait()
@@ -81,7 +89,7 @@ class Writer:
             pending.result()
         except CheckpointError:
             raise
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{self.folder}: a checkpoint could not be written: {error}") from error
 
     def close(self) -> None:
@@ -102,20 +110,29 @@ class Writer:
             mesh = self._host_mesh
         return DTensor.from_local(local, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride())
 
-    def _write(self, staged: dict[str, Tensor], facts: Facts) -> None:
+    def _write(self, staged: dict[str, Tensor], facts: Facts, started: float) -> None:
         draft = self.folder / f".step-{facts.step:08d}.{self.attempt}"
         writer = dcp.FileSystemWriter(draft / STATE, single_file_per_rank=True, sync_files=False)
         if self.rank == 0:
-            shutil.rmtree(draft, ignore_errors=True)
+            self._clear_away()
         if self._group is not None:
             dist.barrier(group=self._group)
         try:
             dcp.save(staged, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         except dcp.api.CheckpointException as error:
-            reasons = "; ".join(f"rank {rank}: {cause[0]}" for rank, cause in sorted(error.failures.items()))
-            raise CheckpointError(f"{draft}: a checkpoint could not be written: {reasons}") from error
+            raise CheckpointError(f"{draft}: a checkpoint could not be written: {_reasons(error)}") from error
         if self.rank == 0:      # dcp.save returns on rank 0 when every rank has written its part
             self._publish(draft, facts)
+            if self.on_published is not None:
+                self.on_published(time.monotonic() - started)
+
+    def _clear_away(self) -> None:
+        """Drafts and half-deleted checkpoints that killed attempts left behind: they would fill the disk."""
+        if self.lease is not None:
+            self.lease.check()
+        for pattern in (".step-*", ".deleted-*"):
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _publish(self, draft: Path, facts: Facts) -> None:
         for prefix, name in (("model.", WEIGHTS), ("ema.", EMA_WEIGHTS)):
@@ -157,28 +174,43 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def damage_in(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint by its manifest; None if every file is there, whole and unchanged."""
+def damage_in(checkpoint: Path, only: str | None = None) -> str | None:
+    """What is wrong with a checkpoint by its manifest; None if every file (or the one named) is there, whole and unchanged."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
-        files = manifest["files"].items()
+        files = {name: (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items() if only in (None, name)}
+        number = manifest["format"]
     except FileNotFoundError:
         return f"has no {MANIFEST}"
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        return f"{MANIFEST} is unreadable ({error})"
-    if manifest.get("format") != FORMAT:
-        return f"has format {manifest.get('format')}, this vitscale reads {FORMAT}"
-    for name, facts in files:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} is unreadable ({type(error).__name__}: {error})"
+    if number != FORMAT:
+        return f"has format {number}, this vitscale reads {FORMAT}"
+    if only not in (None, *files):
+        return f"{MANIFEST} does not name {only}"
+    for name, (size, digest) in files.items():
         path = checkpoint / name
-        if not path.resolve().is_relative_to(checkpoint.resolve()):
-            return f"{MANIFEST} names a file outside the checkpoint: {name}"
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != facts["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
-        if sha256_of(path) != facts["sha256"]:
-            return f"{name} is not what was written (sha256 differs)"
+        try:
+            if not path.resolve().is_relative_to(checkpoint.resolve()):
+                return f"{MANIFEST} names a file outside the checkpoint: {name}"
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes instead of {size}"
+            if sha256_of(path) != digest:
+                return f"{name} is not what was written (sha256 differs)"
+        except (OSError, ValueError) as error:
+            return f"{name} cannot be read ({error})"
     return None
+
+
+def is_foreign(checkpoint: Path) -> bool:
+    """Whether manifest and facts agree on another format than ours: no damage, but the work of another version."""
+    try:
+        formats = [json.loads((checkpoint / name).read_text())["format"] for name in (MANIFEST, FACTS)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return formats[0] == formats[1] != FORMAT
 
 
 def read_facts(checkpoint: Path) -> Facts:
@@ -220,16 +252,18 @@ class _Reader(dcp.FileSystemReader):
         try:
             with open(path, "rb") as file:
                 metadata = _SafeUnpickler(file).load()
-        except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError, KeyError, TypeError) as error:
+            contents = metadata.state_dict_metadata.values() if isinstance(metadata, Metadata) else [None]
+            if not all(isinstance(item, TensorStorageMetadata) for item in contents):
+                raise CheckpointError(f"{path}: holds more than tensors; it was not written by vitscale")
+            for item in (metadata.storage_data or {}).values():
+                if Path(item.relative_path).name != item.relative_path or item.relative_path in ("", ".."):
+                    raise CheckpointError(f"{path}: points outside its folder ({item.relative_path})")
+            metadata.storage_meta = metadata.storage_meta or StorageMeta()
+            metadata.storage_meta.load_id = self.load_id
+        except CheckpointError:
+            raise
+        except Exception as error:      # a crafted or torn pickle raises whatever it likes
             raise CheckpointError(f"{path}: is no table of contents of a vitscale checkpoint ({error})") from None
-        contents = metadata.state_dict_metadata.values() if isinstance(metadata, Metadata) else [None]
-        if not all(isinstance(item, TensorStorageMetadata) for item in contents):
-            raise CheckpointError(f"{path}: holds more than tensors; it was not written by vitscale")
-        for item in (metadata.storage_data or {}).values():
-            if Path(item.relative_path).name != item.relative_path:
-                raise CheckpointError(f"{path}: points outside its folder ({item.relative_path})")
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
         return metadata
 
 
@@ -241,12 +275,32 @@ def shapes_in(state: Path) -> dict[str, torch.Size]:
 
 def read_into(state: Path, targets: dict[str, Tensor]) -> None:
     """Fill tensors and DTensors by name, whatever the number of ranks that wrote them.  Collective where ranks are connected."""
-    dcp.load(targets, storage_reader=_Reader(state), no_dist=not dist.is_initialized())
+    _load(state, targets, no_dist=not dist.is_initialized())
+
+
+def _load(state: Path, targets: dict[str, Tensor], no_dist: bool) -> None:
+    reader = _Reader(state)
+    reader.read_metadata()      # raises what is wrong with it; from inside dcp.load that would come out mangled
+    try:
+        dcp.load(targets, storage_reader=reader, no_dist=no_dist)
+    except dcp.api.CheckpointException as error:
+        raise CheckpointError(f"{state}: cannot be read: {_reasons(error)}") from error
+
+
+def _reasons(error: dcp.api.CheckpointException) -> str:
+    """What went wrong on which rank; an error of the operating system rather than what torch makes of it."""
+    found = []
+    for rank, (cause, _) in sorted(error.failures.items()):
+        under: BaseException = cause
+        while not isinstance(under, OSError) and (deeper := under.__cause__ or under.__context__):
+            under = deeper
+        found.append(f"rank {rank}: {under if isinstance(under, OSError) else cause}")
+    return "; ".join(found)
 
 
 def read_whole(state: Path, prefix: str) -> dict[str, Tensor]:
     """Full values of all tensors whose names start with `prefix`, which is cut off.  Not collective."""
     whole: dict[str, Tensor] = {name: torch.empty(shape) for name, shape in shapes_in(state).items() if name.startswith(prefix)}
     if whole:
-        dcp.load(whole, storage_reader=_Reader(state), no_dist=True)
+        _load(state, whole, no_dist=True)
     return {name.removeprefix(prefix): tensor for name, tensor in whole.items()}

@@ -6,7 +6,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vitscale.checkpoint.store import WEIGHTS, checkpoints_in, damage_in
+from vitscale.checkpoint.store import MANIFEST, WEIGHTS, checkpoints_in, damage_in
 from vitscale.errors import CheckpointError
 
 
@@ -15,6 +15,9 @@ def find_weights(source: Path) -> Path:
     if source.is_file():
         return source
     if (source / WEIGHTS).is_file():
+        # safetensors would load a flipped bit without a word
+        if (source / MANIFEST).exists() and (reason := damage_in(source, only=WEIGHTS)) is not None:
+            raise CheckpointError(f"{source}: is damaged: {reason}")
         return source / WEIGHTS
     for checkpoint in reversed(checkpoints_in(source / "checkpoints")):
         if damage_in(checkpoint) is None:

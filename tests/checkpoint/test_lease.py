@@ -1,0 +1,254 @@
+"""One attempt at a time holds a run folder: real processes hold, die, race and come back as orphans."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitscale.checkpoint import lease as lease_module
+from vitscale.checkpoint.lease import STALE_S, Lease, LeaseLost, _self_description, _slurm_has_ended, refuse_if_held
+from vitscale.checkpoint.store import Facts, Writer, checkpoints_in
+from vitscale.errors import CheckpointError
+from vitscale.recipe import Checkpoint, Duration
+
+HOLDER = "import sys, time; from pathlib import Path; from vitscale.checkpoint.lease import Lease\n"
+HOLD = HOLDER + "lease = Lease.take(Path(sys.argv[1])); print(lease.number, flush=True); time.sleep(60)"
+RELEASE = HOLDER + "lease = Lease.take(Path(sys.argv[1])); print(lease.number); lease.release()"
+# two of these start at one agreed moment; the winner holds on until both have tried
+RACE = HOLDER + """
+from vitscale.errors import CheckpointError
+while time.time() < float(sys.argv[2]):
+    pass
+try:
+    print(Lease.take(Path(sys.argv[1])).number, flush=True)
+except CheckpointError:
+    print("refused", flush=True)
+sys.stdin.read()
+"""
+
+
+def start(program: str, *args: object, **kwargs: object) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", program, *map(str, args)], stdout=subprocess.PIPE, text=True, **kwargs)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds tmp_path as attempt 1."""
+    process = start(HOLD, tmp_path)
+    assert process.stdout.readline() == "1\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def held_by(run_folder: Path, age_s: float = 0.0, number: int = 1, **changes: object) -> Path:
+    """A lease of ours with other facts in it, last heard of `age_s` ago."""
+    path = run_folder / "lease" / str(number)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(_self_description() | changes))
+    os.utime(path, (time.time() - age_s,) * 2)
+    return path
+
+
+def test_a_second_attempt_refuses_while_the_first_lives(tmp_path, holder):
+    for attempt in (Lease.take, refuse_if_held):
+        with pytest.raises(CheckpointError) as refusal:
+            attempt(tmp_path)
+        message = str(refusal.value)
+        assert str(tmp_path) in message
+        assert f"process {holder.pid}" in message
+        assert socket.gethostname() in message
+        assert "name=" in message       # what to do about it
+        assert refusal.value.exit_code == 2
+    assert [path.name for path in (tmp_path / "lease").iterdir()] == ["1"]
+
+
+def test_a_killed_holder_is_followed_at_once(tmp_path, holder):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    begin = time.monotonic()
+    refuse_if_held(tmp_path)
+    lease = Lease.take(tmp_path)
+    assert time.monotonic() - begin < 1
+    assert lease.number == 2
+    lease.release()
+
+
+def test_a_killed_holder_that_nobody_has_waited_for_is_followed_too(tmp_path, holder):
+    holder.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)        # dead, and still a zombie
+    lease = Lease.take(tmp_path)
+    assert lease.number == 2
+    lease.release()
+
+
+def test_a_process_that_got_the_number_of_the_dead_holder_does_not_count(tmp_path):
+    held_by(tmp_path, start="1")        # our own pid lives, but it started at another time
+    lease = Lease.take(tmp_path)
+    assert lease.number == 2
+    lease.release()
+
+
+def test_numbers_rise_over_releases(tmp_path):
+    for number in (1, 2, 3):
+        refuse_if_held(tmp_path)
+        lease = Lease.take(tmp_path)
+        assert lease.number == number
+        lease.check()
+        lease.release()
+    assert subprocess.run([sys.executable, "-c", RELEASE, str(tmp_path)], capture_output=True, text=True).stdout == "4\n"
+    assert Lease.take(tmp_path).number == 5
+
+
+def test_ten_comes_after_nine(tmp_path):
+    held_by(tmp_path, number=9, start="1")
+    held_by(tmp_path, number=10, start="1")
+    assert Lease.take(tmp_path).number == 11
+
+
+def test_two_that_race_never_both_win(tmp_path):
+    for round_ in range(5):
+        folder = tmp_path / str(round_)
+        at = time.time() + 0.6
+        racers = [start(RACE, folder, at, stdin=subprocess.PIPE) for _ in range(3)]
+        answers = sorted(racer.stdout.readline().strip() for racer in racers)
+        for racer in racers:
+            racer.communicate("")
+        assert answers == ["1", "refused", "refused"]
+        lease = Lease.take(folder)      # the winner has ended by now
+        assert lease.number == 2
+        lease.release()
+        assert [path.name for path in folder.glob("lease/.*")] == []
+
+
+@pytest.mark.parametrize("elsewhere", [{"host": "another"}, {"boot": "another"}], ids=["host", "boot"])
+def test_a_holder_elsewhere_lives_while_its_heart_beats(tmp_path, elsewhere):
+    held_by(tmp_path, STALE_S - 20, pid=2**22 + 1, **elsewhere)     # there is no such process here
+    with pytest.raises(CheckpointError, match="last heard of 4[0-9] s ago"):
+        Lease.take(tmp_path)
+    held_by(tmp_path, STALE_S + 1, pid=os.getpid(), **elsewhere)
+    assert Lease.take(tmp_path).number == 2
+
+
+def test_a_holder_here_that_lives_is_not_taken_for_stale(tmp_path):
+    held_by(tmp_path, 10 * STALE_S)     # stopped in a debugger, say
+    with pytest.raises(CheckpointError, match=f"process {os.getpid()} "):
+        Lease.take(tmp_path)
+
+
+def test_the_heart_beats(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease_module, "HEARTBEAT_S", 0.02)
+    lease = Lease.take(tmp_path)
+    path = tmp_path / "lease" / "1"
+    os.utime(path, (0, 0))
+    deadline = time.monotonic() + 5
+    while path.stat().st_mtime == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert path.stat().st_mtime > 0
+    lease.release()
+    os.utime(path, (0, 0))
+    time.sleep(0.1)
+    assert path.stat().st_mtime == 0
+
+
+def test_a_failing_filesystem_does_not_stop_the_heart(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease_module, "HEARTBEAT_S", 0.02)
+    lease = Lease.take(tmp_path)
+    folder, away = tmp_path / "lease", tmp_path / "away"
+    folder.rename(away)
+    folder.write_text("")       # a file for a folder: an error (ENOTDIR) that passes
+    time.sleep(0.1)
+    folder.unlink()
+    os.utime(away / "1", (0, 0))
+    away.rename(folder)
+    deadline = time.monotonic() + 2
+    while (folder / "1").stat().st_mtime == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (folder / "1").stat().st_mtime > 0
+    lease.release()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"host": "x", "pi', b"\x00\xff\xfe", b"null", b"[1]", b"{}", b'{"pid": "x", "start": "1"}'], ids=repr)
+def test_a_torn_lease_holds_nothing(tmp_path, content):
+    held_by(tmp_path).write_bytes(content)
+    refuse_if_held(tmp_path)
+    assert Lease.take(tmp_path).number == 2
+
+
+def test_nothing_holds_a_folder_that_is_not_there(tmp_path):
+    refuse_if_held(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_slurm_is_asked_only_about_jobs(monkeypatch):
+    assert not _slurm_has_ended({"job": None, "pid": 1})
+    assert not _slurm_has_ended({})
+
+
+@pytest.mark.skipif(shutil.which("squeue") is not None, reason="SLURM is installed here")
+def test_without_slurm_a_job_is_believed_to_run(tmp_path):
+    assert not _slurm_has_ended({"job": "17", "restart": "0"})
+    held_by(tmp_path, host="another", node="n7", job="17")
+    with pytest.raises(CheckpointError, match=r"on n7, .*SLURM job 17"):
+        Lease.take(tmp_path)
+
+
+def test_a_node_keeps_its_slurm_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURMD_NODENAME", "n3")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    lease = Lease.take(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"process {os.getpid()} on n3, .*SLURM job 4711"):
+        refuse_if_held(tmp_path)
+    lease.release()
+
+
+def facts(step: int) -> Facts:
+    return Facts(step, {}, {}, "ddp", 1)
+
+
+def test_an_orphan_neither_publishes_nor_deletes(tmp_path):
+    folder = tmp_path / "checkpoints"
+    old = Lease.take(tmp_path)
+    settings = Checkpoint(every=Duration(1, "steps"), keep=1)
+    orphan = Writer(folder, rank=0, lease=old, attempt=1, settings=settings)
+    orphan.save({"model.w": torch.ones(3)}, facts(1))
+    orphan.wait()
+    held_by(tmp_path, STALE_S + 1, host="another")      # as another node sees it once this one is cut off
+    new = Lease.take(tmp_path)
+    with pytest.raises(LeaseLost, match="attempt 1 no longer holds this run folder, attempt 2 does"):
+        old.check()
+    new.check()
+    successor = Writer(folder, rank=0, lease=new, attempt=2, settings=settings)
+    draft = folder / ".step-00000009.2"
+    draft.mkdir()       # of the attempt that holds the folder now
+
+    orphan.save({"model.w": torch.zeros(3)}, facts(2))
+    with pytest.raises(CheckpointError, match="no longer holds"):
+        orphan.wait()
+    # even when it loses the folder while it writes
+    shutil.copytree(folder / "step-00000001", folder / ".step-00000002.1")
+    with pytest.raises(LeaseLost):
+        orphan._publish(folder / ".step-00000002.1", facts(2))
+    assert [path.name for path in checkpoints_in(folder)] == ["step-00000001"]
+    assert draft.exists()
+
+    successor.save({"model.w": torch.zeros(3)}, facts(3))
+    successor.close()
+    assert [path.name for path in checkpoints_in(folder)] == ["step-00000003"]
+    shutil.copytree(folder / "step-00000003", folder / "step-00000004")
+    with pytest.raises(LeaseLost):
+        orphan._retain(facts(4))
+    assert len(checkpoints_in(folder)) == 2
+    orphan.close()
+    old.release()       # of no consequence
+    with pytest.raises(CheckpointError, match="going on"):
+        refuse_if_held(tmp_path)
+    new.release()
