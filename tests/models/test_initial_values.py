@@ -53,14 +53,16 @@ def test_every_parameter_has_its_stated_distribution():
     initialise(model, 0)
     for name, parameter in model.named_parameters():
         mean, std = parameter.mean().item(), parameter.std().item()
-        if name.endswith("bias") or name.startswith("head."):
+        if name.endswith("bias") or name.startswith("head.") or name == "cls_token":
             assert parameter.abs().max() == 0, name
         elif name.endswith("gamma"):
             assert (parameter == 1e-4).all(), name
         elif "norm" in name:
             assert (parameter == 1).all(), name
         else:
-            expected = {"patch_embed.proj.weight": 1 / math.sqrt(3 * 64), "attn_pool.latent": 1 / math.sqrt(128)}.get(name, 0.02)
+            named = {"patch_embed.proj.weight": 1 / math.sqrt(3 * 64), "attn_pool.latent": 1 / math.sqrt(128), "pos_embed": 1 / math.sqrt(128)}
+            parts = 3 if name.endswith("qkv.weight") else 2 if name.endswith(".kv.weight") else 1
+            expected = named.get(name) or math.sqrt(2 / (parameter.shape[1] + parameter.shape[0] / parts))      # Glorot's, matrix by matrix
             error = 5 / math.sqrt(2 * parameter.numel())
             assert std == pytest.approx(expected, rel=error), name
             assert abs(mean) < 5 * expected / math.sqrt(parameter.numel()), name

@@ -87,6 +87,11 @@ class Recorder:
             self._files.display.evaluated(row)
             self._files.export(metrics_of(row))
 
+    def checkpoint_published(self, seconds: float) -> None:
+        """Called by the checkpoint's thread."""
+        if self._files is not None:
+            self._files.export({"checkpoint_seconds": seconds, "checkpoint_last_success_timestamp_seconds": time.time()})
+
     def end(self, exit_code: int, reason: str, progress: Progress) -> int:
         """Close the books and write the outcome; returns `exit_code`."""
         if self._files is not None and self.lease is not None:

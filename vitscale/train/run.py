@@ -90,11 +90,12 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
         stream = stack.enter_context(open_stream(
             recipe, prepared.train, "train", rank=world.rank, world=world.size, micro_batch=work.micro_batch, drop_rates=drop_rates,
             local_ranks=world.local_size, pin=on_gpu, on_bad=bad.append))
-        writer = stack.enter_context(contextlib.closing(Writer(
-            prepared.folder / "checkpoints", rank=world.rank, lease=lease, attempt=start.attempt, settings=recipe.checkpoint)))
         with meters.phase("restore"):
             progress = _resume(start, engine, ema, stream)
         record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, progress.now))
+        writer = stack.enter_context(contextlib.closing(Writer(
+            prepared.folder / "checkpoints", rank=world.rank, lease=lease, attempt=start.attempt, settings=recipe.checkpoint,
+            on_published=record.checkpoint_published)))
 
         def save() -> None:
             if writer.last_step == progress.now.step:

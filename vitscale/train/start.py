@@ -50,5 +50,6 @@ def _local_gpus(device: str) -> int:
 
 
 def _show_indexing(done: int, total: int) -> None:
-    if done == total or done % max(total // 20, 1) == 0:
-        log.info("indexing shards: %d of %d", done, total)
+    """A line for each tenth of what takes long, one at the end of what does not."""
+    if done == total or (total >= 200 and done % (total // 10) == 0):
+        log.info("indexed %d of %d shards", done, total)

@@ -22,7 +22,8 @@ def due(every: Duration | None, before: Moment, after: Moment, num_samples: int)
     if every.unit == "steps":
         return after.step // every.amount > before.step // every.amount
     length = every.amount * (num_samples if every.unit == "epochs" else 1)
-    return after.images // length > before.images // length
+    # half an image takes up the rounding: 0.7 epochs of 10 images is a little more than 7, and image 7 is due all the same
+    return (after.images + 0.5) // length > (before.images + 0.5) // length
 
 
 def better(metric: str, value: float, than: float | None, by: float = 0.0) -> bool:

@@ -1,0 +1,92 @@
+"""Run the real program in a folder of its own and read what it left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# as small as the real path allows: 1,438 digits, 3 blocks, 45 batches of 32 an epoch, the last one of 30
+SMALL = ["model.width=32", "model.depth=3", "model.heads=2", "model.mlp=64", "global_batch=32", "data.lanes=16", "checkpoint.every=8 steps",
+         "evaluate.every=null", "data.log_samples=true", "observe.exporter=false", "checkpoint.keep=3", "optim.warmup=10 steps"]
+TIMEOUT_S = 180
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "vitscale", *arguments]
+
+
+def start(folder: Path, *arguments: str, recipe: str = "quickstart") -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command("train", recipe, *arguments), cwd=folder, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def train(folder: Path, *arguments: str, recipe: str = "quickstart", code: int = 0) -> str:
+    """Run to the end; asserts the exit code; returns what was printed."""
+    process = start(folder, *arguments, recipe=recipe)
+    try:
+        output, _ = process.communicate(timeout=TIMEOUT_S)
+    finally:
+        process.kill()
+    assert process.returncode == code, output
+    return output
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read."""
+
+    folder: Path
+
+    def rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        path = self.folder / name
+        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """step -> loss; of a repeated step the last."""
+        return {row["step"]: row["loss"] for row in self.rows() if "loss" in row}
+
+    @property
+    def samples(self) -> str:
+        return (self.folder / "logs" / "samples.jsonl").read_text()
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        return json.loads((self.folder / "outcome.json").read_text())
+
+    @property
+    def checkpoints(self) -> list[str]:
+        return sorted(path.name for path in (self.folder / "checkpoints").iterdir() if not path.name.startswith("."))
+
+    def wait_for_step(self, step: int, process: subprocess.Popen[str]) -> None:
+        """Until the run has recorded `step` in its present attempt."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not any(row["step"] >= step and "loss" in row for row in self.rows()):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, "the run did not come that far in time"
+            time.sleep(0.02)
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+    """Process ids of the ranks that a launcher started, in rank order."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    found = {}
+    for child in children:
+        try:
+            environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        rank = next((int(item[5:]) for item in environment if item.startswith(b"RANK=")), None)
+        if rank is not None:
+            found[rank] = int(child)
+    return [found[rank] for rank in sorted(found)]
+
+
+def kill_rank(process: subprocess.Popen[str], rank: int) -> None:
+    os.kill(ranks_of(process)[rank], signal.SIGKILL)

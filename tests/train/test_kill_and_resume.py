@@ -1,0 +1,150 @@
+"""A run that is killed, stopped or damaged goes on, on any number of ranks and with any engine, as if nothing had happened."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from running import SMALL, Run, kill_rank, start, train
+
+from vitscale.resilience.skips import remember
+
+pytestmark = pytest.mark.slow       # whole runs of real processes: several seconds each for starting alone
+
+
+def same_as(unbroken: Run, run: Run, first: int = 1, last: int = 60) -> None:
+    """Identical sample ids in identical steps, losses within 1e-5 over the 30 steps after `first`, within 1e-4 to the end."""
+    assert run.samples == unbroken.samples
+    ours, theirs = run.losses, unbroken.losses
+    assert list(ours) == list(range(1, last + 1))
+    for step in range(first, last + 1):
+        assert ours[step] == pytest.approx(theirs[step], abs=1e-5 if step < first + 30 else 1e-4), step
+
+
+@pytest.mark.parametrize(("engine", "before", "killed", "after"), [("ddp", 2, 1, 3), ("fsdp", 3, 0, 2)])
+def test_kill_9_of_a_rank(place: Path, unbroken: Run, engine: str, before: int, killed: int, after: int) -> None:
+    """Killed in the middle of an epoch on some ranks, continued on another number, killed again, ended by one process."""
+    arguments = [*SMALL, "name=k", "duration=60 steps", f"parallel.engine={engine}"]
+    run = Run(place / "runs" / "k")
+    process = start(place, *arguments, f"parallel.processes={before}")
+    run.wait_for_step(19, process)
+    kill_rank(process, killed)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert f"rank {killed} was ended by SIGKILL" in output
+    steps_before = max(run.losses)
+
+    process = start(place, *arguments, f"parallel.processes={after}")
+    run.wait_for_step(steps_before + 10, process)
+    kill_rank(process, after - 1)
+    assert process.wait(60) == 75
+
+    output = train(place, *arguments, "parallel.processes=1")
+    assert "going on from step-" in output
+    same_as(unbroken, run)
+    assert run.outcome["state"] == "done"
+    assert run.outcome["attempt"] == 3
+    assert run.outcome["run_seconds"]["repeated"] > 0
+    assert {row["attempt"] for row in run.rows()} == {1, 2, 3}
+
+
+def test_kill_9_of_the_launcher_leaves_nothing_running(place: Path, unbroken: Run) -> None:
+    arguments = [*SMALL, "name=l", "duration=60 steps", "parallel.processes=2"]
+    run = Run(place / "runs" / "l")
+    process = start(place, *arguments)
+    run.wait_for_step(12, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    train(place, *arguments)        # the lease is free because its holder is gone
+    same_as(unbroken, run)
+
+
+@pytest.mark.parametrize("engine", ["zero"])
+def test_a_signal_stops_in_good_order_and_another_engine_goes_on(place: Path, unbroken: Run, engine: str) -> None:
+    arguments = [*SMALL, "name=s", "duration=60 steps"]
+    run = Run(place / "runs" / "s")
+    process = start(place, *arguments, f"parallel.engine={engine}", "parallel.zero_stage=3", "parallel.processes=2", "checkpoint.every=null")
+    run.wait_for_step(10, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert run.outcome["state"] == "stopped early"
+    assert "SIGTERM" in run.outcome["reason"]
+    stopped_at = run.outcome["step"]
+    assert run.checkpoints == [f"step-{stopped_at:08d}"]        # no step is lost on a signal
+    output = train(place, *arguments)
+    assert f"step-{stopped_at:08d}" in output
+    assert "written by zero stage 3 on 2 rank(s)" in output
+    same_as(unbroken, run)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(place: Path, unbroken: Run) -> None:
+    arguments = [*SMALL, "name=d", "duration=60 steps"]
+    run = Run(place / "runs" / "d")
+    process = start(place, *arguments)
+    run.wait_for_step(30, process)
+    process.kill()
+    process.wait(10)
+    assert len(run.checkpoints) >= 2
+    newest, before = run.checkpoints[-1], run.checkpoints[-2]
+    victim = next((run.folder / "checkpoints" / newest / "state").glob("*.distcp"))
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    output = train(place, *arguments)
+    assert f"checkpoint {newest} is damaged: state/{victim.name} is not what was written" in output
+    assert f"going on from {before}" in output
+    assert f"damaged-{newest}" in run.checkpoints
+    same_as(unbroken, run)
+
+
+def test_a_skip_list_survives_a_second_kill(place: Path, unbroken: Run) -> None:
+    """Batches 21 and 22 (positions 640..704) are passed over; two kills later they still are, and nothing else is."""
+    arguments = [*SMALL, "name=skip", "duration=60 steps"]
+    run = Run(place / "runs" / "skip")
+    process = start(place, *arguments)
+    run.wait_for_step(18, process)
+    process.kill()
+    process.wait(10)
+    remember(run.folder, 640, 704, "a test wants it")
+    with open(run.folder / "skips.jsonl", "a") as file:
+        file.write('{"start": 9')       # a decision torn by a kill was never acted on
+    process = start(place, *arguments)
+    run.wait_for_step(27, process)
+    process.kill()
+    process.wait(10)
+    train(place, *arguments)
+    expected = [json.loads(line) for line in unbroken.samples.splitlines()]
+    found = [json.loads(line) for line in run.samples.splitlines()]
+    assert found == [row for row in expected if not 640 <= row["position"] < 704]
+    assert json.loads((run.folder / "checkpoints" / run.checkpoints[-1] / "run.json").read_text())["data"]["skips"] == [[640, 704]]
+
+
+def test_changed_settings_are_refused_key_by_key(place: Path) -> None:
+    arguments = [*SMALL, "name=c", "optim.warmup=0 steps", "duration=8 steps"]
+    train(place, *arguments)
+    output = train(place, *arguments, "model.depth=2", "seed=5", "optim.lr=1e-4", "duration=16 steps", code=2)
+    assert "model.depth: 3 -> 2" in output
+    assert "seed: 0 -> 5" in output
+    refused = output.partition("does not describe this run any more")[2]
+    assert "optim.lr" not in refused            # the user's right
+    assert "--accept-changes" in refused
+    output = train(place, *arguments, "data.augment.flip=0.5", "duration=16 steps", "--accept-changes")
+    assert "accepted change" in output
+    assert Run(place / "runs" / "c").outcome["step"] == 16
+
+
+def test_a_second_run_on_the_same_folder_is_refused_while_the_first_lives(place: Path) -> None:
+    arguments = [*SMALL, "name=two", "duration=2000 steps"]
+    run = Run(place / "runs" / "two")
+    process = start(place, *arguments)
+    try:
+        run.wait_for_step(2, process)
+        output = train(place, *arguments, code=2)
+        assert "is going on already" in output
+        assert "runs/two" in output
+        assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    assert process.returncode == 75
