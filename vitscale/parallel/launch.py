@@ -86,9 +86,10 @@ def _watch(children: Sequence[subprocess.Popen[bytes]]) -> int:
     while True:
         codes = [child.poll() for child in children]
         if deadline is None:
-            bad = next(((rank, code) for rank, code in enumerate(codes) if code), None)
+            # a killed rank is the cause of what the others then report, though they may be found in the same moment
+            bad = min(((code, rank) for rank, code in enumerate(codes) if code), default=None)
             if bad is not None:
-                rank, code = bad
+                code, rank = bad
                 if code < 0:
                     log.error("rank %d was ended by %s; ending the others", rank, signal.Signals(-code).name)
                     verdict, deadline = EXIT_REQUEUE, time.monotonic() + DEAD_GRACE_S

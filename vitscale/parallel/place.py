@@ -19,7 +19,7 @@ class Place:
 def place_from_environment() -> Place | None:
     """The rank that torchrun, `accelerate launch`, SLURM's srun or vitscale's launcher gave this process; None when started by hand."""
     env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
+    if "RANK" in env:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     elif "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and env.get("SLURM_STEP_ID", "").isdigit():
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
@@ -31,4 +31,6 @@ def place_from_environment() -> Place | None:
         local_size = int(env.get(names[3], str(size if names[0] == "RANK" else 1)))
     except (KeyError, ValueError) as error:
         raise ClusterError(f"the launcher's environment is incomplete: {error}; expected {', '.join(names)} as whole numbers") from None
+    if not 0 <= rank < size or local_rank < 0:
+        raise ClusterError(f"the launcher's environment contradicts itself: rank {rank} of {size}, local rank {local_rank}")
     return Place(rank, size, local_rank, local_size)

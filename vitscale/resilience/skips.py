@@ -1,35 +1,37 @@
 """The batches that a run passes over for good: positions [start, end), written durably so that no later kill forgets them."""
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from vitscale.checkpoint.files import write_atomically
 from vitscale.errors import DataError
 
 FILE = "skips.jsonl"
 
 
 def remember(run_folder: Path, start: int, end: int, reason: str) -> None:
-    """Append the decision to pass over positions [start, end), counted in images, and make it durable before it is acted on."""
-    path = run_folder / FILE
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps({"start": start, "end": end, "reason": reason}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Add the decision to pass over positions [start, end), counted in images, and make it durable before it is acted on."""
+    # rewritten as a whole: a line appended to a torn one would be lost with it
+    rows = [*_rows(run_folder / FILE), {"start": start, "end": end, "reason": reason}]
+    write_atomically(run_folder / FILE, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def remembered(run_folder: Path, known: Iterable[tuple[int, int]] = ()) -> list[tuple[int, int]]:
     """`known` ranges (a checkpoint's) and those of the file, sorted, without doubles."""
-    path = run_folder / FILE
-    ranges = {(int(start), int(end)) for start, end in known}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return sorted({(int(start), int(end)) for start, end in known} | {(row["start"], row["end"]) for row in _rows(run_folder / FILE)})
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            ranges.add((int(row["start"]), int(row["end"])))
+            rows.append({**row, "start": int(row["start"]), "end": int(row["end"])})
         except (ValueError, KeyError, TypeError):
             if number == len(lines):
                 break       # torn by a kill before it was acted on
             raise DataError(f"{path}: line {number} is unreadable; mend it by hand: it names batches that this run passes over") from None
-    return sorted(ranges)
+    return rows

@@ -1,0 +1,132 @@
+"""Which settings bind a run to its checkpoints, and which are the user's to change."""
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitscale.checkpoint.resume import BOUND, differences, refuse_changes
+from vitscale.errors import CheckpointError
+from vitscale.recipe.load import check_recipe
+from vitscale.train.facts import bound_settings
+
+RECIPE = {
+    "name": "x", "global_batch": 64, "duration": "2 epochs",
+    "model": {"size": "tiny", "patch": 4, "image": 8, "classes": 10},
+    "data": {"train": "train-{0..3}.tar", "lanes": 16},
+    "optim": {"lr": 1e-3},
+}
+CHECKPOINT = Path("runs/x/checkpoints/step-00000010")
+
+
+def settings(recipe: dict[str, Any] = RECIPE, index_hash: str = "ab") -> dict[str, Any]:
+    return bound_settings(check_recipe(recipe, "x.yaml").model_dump(mode="json"), index_hash)
+
+
+def with_(key: str, value: Any) -> dict[str, Any]:
+    """RECIPE with `value` at a dotted key."""
+    recipe = copy.deepcopy(RECIPE)
+    *path, last = key.split(".")
+    section: dict[str, Any] = recipe
+    for name in path:
+        section = section.setdefault(name, {})
+    section[last] = value
+    return recipe
+
+
+BINDING = [
+    ("model.size", "small"), ("model.patch", 2), ("model.image", 16), ("model.classes", 11), ("model.channels", 1), ("model.pool", "mean"),
+    ("model.position", "sincos"), ("model.qkv_bias", False), ("model.layer_scale", 0.1), ("model.dropout", 0.1), ("model.drop_path", 0.1),
+    ("model.width", 96), ("objective.loss", "binary_cross_entropy"), ("objective.label_smoothing", 0.1), ("data.augment.crop", "center"),
+    ("data.augment.scale", [0.2, 1.0]), ("data.augment.flip", 0.0), ("data.augment.mean", [0.5, 0.5, 0.5]), ("data.label", "json"),
+    ("data.lanes", 32), ("data.group", 2), ("global_batch", 128), ("seed", 1),
+]
+FREE = [
+    ("optim.lr", 2e-3), ("optim.schedule", "linear"), ("optim.clip_norm", 1.0), ("duration", "3 epochs"), ("parallel.engine", "fsdp"),
+    ("parallel.precision", "bf16"), ("checkpoint.keep", 7), ("evaluate.every", "1 epochs"), ("ema", {"decay": 0.9}), ("micro_batch", 8),
+    ("resilience.max_nonfinite", 2),
+]
+# where the data lies, how it is read, where the run lies and what it shows says nothing about what the run is
+HIDDEN = [
+    ("data.train", ["elsewhere-{0..3}.tar"]), ("data.val", "val.tar"), ("data.workers", 3), ("data.prefetch", 9), ("data.index_dir", "/tmp/x"),
+    ("data.num_samples", 100), ("data.max_bad_fraction", 0.5), ("data.log_samples", True), ("name", "y"), ("runs_dir", "z"),
+    ("observe.log_every", 10), ("init", "w.safetensors"),
+]
+
+
+def test_nothing_changed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    refuse_changes(settings(), settings(), CHECKPOINT, accept=False)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("key", "value"), BINDING, ids=[key for key, _ in BINDING])
+def test_a_setting_that_makes_it_another_run_is_refused(key: str, value: Any, caplog: pytest.LogCaptureFixture) -> None:
+    now = settings(with_(key, value))
+    with pytest.raises(CheckpointError) as refusal:
+        refuse_changes(settings(), now, CHECKPOINT, accept=False)
+    (line,) = [line for line in str(refusal.value).splitlines() if "->" in line]
+    assert line.startswith(f"  {key}: ")
+    assert line.endswith(f"-> {value}")
+    assert str(CHECKPOINT) in str(refusal.value)
+    assert "--accept-changes" in str(refusal.value)
+    with pytest.raises(CheckpointError):
+        refuse_changes(now, settings(), CHECKPOINT, accept=False)       # and the other way round
+    refuse_changes(settings(), now, CHECKPOINT, accept=True)
+    assert f"accepted change since step-00000010: {key}: " in caplog.text
+
+
+def test_every_bound_name_is_tried() -> None:
+    tried = [key for key, _ in BINDING] + ["objective", "index_hash"]
+    assert all(any(key == name or key.startswith(name + ".") for key in tried) for name in BOUND)
+
+
+def test_other_shards_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="index_hash: ab -> cd"):
+        refuse_changes(settings(), settings(index_hash="cd"), CHECKPOINT, accept=False)
+
+
+@pytest.mark.parametrize(("key", "value"), FREE, ids=[key for key, _ in FREE])
+def test_what_is_free_to_change_is_logged(key: str, value: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    refuse_changes(settings(), settings(with_(key, value)), CHECKPOINT, accept=False)
+    assert f"changed since step-00000010: {key}: " in caplog.text
+
+
+@pytest.mark.parametrize(("key", "value"), HIDDEN, ids=[key for key, _ in HIDDEN])
+def test_what_does_not_describe_the_run_is_not_compared(key: str, value: Any) -> None:
+    assert differences(settings(), settings(with_(key, value))) == []
+
+
+def test_all_changes_are_told_at_once() -> None:
+    recipe = with_("seed", 5)
+    recipe["model"]["pool"] = "mean"
+    recipe["optim"]["lr"] = 1.0
+    with pytest.raises(CheckpointError) as refusal:
+        refuse_changes(settings(), settings(recipe), CHECKPOINT, accept=False)
+    lines = [line for line in str(refusal.value).splitlines() if "->" in line]
+    assert lines == ["  model.pool: token -> mean", "  seed: 0 -> 5"]
+
+
+def test_a_section_that_came_or_went_counts_as_one_change() -> None:
+    gone = {key: value for key, value in settings().items() if key != "model"}
+    with pytest.raises(CheckpointError, match="model: "):
+        refuse_changes(settings(), gone, CHECKPOINT, accept=False)
+    without_data = {key: value for key, value in settings().items() if key != "data"}
+    with pytest.raises(CheckpointError, match="data: None -> "):
+        refuse_changes(without_data, settings(), CHECKPOINT, accept=False)
+
+
+def test_names_that_merely_begin_alike_are_free() -> None:
+    refuse_changes({"seeds": 1, "models": {"a": 1}, "data": {"labels": 1}}, {"seeds": 2, "models": {"a": 2}, "data": {"labels": 2}}, CHECKPOINT, False)
+
+
+def test_differences() -> None:
+    assert differences({}, {}) == []
+    assert differences({"a": 1, "b": {"c": [1], "d": 2}}, {"a": 1, "b": {"c": [1], "d": 2}}) == []
+    assert differences({"z": 1, "b": {"c": 1, "d": 2}}, {"b": {"d": 3, "c": 1, "e": 4}, "a": 5}) == [
+        ("b.d", 2, 3), ("b.e", None, 4), ("a", None, 5), ("z", 1, None)]
+    assert differences({"a": {"b": 1}}, {"a": None}) == [("a", {"b": 1}, None)]
+    assert differences({"a": None}, {}) == []      # absent is null

@@ -1,0 +1,37 @@
+"""outcome.json: how a run ended."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
+from vitscale.resilience.outcome import FILE, write_outcome
+
+
+@pytest.mark.parametrize(("code", "state"), [(EXIT_DONE, "done"), (EXIT_WRONG_INPUT, "wrong input"), (EXIT_FAILED, "failed"),
+                                             (EXIT_REQUEUE, "stopped early")])
+def test_it_says_how_the_run_ended(code: int, state: str, tmp_path: Path) -> None:
+    write_outcome(tmp_path, code, "because", step=7, best=None, samples_skipped={"decode": 2})
+    outcome = json.loads((tmp_path / FILE).read_text())
+    assert abs(outcome.pop("time") - time.time()) < 60
+    assert outcome == {"state": state, "exit_code": code, "reason": "because", "step": 7, "best": None, "samples_skipped": {"decode": 2}}
+
+
+def test_the_exit_codes_are_those_of_the_handbook() -> None:
+    assert (EXIT_DONE, EXIT_WRONG_INPUT, EXIT_FAILED, EXIT_REQUEUE) == (0, 2, 3, 75)
+
+
+def test_a_later_attempt_has_the_last_word(tmp_path: Path) -> None:
+    write_outcome(tmp_path, EXIT_REQUEUE, "asked to stop", step=7, images=448)
+    write_outcome(tmp_path, EXIT_DONE, "trained", step=9)
+    outcome = json.loads((tmp_path / FILE).read_text())
+    assert (outcome["state"], outcome["step"], "images" in outcome) == ("done", 9, False)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]     # nothing half-written lies about
+
+
+def test_a_code_that_is_none_is_our_own_mistake(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        write_outcome(tmp_path, 1, "because")
+    assert not (tmp_path / FILE).exists()
