@@ -13,13 +13,13 @@ from vitscale.data.reader import ShardReader
 from vitscale.data.shards import expand
 
 if TYPE_CHECKING:
-    from vitscale.data import augment
+    from vitscale.data import augment, mix
     from vitscale.data.batch import MicroBatch, StepBatch
     from vitscale.data.loader import EvalStream, Stream, open_stream
 
 __all__ = [
     "BadSample", "Batch", "EvalStream", "MicroBatch", "Order", "SetIndex", "ShardIndex", "ShardReader", "StepBatch", "Stream", "augment",
-    "check_labels", "expand", "open_index", "open_stream", "pack_digits", "uniforms",
+    "check_labels", "expand", "mix", "open_index", "open_stream", "pack_digits", "uniforms",
 ]
 
 _WITH_TORCH = {
@@ -28,8 +28,8 @@ _WITH_TORCH = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "augment":
-        return import_module("vitscale.data.augment")
+    if name in ("augment", "mix"):
+        return import_module(f"vitscale.data.{name}")
     if name in _WITH_TORCH:
         return getattr(import_module(f"vitscale.data.{_WITH_TORCH[name]}"), name)
     raise AttributeError(f"module 'vitscale.data' has no attribute {name!r}")

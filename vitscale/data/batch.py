@@ -1,20 +1,22 @@
 """One micro-batch: what is wanted in it (a plan), what came (tensors), and how samples are fetched into it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitscale.data.augment import Erase, Ops
 from vitscale.data.bad import BadSample
 from vitscale.data.crop import CentreCrop, RandomCrop
 from vitscale.data.decode import decode
 from vitscale.data.index import SetIndex, image_member
-from vitscale.data.labels import no_label, outside, parse_label
+from vitscale.data.labels import LabelRule, label_of
+from vitscale.data.mix import Mix
 from vitscale.data.reader import ShardReader
 
 
@@ -29,6 +31,9 @@ class MicroBatch:
     index: Tensor           # (b,) int64 place in the global batch (evaluation: in the set), -1 for dummies
     flip: Tensor            # (b,) bool: mirror it
     keep: Tensor | None     # (2L, b) float32, 1 where a residual branch is kept (stochastic depth), rows as in drop_rates; None: all are
+    ops: Ops | None = None          # RandAugment, 3-Augment, colour jitter
+    erase: Erase | None = None      # random erasing
+    mix: Mix | None = None          # mixup, CutMix
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,9 @@ class Plan:
     crop: NDArray[np.float64] | None    # (m, 22) draws
     flip: NDArray[np.bool_]             # (m,)
     keep: NDArray[np.float32] | None    # (2L, m)
+    ops: Ops | None = None
+    erase: Erase | None = None
+    mix: Mix | None = None
 
     def allocate(self, image: int, channels: int, pin: bool) -> MicroBatch:
         """Tensors with everything filled in but the pixels, labels and weights of the m samples."""
@@ -64,6 +72,9 @@ class Plan:
             tensor = torch.full((self.size,), fill, dtype=dtype, pin_memory=pin)
             tensor[:len(values)] = torch.from_numpy(values)
             return tensor
+
+        def place(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory() if pin else tensor
 
         keep = None
         if self.keep is not None:
@@ -77,7 +88,19 @@ class Plan:
             weight=torch.zeros(self.size, pin_memory=pin),
             ids=vector(self.ids, -1, torch.int64), index=vector(self.index, -1, torch.int64),
             flip=vector(self.flip, 0, torch.bool), keep=keep,
+            ops=moved(self.ops, place), erase=moved(self.erase, place), mix=moved(self.mix, place),
         )
+
+
+_Tensors = TypeVar("_Tensors", Ops, Erase, Mix)
+
+
+def moved(given: _Tensors | None, move: Callable[[Tensor], Tensor]) -> _Tensors | None:
+    """The same with each of its tensors moved; None stays None."""
+    if given is None:
+        return None
+    values: dict[str, Any] = {entry.name: getattr(given, entry.name) for entry in fields(given)}
+    return replace(given, **{name: move(value) for name, value in values.items() if isinstance(value, Tensor)})
 
 
 @dataclass
@@ -92,7 +115,8 @@ class Fetcher:
     """Fills slots of micro-batches.  Called from many threads, each with slots of its own."""
 
     def __init__(
-        self, index: SetIndex, *, label: str, classes: int, image: int, channels: int, group: int, crop: RandomCrop | CentreCrop,
+        self, index: SetIndex, *, label: LabelRule | None, classes: int, image: int, channels: int, group: int,
+        crop: RandomCrop | CentreCrop,
     ) -> None:
         self.index, self.reader = index, ShardReader(index)
         self.label, self.classes, self.image, self.channels, self.group, self.crop = label, classes, image, channels, group, crop
@@ -131,14 +155,10 @@ class Fetcher:
     def _put(self, plan: Plan, micro: MicroBatch, slot: int, source: int) -> None:
         """The sample planned for `source`, by the draws of `slot`, into `slot`."""
         shard, number = int(plan.shard[source]), int(plan.number[source])
-        members = {ext: (offset, size) for ext, offset, size in self.index.shard(shard).members(number)}
         label = 0
-        if self.classes:
-            if self.label not in members:
-                raise no_label(self.index, shard, number, self.label, list(members))
-            label = parse_label(self.reader.pread(shard, *members[self.label]))
-            if not 0 <= label < self.classes:
-                raise outside(self.index, shard, number, label, self.classes)
+        if self.classes and self.label is not None:
+            label = label_of(self.index, self.reader, shard, number, self.label, self.classes)
+        members = {ext: (offset, size) for ext, offset, size in self.index.shard(shard).members(number)}
         image = image_member(list(members))
         if image is None:
             raise BadSample("image", f"has no image (its members are {', '.join(members)})")

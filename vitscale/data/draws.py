@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from vitscale.errors import DataError
 
 # Only numpy's raw Philox bits are used: the streams of Generator's methods may change between numpy versions (NEP 19).
-_SHARDS, _INSIDE, _SAMPLE = 1, 2, 3                     # what a key is for, so that no two uses share a stream
+_SHARDS, _INSIDE, _SAMPLE, _GROUP = 1, 2, 3, 4          # what a key is for, so that no two uses share a stream
 _MASK = np.uint64(0xFFFFFFFF)
 _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)  # Philox4x64 (Salmon et al. 2011, table 2)
 _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
@@ -17,7 +17,14 @@ _ROUNDS = 10
 # Columns of a sample's row of uniforms.  An option keeps its columns whether or not it is used, so none shifts another.
 CROP = slice(0, 22)         # ten tries of (area, log ratio), then the place (top, left)
 FLIP = 22
-KEEP = 64                   # stochastic depth: one column for each row of drop rates, from here on; 23..63 are for options to come
+JITTER = slice(23, 28)      # the order of the four operations; factors of brightness, contrast, saturation; the hue's turn
+THREE = slice(28, 30)       # 3-Augment: which of the three, the blur's radius
+ERASE = slice(30, 44)       # whether; five tries of (area, log ratio); the place (top, left); the key of the noise
+RANDAUGMENT = slice(44, 64)     # five operations of (which, whether, magnitude, sign)
+KEEP = 64                   # stochastic depth: one column for each row of drop rates, from here on
+
+# Columns of a group's row, for what mixes its samples.
+MIX = slice(0, 5)           # whether, mixup or cutmix, lambda, the box's centre (row, column)
 
 
 def check_seed(seed: int) -> int:
@@ -45,13 +52,27 @@ def _permutation(seed: int, use: int, epoch: int, shard: int, count: int) -> NDA
 
 
 def uniforms(
-    seed: int, set_index: int, epoch: int, ids: Sequence[int] | NDArray[np.int64], repeat: int, count: int, first: int = 0,
+    seed: int, set_index: int, epoch: int, ids: Sequence[int] | NDArray[np.int64], repeat: int | NDArray[np.int64], count: int,
+    first: int = 0,
 ) -> NDArray[np.float64]:
     """Columns [first, first + count) of the uniforms in [0, 1) that belong to the samples `ids` (B,).  -> (B, count) float64
+
+    repeat: which of its repeats in the epoch a sample is, one for all or (B,).
 
     Philox4x64-10 (Salmon et al. 2011) keyed (seed, set) with counter (block, epoch, sample, repeat); a column holds the high 53 bits of
     a word.  `first` is a multiple of 4, the words of a block.  Equal to numpy's own Philox, only for many samples at once.
     """
+    return _rows(seed, _SAMPLE | set_index << 8, epoch, ids, repeat, count, first)
+
+
+def group_uniforms(seed: int, epoch: int, groups: Sequence[int] | NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """The first `count` uniforms in [0, 1) of each group (B,), numbered by its place in the epoch.  -> (B, count) float64"""
+    return _rows(seed, _GROUP, epoch, groups, 0, count, 0)
+
+
+def _rows(
+    seed: int, use: int, epoch: int, ids: Sequence[int] | NDArray[np.int64], repeat: int | NDArray[np.int64], count: int, first: int,
+) -> NDArray[np.float64]:
     assert first % 4 == 0
     ids = np.asarray(ids, np.int64)
     blocks = -(-count // 4)
@@ -59,8 +80,8 @@ def uniforms(
     counter[0] = np.arange(blocks, dtype=np.uint64) + np.uint64(first // 4 + 1)     # numpy steps the counter before its first block
     counter[1] = epoch
     counter[2] = ids.astype(np.uint64)[:, None]
-    counter[3] = repeat
-    words = philox4x64(counter, (seed, _SAMPLE | set_index << 8))
+    counter[3] = np.reshape(np.asarray(repeat, np.uint64), (-1, 1))
+    words = philox4x64(counter, (seed, use))
     raw = np.moveaxis(words, 0, -1).reshape(len(ids), blocks * 4)[:, :count]
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

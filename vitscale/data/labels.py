@@ -1,9 +1,51 @@
 """The class number of a sample, and the check before training that labels are what the recipe says."""
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 from vitscale.data.bad import BadSample
 from vitscale.data.index import SetIndex
 from vitscale.data.reader import ShardReader
 from vitscale.errors import DataError
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """Where a sample's class stands, and how it is written."""
+
+    member: str                             # extension
+    path: tuple[str, ...] = ()              # of a JSON member: keys, or places in lists
+    names: Mapping[str, int] | None = None  # class number of each name; None: classes are written as numbers
+
+    @classmethod
+    def of(cls, label: str, class_map: str | None = None) -> "LabelRule":
+        """`data.label` (`cls`, `json:annotation.class`) and `data.class_map`.  Raises DataError for a class map that cannot be used."""
+        names = read_class_map(Path(class_map)) if class_map else None
+        if label.startswith("json:"):
+            return cls("json", tuple(label.removeprefix("json:").split(".")), names)
+        return cls(label, (), names)
+
+
+def read_class_map(path: Path) -> dict[str, int]:
+    """A name on each line; the first is class 0.  Raises DataError."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"data.class_map: {path} cannot be read ({error})") from None
+    while lines and not lines[-1]:
+        lines.pop()
+    names: dict[str, int] = {}
+    for number, name in enumerate(lines):
+        if not name or name in names:
+            why = f"{name!r} is there already, as class {names[name]}" if name else "it is empty"
+            raise DataError(f"data.class_map: {path}, line {number + 1}: {why}; give each class a line with a name of its own")
+        names[name] = number
+    if not names:
+        raise DataError(f"data.class_map: {path} holds no names")
+    return names
 
 
 def parse_label(raw: bytes) -> int:
@@ -12,6 +54,56 @@ def parse_label(raw: bytes) -> int:
         return int(raw.decode("ascii").strip())
     except (UnicodeDecodeError, ValueError):
         raise BadSample("label", f"its label is no whole number: {raw[:40]!r}") from None
+
+
+def label_of(index: SetIndex, reader: ShardReader, shard: int, number: int, rule: LabelRule, classes: int) -> int:
+    """The class of one sample, 0 to classes - 1.
+
+    Raises BadSample("label") for what cannot be understood; DataError for a member or field that is missing, a name that the class map
+    does not know, and a class that the model does not have, since more than one sample will be like that.
+    """
+    members = {ext: (offset, size) for ext, offset, size in index.shard(shard).members(number)}
+    if rule.member not in members:
+        raise no_label(index, shard, number, rule.member, list(members))
+    raw = reader.pread(shard, *members[rule.member])
+    value = _field(index, shard, number, rule, raw) if rule.path else raw
+    if rule.names is not None:
+        name = value.decode("utf-8", "replace").strip() if isinstance(value, bytes) else value
+        if not isinstance(name, str):
+            raise BadSample("label", f"its label is no name: {name!r}")
+        if name not in rule.names:
+            raise DataError(f"{_sample(index, shard, number)} has the label {name[:80]!r}, which is no class of data.class_map "
+                            f"({len(rule.names)} names); add it, or give another class map")
+        value = rule.names[name]
+    elif isinstance(value, (bytes, str)):
+        value = parse_label(value if isinstance(value, bytes) else value.encode())
+    if type(value) is not int:              # true is an int to Python
+        raise BadSample("label", f"its label is no whole number: {str(value)[:40]}")
+    if not 0 <= value < classes:
+        raise outside(index, shard, number, value, classes)
+    return value
+
+
+def _field(index: SetIndex, shard: int, number: int, rule: LabelRule, raw: bytes) -> Any:
+    """What stands at the rule's path in a JSON text."""
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise BadSample("label", f"its {rule.member} member is no JSON: {raw[:40]!r}") from None
+    for key in rule.path:
+        if isinstance(value, list) and key.isdecimal() and int(key) < len(value):
+            value = value[int(key)]
+        elif isinstance(value, dict) and key in value:
+            value = value[key]
+        else:
+            has = f"keys {', '.join(map(str, value))[:80]}" if isinstance(value, dict) else f"{str(value)[:40]} there"
+            raise DataError(f"{_sample(index, shard, number)} has no '{'.'.join(rule.path)}' in its {rule.member} (it has {has}, "
+                            f"not '{key}'); name the field with data.label, such as json:annotation.class")
+    return value
+
+
+def _sample(index: SetIndex, shard: int, number: int) -> str:
+    return f"{index.paths[shard]}: sample '{index.key_of(shard, number)}'"
 
 
 def no_label(index: SetIndex, shard: int, number: int, label: str, extensions: list[str]) -> DataError:
@@ -30,13 +122,13 @@ def outside(index: SetIndex, shard: int, number: int, value: int, classes: int) 
     )
 
 
-def check_labels(index: SetIndex, label: str, classes: int, limit: int = 256) -> int:
+def check_labels(index: SetIndex, label: str, classes: int, limit: int = 256, class_map: str | None = None) -> int:
     """Read up to `limit` labels, spread evenly over the shards and inside them; -> how many were read.
 
-    Raises DataError for the first sample whose `label` member is missing, is no whole number, or lies outside [0, classes).
-    A run still meets every label: this only finds early what is wrong with most of them.
+    Raises DataError for the first sample whose `label` is missing, is no whole number (or no name of the class map), or lies outside
+    [0, classes).  A run still meets every label: this only finds early what is wrong with most of them.
     """
-    reader = ShardReader(index)
+    rule, reader = LabelRule.of(label, class_map), ShardReader(index)
     filled = [shard for shard, count in enumerate(index.counts.tolist()) if count]
     shards = filled[::-(-len(filled) // limit)]
     each = limit // len(shards)
@@ -44,16 +136,11 @@ def check_labels(index: SetIndex, label: str, classes: int, limit: int = 256) ->
     for shard in shards:
         count = int(index.counts[shard])
         for number in range(0, count, -(-count // min(each, count))):
-            extensions = [ext for ext, _, _ in index.shard(shard).members(number)]
-            if label not in extensions:
-                raise no_label(index, shard, number, label, extensions)
             try:
-                value = parse_label(reader.read(shard, number, (label,))[label])
+                label_of(index, reader, shard, number, rule, classes)
             except BadSample as error:
-                raise DataError(f"{index.paths[shard]}: sample '{index.key_of(shard, number)}': {error}; "
-                                "wanted is the class as a whole number") from None
-            if not 0 <= value < classes:
-                raise outside(index, shard, number, value, classes)
+                wanted = "name of a class as text" if rule.names else "class as a whole number"
+                raise DataError(f"{_sample(index, shard, number)}: {error}; wanted is the {wanted}") from None
             done += 1
     reader.close()
     return done

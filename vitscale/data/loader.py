@@ -10,13 +10,17 @@ from typing import Any, Literal, Self, overload
 import numpy as np
 
 from vitscale.data.ahead import Ahead, OnBad
+from vitscale.data.augment import Erase, Ops
 from vitscale.data.batch import Fetcher, MicroBatch, Plan, StepBatch
 from vitscale.data.crop import CentreCrop, RandomCrop
-from vitscale.data.draws import CROP, FLIP, KEEP, uniforms
+from vitscale.data.draws import CROP, ERASE, FLIP, KEEP, uniforms
 from vitscale.data.index import SetIndex
+from vitscale.data.labels import LabelRule
+from vitscale.data.mix import plan_mix
 from vitscale.data.order import Batch, Order, merge_skips
+from vitscale.data.policy import erasures, operations
 from vitscale.errors import CheckpointError, DataError
-from vitscale.recipe import Recipe
+from vitscale.recipe import Augment, Recipe
 from vitscale.recipe.check import default_group, default_lanes
 
 _SET = 0        # of the key of a draw: the only set of shards, until sets are mixed
@@ -49,12 +53,13 @@ def open_stream(
         raise DataError(f"micro_batch: {micro_batch} is not a multiple of data.group {group}")
     random = train and data.augment.crop == "random"
     crop = RandomCrop(data.augment.scale, data.augment.ratio) if random else CentreCrop(recipe.evaluate.crop)
+    label = LabelRule.of(data.label, data.class_map) if data.label is not None else None
     fetcher = Fetcher(
-        index, label=data.label, classes=model.classes, image=model.image, channels=model.channels, group=group, crop=crop,
+        index, label=label, classes=model.classes, image=model.image, channels=model.channels, group=group, crop=crop,
     )
     workers = data.workers or max(len(os.sched_getaffinity(0)) // local_ranks, 1)
     if train:
-        order = Order(index.counts, recipe.seed, recipe.global_batch, default_lanes(recipe), group)
+        order = Order(index.counts, recipe.seed, recipe.global_batch, default_lanes(recipe), group, repeats=data.repeats)
         num_micro = math.ceil(order.max_share(world) / micro_batch)
     else:
         num_micro = math.ceil(math.ceil(index.num_samples / world) / micro_batch)
@@ -65,7 +70,7 @@ def open_stream(
     if train:
         return Stream(
             index.hash, order, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro,
-            flip=data.augment.flip, drop_rates=drop_rates,
+            augment=data.augment, image=model.image, classes=model.classes, drop_rates=drop_rates,
         )
     return EvalStream(index, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro)
 
@@ -79,13 +84,14 @@ class Stream:
 
     def __init__(
         self, index_hash: str, order: Order, ahead: Ahead, *, rank: int, world: int, micro_batch: int, num_micro: int,
-        flip: float, drop_rates: Sequence[float],
+        augment: Augment, image: int, classes: int, drop_rates: Sequence[float],
     ) -> None:
         self.index_hash, self.order = index_hash, order
         self.num_micro, self.micro_batch = num_micro, micro_batch
         self.position = 0
         self.wait_s = 0.0
-        self._ahead, self._rank, self._world, self._flip = ahead, rank, world, flip
+        self._ahead, self._rank, self._world = ahead, rank, world
+        self._augment, self._image, self._classes = augment, image, classes
         self._drop_rates = np.asarray(drop_rates, np.float64) if any(drop_rates) else None
         self._follow()
 
@@ -102,7 +108,8 @@ class Stream:
             raise
         self.position = batch.end
         self.wait_s = time.perf_counter() - started
-        return StepBatch(batch.step, batch.start, batch.end, batch.epoch, batch.size, [one for one in micro if one is not None])
+        epoch = batch.start // self.order.num_samples
+        return StepBatch(batch.step, batch.start, batch.end, epoch, batch.size, [one for one in micro if one is not None])
 
     def until(self, images: int) -> Iterator[StepBatch]:
         """Steps that start before `images` have been seen."""
@@ -123,6 +130,7 @@ class Stream:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there.  Raises CheckpointError naming each setting that differs from when the state was saved."""
+        state = {"repeats": 1, **state}             # it was not always written
         missing = [name for name in (*self._fixed(), "position", "skips") if name not in state]
         if missing:
             raise CheckpointError(f"the data state lacks {', '.join(missing)}")
@@ -155,28 +163,36 @@ class Stream:
     def _fixed(self) -> dict[str, Any]:
         order = self.order
         return {"index_hash": self.index_hash, "seed": order.seed, "global_batch": order.global_batch, "lanes": order.lanes,
-                "group": order.group}
+                "group": order.group, "repeats": order.repeats}
 
     def _follow(self) -> None:
         self._ahead.follow(plan for batch in self.order.batches(self.position) for plan in self._plans(batch))
 
     def _plans(self, batch: Batch) -> Iterator[Plan]:
-        order = self.order
+        order, augment = self.order, self._augment
         index = order.share(batch, self._rank, self._world)
-        ids = order.sample_ids(batch.start, index)
+        ids, copies = order.sample_ids(batch.start, index), order.copies(batch.start, index)
         shard, number = order.locate(ids)
-        draws = uniforms(order.seed, _SET, batch.epoch, ids, 0, FLIP + 1)
-        flip = draws[:, FLIP] < self._flip
+        draws = uniforms(order.seed, _SET, batch.epoch, ids, copies, _columns(augment))
         keep = None
         if self._drop_rates is not None:
             rates = self._drop_rates
-            keep = (uniforms(order.seed, _SET, batch.epoch, ids, 0, len(rates), first=KEEP) >= rates).T.astype(np.float32)
+            keep = (uniforms(order.seed, _SET, batch.epoch, ids, copies, len(rates), first=KEEP) >= rates).T.astype(np.float32)
+        places = batch.start % order.epoch_size + index
         for micro in range(self.num_micro):
             part = slice(micro * self.micro_batch, (micro + 1) * self.micro_batch)
             yield Plan(
                 batch.step, batch.start, self.micro_batch, index[part], ids[part], shard[part], number[part],
-                draws[part, CROP], flip[part], None if keep is None else keep[:, part],
+                draws[part, CROP], draws[part, FLIP] < augment.flip, None if keep is None else keep[:, part],
+                Ops.of(operations(augment, draws[part], self._image)),
+                Erase.of(erasures(augment.erasing, draws[part, ERASE], self._image)) if augment.erasing else None,
+                plan_mix(augment, order.seed, batch.epoch, places[part], order.group, self.micro_batch, self._image, self._classes),
             )
+
+
+def _columns(augment: Augment) -> int:
+    """How many of a sample's columns are looked at, so that no more are computed."""
+    return KEEP if augment.rand_augment or augment.three_augment or any(augment.color_jitter) or augment.erasing else FLIP + 1
 
 
 class EvalStream:

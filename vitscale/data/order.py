@@ -34,18 +34,23 @@ class Order:
     lane p % lanes, offset p // lanes.  Step s of the epoch takes [s * G, min((s + 1) * G, n)) for the global batch G: an epoch ends
     with a partial batch.  So one integer, the position e * n + s * G, is the whole state; `skips` are ranges of it to pass over.
 
+    With `repeats` R (repeated augmentation: Hoffer et al. 2020; DeiT's sampler) the permuted n samples are gone through over R * n
+    positions: a batch of G takes the next G / R of them, copy 0 of each, then copy 1 of each, and so on.  So each (sample, copy) comes
+    exactly once in that stretch, which takes the place of the epoch in all that was said above; a schedule's epoch stays n images.
+
     counts: samples of each shard (0 is allowed).  group: consecutive positions of an epoch that stay on one rank.
     Raises DataError when lanes or batch do not suit the samples or each other.
     """
 
     def __init__(
         self, counts: Sequence[int] | NDArray[np.int64], seed: int, global_batch: int, lanes: int, group: int = 1,
-        skips: Iterable[tuple[int, int]] = (),
+        skips: Iterable[tuple[int, int]] = (), repeats: int = 1,
     ) -> None:
         self.counts = np.asarray(counts, np.int64)
         self.first_ids = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)     # of each shard, in URL order; then the total
         self.num_samples = int(self.first_ids[-1])
         self.seed, self.global_batch, self.lanes, self.group = check_seed(seed), global_batch, lanes, group
+        self.repeats, self.epoch_size = repeats, self.num_samples * repeats
         if self.num_samples == 0:
             raise DataError("the shards hold no samples at all")
         if lanes > self.num_samples:
@@ -53,7 +58,9 @@ class Order:
         for key, value in (("global_batch", global_batch), ("data.lanes", lanes)):
             if value % group:
                 raise DataError(f"{key}: {value} is not a multiple of data.group {group}")
-        self.steps_per_epoch = -(-self.num_samples // global_batch)
+        if global_batch % (group * repeats):
+            raise DataError(f"global_batch: {global_batch} is not a multiple of {repeats} data.repeats of data.group {group}")
+        self.steps_per_epoch = -(-self.epoch_size // global_batch)
         self.skips = merge_skips(skips)
         self._epochs: OrderedDict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
         self._inside: OrderedDict[tuple[int, int], NDArray[np.int64]] = OrderedDict()
@@ -62,11 +69,11 @@ class Order:
 
     def batch_at(self, position: int) -> Batch:
         """The batch that starts at `position` (images since the start), skipped or not.  Raises DataError inside a batch."""
-        epoch, place = divmod(position, self.num_samples)
+        epoch, place = divmod(position, self.epoch_size)
         if position < 0 or place % self.global_batch:
             raise DataError(
-                f"position {position} is not the start of a batch of {self.global_batch} in epochs of {self.num_samples} samples")
-        size = min(self.global_batch, self.num_samples - place)
+                f"position {position} is not the start of a batch of {self.global_batch} in epochs of {self.epoch_size} samples")
+        size = min(self.global_batch, self.epoch_size - place)
         return Batch(position, position + size, epoch, epoch * self.steps_per_epoch + place // self.global_batch)
 
     def next(self, position: int) -> Batch:
@@ -90,7 +97,7 @@ class Order:
     def position_of(self, step: int) -> int:
         """Where step `step` starts, in images: the inverse of step_of."""
         epoch, inner = divmod(step, self.steps_per_epoch)
-        return epoch * self.num_samples + inner * self.global_batch
+        return epoch * self.epoch_size + inner * self.global_batch
 
     def _skipped(self, position: int) -> bool:
         at = bisect_right(self.skips, position, key=lambda skip: skip[0]) - 1
@@ -103,8 +110,8 @@ class Order:
 
         An id is the shard's cumulative offset in URL order plus the index in the shard: the same in every epoch.
         """
-        epoch, place = divmod(position, self.num_samples)
-        positions = place + np.asarray(indices, np.int64)
+        epoch, place = divmod(position, self.epoch_size)
+        positions = place // self.repeats + np.asarray(indices, np.int64) % self._distinct(position)
         offset, lane = np.divmod(positions, self.lanes)
         long, rest = divmod(self.num_samples, self.lanes)
         rank = lane * long + np.minimum(lane, rest) + offset        # place in the epoch's concatenation of permuted shards
@@ -118,6 +125,14 @@ class Order:
             one = int(shard[members[0]])
             ids[members] = self.first_ids[one] + self._shard(epoch, one)[inner[members]]
         return ids
+
+    def copies(self, position: int, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of its `repeats` copies stands at `indices` (B,) of the batch that starts at `position`.  -> (B,)"""
+        return np.asarray(indices, np.int64) // self._distinct(position)
+
+    def _distinct(self, position: int) -> int:
+        """Different samples in the batch that starts at `position`."""
+        return min(self.global_batch, self.epoch_size - position % self.epoch_size) // self.repeats
 
     def locate(self, ids: Sequence[int] | NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids (B,) -> (shard (B,), index in the shard (B,))."""
@@ -152,7 +167,7 @@ class Order:
 
     def owns_lanes(self, world: int) -> bool:
         """Whether `world` ranks each keep lanes of their own, and so read few shards, or take a slice of each batch."""
-        return self.global_batch % self.lanes == 0 and (self.lanes // self.group) % world == 0
+        return self.global_batch % (self.lanes * self.repeats) == 0 and (self.lanes // self.group) % world == 0
 
     def share(self, batch: Batch, rank: int, world: int) -> NDArray[np.int64]:
         """The indices 0..size-1 of the batch that this rank takes, ascending, in whole groups.  Together the ranks take each once.
@@ -160,7 +175,7 @@ class Order:
         Raises DataError when there are more ranks than groups in a full batch.
         """
         self._check_world(world)
-        if self.owns_lanes(world):
+        if self._by_lanes(batch.size, world):
             per = self.lanes // world
             lane = np.arange(batch.size) % self.lanes               # batches start at lane 0, since lanes divide the batch
             return np.flatnonzero(lane // per == rank)
@@ -173,13 +188,17 @@ class Order:
     def max_share(self, world: int) -> int:
         """The most samples that any rank gets in any batch: all ranks run as many micro-steps as this asks for."""
         self._check_world(world)
-        size = min(self.global_batch, self.num_samples)
-        if self.owns_lanes(world):
+        size = min(self.global_batch, self.epoch_size)
+        if self._by_lanes(size, world):
             rounds, rest = divmod(size, self.lanes)
             per = self.lanes // world
             return rounds * per + min(rest, per)                    # rank 0's lanes come first
         groups = -(-size // self.group)
         return min(-(-groups // world) * self.group, size)
+
+    def _by_lanes(self, size: int, world: int) -> bool:
+        """Whether ranks take their own lanes of a batch of `size`; not of a partial one with repeats, whose copies may begin in a group."""
+        return self.owns_lanes(world) and (self.repeats == 1 or size == self.global_batch)
 
     def _check_world(self, world: int) -> None:
         if world > self.global_batch // self.group:

@@ -61,11 +61,11 @@ class Schedule:
     timescale: int
 
     @classmethod
-    def of(cls, optim: Optim, duration: Duration, num_samples: int | None, global_batch: int) -> "Schedule":
+    def of(cls, optim: Optim, duration: Duration, num_samples: int | None, global_batch: int, repeats: int = 1) -> "Schedule":
         """`num_samples` is one epoch's (None: an endless mixture).  Raises RecipeError if warm-up and cooldown exceed the run."""
 
         def images(length: Duration | None) -> int:
-            return length.images(num_samples, global_batch) if length else 0
+            return length.images(num_samples, global_batch, repeats) if length else 0
 
         total, warmup, cooldown = images(duration), images(optim.warmup), images(optim.cooldown)
         if warmup + cooldown > total:

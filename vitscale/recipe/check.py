@@ -1,21 +1,26 @@
 """What single keys cannot show: combinations that contradict each other.  Needs no shards and no torch."""
 
-from vitscale.recipe.schema import Recipe
+from vitscale.recipe.schema import Augment, Recipe
+
+
+def mixes(recipe: Recipe) -> bool:
+    """Whether samples of a batch are mixed with each other."""
+    return recipe.data.augment.mixup > 0 or recipe.data.augment.cutmix > 0
 
 
 def default_group(recipe: Recipe) -> int:
-    """Consecutive positions that may be mixed with each other: 1, as nothing in a recipe mixes samples yet."""
-    return recipe.data.group or 1
+    """Consecutive positions that may be mixed with each other: 8 if the recipe mixes samples, else 1."""
+    return recipe.data.group or (8 if mixes(recipe) else 1)
 
 
 def default_lanes(recipe: Recipe) -> int:
-    """The largest divisor of the global batch that is a multiple of the group and at most 1024.
+    """The largest divisor of the batch's distinct samples that is a multiple of the group and at most 1024.
 
     A divisor, so that each batch takes equally from every lane; at most 1024, so that few shards are open at once.
     """
     if recipe.data.lanes is not None:
         return recipe.data.lanes
-    group, batch = default_group(recipe), recipe.global_batch
+    group, batch = default_group(recipe), recipe.global_batch // recipe.data.repeats
     units = max(batch // group, 1)
     best = max(d for d in range(1, min(units, max(1024 // group, 1)) + 1) if units % d == 0)
     return best * group
@@ -54,15 +59,12 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         wrong("micro_batch", f"{recipe.micro_batch} is more than global_batch {batch}")
     if data.num_samples is not None and lanes > data.num_samples:
         wrong("data.lanes", f"{lanes} lanes are more than the {data.num_samples} samples of data.num_samples")
-    for key, low_high in (("scale", data.augment.scale), ("ratio", data.augment.ratio)):
-        if low_high[0] > low_high[1]:
-            wrong(f"data.augment.{key}", f"wants [low, high], got {list(low_high)}")
-    if data.augment.scale[1] > 1:
-        wrong("data.augment.scale", f"is a share of the image's area, at most 1, got {data.augment.scale[1]:g}")
-    if min(data.augment.std) <= 0:
-        wrong("data.augment.std", "wants numbers > 0")
-    if not data.label or not data.label.isascii() or "." in data.label or "/" in data.label:
-        wrong("data.label", f"wants the extension of a member, such as cls, got {data.label!r}")
+    if data.repeats > 1 and batch % (group * data.repeats):
+        wrong("data.repeats", f"global_batch {batch} is not a multiple of {data.repeats} repeats of data.group {group}")
+    if mixes(recipe) and group < 2:
+        wrong("data.group", "mixup and cutmix mix samples of a group, which wants at least 2")
+    found += _augment(data.augment)
+    found += _labels(recipe)
     for key, urls in (("data.train", data.train), ("data.val", data.val or ())):
         if any(url.startswith("pipe:") for url in urls):
             wrong(key, "pipe: URLs run a shell and are refused; give an fsspec URL (s3://, gs://, https://, or a path)")
@@ -83,9 +85,9 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         if duration is not None and duration.amount == 0:
             wrong(key, "wants more than 0; leave it out (null) for 'only at the end'")
     if data.num_samples is not None:
-        total = recipe.duration.images(data.num_samples, batch)
-        spent = optim.warmup.images(data.num_samples, batch)
-        spent += optim.cooldown.images(data.num_samples, batch) if optim.cooldown else 0
+        total = recipe.duration.images(data.num_samples, batch, data.repeats)
+        spent = optim.warmup.images(data.num_samples, batch, data.repeats)
+        spent += optim.cooldown.images(data.num_samples, batch, data.repeats) if optim.cooldown else 0
         if spent > total:
             wrong("optim.warmup", f"warm-up and cooldown take {spent} images, more than the {total} of the whole run")
 
@@ -97,4 +99,36 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         wrong("parallel.zero_offload", f"belongs to parallel.engine zero, not to {parallel.engine}")
     if parallel.recompute_every > 1 and parallel.recompute != "blocks":
         wrong("parallel.recompute_every", f"belongs to parallel.recompute blocks, not to {parallel.recompute}")
+    return found
+
+
+def _augment(augment: Augment) -> list[tuple[str, str]]:
+    """What contradicts itself in data.augment."""
+    found = []
+    areas = {"scale": augment.scale} | ({"erasing.scale": augment.erasing.scale} if augment.erasing else {})
+    ratios = {"ratio": augment.ratio} | ({"erasing.ratio": augment.erasing.ratio} if augment.erasing else {})
+    for key, (low, high) in (areas | ratios).items():
+        if low > high:
+            found.append((f"data.augment.{key}", f"wants [low, high], got {[low, high]}"))
+        elif key in areas and high > 1:
+            found.append((f"data.augment.{key}", f"is a share of the image's area, at most 1, got {high:g}"))
+    if min(augment.std) <= 0:
+        found.append(("data.augment.std", "wants numbers > 0"))
+    if augment.rand_augment and augment.three_augment:
+        found.append(("data.augment.three_augment", "takes the place of rand_augment; give one of them"))
+    return found
+
+
+def _labels(recipe: Recipe) -> list[tuple[str, str]]:
+    """What cannot be a label, or is missing one."""
+    label, found = recipe.data.label, []
+    if label is None:
+        if recipe.objective.name == "classification":
+            found.append(("data.label", "classification wants labels, got null"))
+        if recipe.data.class_map:
+            found.append(("data.class_map", "names the classes of labels, but data.label is null"))
+        return found
+    fields = label.removeprefix("json:").split(".") if label.startswith("json:") else []
+    if not all(fields) or (not fields and (not label or not label.isascii() or "." in label or "/" in label)):
+        found.append(("data.label", f"wants the extension of a member, such as cls, or json:path.to.field, got {label!r}"))
     return found

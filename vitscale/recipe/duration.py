@@ -38,11 +38,12 @@ class Duration:
         amount = int(self.amount) if self.amount == int(self.amount) else self.amount
         return f"{amount} {self.unit}"
 
-    def images(self, num_samples: int | None, global_batch: int) -> int:
+    def images(self, num_samples: int | None, global_batch: int, repeats: int = 1) -> int:
         """How many images have been seen when this duration has passed.
 
         An epoch is `num_samples` images and ends with a partial batch when global_batch does not divide it, so `steps` steps are
-        whole epochs plus a remainder.  An endless stream (`num_samples` None, a mixture) has no epochs: ValueError for `epochs`.
+        whole epochs plus a remainder.  With `repeats` (data.repeats) only the last of that many epochs does.  An endless stream
+        (`num_samples` None, a mixture) has no epochs: ValueError for `epochs`.
         """
         if self.unit == "images":
             return int(self.amount)
@@ -53,8 +54,9 @@ class Duration:
         steps = int(self.amount)
         if num_samples is None:
             return steps * global_batch
-        epochs, rest = divmod(steps, -(-num_samples // global_batch))
-        return epochs * num_samples + rest * global_batch
+        stretch = num_samples * repeats
+        stretches, rest = divmod(steps, -(-stretch // global_batch))
+        return stretches * stretch + rest * global_batch
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:

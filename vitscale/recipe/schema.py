@@ -20,6 +20,15 @@ def _pair(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _jitter(value: Any) -> Any:
+    """One number for brightness, contrast and saturation, or three numbers, or four with the hue -> a tuple of four."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = [value] * 3
+    if isinstance(value, (list, tuple)):
+        return tuple(value) + (0.0,) * (len(value) == 3)
+    return value
+
+
 def _urls(value: Any) -> Any:
     """One brace URL or glob, or a list of them -> a tuple."""
     if isinstance(value, str):
@@ -39,6 +48,10 @@ _Url = Annotated[str, Field(min_length=1)]
 Urls = Annotated[tuple[str, ...], BeforeValidator(_urls, json_schema_input_type=_Url | Annotated[list[_Url], Field(min_length=1)])]
 Interval = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
 Colour = Annotated[tuple[float, float, float], BeforeValidator(_pair)]
+_Turn = Annotated[float, Field(ge=0, le=0.5)]
+_Jitters = NotNegative | tuple[NotNegative, NotNegative, NotNegative] | tuple[NotNegative, NotNegative, NotNegative, _Turn]
+Jitter = Annotated[
+    tuple[NotNegative, NotNegative, NotNegative, _Turn], BeforeValidator(_jitter, json_schema_input_type=_Jitters)]
 
 
 class Section(BaseModel):
@@ -74,6 +87,25 @@ class Objective(Section):
     label_smoothing: Rate = 0.0
 
 
+class RandAugment(Section):
+    """RandAugment (Cubuk et al. 2020) as timm has it; the defaults are its `rand-m9-mstd0.5-inc1`.  The operations: data/policy.py."""
+
+    num_ops: Annotated[int, Field(ge=1, le=5), BeforeValidator(_whole)] = 2   # operations drawn for an image, with replacement
+    magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0
+    magnitude_std: NotNegative = 0.5        # of the normal distribution that each operation's magnitude is drawn from
+    prob: Fraction = 0.5                    # that an operation, once drawn, is applied
+    increasing: bool = True                 # posterize, solarize, colour, contrast, brightness, sharpness grow with the magnitude
+
+
+class Erasing(Section):
+    """Random erasing (Zhong et al. 2020) of one rectangle of the normalised image."""
+
+    prob: Fraction = 0.25
+    mode: Literal["pixel", "const"] = "pixel"   # what is put there: normal noise, or the mean colour
+    scale: Interval = (0.02, 1 / 3)         # share of the image's area
+    ratio: Interval = (0.3, 10 / 3)         # height over width
+
+
 class Augment(Section):
     """What a training image goes through.  Every random parameter is drawn by key, never from a global generator."""
 
@@ -81,6 +113,14 @@ class Augment(Section):
     scale: Interval = (0.08, 1.0)                   # share of the image's area that a random crop takes
     ratio: Interval = (3 / 4, 4 / 3)                # width over height of a random crop
     flip: Fraction = 0.5                            # probability of a horizontal flip
+    rand_augment: RandAugment | None = None
+    three_augment: bool = False                     # one of greys, solarize, blur for every image (Touvron et al. 2022, DeiT III)
+    color_jitter: Jitter = (0.0, 0.0, 0.0, 0.0)     # brightness, contrast, saturation (0.4: 0.6 to 1.4 times), hue (turns); or one number
+    erasing: Erasing | None = None
+    mixup: NotNegative = 0.0                        # alpha of mixup (Zhang et al. 2018), inside groups; 0: off
+    cutmix: NotNegative = 0.0                       # alpha of CutMix (Yun et al. 2019), inside groups; 0: off
+    mix_prob: Fraction = 1.0                        # that a group is mixed, if one of the two is on
+    switch_prob: Fraction = 0.5                     # that it is by CutMix, if both are
     mean: Colour = (0.485, 0.456, 0.406)            # RGB, 0..1; ImageNet's
     std: Colour = (0.229, 0.224, 0.225)
 
@@ -93,7 +133,9 @@ class Data(Section):
     group: Count | None = None              # consecutive positions that may be mixed with each other; null: 1 unless something mixes
     index_dir: str | None = None            # null: beside the shards if writable, else a per-user cache
     prepare: Literal["digits"] | None = None  # a data set vitscale can pack itself when its shards are absent
-    label: str = "cls"                      # member that holds the class number
+    repeats: Count = 1                      # copies of each sample in a batch, with draws of their own (Hoffer et al. 2020)
+    label: str | None = "cls"               # member with the class, or json:path.to.field of its .json; null: unlabelled
+    class_map: str | None = None            # text file with a class name on each line: labels are names; null: they are numbers
     augment: Augment = Augment()
     workers: Count | None = None            # decoding threads of one rank; null: the rank's share of the cores
     prefetch: Count = 4                     # micro-batches decoded ahead of the device

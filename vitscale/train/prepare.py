@@ -55,13 +55,14 @@ def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = Non
         lost = f" and {train.lost} lost to damage" if train.lost else ""
         raise DataError(f"data.num_samples says {declared}, the shards hold {train.num_samples}{lost}; correct it, or check data.train")
     for index in (train, val):
-        if index is not None:
-            check_labels(index, recipe.data.label, recipe.model.classes)
+        if index is not None and recipe.data.label is not None:
+            check_labels(index, recipe.data.label, recipe.model.classes, class_map=recipe.data.class_map)
     order_of(recipe, train)     # lanes, batch and group against the number of samples
-    schedule = Schedule.of(recipe.optim, recipe.duration, train.num_samples, recipe.global_batch)
+    schedule = Schedule.of(recipe.optim, recipe.duration, train.num_samples, recipe.global_batch, recipe.data.repeats)
     return Prepared(folder, train, val, schedule)
 
 
 def order_of(recipe: Recipe, train: SetIndex) -> Order:
     """The order of the training samples that the recipe describes."""
-    return Order(train.counts, recipe.seed, recipe.global_batch, default_lanes(recipe), default_group(recipe))
+    return Order(
+        train.counts, recipe.seed, recipe.global_batch, default_lanes(recipe), default_group(recipe), repeats=recipe.data.repeats)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitscale.data import MicroBatch, StepBatch, augment
+from vitscale.data import MicroBatch, StepBatch, augment, mix
+from vitscale.data.batch import moved
 from vitscale.observe.meters import Meters
 from vitscale.parallel.engine import Engine
 from vitscale.recipe import Augment
 
-Objective = Callable[[Tensor, Tensor], Tensor]      # logits (b, classes), labels -> losses (b,)
+Objective = Callable[[Tensor, Tensor], Tensor]      # logits (b, classes), labels (b,) or targets (b, classes) -> losses (b,)
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,17 @@ class StepResult:
 
 
 def device_inputs(micro: MicroBatch, device: torch.device, settings: Augment) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """images (b, C, S, S) fp32 normalised and flipped, labels (b,), weight (b,), keep (2L, b) or None, on the device."""
+    """images (b, C, S, S) fp32 augmented and normalised, labels (b,) or targets (b, classes), weight (b,), keep (2L, b) or None, on the
+    device."""
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
 
-    images = augment.apply(move(micro.images), move(micro.flip), settings.mean, settings.std)
-    return images, move(micro.labels), move(micro.weight), None if micro.keep is None else move(micro.keep)
+    images = augment.apply(move(micro.images), move(micro.flip), settings.mean, settings.std,
+                           ops=moved(micro.ops, move), erase=moved(micro.erase, move))
+    labels, weight, mixing = move(micro.labels), move(micro.weight), moved(micro.mix, move)
+    if mixing is not None:
+        images, labels = mix.apply(images, labels, weight, mixing)
+    return images, labels, weight, None if micro.keep is None else move(micro.keep)
 
 
 def train_step(
