@@ -1,0 +1,98 @@
+"""What pack, verify and stats say on the terminal."""
+
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vitscale.data.stats import Stats
+from vitscale.data.verify import Verdict
+
+_ROWS = 40              # faults shown; --json has them all
+_ENDS = 5               # classes shown from either end
+_PLAIN_WIDTH = 180      # columns where the output is no terminal
+
+
+def console() -> Console:
+    wide = Console()
+    return wide if wide.is_terminal else Console(width=_PLAIN_WIDTH)
+
+
+def show_verdict(verdict: Verdict) -> None:
+    """A table of faults, then one line."""
+    out = console()
+    if verdict.faults:
+        table = Table(box=None, pad_edge=False)
+        for name, justify in (("shard", "left"), ("offset", "right"), ("key", "left"), ("reason", "left"), ("what", "left")):
+            table.add_column(name, justify=justify, overflow="fold")        # type: ignore[arg-type]
+        for fault in verdict.faults[:_ROWS]:
+            offset = "" if fault.offset is None else f"{fault.offset}"
+            table.add_row(escape(os.path.basename(fault.shard)), offset, escape(fault.key or ""), fault.reason, escape(fault.detail))
+        out.print(table)
+        if len(verdict.faults) > _ROWS:
+            out.print(f"... and {len(verdict.faults) - _ROWS} more; --json FILE has them all")
+    checked = f"{verdict.samples:,} samples in {verdict.shards:,} shards, {size(verdict.bytes)}"
+    sums = f"sha256 of {verdict.hashed:,} shards compared" if verdict.hashed else "no SHA256SUMS beside the shards"
+    labels = "" if verdict.labelled else "; unlabelled"
+    found = ", ".join(f"{reason} {count}" for reason, count in verdict.by_reason.most_common())
+    out.print(f"{checked}; {sums}{labels}; {f'{len(verdict.faults)} faults: {found}' if found else 'no faults'}", highlight=False)
+
+
+def show_stats(stats: Stats) -> None:
+    """A table of spreads, the largest and smallest classes, the copies."""
+    out = console()
+    out.print(f"{stats.samples:,} samples in {stats.shards:,} shards; images {size(int(stats.bytes.sum()))}: "
+              + ", ".join(f"{kind} {count:,}" for kind, count in stats.formats.most_common()), highlight=False)
+    if stats.unreadable:
+        out.print("unreadable: " + ", ".join(f"{reason} {count:,}" for reason, count in stats.unreadable.most_common()), highlight=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for name in ("min", "median", "max"):
+        table.add_column(name, justify="right")
+    for name, values in (("width", stats.width), ("height", stats.height), ("shorter side", np.minimum(stats.width, stats.height)),
+                         ("image bytes", stats.bytes)):
+        table.add_row(name, *_spread(values))
+    if stats.classes:
+        table.add_row("samples of a class", *_spread(np.array(list(stats.classes.values()))))
+    out.print(table)
+    _show_classes(stats, out)
+    if stats.copies:
+        disputed = f"; {stats.disputed:,} of them under different labels" if stats.disputed else ""
+        out.print(f"{len(stats.copies):,} images occur more than once ({stats.extra_copies:,} copies too many){disputed}", highlight=False)
+        for keys in stats.copies[:_ENDS]:
+            out.print(escape("  " + " = ".join(keys[:6]) + (" ..." if len(keys) > 6 else "")), highlight=False)
+    else:
+        out.print("no image occurs twice")
+
+
+def _show_classes(stats: Stats, out: Console) -> None:
+    if not stats.classes:
+        out.print("no labels")
+        return
+    ranked = stats.classes.most_common()
+    largest, smallest = ranked[0][1], ranked[-1][1]
+    absent = len(stats.names) - len(stats.classes) if stats.names else 0
+    out.print(f"{len(ranked):,} classes; the largest has {largest / smallest:.3g} times the samples of the smallest"
+              + (f"; {absent} of classes.txt have none" if absent > 0 else "")
+              + (f"; {stats.unlabelled:,} samples have no label" if stats.unlabelled else ""), highlight=False)
+    shown = ranked if len(ranked) <= 2 * _ENDS else [*ranked[:_ENDS], (-1, 0), *ranked[-_ENDS:]]
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for number, count in shown:
+        bar = "█" * max(round(40 * count / largest), 1)
+        table.add_row(*(("...", "", "") if number < 0 else (escape(stats.class_name(number)), f"{count:,}", bar)))
+    out.print(table)
+
+
+def _spread(values: NDArray[np.int64]) -> tuple[str, ...]:
+    return tuple(f"{value:,.0f}" for value in (values.min(), np.median(values), values.max())) if len(values) else ("", "", "")
+
+
+def size(count: int) -> str:
+    """12345678 -> '12.3 MB'"""
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}"

@@ -1,0 +1,213 @@
+"""Everything that is wrong with a set of shards: every header, every image, every label, and sha256 where it was written down."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitscale.data.bad import BadSample
+from vitscale.data.group import Sample, group
+from vitscale.data.image import decode_whole
+from vitscale.data.index import image_member
+from vitscale.data.labels import LabelRule, parse_label
+from vitscale.data.pack import SUMS
+from vitscale.data.shards import expand
+from vitscale.data.tar import Member, Walk, walk
+
+_CHUNK = 1 << 22                            # bytes hashed at once
+Progress = Callable[[int, int], None]       # (bytes done, bytes in all)
+
+# What a fault is called, besides the reasons of BadSample.
+MISSING, CHECKSUM, TAR, DUPLICATE, LOST, LABEL = "missing", "checksum", "tar", "duplicate", "lost", "label"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong."""
+
+    shard: str
+    reason: str
+    detail: str
+    key: str | None = None
+    offset: int | None = None       # bytes, of the header of the member concerned, or of where the damage begins
+
+
+@dataclass
+class Verdict:
+    """What was looked at, and what is wrong with it."""
+
+    shards: int = 0
+    samples: int = 0                # that can be read at all
+    bytes: int = 0
+    hashed: int = 0                 # shards whose sha256 was known
+    labelled: int = 0
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def by_reason(self) -> Counter[str]:
+        return Counter(fault.reason for fault in self.faults)
+
+    def as_json(self) -> dict[str, Any]:
+        counts = {name: getattr(self, name) for name in ("shards", "samples", "bytes", "hashed", "labelled")}
+        return {**counts, "by_reason": dict(self.by_reason), "faults": [asdict(fault) for fault in self.faults]}
+
+
+def verify(
+    urls: str | Sequence[str], *, label: str = "cls", class_map: str | None = None, classes: int | None = None, workers: int = 1,
+    on_progress: Progress | None = None,
+) -> Verdict:
+    """Look at every byte of the shards.  Faults come in the order of the shards, and of the bytes in them.
+
+    label, class_map: as data.label and data.class_map of a recipe.  If no sample of the set has that member, the set is unlabelled and that
+    is no fault, unless `classes`, the number of classes, is given.  Raises DataError for URLs that name nothing at all.
+    """
+    paths, rule = expand(urls), LabelRule.of(label, class_map)
+    classes = len(rule.names) if rule.names is not None and classes is None else classes
+    folders = list(dict.fromkeys(os.path.dirname(path) for path in paths))
+    sums = {folder: _sums(Path(folder, SUMS)) for folder in folders}
+    sizes = [os.path.getsize(path) if os.path.isfile(path) else 0 for path in paths]
+    done = 0
+    verdict = Verdict(shards=len(paths), bytes=sum(sizes))
+    unlabelled: list[Fault] = []
+    with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
+        looks = [pool.submit(_look, path, sums[os.path.dirname(path)].get(os.path.basename(path)), rule, classes) for path in paths]
+        try:
+            for size, task in zip(sizes, looks, strict=True):
+                part, without = task.result()
+                verdict.samples += part.samples
+                verdict.labelled += part.labelled
+                verdict.hashed += part.hashed
+                verdict.faults += part.faults
+                unlabelled += without
+                done += size
+                if on_progress:
+                    on_progress(done, verdict.bytes)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if verdict.labelled or classes is not None:
+        verdict.faults += unlabelled
+    listed = set(paths)
+    for folder in folders:                  # a glob cannot name what is gone, but the sums can
+        verdict.faults += [Fault(f"{folder}/{name}", MISSING, f"is named in {SUMS} but is not there") for name in sums[folder]
+                           if f"{folder}/{name}" not in listed and not os.path.exists(f"{folder}/{name}")]
+    place = {path: number for number, path in enumerate(paths)}
+    verdict.faults.sort(key=lambda fault: (place.get(fault.shard, len(place)), fault.shard, fault.offset or 0))
+    return verdict
+
+
+def _sums(path: Path) -> dict[str, str]:
+    """{file name: sha256} of a file that `sha256sum -c` reads."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return {}
+    parts = (line.partition(" ") for line in lines)
+    return {name[1:]: sha for sha, _, name in parts if len(name) > 1 and "/" not in name}        # "  name" or " *name"
+
+
+def _look(path: str, sha: str | None, rule: LabelRule, classes: int | None) -> tuple[Verdict, list[Fault]]:
+    """One shard -> what is wrong with it, and apart from that its samples without a label."""
+    part = Verdict()
+    without: list[Fault] = []
+    try:
+        with open(path, "rb", buffering=0) as file:
+            descriptor = file.fileno()
+            if sha is not None:
+                part.hashed = 1
+                found = _sha256(descriptor)
+                if found != sha:
+                    part.faults.append(Fault(path, CHECKSUM, f"its sha256 is {found[:16]}..., in {SUMS} stands {sha[:16]}...", offset=0))
+            for sample in _samples(path, descriptor, part):
+                part.samples += 1
+                for fault in _faults(path, descriptor, sample, rule, classes):
+                    (without if fault.reason == LABEL and rule.member not in sample.members else part.faults).append(fault)
+                part.labelled += rule.member in sample.members
+    except OSError as error:
+        part.faults.append(Fault(path, MISSING, error.strerror or str(error)))
+    return part, without
+
+
+def _sha256(descriptor: int) -> str:
+    sha, at = hashlib.sha256(), 0
+    while chunk := os.pread(descriptor, _CHUNK, at):
+        sha.update(chunk)
+        at += len(chunk)
+    return sha.hexdigest()
+
+
+def _samples(path: str, descriptor: int, part: Verdict) -> list[Sample]:
+    """Walk the headers; what is damaged goes into `part`."""
+    total = os.fstat(descriptor).st_size
+    if not total:
+        part.faults.append(Fault(path, TAR, "is an empty file", offset=0))
+        return []
+    state = Walk()
+    items = list(walk(lambda offset, size: os.pread(descriptor, size, offset), total, state))
+    headers = {item.name: item.header for item in items if isinstance(item, Member)}
+    known = len(state.damage)
+    samples, lost = group(items, state)
+    for number, damage in enumerate(state.damage):
+        span = f" (bytes {damage.offset} to {damage.end})" if number < known and damage.end > damage.offset else ""
+        part.faults.append(Fault(path, TAR if number < known else DUPLICATE, damage.reason + span, offset=damage.offset))
+    for key in sorted(lost):
+        offset = min((header for name, header in headers.items() if name.startswith(f"{key}.")), default=None)
+        part.faults.append(Fault(path, LOST, "lost to the damage around it", key=key, offset=offset))
+    if not samples and not part.faults:
+        part.faults.append(Fault(path, TAR, "no samples in it", offset=0))
+    return samples
+
+
+def _faults(path: str, descriptor: int, sample: Sample, rule: LabelRule, classes: int | None) -> list[Fault]:
+    """What is wrong with one sample: its image, its label."""
+    faults = []
+
+    def fault(member: Member, reason: str, detail: str) -> None:
+        faults.append(Fault(path, reason, f"{member.name.rpartition('/')[2]}: {detail}", sample.key, member.header))
+
+    first = next(iter(sample.members.values()))
+    name = image_member(list(sample.members))
+    if name is None:
+        fault(first, "image", f"the sample has no image (its members are {', '.join(sample.members)})")
+    else:
+        image = sample.members[name]
+        try:
+            decode_whole(os.pread(descriptor, image.size, image.offset))
+        except BadSample as error:
+            fault(image, error.reason, str(error))
+    member = sample.members.get(rule.member)
+    if member is None:
+        fault(first, LABEL, f"the sample has no '{rule.member}' member (it has {', '.join(sample.members)})")
+        return faults
+    try:
+        value = _class(os.pread(descriptor, member.size, member.offset), rule)
+        if value < 0 or (classes is not None and value >= classes):
+            fault(member, LABEL, f"is {value}" + (f", outside 0 to {classes - 1}" if classes is not None else ", below 0"))
+    except BadSample as error:
+        fault(member, LABEL, str(error))
+    return faults
+
+
+def _class(raw: bytes, rule: LabelRule) -> int:
+    """The class number that a label member holds.  Raises BadSample."""
+    value: Any = raw
+    try:
+        if rule.path:
+            value = json.loads(raw)
+            for key in rule.path:
+                value = value[int(key) if isinstance(value, list) else key]
+        if rule.names is not None:
+            return rule.names[value.decode().strip() if isinstance(value, bytes) else value]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        where = f"at '{'.'.join(rule.path)}' of" if rule.path else "as"
+        raise BadSample("label", f"no class stands {where} its label: {raw[:40]!r}") from None
+    if isinstance(value, (bytes, str)):
+        return parse_label(value if isinstance(value, bytes) else value.encode())
+    if type(value) is not int:              # true is an int to Python
+        raise BadSample("label", f"its label is no whole number: {str(value)[:40]}")
+    return value
