@@ -114,6 +114,7 @@ def test_ten_comes_after_nine(tmp_path):
     assert Lease.take(tmp_path).number == 11
 
 
+@pytest.mark.slow       # each round waits for a moment agreed upon
 def test_two_that_race_never_both_win(tmp_path):
     for round_ in range(5):
         folder = tmp_path / str(round_)
@@ -132,7 +133,7 @@ def test_two_that_race_never_both_win(tmp_path):
 @pytest.mark.parametrize("elsewhere", [{"host": "another"}, {"boot": "another"}], ids=["host", "boot"])
 def test_a_holder_elsewhere_lives_while_its_heart_beats(tmp_path, elsewhere):
     held_by(tmp_path, STALE_S - 20, pid=2**22 + 1, **elsewhere)     # there is no such process here
-    with pytest.raises(CheckpointError, match="last heard of 4[0-9] s ago"):
+    with pytest.raises(CheckpointError, match=r"last heard of 4[0-9] s ago"):
         Lease.take(tmp_path)
     held_by(tmp_path, STALE_S + 1, pid=os.getpid(), **elsewhere)
     assert Lease.take(tmp_path).number == 2
@@ -176,7 +177,10 @@ def test_a_failing_filesystem_does_not_stop_the_heart(tmp_path, monkeypatch):
     lease.release()
 
 
-@pytest.mark.parametrize("content", [b"", b'{"host": "x", "pi', b"\x00\xff\xfe", b"null", b"[1]", b"{}", b'{"pid": "x", "start": "1"}'], ids=repr)
+TORN = [b"", b'{"host": "x", "pi', b"\x00\xff\xfe", b"null", b"[1]", b"{}", b'{"pid": "x", "start": "1"}']
+
+
+@pytest.mark.parametrize("content", TORN, ids=repr)
 def test_a_torn_lease_holds_nothing(tmp_path, content):
     held_by(tmp_path).write_bytes(content)
     refuse_if_held(tmp_path)

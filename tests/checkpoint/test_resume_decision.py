@@ -50,9 +50,9 @@ FREE = [
 ]
 # where the data lies, how it is read, where the run lies and what it shows says nothing about what the run is
 HIDDEN = [
-    ("data.train", ["elsewhere-{0..3}.tar"]), ("data.val", "val.tar"), ("data.workers", 3), ("data.prefetch", 9), ("data.index_dir", "/tmp/x"),
-    ("data.num_samples", 100), ("data.max_bad_fraction", 0.5), ("data.log_samples", True), ("name", "y"), ("runs_dir", "z"),
-    ("observe.log_every", 10), ("init", "w.safetensors"),
+    ("data.train", ["elsewhere-{0..3}.tar"]), ("data.val", "val.tar"), ("data.workers", 3), ("data.prefetch", 9),
+    ("data.index_dir", "/tmp/x"), ("data.num_samples", 100), ("data.max_bad_fraction", 0.5), ("data.log_samples", True),
+    ("name", "y"), ("runs_dir", "z"), ("observe.log_every", 10), ("init", "w.safetensors"),
 ]
 
 
@@ -120,7 +120,9 @@ def test_a_section_that_came_or_went_counts_as_one_change() -> None:
 
 
 def test_names_that_merely_begin_alike_are_free() -> None:
-    refuse_changes({"seeds": 1, "models": {"a": 1}, "data": {"labels": 1}}, {"seeds": 2, "models": {"a": 2}, "data": {"labels": 2}}, CHECKPOINT, False)
+    saved, now = ({"seeds": value, "models": {"a": value}, "data": {"labels": value}} for value in (1, 2))
+    assert len(differences(saved, now)) == 3
+    refuse_changes(saved, now, CHECKPOINT, accept=False)
 
 
 def test_differences() -> None:

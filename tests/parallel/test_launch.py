@@ -39,8 +39,9 @@ signal.alarm(60)
 class Launched:
     def __init__(self, folder: Path, program: str, ranks: int, grace_s: float, dead_grace_s: float) -> None:
         self.folder, self.ranks = folder, ranks
-        self.process = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(folder), str(ranks), RANK + program, str(grace_s), str(dead_grace_s)],
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "FOLDER": str(folder)})
+        command = [sys.executable, "-c", LAUNCHER, str(folder), str(ranks), RANK + program, str(grace_s), str(dead_grace_s)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                        env={**os.environ, "FOLDER": str(folder)})
 
     def await_(self, *names: str) -> None:
         """Until these files are there."""

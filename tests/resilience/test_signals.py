@@ -23,8 +23,8 @@ time.sleep(30)
 
 class Listener:
     def __init__(self) -> None:
-        self.process = subprocess.Popen([sys.executable, "-c", LISTEN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                        text=True)
+        self.process = subprocess.Popen([sys.executable, "-c", LISTEN], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL, text=True)
 
     def read(self) -> str:
         return self.process.stdout.readline().strip()

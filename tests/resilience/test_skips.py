@@ -23,7 +23,8 @@ def test_the_file_is_one_json_object_a_line(tmp_path: Path) -> None:
     remember(tmp_path, 640, 704, "loss was not finite")
     remember(tmp_path, 0, 64, "a line\nbreak\x85\u2028")
     rows = [json.loads(line) for line in (tmp_path / FILE).read_bytes().split(b"\n")[:-1]]
-    assert rows == [{"start": 640, "end": 704, "reason": "loss was not finite"}, {"start": 0, "end": 64, "reason": "a line\nbreak\x85\u2028"}]
+    assert rows == [{"start": 640, "end": 704, "reason": "loss was not finite"},
+                    {"start": 0, "end": 64, "reason": "a line\nbreak\x85\u2028"}]
     assert remembered(tmp_path) == [(0, 64), (640, 704)]
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 

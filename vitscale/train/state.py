@@ -1,5 +1,6 @@
 """How far a run has come, and when something is due."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +23,14 @@ def due(every: Duration | None, before: Moment, after: Moment, num_samples: int)
     if every.unit == "steps":
         return after.step // every.amount > before.step // every.amount
     length = every.amount * (num_samples if every.unit == "epochs" else 1)
-    # half an image takes up the rounding: 0.7 epochs of 10 images is a little more than 7, and image 7 is due all the same
-    return (after.images + 0.5) // length > (before.images + 0.5) // length
+    # 0.7 epochs of 10 images is a little more than 7 in floating point, and image 7 is due all the same
+    return after.images * (1 + 1e-12) // length > before.images * (1 + 1e-12) // length
 
 
 def better(metric: str, value: float, than: float | None, by: float = 0.0) -> bool:
-    """Whether an evaluation beats the best so far: accuracy rises, loss falls."""
+    """Whether an evaluation beats the best so far: accuracy rises, loss falls; what is not a number never does."""
+    if math.isnan(value):
+        return False
     if than is None:
         return True
     return value < than - by if metric.endswith("loss") else value > than + by
@@ -52,5 +55,5 @@ class Progress:
         if better(rule.metric, evaluation[rule.metric], self.stopping.get("value"), rule.min_gain):
             self.stopping = {"value": evaluation[rule.metric], "evaluations": 0}
         else:
-            self.stopping = {**self.stopping, "evaluations": self.stopping["evaluations"] + 1}
+            self.stopping = {**self.stopping, "evaluations": self.stopping.get("evaluations", 0) + 1}
         return is_best, self.stopping["evaluations"] >= rule.patience
