@@ -99,8 +99,9 @@ def moved(given: _Tensors | None, move: Callable[[Tensor], Tensor]) -> _Tensors 
     """The same with each of its tensors moved; None stays None."""
     if given is None:
         return None
-    values: dict[str, Any] = {entry.name: getattr(given, entry.name) for entry in fields(given)}
-    return replace(given, **{name: move(value) for name, value in values.items() if isinstance(value, Tensor)})
+    values = {entry.name: getattr(given, entry.name) for entry in fields(given)}
+    changed: dict[str, Any] = {name: move(value) for name, value in values.items() if isinstance(value, Tensor)}
+    return replace(given, **changed)
 
 
 @dataclass

@@ -81,7 +81,7 @@ def autocontrast(x: Tensor) -> Tensor:
     flat = x.flatten(2)
     low, high = flat.amin(2, keepdim=True).double(), flat.amax(2, keepdim=True).double()
     levels = torch.arange(256, dtype=torch.float64, device=x.device)
-    scale = 255.0 / (high - low).clamp(min=1)
+    scale = torch.full_like(high, 255.0) / (high - low).clamp(min=1)        # number / tensor would round twice
     stretched = (levels * scale - low * scale).clamp(0, 255).to(torch.uint8)
     return _look_up(x, torch.where(high > low, stretched, levels.to(torch.uint8)))
 

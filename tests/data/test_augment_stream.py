@@ -1,0 +1,156 @@
+"""Augmented batches: the same pixels and targets on any world, after any resume, with any number of threads; erasing; bad samples."""
+
+import io
+import tarfile
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from vitscale.data import augment, open_index, open_stream
+from vitscale.data.augment import Erase, normal_noise
+from vitscale.recipe.load import check_recipe
+from vitscale.train.step import device_inputs
+
+COUNT = 44
+RICH = {
+    "rand_augment": {"num_ops": 3, "prob": 0.9}, "color_jitter": [0.4, 0.4, 0.4, 0.1], "erasing": {"prob": 0.5}, "mixup": 0.8,
+    "cutmix": 1.0,
+}
+DEIT3 = {"three_augment": True, "color_jitter": 0.3, "mixup": 0.8, "cutmix": 1.0, "mix_prob": 0.7}
+
+
+def write(folder, count=COUNT, bad=()):
+    for shard in range(2):
+        with tarfile.open(folder / f"s-{shard}.tar", "w") as tar:
+            for number in range(shard, count, 2):
+                picture = np.random.Generator(np.random.Philox(number)).integers(0, 256, (6, 7, 3), np.uint8)
+                picture = cv2.resize(picture, (20, 18), interpolation=cv2.INTER_CUBIC)
+                image = b"garbage" if number in bad else cv2.imencode(".png", picture)[1].tobytes()
+                for ext, data in (("cls", b"%d" % (number % 7)), ("png", image)):
+                    info = tarfile.TarInfo(f"{number:04d}.{ext}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    return f"{folder}/s-*.tar"
+
+
+def recipe(urls, augment, *, repeats=1, workers=2, group=4, batch=16, lanes=8, bad=0.0):
+    return check_recipe({
+        "name": "t", "model": {"size": "tiny", "image": 16, "patch": 4, "classes": 7},
+        "data": {"train": urls, "lanes": lanes, "group": group, "workers": workers, "augment": augment, "repeats": repeats,
+                 "max_bad_fraction": bad},
+        "optim": {"lr": 1e-3}, "global_batch": batch, "duration": "1 epochs", "seed": 5,
+    }, "test")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("shards"))
+
+
+def collect(recipe, world, steps, micro=4, start=None):
+    """{(step, place in the batch): (id, pixels after augmentation, target, weight)} over all ranks, and the state afterwards."""
+    seen, state = {}, None
+    for rank in range(world):
+        with open_stream(recipe, open_index(recipe.data.train), rank=rank, world=world, micro_batch=micro) as stream:
+            if start:
+                stream.load_state_dict(start)
+            for _ in range(steps):
+                batch = next(stream)
+                for one in batch.micro:
+                    images, targets, weight, _ = device_inputs(one, torch.device("cpu"), recipe.data.augment)
+                    assert images.shape == (micro, 3, 16, 16)
+                    for slot in np.flatnonzero(one.index.numpy() >= 0).tolist():
+                        key = batch.step, int(one.index[slot])
+                        assert key not in seen
+                        seen[key] = int(one.ids[slot]), images[slot].numpy().tobytes(), targets[slot].tolist(), float(weight[slot])
+            state = stream.state_dict()
+    return seen, state
+
+
+@pytest.mark.parametrize("settings", [RICH, DEIT3], ids=["rich", "deit3"])
+def test_any_world_micro_batch_and_threads_give_the_same_pixels(shards, settings):
+    alone, _ = collect(recipe(shards, settings), 1, 6, 16)
+    plain, _ = collect(recipe(shards, {}), 1, 6, 16)
+    assert len(alone) == len(plain) == 2 * COUNT
+    assert {key: entry[0] for key, entry in alone.items()} == {key: entry[0] for key, entry in plain.items()}
+    assert np.mean([alone[key][1] != plain[key][1] for key in plain]) > 0.8
+    assert np.mean([max(entry[2]) < 1 for entry in alone.values()]) > 0.3
+    for world, micro, workers in ((1, 4, 1), (2, 8, 3), (3, 4, 2), (4, 4, 1)):
+        assert collect(recipe(shards, settings, workers=workers), world, 6, micro)[0] == alone
+
+
+@pytest.mark.parametrize("stopped", [1, 3, 4])
+def test_resume_gives_the_same_pixels(shards, stopped):
+    whole, _ = collect(recipe(shards, RICH, repeats=2), 1, 7, 8)
+    before, state = collect(recipe(shards, RICH, repeats=2), 2, stopped)
+    after, _ = collect(recipe(shards, RICH, repeats=2), 3, 7 - stopped, 8, state)
+    assert before | after == whole
+
+
+def test_mixed_targets_are_those_of_the_pair(shards):
+    mixed, _ = collect(recipe(shards, {"mixup": 0.8}), 1, 3)
+    plain, _ = collect(recipe(shards, {}), 1, 3)
+    for (step, index), (_, _, target, _) in mixed.items():
+        low = index // 4 * 4
+        size = min(4, 16 if step < 2 else COUNT - 32 - low)
+        partner = step, 2 * low + size - 1 - index
+        assert sum(target) == pytest.approx(1)
+        assert {number for number, share in enumerate(target) if share} <= {plain[step, index][2], plain[partner][2]}
+
+
+def test_a_group_that_cannot_be_read_is_not_mixed_into_others(tmp_path, shards):
+    plain, _ = collect(recipe(shards, {}, lanes=16), 1, 3)
+    group = [plain[0, index][0] for index in range(4, 8)]
+    lost = {number // 22 + number % 22 * 2 for number in group}          # ids run through the shards one after the other
+    urls = write(tmp_path, bad=lost)
+    whole, _ = collect(recipe(shards, RICH, lanes=16), 1, 3)
+    seen, _ = collect(recipe(urls, RICH, lanes=16, bad=1.0), 1, 3)
+    for key in whole:
+        if key[0] == 0 and 4 <= key[1] < 8:
+            assert seen[key][3] == 0
+        else:
+            assert seen[key] == whole[key]
+
+
+def test_evaluation_is_not_augmented(shards):
+    with open_stream(recipe(shards, RICH), open_index(shards), "val", rank=0, world=1, micro_batch=4) as stream:
+        one = next(iter(stream))
+    assert (one.ops, one.erase, one.mix) == (None, None, None)
+    assert device_inputs(one, torch.device("cpu"), recipe(shards, RICH).data.augment)[1].dtype == torch.int64
+
+
+def test_erased_rectangles_hold_noise_or_the_mean():
+    images = torch.randint(0, 256, (3, 20, 20, 3), dtype=torch.uint8)
+    boxes, keys = torch.tensor([[2, 3, 12, 18], [0, 0, 20, 5]]), torch.tensor([99, 100])
+    before = augment.apply(images, None, (0.5,) * 3, (0.25,) * 3)
+    for noise in (True, False):
+        after = augment.apply(images, None, (0.5,) * 3, (0.25,) * 3, erase=Erase(torch.tensor([2, 0]), boxes, keys, noise))
+        assert torch.equal(after[1], before[1])
+        for row, (top, left, bottom, right), filling in zip((2, 0), boxes.tolist(), normal_noise(keys, 3, 20, 20), strict=True):
+            inside = torch.zeros(20, 20, dtype=torch.bool)
+            inside[top:bottom, left:right] = True
+            assert torch.equal(after[row][:, ~inside], before[row][:, ~inside])
+            assert torch.equal(after[row][:, inside], filling[:, inside] if noise else torch.zeros(3, int(inside.sum())))
+
+
+def test_noise_is_normal_and_hangs_on_its_key_alone():
+    keys = torch.tensor([1, 2, 2**53 - 1])
+    noise = normal_noise(keys, 3, 100, 100)
+    assert torch.equal(normal_noise(keys[1:2], 3, 100, 100)[0], noise[1])
+    assert noise.mean(dim=(2, 3)).abs().max() < 0.03
+    assert (noise.std(dim=(2, 3)) - 1).abs().max() < 0.03
+    assert np.abs(np.corrcoef(noise.flatten(2).flatten(0, 1).numpy()) - np.eye(9)).max() < 0.05
+    flat = noise.flatten()
+    assert ((flat[1:] * flat[:-1]).mean()).abs() < 0.02
+    assert [(flat.abs() < bound).float().mean().item() for bound in (1, 2)] == pytest.approx([0.6827, 0.9545], abs=0.005)
+
+
+def test_the_input_is_left_alone():
+    images = torch.randint(0, 256, (4, 6, 6, 1), dtype=torch.uint8)
+    before = images.clone()
+    ops = augment.Ops((("invert", 0, 4),), torch.arange(4), torch.zeros(4, 6, dtype=torch.float64))
+    out = augment.apply(images, None, (0.0,) * 3, (1.0,) * 3, ops=ops)
+    assert torch.equal(images, before)
+    assert torch.equal(out, (255 - before).permute(0, 3, 1, 2) / 255)
