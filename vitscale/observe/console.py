@@ -2,6 +2,7 @@
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +44,9 @@ def setup_logging(console: Console | None, file: Path | None = None, level: int 
     logging.basicConfig(level=logging.WARNING, handlers=handlers or [logging.NullHandler()], force=True)
     logging.getLogger("vitscale").setLevel(level)
     logging.captureWarnings(True)
+    # torch's own modules call each other's deprecated names, and tell one process that it is one process
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
 class Progress:

@@ -139,13 +139,26 @@ class ZeroEngine(Engine):
             from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
             inner = self._engine.optimizer
-            for group, flat in zip(inner.bit16_groups, inner.single_partition_of_fp32_groups, strict=True):
+            groups = inner.bf16_groups if self._is_bf16_stage_1 else inner.bit16_groups
+            for group, flat in zip(groups, self._flat_masters, strict=True):
                 lazy_init_hp_params_optimizer_state(group, flat, self._base.state)
+
+    @property
+    def _is_bf16_stage_1(self) -> bool:
+        """DeepSpeed takes another optimizer class for bf16 with fp32 gradients in stage 1, with other names for the same things."""
+        return hasattr(self._engine.optimizer, "fp32_groups_flat_partition")
+
+    @property
+    def _flat_masters(self) -> list[Tensor]:
+        """This rank's fp32 weights, one flat tensor per parameter group."""
+        inner = self._engine.optimizer
+        if self.parallel.zero_stage == 3:
+            return inner.fp32_partitioned_groups_flat
+        return inner.fp32_groups_flat_partition if self._is_bf16_stage_1 else inner.single_partition_of_fp32_groups
 
     def _allocate_optimizer_state(self, keys: Mapping[str, torch.Size]) -> None:
         """Make the state that the optimizer would make in its first step; `keys` with one shape of each, () for a counter."""
-        inner = self._engine.optimizer
-        for flat in inner.fp32_partitioned_groups_flat if self.parallel.zero_stage == 3 else inner.single_partition_of_fp32_groups:
+        for flat in self._flat_masters:
             for key, shape in keys.items():
                 if key not in self._base.state[flat]:
                     self._base.state[flat][key] = torch.zeros_like(flat) if len(shape) else torch.zeros((), device=flat.device)

@@ -101,6 +101,7 @@ class Recorder:
                           samples_skipped=self._files.skipped, versions=versions(), **self._files.last_evaluation())
             self._open.close()      # the display goes before the last words come
             log.info("%s at step %d (%d images): %s", "done" if exit_code == 0 else "ended", progress.now.step, progress.now.images, reason)
+            log.info("run folder %s; metrics in %s", self.prepared.folder, self.prepared.folder / METRICS_FILE)
         return exit_code
 
     def _log_samples(self, batch: StepBatch, now: Moment) -> None:

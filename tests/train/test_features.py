@@ -1,0 +1,111 @@
+"""What a run does besides training: averages, evaluations, early stopping, retention, metrics over HTTP, ranks of other launchers."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from running import SMALL, TIMEOUT_S, Run, start, train
+
+pytestmark = pytest.mark.slow       # whole runs of real processes
+
+
+def test_averages_evaluations_and_the_best_checkpoint(place: Path) -> None:
+    output = train(place, *SMALL, "name=e", "duration=3 epochs", "ema.decay=0.9", "evaluate.every=0.5 epochs", "checkpoint.every=10 steps",
+                   "checkpoint.keep=2", "optim.lr=1e-2", "parallel.engine=fsdp", "parallel.processes=2")
+    run = Run(place / "runs" / "e")
+    evaluations = [row for row in run.rows() if "eval_top1" in row]
+    assert [row["images"] for row in evaluations][-1] == 3 * 1438
+    assert len(evaluations) == 6
+    assert all(0 <= row[name] <= 1 for row in evaluations for name in ("eval_top1", "eval_top5", "eval_ema_top1"))
+    assert evaluations[-1]["eval_top1"] > 0.2
+    assert evaluations[-1]["eval_ema_top1"] != evaluations[-1]["eval_top1"]
+    best = max(evaluations, key=lambda row: row["eval_top1"])
+    assert run.outcome["best"]["value"] == best["eval_top1"]
+    newest = f"step-{run.outcome['step']:08d}"
+    assert newest in run.checkpoints
+    assert f"step-{run.outcome['best']['step']:08d}" in run.checkpoints
+    assert len(run.checkpoints) <= 3
+    assert (run.folder / "checkpoints" / newest / "ema.safetensors").is_file()
+    assert f"top-1 {best['eval_top1']:.2%}" in output
+
+
+def test_averages_go_on_after_a_resume(place: Path) -> None:
+    settings = [*SMALL, "ema.decay=0.9", "evaluate.every=null", "optim.lr=1e-2", "optim.schedule=constant"]
+    train(place, *settings, "name=whole", "duration=24 steps")
+    train(place, *settings, "name=halves", "duration=12 steps", "parallel.engine=fsdp", "parallel.processes=2")
+    train(place, *settings, "name=halves", "duration=24 steps")
+    whole, halves = Run(place / "runs" / "whole"), Run(place / "runs" / "halves")
+    assert halves.outcome["eval_ema_loss"] == pytest.approx(whole.outcome["eval_ema_loss"], abs=1e-4)
+    assert halves.outcome["eval_loss"] == pytest.approx(whole.outcome["eval_loss"], abs=1e-4)
+
+
+def test_early_stopping(place: Path) -> None:
+    train(place, *SMALL, "name=stop", "duration=100 epochs", "optim.lr=0", "optim.warmup=0 steps", "evaluate.every=5 steps",
+          "evaluate.early_stopping.patience=3")
+    outcome = Run(place / "runs" / "stop").outcome
+    assert outcome["state"] == "done"
+    assert "patience" in outcome["reason"]
+    assert outcome["step"] == 20        # the first evaluation sets the mark, three more do not beat it
+
+
+def test_a_loss_that_stays_not_finite_ends_the_run(place: Path) -> None:
+    output = train(place, *SMALL, "name=nan", "optim.warmup=0 steps", "optim.lr=1e30", "optim.clip_norm=null", "duration=100 steps", code=3)
+    run = Run(place / "runs" / "nan")
+    assert run.outcome["state"] == "failed"
+    assert "not finite in 5 steps in a row" in run.outcome["reason"]
+    assert "the update was skipped on all ranks" in output
+    assert [row["applied"] for row in run.rows()][-5:] == [False] * 5
+
+
+def test_metrics_over_http_while_it_runs(place: Path) -> None:
+    process = start(place, *SMALL, "name=m", "duration=2000 steps", "observe.exporter=true", "checkpoint.every=5 steps")
+    run = Run(place / "runs" / "m")
+    try:
+        run.wait_for_step(12, process)
+        (target,) = json.loads((run.folder / "exporter.json").read_text())
+        assert target["labels"] == {"run": "m"}
+        address = target["targets"][0]
+        assert address.startswith("127.0.0.1:")
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+    finally:
+        process.terminate()
+        process.wait(30)
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
+    assert float(values["vitscale_steps_total"]) >= 12
+    assert float(values["vitscale_images_total"]) == 32 * float(values["vitscale_steps_total"])
+    assert float(values["vitscale_checkpoint_seconds_count"]) >= 1
+    assert time.time() - float(values["vitscale_checkpoint_last_success_timestamp_seconds"]) < 60
+    assert 0 < float(values["vitscale_mfu_ratio"]) < 1
+    assert not (run.folder / "exporter.json").exists()      # withdrawn at the end
+
+
+@pytest.mark.parametrize("launcher", [
+    ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    ["accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no",
+     "--main_process_port=0"],
+], ids=["torchrun", "accelerate launch"])
+def test_ranks_of_another_launcher_are_joined(place: Path, unbroken: Run, launcher: list[str]) -> None:
+    engine = "ddp" if "torch" in launcher[0] else "accelerate"
+    command = [sys.executable, "-m", *launcher, "-m", "vitscale", "train", "quickstart", *SMALL, "name=j", "duration=60 steps",
+               f"parallel.engine={engine}"]
+    done = subprocess.run(command, cwd=place, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = Run(place / "runs" / "j")
+    assert run.samples == unbroken.samples
+    assert list(run.losses.values()) == pytest.approx(list(unbroken.losses.values()), abs=1e-4)
+    assert json.loads((run.folder / "checkpoints" / run.checkpoints[-1] / "run.json").read_text())["world_size"] == 2
+
+
+def test_compile_block_by_block(place: Path) -> None:
+    """The same losses as without; on a GPU this is where the speed is, here it is only shown to work with recomputation and sharding."""
+    settings = [*SMALL, "duration=3 steps", "optim.warmup=0 steps", "model.depth=1", "parallel.engine=fsdp", "data.val=null"]
+    train(place, *settings, "name=plain")
+    train(place, *settings, "name=compiled", "parallel.compile=true", "parallel.recompute=selective")
+    plain, compiled = Run(place / "runs" / "plain"), Run(place / "runs" / "compiled")
+    assert list(compiled.losses.values()) == pytest.approx(list(plain.losses.values()), abs=1e-4)
