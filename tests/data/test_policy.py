@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from vitscale.data.draws import ERASE, FLIP, JITTER, KEEP, MIX, RANDAUGMENT, THREE, group_uniforms, uniforms
-from vitscale.data.policy import RAND_AUGMENT, _matrix, _strength, blur_weights, color_jitter, erasures, operations, rand_augment, three_augment
+from vitscale.data.policy import (
+    RAND_AUGMENT,
+    _matrix,
+    _strength,
+    blur_weights,
+    color_jitter,
+    erasures,
+    operations,
+    rand_augment,
+    three_augment,
+)
 from vitscale.recipe.schema import Augment, Erasing, RandAugment
 
 DRAWS = uniforms(3, 0, 0, range(6000), 0, KEEP)
@@ -14,8 +24,8 @@ DRAWS = uniforms(3, 0, 0, range(6000), 0, KEEP)
 
 def test_columns_do_not_overlap_and_keep_their_places():
     """Whoever moves a column changes every run that draws from it."""
-    assert (FLIP, JITTER, THREE, ERASE, RANDAUGMENT, KEEP, MIX) == (
-        22, slice(23, 28), slice(28, 30), slice(30, 44), slice(44, 64), 64, slice(0, 5))
+    assert (FLIP, KEEP) == (22, 64)
+    assert [slice(23, 28), slice(28, 30), slice(30, 44), slice(44, 64), slice(0, 5)] == [JITTER, THREE, ERASE, RANDAUGMENT, MIX]
 
 
 def test_groups_and_samples_draw_apart():
