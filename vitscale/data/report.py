@@ -75,9 +75,12 @@ def _show_classes(stats: Stats, out: Console) -> None:
     ranked = stats.classes.most_common()
     largest, smallest = ranked[0][1], ranked[-1][1]
     absent = len(stats.names) - len(stats.classes) if stats.names else 0
-    out.print(f"{len(ranked):,} classes; the largest has {largest / smallest:.3g} times the samples of the smallest"
-              + (f"; {absent} of classes.txt have none" if absent > 0 else "")
+    balance = f"the largest has {largest / smallest:.3g} times the samples of the smallest" if largest > smallest else (
+        f"each has {largest:,} samples")
+    out.print(f"{len(ranked):,} classes; {balance}" + (f"; {absent} of classes.txt have none" if absent > 0 else "")
               + (f"; {stats.unlabelled:,} samples have no label" if stats.unlabelled else ""), highlight=False)
+    if largest == smallest:
+        return
     shown = ranked if len(ranked) <= 2 * _ENDS else [*ranked[:_ENDS], (-1, 0), *ranked[-_ENDS:]]
     table = Table(box=None, pad_edge=False, show_header=False)
     for number, count in shown:
