@@ -229,9 +229,13 @@ def data_index(
 ) -> None:
     """Index shards: what `train` does by itself at its first use of them."""
     from vitscale.data.index import open_index
+    from vitscale.data.progress import bar
 
-    index = open_index(tuple(shards), index_dir)
+    with bar("indexing", "shards") as show:
+        index = open_index(tuple(shards), index_dir, show)
     print(f"{index.num_samples:,} samples in {len(index.counts):,} shards; index hash {index.hash}")
+    if index.damaged:
+        print(f"{index.damaged} places are damaged, {index.lost} samples lost to them; `vitscale data verify` names them", file=sys.stderr)
 
 
 def cores() -> int:

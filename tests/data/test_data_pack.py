@@ -282,10 +282,12 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
 def test_shards_are_packed_anew_with_all_their_members(tmp_path):
     urls = corrupt.build(tmp_path / "old", {"json": b"{}"}, twice="000007")
     before = samples(tmp_path / "old")
+    (tmp_path / "old" / "classes.txt").write_text("a\nb\n")
     source = open_source(urls)
     assert source.mixed
     pack(source, tmp_path / "new", Options(shard_samples=5), workers=2)
     after = samples(tmp_path / "new")
+    assert (tmp_path / "new" / "classes.txt").read_text() == "a\nb\n"
     assert [members for _, members in after] == [members for _, members in before]
     assert [key for key, _ in after] == [*(key for key, _ in before[:12]), "000007-2", *(key for key, _ in before[13:])]
 

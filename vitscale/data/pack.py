@@ -20,11 +20,11 @@ from vitscale.data.draws import check_seed, inside_permutation
 from vitscale.data.image import decode_whole
 from vitscale.data.index import image_member
 from vitscale.data.shards import publish
-from vitscale.data.sources import Entry, Source
+from vitscale.data.sources import CLASSES, Entry, Source
 from vitscale.errors import DataError
 
 VERSION = 1
-PLAN, SUMS, CLASSES, BAD = "pack.json", "SHA256SUMS", "classes.txt", "bad.jsonl"
+PLAN, SUMS, BAD = "pack.json", "SHA256SUMS", "bad.jsonl"
 _WORK = ".pack"             # folder inside the output: unfinished shards, a row for each finished one, the lock
 Progress = Callable[[int, int], None]       # (samples done, samples in all)
 

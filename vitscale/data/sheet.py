@@ -13,7 +13,8 @@ from vitscale.data import augment
 from vitscale.data.index import SetIndex
 from vitscale.data.loader import open_stream
 from vitscale.data.reader import ShardReader
-from vitscale.data.stats import class_names, class_of
+from vitscale.data.sources import class_names
+from vitscale.data.stats import class_of
 from vitscale.errors import DataError
 from vitscale.recipe import Recipe, load_recipe
 from vitscale.recipe.check import default_group

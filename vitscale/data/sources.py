@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.data.bad import BadSample
-from vitscale.data.index import IMAGES, open_index
+from vitscale.data.index import IMAGES, SetIndex, open_index
 from vitscale.data.reader import ShardReader
 from vitscale.errors import DataError
 
+CLASSES = "classes.txt"                         # beside shards: names of classes, one a line, in the order of their numbers
 _UNSAFE = re.compile(r"[^A-Za-z0-9_/-]")        # what may not stand in a key: a dot would begin the extension
 
 
@@ -138,7 +139,15 @@ def _shards(url: str) -> Source:
                 f"{index.paths[shard]}:{key}", keys.unique(key), size, version,
                 lambda shard=shard, number=number: reader.read(shard, number),      # type: ignore[misc]
             ))
-    return Source(entries, (), mixed=True)
+    return Source(entries, class_names(index), mixed=True)
+
+
+def class_names(index: SetIndex) -> tuple[str, ...]:
+    """The lines of classes.txt beside the first shard, if it is there."""
+    try:
+        return tuple((Path(index.paths[0]).parent / CLASSES).read_text(encoding="utf-8", errors="surrogateescape").splitlines())
+    except OSError:
+        return ()
 
 
 def _files(paths: list[Path], names: list[str], labels: list[int | None] | list[int]) -> list[Entry]:

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ from vitscale.data.bad import BadSample
 from vitscale.data.image import image_size
 from vitscale.data.index import SetIndex, image_member
 from vitscale.data.labels import parse_label
-from vitscale.data.pack import CLASSES
 from vitscale.data.reader import ShardReader
+from vitscale.data.sources import class_names
 
 Progress = Callable[[int, int], None]       # (shards done, shards in all)
 _FORMATS = {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"RI": "WebP", b"BM": "BMP"}
@@ -92,14 +91,6 @@ def stats(index: SetIndex, *, label: str = "cls", workers: int = 1, on_progress:
         total.copies.append([index.key_of(*places[one]) for one in group])
         total.disputed += len({labels[one] for one in group}) > 1
     return total
-
-
-def class_names(index: SetIndex) -> tuple[str, ...]:
-    """The lines of classes.txt beside the shards, if it is there."""
-    try:
-        return tuple((Path(index.paths[0]).parent / CLASSES).read_text(encoding="utf-8", errors="replace").splitlines())
-    except OSError:
-        return ()
 
 
 def class_of(index: SetIndex, reader: ShardReader, shard: int, number: int, label: str) -> int | None:
