@@ -10,6 +10,7 @@ import torch
 
 from vitscale.data import augment, open_index, open_stream
 from vitscale.data.augment import Erase, normal_noise
+from vitscale.errors import CheckpointError
 from vitscale.recipe.load import check_recipe
 from vitscale.train.step import device_inputs
 
@@ -89,6 +90,21 @@ def test_resume_gives_the_same_pixels(shards, stopped):
     assert before | after == whole
 
 
+def test_a_state_from_before_repeats_goes_on_and_another_number_of_them_is_refused(shards):
+    with open_stream(recipe(shards, {}), open_index(shards), rank=0, world=1, micro_batch=4) as stream:
+        state = stream.state_dict() | {"position": 16}
+        stream.load_state_dict({key: value for key, value in state.items() if key not in ("repeats", "set_lanes")})
+        assert next(stream).position == 16
+        with pytest.raises(CheckpointError, match="repeats was 2, is now 1"):
+            stream.load_state_dict(state | {"repeats": 2})
+
+
+def test_an_epoch_is_as_many_images_as_there_are_samples(shards):
+    with open_stream(recipe(shards, {}, repeats=2), open_index(shards), rank=0, world=1, micro_batch=4) as stream:
+        assert [(batch.step, batch.end, batch.epoch) for batch in stream.until(90)] == [
+            (0, 16, 0), (1, 32, 0), (2, 48, 0), (3, 64, 1), (4, 80, 1), (5, 88, 1), (6, 104, 2)]
+
+
 def test_mixed_targets_are_those_of_the_pair(shards):
     mixed, _ = collect(recipe(shards, {"mixup": 0.8}), 1, 3)
     plain, _ = collect(recipe(shards, {}), 1, 3)
@@ -98,6 +114,25 @@ def test_mixed_targets_are_those_of_the_pair(shards):
         partner = step, 2 * low + size - 1 - index
         assert sum(target) == pytest.approx(1)
         assert {number for number, share in enumerate(target) if share} <= {plain[step, index][2], plain[partner][2]}
+
+
+def test_each_copy_has_draws_of_its_own(shards):
+    seen, _ = collect(recipe(shards, {"rand_augment": {"prob": 1.0}}, repeats=2), 1, 2, 8)
+    for step in range(2):
+        for index in range(8):
+            one, two = seen[step, index], seen[step, index + 8]
+            assert one[0] == two[0]
+            assert one[1] != two[1]
+            assert one[2] == two[2]
+    with open_stream(recipe(shards, {}, repeats=2), open_index(shards), rank=0, world=1, micro_batch=16, drop_rates=[0.5] * 8) as stream:
+        keep = next(stream).micro[0].keep
+    assert sum(bool((keep[:, index] == keep[:, index + 8]).all()) for index in range(8)) < 2
+
+
+def test_groups_are_mixed_anew_in_each_step_and_epoch(shards):
+    with open_stream(recipe(shards, {"mixup": 0.8}), open_index(shards), rank=0, world=1, micro_batch=16) as stream:
+        shares = torch.cat([next(stream).micro[0].mix.share[::4] for _ in range(6)])
+    assert len(shares[shares < 1].unique()) == (shares < 1).sum() > 15
 
 
 def test_a_group_that_cannot_be_read_is_not_mixed_into_others(tmp_path, shards):
@@ -145,6 +180,14 @@ def test_noise_is_normal_and_hangs_on_its_key_alone():
     flat = noise.flatten()
     assert ((flat[1:] * flat[:-1]).mean()).abs() < 0.02
     assert [(flat.abs() < bound).float().mean().item() for bound in (1, 2)] == pytest.approx([0.6827, 0.9545], abs=0.005)
+
+
+def test_what_comes_from_outside_is_the_mean_colour():
+    images = torch.zeros((1, 8, 8, 3), dtype=torch.uint8)
+    half = torch.tensor([[1.0, 0, 4, 0, 1, 0]], dtype=torch.float64)        # four pixels to the left
+    out = augment.apply(images, None, (0.2, 0.4, 0.6), (1.0,) * 3, ops=augment.Ops((("affine", 0, 1),), torch.tensor([0]), half))
+    assert out[0, :, :, 4:].abs().max() < 0.5 / 255 + 1e-6
+    assert torch.equal(out[0, :, :, :4], augment.apply(images, None, (0.2, 0.4, 0.6), (1.0,) * 3)[0, :, :, :4])
 
 
 def test_the_input_is_left_alone():

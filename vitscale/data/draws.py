@@ -52,12 +52,12 @@ def _permutation(seed: int, use: int, epoch: int, shard: int, count: int) -> NDA
 
 
 def uniforms(
-    seed: int, set_index: int, epoch: int, ids: Sequence[int] | NDArray[np.int64], repeat: int | NDArray[np.int64], count: int,
-    first: int = 0,
+    seed: int, set_index: int, epoch: int | NDArray[np.int64], ids: Sequence[int] | NDArray[np.int64], repeat: int | NDArray[np.int64],
+    count: int, first: int = 0,
 ) -> NDArray[np.float64]:
     """Columns [first, first + count) of the uniforms in [0, 1) that belong to the samples `ids` (B,).  -> (B, count) float64
 
-    repeat: which of its repeats in the epoch a sample is, one for all or (B,).
+    epoch, and repeat, which of its repeats in the epoch a sample is: one for all or (B,).
 
     Philox4x64-10 (Salmon et al. 2011) keyed (seed, set) with counter (block, epoch, sample, repeat); a column holds the high 53 bits of
     a word.  `first` is a multiple of 4, the words of a block.  Equal to numpy's own Philox, only for many samples at once.
@@ -71,14 +71,15 @@ def group_uniforms(seed: int, epoch: int, groups: Sequence[int] | NDArray[np.int
 
 
 def _rows(
-    seed: int, use: int, epoch: int, ids: Sequence[int] | NDArray[np.int64], repeat: int | NDArray[np.int64], count: int, first: int,
+    seed: int, use: int, epoch: int | NDArray[np.int64], ids: Sequence[int] | NDArray[np.int64], repeat: int | NDArray[np.int64],
+    count: int, first: int,
 ) -> NDArray[np.float64]:
     assert first % 4 == 0
     ids = np.asarray(ids, np.int64)
     blocks = -(-count // 4)
     counter = np.empty((4, len(ids), blocks), np.uint64)
     counter[0] = np.arange(blocks, dtype=np.uint64) + np.uint64(first // 4 + 1)     # numpy steps the counter before its first block
-    counter[1] = epoch
+    counter[1] = np.reshape(np.asarray(epoch, np.uint64), (-1, 1))
     counter[2] = ids.astype(np.uint64)[:, None]
     counter[3] = np.reshape(np.asarray(repeat, np.uint64), (-1, 1))
     words = philox4x64(counter, (seed, use))

@@ -17,13 +17,14 @@ from vitscale.data.draws import CROP, ERASE, FLIP, KEEP, uniforms
 from vitscale.data.index import SetIndex
 from vitscale.data.labels import LabelRule
 from vitscale.data.mix import plan_mix
+from vitscale.data.mixture import order_of
 from vitscale.data.order import Batch, Order, merge_skips
 from vitscale.data.policy import erasures, operations
 from vitscale.errors import CheckpointError, DataError
 from vitscale.recipe import Augment, Recipe
-from vitscale.recipe.check import default_group, default_lanes
+from vitscale.recipe.check import default_group
 
-_SET = 0        # of the key of a draw: the only set of shards, until sets are mixed
+_SET = 0        # of the key of a draw: one index, in which every sample has an id of its own, also of a mixture
 
 
 @overload
@@ -59,7 +60,7 @@ def open_stream(
     )
     workers = data.workers or max(len(os.sched_getaffinity(0)) // local_ranks, 1)
     if train:
-        order = Order(index.counts, recipe.seed, recipe.global_batch, default_lanes(recipe), group, repeats=data.repeats)
+        order = order_of(recipe, index)
         num_micro = math.ceil(order.max_share(world) / micro_batch)
     else:
         num_micro = math.ceil(math.ceil(index.num_samples / world) / micro_batch)
@@ -130,7 +131,7 @@ class Stream:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there.  Raises CheckpointError naming each setting that differs from when the state was saved."""
-        state = {"repeats": 1, **state}             # it was not always written
+        state = {"repeats": 1, "set_lanes": [], **state}        # they were not always written
         missing = [name for name in (*self._fixed(), "position", "skips") if name not in state]
         if missing:
             raise CheckpointError(f"the data state lacks {', '.join(missing)}")
@@ -163,7 +164,7 @@ class Stream:
     def _fixed(self) -> dict[str, Any]:
         order = self.order
         return {"index_hash": self.index_hash, "seed": order.seed, "global_batch": order.global_batch, "lanes": order.lanes,
-                "group": order.group, "repeats": order.repeats}
+                "group": order.group, "repeats": order.repeats, "set_lanes": order.set_lanes}
 
     def _follow(self) -> None:
         self._ahead.follow(plan for batch in self.order.batches(self.position) for plan in self._plans(batch))
@@ -171,13 +172,13 @@ class Stream:
     def _plans(self, batch: Batch) -> Iterator[Plan]:
         order, augment = self.order, self._augment
         index = order.share(batch, self._rank, self._world)
-        ids, copies = order.sample_ids(batch.start, index), order.copies(batch.start, index)
+        ids, epochs, copies = (of(batch.start, index) for of in (order.sample_ids, order.epochs, order.copies))
         shard, number = order.locate(ids)
-        draws = uniforms(order.seed, _SET, batch.epoch, ids, copies, _columns(augment))
+        draws = uniforms(order.seed, _SET, epochs, ids, copies, _columns(augment))
         keep = None
         if self._drop_rates is not None:
             rates = self._drop_rates
-            keep = (uniforms(order.seed, _SET, batch.epoch, ids, copies, len(rates), first=KEEP) >= rates).T.astype(np.float32)
+            keep = (uniforms(order.seed, _SET, epochs, ids, copies, len(rates), first=KEEP) >= rates).T.astype(np.float32)
         places = batch.start % order.epoch_size + index
         for micro in range(self.num_micro):
             part = slice(micro * self.micro_batch, (micro + 1) * self.micro_batch)

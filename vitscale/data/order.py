@@ -61,6 +61,7 @@ class Order:
         if global_batch % (group * repeats):
             raise DataError(f"global_batch: {global_batch} is not a multiple of {repeats} data.repeats of data.group {group}")
         self.steps_per_epoch = -(-self.epoch_size // global_batch)
+        self.set_lanes: list[int] = []          # of a mixture: how many lanes each set owns
         self.skips = merge_skips(skips)
         self._epochs: OrderedDict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
         self._inside: OrderedDict[tuple[int, int], NDArray[np.int64]] = OrderedDict()
@@ -111,7 +112,10 @@ class Order:
         An id is the shard's cumulative offset in URL order plus the index in the shard: the same in every epoch.
         """
         epoch, place = divmod(position, self.epoch_size)
-        positions = place // self.repeats + np.asarray(indices, np.int64) % self._distinct(position)
+        return self.ids_at(epoch, place // self.repeats + np.asarray(indices, np.int64) % self._distinct(position))
+
+    def ids_at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Ids of the samples at `positions` (B,), 0..num_samples - 1, of the order of an epoch.  -> (B,)"""
         offset, lane = np.divmod(positions, self.lanes)
         long, rest = divmod(self.num_samples, self.lanes)
         rank = lane * long + np.minimum(lane, rest) + offset        # place in the epoch's concatenation of permuted shards
@@ -129,6 +133,10 @@ class Order:
     def copies(self, position: int, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """Which of its `repeats` copies stands at `indices` (B,) of the batch that starts at `position`.  -> (B,)"""
         return np.asarray(indices, np.int64) // self._distinct(position)
+
+    def epochs(self, position: int, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """The epochs, as keys of draws know them, of the samples at `indices` (B,) of the batch that starts at `position`.  -> (B,)"""
+        return np.full(len(indices), position // self.epoch_size)
 
     def _distinct(self, position: int) -> int:
         """Different samples in the batch that starts at `position`."""
@@ -175,7 +183,7 @@ class Order:
         Raises DataError when there are more ranks than groups in a full batch.
         """
         self._check_world(world)
-        if self._by_lanes(batch.size, world):
+        if self.owns_lanes(world):
             per = self.lanes // world
             lane = np.arange(batch.size) % self.lanes               # batches start at lane 0, since lanes divide the batch
             return np.flatnonzero(lane // per == rank)
@@ -189,16 +197,12 @@ class Order:
         """The most samples that any rank gets in any batch: all ranks run as many micro-steps as this asks for."""
         self._check_world(world)
         size = min(self.global_batch, self.epoch_size)
-        if self._by_lanes(size, world):
+        if self.owns_lanes(world):
             rounds, rest = divmod(size, self.lanes)
             per = self.lanes // world
             return rounds * per + min(rest, per)                    # rank 0's lanes come first
         groups = -(-size // self.group)
         return min(-(-groups // world) * self.group, size)
-
-    def _by_lanes(self, size: int, world: int) -> bool:
-        """Whether ranks take their own lanes of a batch of `size`; not of a partial one with repeats, whose copies may begin in a group."""
-        return self.owns_lanes(world) and (self.repeats == 1 or size == self.global_batch)
 
     def _check_world(self, world: int) -> None:
         if world > self.global_batch // self.group:

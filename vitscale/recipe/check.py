@@ -8,6 +8,11 @@ def mixes(recipe: Recipe) -> bool:
     return recipe.data.augment.mixup > 0 or recipe.data.augment.cutmix > 0
 
 
+def train_urls(recipe: Recipe) -> tuple[str, ...]:
+    """The shards that are trained on: of data.train, or of data.mix one set after the other."""
+    return recipe.data.train or tuple(url for one in recipe.data.mix for url in one.shards)
+
+
 def default_group(recipe: Recipe) -> int:
     """Consecutive positions that may be mixed with each other: 8 if the recipe mixes samples, else 1."""
     return recipe.data.group or (8 if mixes(recipe) else 1)
@@ -65,7 +70,8 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         wrong("data.group", "mixup and cutmix mix samples of a group, which wants at least 2")
     found += _augment(data.augment)
     found += _labels(recipe)
-    for key, urls in (("data.train", data.train), ("data.val", data.val or ())):
+    found += _mix(recipe, lanes)
+    for key, urls in (("data.mix" if data.mix else "data.train", train_urls(recipe)), ("data.val", data.val or ())):
         if any(url.startswith("pipe:") for url in urls):
             wrong(key, "pipe: URLs run a shell and are refused; give an fsspec URL (s3://, gs://, https://, or a path)")
 
@@ -99,6 +105,30 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         wrong("parallel.zero_offload", f"belongs to parallel.engine zero, not to {parallel.engine}")
     if parallel.recompute_every > 1 and parallel.recompute != "blocks":
         wrong("parallel.recompute_every", f"belongs to parallel.recompute blocks, not to {parallel.recompute}")
+    return found
+
+
+def _mix(recipe: Recipe, lanes: int) -> list[tuple[str, str]]:
+    """What a mixture of sets does not go with."""
+    data, optim, found = recipe.data, recipe.optim, []
+    if bool(data.train) == bool(data.mix):
+        found.append(("data.train", "give shards here, or sets of them in data.mix" + (", not both" if data.mix else "")))
+    if not data.mix:
+        return found
+    if recipe.global_batch % lanes:
+        found.append(("data.lanes", f"{lanes} do not divide global_batch {recipe.global_batch}, which data.mix wants"))
+    if data.num_samples is not None:
+        found.append(("data.num_samples", "a mixture has no epochs; give the num_samples of each set in data.mix"))
+    if data.repeats > 1:
+        found.append(("data.repeats", "does not go with data.mix"))
+    if data.prepare:
+        found.append(("data.prepare", "does not go with data.mix"))
+    durations = {
+        "duration": recipe.duration, "optim.warmup": optim.warmup, "optim.cooldown": optim.cooldown, "optim.timescale": optim.timescale,
+        "checkpoint.every": recipe.checkpoint.every, "evaluate.every": recipe.evaluate.every,
+    }
+    found += [(key, "a mixture (data.mix) has no epochs; give steps or images")
+              for key, duration in durations.items() if duration is not None and duration.unit == "epochs" and duration.amount]
     return found
 
 

@@ -110,6 +110,8 @@ def _section_at(loc: tuple[Any, ...]) -> type[BaseModel] | None:
     """The section model that holds the key at `loc`."""
     section: type[BaseModel] | None = Recipe
     for key in loc[:-1]:
+        if isinstance(key, int):            # a place in a list of sections
+            continue
         field = section.model_fields.get(str(key)) if section else None
         if field is None:
             return None

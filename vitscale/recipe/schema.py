@@ -125,8 +125,17 @@ class Augment(Section):
     std: Colour = (0.229, 0.224, 0.225)
 
 
+class MixSet(Section):
+    """One of several sets of shards that are mixed by weight."""
+
+    shards: Urls                            # brace URLs or globs
+    weight: Positive = 1.0                  # its share of every batch is in proportion to it
+    num_samples: Count | None = None        # what opens no shards believes it
+
+
 class Data(Section):
-    train: Urls                             # brace URLs or globs of WebDataset shards
+    train: Urls = ()                        # brace URLs or globs of WebDataset shards
+    mix: Annotated[tuple[MixSet, ...], BeforeValidator(_pair)] = ()   # or sets, each in epochs of its own; no durations in epochs then
     val: Urls | None = None
     num_samples: Count | None = None        # training samples; what opens no shards believes it, `train` compares it
     lanes: Count | None = None              # parallel streams through the dataset; null: see recipe.check.default_lanes

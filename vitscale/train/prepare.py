@@ -8,12 +8,12 @@ from pathlib import Path
 
 from vitscale.data.index import SetIndex, open_index
 from vitscale.data.labels import check_labels
-from vitscale.data.order import Order
+from vitscale.data.mixture import order_of
 from vitscale.data.quickstart import pack_digits
 from vitscale.errors import DataError, RecipeError
 from vitscale.optim.schedule import Schedule
 from vitscale.recipe import Recipe
-from vitscale.recipe.check import default_group, default_lanes
+from vitscale.recipe.check import train_urls
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = Non
         raise RecipeError(f"runs_dir: the run folder {folder} is not writable; choose another runs_dir, or another name")
     if recipe.data.prepare == "digits":
         pack_digits(Path(recipe.data.train[0]).parent)
-    train = open_index(recipe.data.train, recipe.data.index_dir, on_progress)
+    train = open_index(train_urls(recipe), recipe.data.index_dir, on_progress)
     val = open_index(recipe.data.val, recipe.data.index_dir, on_progress) if recipe.data.val else None
     declared = recipe.data.num_samples
     if declared is not None and declared != train.num_samples:
@@ -58,11 +58,6 @@ def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = Non
         if index is not None and recipe.data.label is not None:
             check_labels(index, recipe.data.label, recipe.model.classes, class_map=recipe.data.class_map)
     order_of(recipe, train)     # lanes, batch and group against the number of samples
-    schedule = Schedule.of(recipe.optim, recipe.duration, train.num_samples, recipe.global_batch, recipe.data.repeats)
+    epoch = None if recipe.data.mix else train.num_samples
+    schedule = Schedule.of(recipe.optim, recipe.duration, epoch, recipe.global_batch, recipe.data.repeats)
     return Prepared(folder, train, val, schedule)
-
-
-def order_of(recipe: Recipe, train: SetIndex) -> Order:
-    """The order of the training samples that the recipe describes."""
-    return Order(
-        train.counts, recipe.seed, recipe.global_batch, default_lanes(recipe), default_group(recipe), repeats=recipe.data.repeats)
