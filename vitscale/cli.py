@@ -139,7 +139,7 @@ def data_pack(
     from vitscale.data.labels import read_class_map
     from vitscale.data.pack import BAD, Options, pack
     from vitscale.data.progress import bar
-    from vitscale.data.report import size
+    from vitscale.data.report import plural, size
     from vitscale.data.sources import open_source
     from vitscale.errors import EXIT_WRONG_INPUT, DataError
 
@@ -160,7 +160,7 @@ def data_pack(
     if packed.bad:
         for one in packed.bad[:10]:
             print(f"left out: {one['name']}: {one['reason']}: {one['detail']}", file=sys.stderr)
-        print(f"{len(packed.bad)} bad images left out; {out / BAD} lists them", file=sys.stderr)
+        print(f"{plural(len(packed.bad), 'bad image')} left out; {out / BAD} lists them", file=sys.stderr)
         if not skip_bad:
             raise typer.Exit(EXIT_WRONG_INPUT)
 

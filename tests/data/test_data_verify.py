@@ -81,7 +81,7 @@ def test_the_command_exits_with_2_names_each_fault_and_writes_json(tmp_path):
     assert result.exit_code == 2
     assert corrupt.KEY in result.output
     assert "a JPEG with zeroed bytes at its byte" in result.output
-    assert "1 faults: decode 1" in result.output
+    assert "1 fault: decode 1" in result.output
     written = json.loads((tmp_path / "faults.json").read_text())
     assert written["by_reason"] == {"decode": 1}
     assert (written["faults"][0]["key"], written["samples"]) == (corrupt.KEY, 18)

@@ -38,7 +38,8 @@ def show_verdict(verdict: Verdict) -> None:
     sums = f"sha256 of {verdict.hashed:,} shards compared" if verdict.hashed else "no SHA256SUMS beside the shards"
     labels = "" if verdict.labelled else "; unlabelled"
     found = ", ".join(f"{reason} {count}" for reason, count in verdict.by_reason.most_common())
-    out.print(f"{checked}; {sums}{labels}; {f'{len(verdict.faults)} faults: {found}' if found else 'no faults'}", highlight=False)
+    faults = f"{plural(len(verdict.faults), 'fault')}: {found}" if found else "no faults"
+    out.print(f"{checked}; {sums}{labels}; {faults}", highlight=False)
 
 
 def show_stats(stats: Stats) -> None:
@@ -61,7 +62,7 @@ def show_stats(stats: Stats) -> None:
     _show_classes(stats, out)
     if stats.copies:
         disputed = f"; {stats.disputed:,} of them under different labels" if stats.disputed else ""
-        out.print(f"{len(stats.copies):,} images occur more than once ({stats.extra_copies:,} copies too many){disputed}", highlight=False)
+        out.print(f"{plural(len(stats.copies), 'image')} more than once ({stats.extra_copies:,} too many){disputed}", highlight=False)
         for keys in stats.copies[:_ENDS]:
             out.print(escape("  " + " = ".join(keys[:6]) + (" ..." if len(keys) > 6 else "")), highlight=False)
     else:
@@ -91,6 +92,10 @@ def _show_classes(stats: Stats, out: Console) -> None:
 
 def _spread(values: NDArray[np.int64]) -> tuple[str, ...]:
     return tuple(f"{value:,.0f}" for value in (values.min(), np.median(values), values.max())) if len(values) else ("", "", "")
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def size(count: int) -> str:
