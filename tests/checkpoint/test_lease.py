@@ -122,7 +122,8 @@ def test_two_that_race_never_both_win(tmp_path):
         racers = [start(RACE, folder, at, stdin=subprocess.PIPE) for _ in range(3)]
         answers = sorted(racer.stdout.readline().strip() for racer in racers)
         for racer in racers:
-            racer.communicate("")
+            racer.kill()
+            racer.wait()
         assert answers == ["1", "refused", "refused"]
         lease = Lease.take(folder)      # the winner has ended by now
         assert lease.number == 2

@@ -19,7 +19,7 @@ from pathlib import Path
 from vitscale.parallel import launch
 logging.basicConfig(format="%(message)s")
 launch.GRACE_S, launch.DEAD_GRACE_S = map(float, sys.argv[4:6])
-code = launch.launch([sys.executable, "-c", sys.argv[3]], int(sys.argv[2]), Path(sys.argv[1]) / "logs")
+code = launch.launch([sys.executable, "-c", sys.argv[3]], int(sys.argv[2]), Path(sys.argv[1]) / "logs").code
 assert "torch" not in sys.modules
 sys.exit(code)
 """
@@ -122,9 +122,23 @@ def test_one_fails_and_the_others_are_ended(launched, bad, code):
     one = launched(f"sys.exit({code}) if rank == {bad} else time.sleep(60)")
     pids = one.pids()
     begin = time.monotonic()
-    assert one.end()[0] == code
+    assert one.end()[0] == (3 if code == 1 else code)       # 1 is Python's own for a traceback
     assert time.monotonic() - begin < 5
     assert not any(map(lives, pids))
+
+
+def test_the_last_words_of_the_cause_are_shown(launched):
+    """Rank 1 says what is wrong; rank 0, which ends first, only misses it."""
+    one = launched(f"""
+if rank == 0:
+    sys.exit({EXIT_REQUEUE})
+time.sleep(0.3)
+print("vitscale: cats.tar is wrong", file=sys.stderr)
+sys.exit(2)
+""")
+    code, _, err = one.end()
+    assert code == 2
+    assert "rank 1 ended with code 2; its last words:\nvitscale: cats.tar is wrong" in err
 
 
 def test_one_is_killed_and_the_others_are_ended(launched):

@@ -63,7 +63,8 @@ def test_kill_9_of_the_launcher_leaves_nothing_running(place: Path, unbroken: Ru
 def test_a_signal_stops_in_good_order_and_another_engine_goes_on(place: Path, unbroken: Run, engine: str) -> None:
     arguments = [*SMALL, "name=s", "duration=60 steps"]
     run = Run(place / "runs" / "s")
-    process = start(place, *arguments, f"parallel.engine={engine}", "parallel.zero_stage=3", "parallel.processes=2", "checkpoint.every=null")
+    process = start(place, *arguments, f"parallel.engine={engine}", "parallel.zero_stage=3", "parallel.processes=2",
+                    "checkpoint.every=null")
     run.wait_for_step(10, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)

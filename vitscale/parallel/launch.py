@@ -9,9 +9,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from vitscale.errors import EXIT_DONE, EXIT_REQUEUE
+from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
 
 log = logging.getLogger(__name__)
 STORE_VARIABLE = "VITSCALE_STORE"
@@ -35,8 +36,17 @@ def hold_lifeline() -> None:
     threading.Thread(target=wait_for_the_end, name="lifeline", daemon=True).start()
 
 
-def launch(command: Sequence[str], processes: int, logs: Path) -> int:
-    """Run `command` as ranks 0..processes-1 on this machine; returns the exit code of the run.
+@dataclass(frozen=True)
+class End:
+    """How a set of ranks ended: the exit code of the run, and its cause in words."""
+
+    code: int
+    reason: str
+    told: bool = True       # rank 0 ended by itself and has written the outcome down; else nobody has
+
+
+def launch(command: Sequence[str], processes: int, logs: Path) -> End:
+    """Run `command` as ranks 0..processes-1 on this machine until all have ended.
 
     Rank 0 speaks on the console; every rank writes its own file in `logs` through the program's logging, and what other ranks
     print goes to rank-N.out.  A rank that ends badly ends the others.  TERM, USR2 and INT are passed on.
@@ -62,7 +72,7 @@ def launch(command: Sequence[str], processes: int, logs: Path) -> int:
                                                  start_new_session=True))
                 if output is not None:
                     output.close()
-            return _watch(children)
+            return _watch(children, logs)
         finally:
             for child in children:
                 if child.poll() is None:
@@ -80,28 +90,47 @@ def _pass_on(children: Sequence[subprocess.Popen[bytes]], number: int) -> None:
             child.send_signal(number)
 
 
-def _watch(children: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Wait until all have ended, or end them once one has ended badly.  The first bad end decides the code."""
-    deadline, verdict = None, EXIT_DONE
+def _watch(children: Sequence[subprocess.Popen[bytes]], logs: Path) -> End:
+    """Wait until all have ended, or end them once one has ended badly."""
+    deadline, ours = None, set[int]()
     while True:
         codes = [child.poll() for child in children]
-        if deadline is None:
-            # a killed rank is the cause of what the others then report, though they may be found in the same moment
-            bad = min(((code, rank) for rank, code in enumerate(codes) if code), default=None)
-            if bad is not None:
-                code, rank = bad
-                if code < 0:
-                    log.error("rank %d was ended by %s; ending the others", rank, signal.Signals(-code).name)
-                    verdict, deadline = EXIT_REQUEUE, time.monotonic() + DEAD_GRACE_S
-                else:
-                    verdict, deadline = code, time.monotonic() + (GRACE_S if code == EXIT_REQUEUE else DEAD_GRACE_S)
+        if deadline is None and any(codes):
+            patient = set(codes) <= {None, EXIT_DONE, EXIT_REQUEUE}     # those that stop in good order finish a checkpoint first
+            deadline = time.monotonic() + (GRACE_S if patient else DEAD_GRACE_S)
         if all(code is not None for code in codes):
-            return verdict
+            return _verdict({rank: code for rank, code in enumerate(codes) if rank not in ours and code}, logs)
         if deadline is not None and time.monotonic() > deadline:
-            for child in children:
+            for rank, child in enumerate(children):
                 if child.poll() is None:
+                    ours.add(rank)
                     child.kill()
         time.sleep(0.05)
+
+
+def _verdict(bad: dict[int, int], logs: Path) -> End:
+    """The code of the run from the codes of the ranks that ended badly by themselves: the cause, not what it made others report."""
+    if not bad:
+        return End(EXIT_DONE, "all ranks are done")
+    telling = {EXIT_WRONG_INPUT: 1, EXIT_FAILED: 2, EXIT_REQUEUE: 4}     # before all: death by a signal, which is negative
+    rank, code = min(bad.items(), key=lambda item: 0 if item[1] < 0 else telling.get(item[1], 3))
+    if code < 0:
+        reason = f"rank {rank} was ended by {signal.Signals(-code).name}"
+        log.error("%s; the others were ended too", reason)
+        return End(EXIT_REQUEUE, reason, told=False)
+    if code not in telling:
+        code = EXIT_FAILED
+    words = _last_words(logs / f"rank-{rank}.out") if rank else ""
+    if words:
+        log.error("rank %d ended with code %d; its last words:\n%s", rank, code, words)
+    return End(code, words.splitlines()[-1] if words else f"rank {rank} ended with code {code}", told=rank == 0)
+
+
+def _last_words(path: Path, lines: int = 12) -> str:
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""
 
 
 def rank_command(arguments: Sequence[str]) -> list[str]:

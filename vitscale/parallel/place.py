@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from vitscale.errors import ClusterError
+from vitscale.parallel.launch import STORE_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,7 @@ class Place:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    prepared: bool = False      # vitscale itself started this rank, after it had looked at the inputs
 
 
 def place_from_environment() -> Place | None:
@@ -33,4 +35,4 @@ def place_from_environment() -> Place | None:
         raise ClusterError(f"the launcher's environment is incomplete: {error}; expected {', '.join(names)} as whole numbers") from None
     if not 0 <= rank < size or local_rank < 0:
         raise ClusterError(f"the launcher's environment contradicts itself: rank {rank} of {size}, local rank {local_rank}")
-    return Place(rank, size, local_rank, local_size)
+    return Place(rank, size, local_rank, local_size, prepared=STORE_VARIABLE in env)

@@ -64,6 +64,12 @@ class World:
         return values
 
 
+def lost_a_peer(error: Exception) -> bool:
+    """Whether an exception only says that another rank is gone; the cause is to be looked for there."""
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "recvValue failed", "NCCL error")
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+
+
 def choose_device(parallel: Parallel, local_rank: int) -> torch.device:
     """`auto` is a GPU where there is one.  Raises ClusterError if a GPU is asked for and absent."""
     count = torch.cuda.device_count() if parallel.device != "cpu" else 0

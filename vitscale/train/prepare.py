@@ -32,9 +32,10 @@ def run_folder(recipe: Recipe) -> Path:
     return Path(recipe.runs_dir) / recipe.name
 
 
-def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = None) -> Prepared:
+def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = None, look: bool = True) -> Prepared:
     """Make the run folder, pack a built-in data set if its shards are absent, index, and look at labels.
 
+    `look` False: another process has looked at the labels, or does; a thousand ranks need not do it too.
     Raises RecipeError or DataError for whatever the user can mend.  Safe to call in many processes at once.
     """
     folder = run_folder(recipe)
@@ -55,7 +56,7 @@ def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = Non
         lost = f" and {train.lost} lost to damage" if train.lost else ""
         raise DataError(f"data.num_samples says {declared}, the shards hold {train.num_samples}{lost}; correct it, or check data.train")
     for index in (train, val):
-        if index is not None and recipe.data.label is not None:
+        if look and index is not None and recipe.data.label is not None:
             check_labels(index, recipe.data.label, recipe.model.classes, class_map=recipe.data.class_map)
     order_of(recipe, train)     # lanes, batch and group against the number of samples
     epoch = None if recipe.data.mix else train.num_samples

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vitscale.checkpoint.lease import Lease
+from vitscale.checkpoint.lease import Lease, LeaseLost
 from vitscale.checkpoint.resume import newest_whole, refuse_changes
 from vitscale.checkpoint.store import STATE, Facts, Writer, read_facts, read_into, shapes_in
 from vitscale.checkpoint.weights import read_weights
@@ -24,7 +24,8 @@ from vitscale.optim.ema import Ema
 from vitscale.parallel.engine import Engine, ValueOf
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.launch import hold_lifeline
-from vitscale.parallel.world import Place, World, joined
+from vitscale.parallel.place import Place
+from vitscale.parallel.world import World, joined, lost_a_peer
 from vitscale.recipe import Recipe
 from vitscale.resilience.outcome import write_outcome
 from vitscale.resilience.signals import StopFlag, listening
@@ -47,7 +48,7 @@ def run(recipe: Recipe, place: Place, accept_changes: bool = False) -> int:
     """
     hold_lifeline()
     meters = Meters()
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, look=place.rank == 0 and not place.prepared)
     setup_logging(make_console() if place.rank == 0 else None, prepared.folder / "logs" / f"rank-{place.rank}.log")
     with _holding(prepared.folder, place) as lease, listening() as stop:
         start = None
@@ -58,8 +59,8 @@ def run(recipe: Recipe, place: Place, accept_changes: bool = False) -> int:
             with joined(recipe.parallel, place) as world:
                 return _train(recipe, prepared, world, lease, world.broadcast(start), stop, meters)
         except Exception as error:
-            if lease is not None:
-                code = error.exit_code if isinstance(error, UserError) else EXIT_FAILED
+            if lease is not None and not isinstance(error, LeaseLost):      # who has lost the lease must not write
+                code = error.exit_code if isinstance(error, UserError) else EXIT_REQUEUE if lost_a_peer(error) else EXIT_FAILED
                 write_outcome(prepared.folder, code, f"{type(error).__name__}: {error}")
             raise
 

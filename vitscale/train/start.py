@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from vitscale.errors import EXIT_FAILED, EXIT_REQUEUE, UserError
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.plan.sizes import shape_of
 from vitscale.recipe import load_recipe
@@ -26,6 +27,7 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool) -> int:
     if place is None:
         from vitscale.checkpoint.lease import refuse_if_held
         from vitscale.parallel.launch import launch, rank_command
+        from vitscale.resilience.outcome import write_outcome
         from vitscale.train.prepare import prepare, run_folder
 
         refuse_if_held(run_folder(recipe))
@@ -33,11 +35,25 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool) -> int:
         log.info("run folder %s; metrics in %s", prepared.folder, prepared.folder / "metrics.jsonl")
         processes = recipe.parallel.processes or _local_gpus(recipe.parallel.device)
         if processes > 1:
-            return launch(rank_command(sys.argv[1:]), processes, prepared.folder / "logs")
+            end = launch(rank_command(sys.argv[1:]), processes, prepared.folder / "logs")
+            if not end.told:
+                write_outcome(prepared.folder, end.code, end.reason)
+            return end.code
     from vitscale.parallel.place import Place
     from vitscale.train.run import run
 
-    return run(recipe, place or Place(), accept_changes)
+    try:
+        return run(recipe, place or Place(prepared=True), accept_changes)
+    except UserError:
+        raise
+    except Exception as error:
+        from vitscale.parallel.world import lost_a_peer
+
+        if lost_a_peer(error):
+            log.error("another rank is gone: %s", error)        # it says itself why, or its launcher does
+            return EXIT_REQUEUE
+        log.exception("the run failed")
+        return EXIT_FAILED
 
 
 def _local_gpus(device: str) -> int:
