@@ -196,7 +196,8 @@ def data_stats(
     shards: Shards,
     sheet: Annotated[Path | None, typer.Option(metavar="FILE.png", help="A picture of samples as the model sees them.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Whose crop, flip and augmentation it shows; default: plain, 224 pixels.")] = None,
-    label: Annotated[str, typer.Option(help="The member with the class number.")] = "cls",
+    label: Annotated[str | None, typer.Option(help="As data.label: a member, or json:path.to.field; default: the recipe's, or cls.")] = None,
+    class_map: Annotated[str | None, typer.Option(help="As data.class_map: labels are names; default: the recipe's.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there too.")] = None,
     index_dir: Annotated[str | None, typer.Option(help="Where the index goes; default: beside the shards.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads; default: one per core.")] = None,
@@ -208,17 +209,21 @@ def data_stats(
     from vitscale.data.progress import bar
     from vitscale.data.report import show_stats
     from vitscale.data.stats import stats
+    from vitscale.recipe import load_recipe
 
+    read = load_recipe(recipe) if recipe else None
+    label = label or (read.data.label if read else None) or "cls"
+    class_map = class_map or (read.data.class_map if read else None)
     index = open_index(tuple(shards), index_dir)
     with bar("reading", "shards") as show:
-        counted = stats(index, label=label, workers=workers or cores(), on_progress=show)
+        counted = stats(index, label=label, class_map=class_map, workers=workers or cores(), on_progress=show)
     show_stats(counted)
     if json_file:
         json_file.write_text(json.dumps(counted.as_json(), indent=1))
     if sheet:
         from vitscale.data.sheet import write_sheet
 
-        write_sheet(sheet, index, recipe, shards, label)
+        write_sheet(sheet, index, read, label, class_map)
         print(f"wrote {sheet}")
 
 

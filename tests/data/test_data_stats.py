@@ -38,6 +38,13 @@ def test_counts_sizes_formats_and_copies(tmp_path):
     assert found.class_name(99) == "99"
 
 
+def test_labels_that_are_names_in_json(tmp_path):
+    (tmp_path / "map.txt").write_text("ant\nbee\n")
+    urls = corrupt.build(tmp_path / "a", {"json": b'{"insect": ["bee"]}'})
+    found = stats(open_index(urls), label="json:insect.0", class_map=str(tmp_path / "map.txt"))
+    assert (found.classes, found.unlabelled, found.class_name(1)) == ({1: 1}, 17, "1 bee")
+
+
 def test_images_that_cannot_be_read_are_counted(tmp_path):
     found = stats(open_index(corrupt.build(tmp_path, {"jpg": b""})))
     assert found.unreadable == {"format": 1}
@@ -75,6 +82,8 @@ def test_the_sheet_shows_crops_flips_and_labels(tmp_path):
         assert below.min() < 120                        # its label
     erased = contact_sheet(recipe(urls, crop="center", flip=0.0, erasing={"prob": 1.0, "mode": "const"}), index, "title", columns=6, rows=3)
     assert (erased != still).any()
+    mixing = {"crop": "center", "flip": 0.0, "mixup": 0.8, "cutmix": 1.0}
+    assert (contact_sheet(recipe(urls, **mixing), index, "title", columns=6, rows=3) == still).all()        # left out
 
 
 def test_the_sheet_of_a_small_grey_set_with_a_bad_image(tmp_path):

@@ -1,7 +1,9 @@
 """What `verify` says besides the faults of test_data_faults.py: sums, labels of every kind, the report and exit codes."""
 
+import io
 import json
 import os
+import tarfile
 
 import corrupt
 import pytest
@@ -97,3 +99,13 @@ def test_a_set_with_many_faults_is_cut_on_the_terminal_alone(tmp_path):
 def test_a_glob_without_matches_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no file matches"):
         verify(f"{tmp_path}/*.tar")
+
+
+def test_names_that_would_spoil_a_terminal_are_spelled_out(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("\x1b[31mred\udcff[bold].jpg", "\x1b[31mred\udcff[bold].cls"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    result = CliRunner().invoke(app, ["data", "verify", str(tmp_path / "a.tar")])
+    assert result.exit_code == 2
+    assert r"\x1b[31mred\udcff[bold]" in result.output
+    assert "\x1b" not in result.output

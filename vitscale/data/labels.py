@@ -56,6 +56,26 @@ def parse_label(raw: bytes) -> int:
         raise BadSample("label", f"its label is no whole number: {raw[:40]!r}") from None
 
 
+def class_in(raw: bytes, rule: LabelRule) -> int:
+    """The class number that a label member's bytes hold, for who has no index; of any size.  Raises BadSample("label")."""
+    value: Any = raw
+    try:
+        if rule.path:
+            value = json.loads(raw)
+            for key in rule.path:
+                value = value[int(key) if isinstance(value, list) else key]
+        if rule.names is not None:
+            return rule.names[value.decode().strip() if isinstance(value, bytes) else value]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        where = f"at '{'.'.join(rule.path)}' of" if rule.path else "as"
+        raise BadSample("label", f"no class stands {where} its label: {raw[:40]!r}") from None
+    if isinstance(value, (bytes, str)):
+        return parse_label(value if isinstance(value, bytes) else value.encode())
+    if type(value) is not int:              # true is an int to Python
+        raise BadSample("label", f"its label is no whole number: {str(value)[:40]}")
+    return value
+
+
 def label_of(index: SetIndex, reader: ShardReader, shard: int, number: int, rule: LabelRule, classes: int) -> int:
     """The class of one sample, 0 to classes - 1.
 

@@ -5,7 +5,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from vitscale.data.stats import Stats
@@ -92,6 +92,11 @@ def _show_classes(stats: Stats, out: Console) -> None:
 
 def _spread(values: NDArray[np.int64]) -> tuple[str, ...]:
     return tuple(f"{value:,.0f}" for value in (values.min(), np.median(values), values.max())) if len(values) else ("", "", "")
+
+
+def escape(text: str) -> str:
+    """A name from a tar, fit for a terminal: no control characters, no broken Unicode, no markup."""
+    return escape_markup("".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text))
 
 
 def plural(count: int, noun: str) -> str:

@@ -1,7 +1,6 @@
 """A contact sheet: samples of a set as the model sees them, in one picture."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -11,13 +10,13 @@ from numpy.typing import NDArray
 
 from vitscale.data import augment
 from vitscale.data.index import SetIndex
+from vitscale.data.labels import LabelRule
 from vitscale.data.loader import open_stream
 from vitscale.data.reader import ShardReader
 from vitscale.data.sources import class_names
 from vitscale.data.stats import class_of
 from vitscale.errors import DataError
-from vitscale.recipe import Recipe, load_recipe
-from vitscale.recipe.check import default_group
+from vitscale.recipe import Recipe
 from vitscale.recipe.load import check_recipe
 
 _CELL = 160             # pixels on a side at least; smaller images are enlarged by whole numbers, larger ones shrunk
@@ -26,18 +25,15 @@ _PAPER, _INK, _FAINT, _EDGE = (250, 250, 248), (40, 36, 32), (130, 124, 118), (2
 _FONT = cv2.FONT_HERSHEY_DUPLEX
 
 
-def write_sheet(file: Path, index: SetIndex, recipe: str | None, shards: Sequence[str], label: str) -> None:
+def write_sheet(file: Path, index: SetIndex, recipe: Recipe | None, label: str, class_map: str | None = None) -> None:
     """Write the contact sheet of these shards, as a recipe (None: a plain one of 224 pixels) has its model see them.  Raises DataError."""
     if file.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise DataError(f"--sheet: {file} should be named .png")
-    if recipe:
-        read = load_recipe(recipe)
-        read = read.model_copy(update={"data": read.data.model_copy(update={"label": label})})
-    else:
-        read = check_recipe({
-            "name": "plain", "model": {"size": "tiny", "image": 224}, "data": {"train": list(shards), "label": label},
-            "optim": {"lr": 1e-3}, "global_batch": 1, "duration": "1 epochs",
-        }, "the plain recipe")
+    read = recipe or check_recipe({
+        "name": "plain", "model": {"size": "tiny", "image": 224}, "data": {"train": list(index.paths)}, "optim": {"lr": 1e-3},
+        "global_batch": 1, "duration": "1 epochs",
+    }, "the plain recipe")
+    read = read.model_copy(update={"data": read.data.model_copy(update={"label": label, "class_map": class_map})})
     folder = Path(index.paths[0]).parent.name
     picture = contact_sheet(read, index, f"{folder}, as {f'the model of {read.name}' if recipe else 'a plain recipe'} sees it")
     done, encoded = cv2.imencode(file.suffix, np.ascontiguousarray(picture[:, :, ::-1]))
@@ -62,7 +58,8 @@ def contact_sheet(recipe: Recipe, index: SetIndex, title: str, columns: int = 10
     sheet = np.full((height, width, 3), _PAPER, np.uint8)
     _write(sheet, title, _MARGIN, _MARGIN + 18, 0.72, _INK, width - 2 * _MARGIN)
     _write(sheet, _how(recipe, index), _MARGIN, _MARGIN + 44, 0.5, _FAINT, width - 2 * _MARGIN)
-    reader, names = ShardReader(index), class_names(index)
+    rule = LabelRule.of(recipe.data.label, recipe.data.class_map) if recipe.data.label else None
+    reader, names = ShardReader(index), tuple((rule and rule.names) or class_names(index))
     first = np.concatenate([[0], np.cumsum(index.counts)])
     for place, one in enumerate(ids.tolist()):
         top = _MARGIN + _TITLE + place // columns * (cell + _STRIP + _GAP)
@@ -71,7 +68,7 @@ def contact_sheet(recipe: Recipe, index: SetIndex, title: str, columns: int = 10
         sheet[top:top + cell, left:left + cell] = picture.reshape(cell, cell, -1)
         cv2.rectangle(sheet, (left - 1, top - 1), (left + cell, top + cell), _EDGE, 1)
         shard = int(np.searchsorted(first, one, side="right")) - 1
-        label = class_of(index, reader, shard, one - int(first[shard]), recipe.data.label or "")
+        label = class_of(index, reader, shard, one - int(first[shard]), rule) if rule else None
         text = "" if label is None else names[label] if 0 <= label < len(names) else f"class {label}"
         _write(sheet, text if weight[place] else f"{text} (unreadable)", left, top + cell + 18, 0.46, _INK, cell)
     reader.close()
@@ -80,11 +77,11 @@ def contact_sheet(recipe: Recipe, index: SetIndex, title: str, columns: int = 10
 
 def _first_samples(recipe: Recipe, index: SetIndex, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]:
     """(images (n, S, S, C) as the model sees them but not normalised, ids (n,), weights (n,)) for n <= count samples."""
-    group = default_group(recipe)
-    count = max(min(count, index.num_samples) // group, 1) * group
-    data = recipe.data.model_copy(update={"lanes": count, "repeats": 1, "prefetch": 1, "max_bad_fraction": 1.0})
+    alone = recipe.data.augment.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
+    data = recipe.data.model_copy(update={"mix": (), "augment": alone, "repeats": 1, "prefetch": 1, "max_bad_fraction": 1.0, "group": 1})
+    count = min(count, index.num_samples)
     one_batch = recipe.model_copy(update={
-        "data": data, "global_batch": count, "model": recipe.model.model_copy(update={"classes": 0}),
+        "data": data.model_copy(update={"lanes": count}), "global_batch": count, "model": recipe.model.model_copy(update={"classes": 0}),
     })
     with open_stream(one_batch, index, rank=0, world=1, micro_batch=count) as stream:
         micro = next(stream).micro[0]
@@ -101,8 +98,10 @@ def _first_samples(recipe: Recipe, index: SetIndex, count: int) -> tuple[NDArray
 def _how(recipe: Recipe, index: SetIndex) -> str:
     plain = recipe.data.augment
     crop = f"random crops of {plain.scale[0]:g} to {plain.scale[1]:g} of the area" if plain.crop == "random" else "centre crops"
+    more = {"RandAugment": plain.rand_augment, "3-Augment": plain.three_augment, "colour jitter": any(plain.color_jitter),
+            "erasing": plain.erasing}
     return (f"{index.num_samples:,} samples; {crop}, flipped with probability {plain.flip:g}, {recipe.model.image} x {recipe.model.image} "
-            f"pixels; seed {recipe.seed}")
+            f"pixels{''.join(f', {name}' for name, on in more.items() if on)}; seed {recipe.seed}")
 
 
 def _write(sheet: NDArray[np.uint8], text: str, left: int, base: int, scale: float, colour: tuple[int, int, int], width: int) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vitscale.data.bad import BadSample
 from vitscale.data.image import image_size
 from vitscale.data.index import SetIndex, image_member
-from vitscale.data.labels import parse_label
+from vitscale.data.labels import LabelRule, class_in
 from vitscale.data.reader import ShardReader
 from vitscale.data.sources import class_names
 
@@ -59,17 +59,22 @@ class Stats:
         }
 
 
-def stats(index: SetIndex, *, label: str = "cls", workers: int = 1, on_progress: Progress | None = None) -> Stats:
-    """Look at every sample of an indexed set.  Copies are found by sha256 of the image's bytes, so a re-encoded copy is not one."""
-    reader = ShardReader(index)
-    total = Stats(len(index.paths), index.num_samples, names=class_names(index))
+def stats(
+    index: SetIndex, *, label: str = "cls", class_map: str | None = None, workers: int = 1, on_progress: Progress | None = None,
+) -> Stats:
+    """Look at every sample of an indexed set.  label, class_map: as data.label and data.class_map of a recipe.
+
+    Copies are found by sha256 of the image's bytes, so a re-encoded copy is not one.
+    """
+    reader, rule = ShardReader(index), LabelRule.of(label, class_map)
+    total = Stats(len(index.paths), index.num_samples, names=tuple(rule.names or class_names(index)))
     sizes: list[tuple[int, int]] = []
     lengths: list[int] = []
     digests: list[bytes] = []
     labels: list[int | None] = []
     places: list[tuple[int, int]] = []
     with ThreadPoolExecutor(workers, thread_name_prefix="stats") as pool:
-        for shard, rows in enumerate(pool.map(lambda shard: _look(index, reader, shard, label), range(len(index.paths)))):
+        for shard, rows in enumerate(pool.map(lambda shard: _look(index, reader, shard, rule), range(len(index.paths)))):
             for number, (value, digest, length, size, kind) in enumerate(rows):
                 labels.append(value)
                 digests.append(digest)
@@ -93,22 +98,22 @@ def stats(index: SetIndex, *, label: str = "cls", workers: int = 1, on_progress:
     return total
 
 
-def class_of(index: SetIndex, reader: ShardReader, shard: int, number: int, label: str) -> int | None:
+def class_of(index: SetIndex, reader: ShardReader, shard: int, number: int, rule: LabelRule) -> int | None:
     """The class number of a sample, None if it has none."""
-    raw = reader.read(shard, number, (label,)).get(label)
+    raw = reader.read(shard, number, (rule.member,)).get(rule.member)
     try:
-        return None if raw is None else parse_label(raw)
+        return None if raw is None else class_in(raw, rule)
     except BadSample:
         return None
 
 
 def _look(
-    index: SetIndex, reader: ShardReader, shard: int, label: str,
+    index: SetIndex, reader: ShardReader, shard: int, rule: LabelRule,
 ) -> list[tuple[int | None, bytes, int, tuple[int, int] | str, str]]:
     """(label, digest, bytes, (height, width) or what is wrong, format) of each sample of a shard."""
     rows: list[tuple[int | None, bytes, int, tuple[int, int] | str, str]] = []
     for number in range(int(index.counts[shard])):
-        value = class_of(index, reader, shard, number, label)
+        value = class_of(index, reader, shard, number, rule)
         name = image_member([ext for ext, _, _ in index.shard(shard).members(number)])
         data = reader.read(shard, number, (name,))[name] if name else b""
         size: tuple[int, int] | str

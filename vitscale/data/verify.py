@@ -1,7 +1,6 @@
 """Everything that is wrong with a set of shards: every header, every image, every label, and sha256 where it was written down."""
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from vitscale.data.bad import BadSample
 from vitscale.data.group import Sample, group
 from vitscale.data.image import decode_whole
 from vitscale.data.index import image_member
-from vitscale.data.labels import LabelRule, parse_label
+from vitscale.data.labels import LabelRule, class_in
 from vitscale.data.pack import SUMS
 from vitscale.data.shards import expand
 from vitscale.data.tar import Member, Walk, walk
@@ -185,29 +184,9 @@ def _faults(path: str, descriptor: int, sample: Sample, rule: LabelRule, classes
         fault(first, LABEL, f"the sample has no '{rule.member}' member (it has {', '.join(sample.members)})")
         return faults
     try:
-        value = _class(os.pread(descriptor, member.size, member.offset), rule)
+        value = class_in(os.pread(descriptor, member.size, member.offset), rule)
         if value < 0 or (classes is not None and value >= classes):
             fault(member, LABEL, f"is {value}" + (f", outside 0 to {classes - 1}" if classes is not None else ", below 0"))
     except BadSample as error:
         fault(member, LABEL, str(error))
     return faults
-
-
-def _class(raw: bytes, rule: LabelRule) -> int:
-    """The class number that a label member holds.  Raises BadSample."""
-    value: Any = raw
-    try:
-        if rule.path:
-            value = json.loads(raw)
-            for key in rule.path:
-                value = value[int(key) if isinstance(value, list) else key]
-        if rule.names is not None:
-            return rule.names[value.decode().strip() if isinstance(value, bytes) else value]
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        where = f"at '{'.'.join(rule.path)}' of" if rule.path else "as"
-        raise BadSample("label", f"no class stands {where} its label: {raw[:40]!r}") from None
-    if isinstance(value, (bytes, str)):
-        return parse_label(value if isinstance(value, bytes) else value.encode())
-    if type(value) is not int:              # true is an int to Python
-        raise BadSample("label", f"its label is no whole number: {str(value)[:40]}")
-    return value
