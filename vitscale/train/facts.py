@@ -1,10 +1,12 @@
 """What a checkpoint says of the run besides its tensors."""
 
+import contextlib
 import platform
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 import vitscale
 from vitscale.checkpoint.store import Facts
@@ -30,7 +32,12 @@ def versions() -> dict[str, str]:
 
 
 def bound_settings(recipe: Mapping[str, Any], index_hash: str) -> dict[str, Any]:
-    """A recipe as plain values, for comparing: the shards stand there by what they hold, not by where they lie or how they are read."""
+    """A recipe as plain values, for comparing: the shards stand there by what they hold, not by where they lie or how they are read.
+
+    A recipe that an older vitscale wrote gains the defaults of keys that have come since.
+    """
+    with contextlib.suppress(ValidationError):      # of one with keys that have gone, every difference is shown as it is
+        recipe = Recipe.model_validate(recipe).model_dump(mode="json")
     hidden = ("train", "val", "index_dir", "prepare", "workers", "prefetch", "log_samples", "num_samples", "max_bad_fraction")
     data = {key: value for key, value in recipe["data"].items() if key not in hidden}
     rest = {key: value for key, value in recipe.items() if key not in ("name", "runs_dir", "observe", "init")}

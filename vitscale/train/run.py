@@ -122,7 +122,7 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
             return progress.note(result, recipe.checkpoint.best, recipe.evaluate.early_stopping)
 
         meters.begin()
-        failures, patience_over = 0, False
+        failures, patience_over = 0, progress.out_of_patience(recipe.evaluate.early_stopping)
         batches = iter(stream)
         while progress.now.images < schedule.total and not patience_over:
             with meters.phase("data_wait"):

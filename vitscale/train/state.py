@@ -56,4 +56,7 @@ class Progress:
             self.stopping = {"value": evaluation[rule.metric], "evaluations": 0}
         else:
             self.stopping = {**self.stopping, "evaluations": self.stopping.get("evaluations", 0) + 1}
-        return is_best, self.stopping["evaluations"] >= rule.patience
+        return is_best, self.out_of_patience(rule)
+
+    def out_of_patience(self, rule: EarlyStopping | None) -> bool:
+        return rule is not None and self.stopping.get("evaluations", 0) >= rule.patience
