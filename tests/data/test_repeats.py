@@ -71,6 +71,12 @@ def test_the_samples_come_in_the_order_of_one_copy():
     assert not Order([30, 14], 3, 16, 16, 2, repeats=2).owns_lanes(4)
 
 
+def test_the_order_of_repeats_never_changes():
+    """Golden: whoever changes it breaks the resume of every run there is."""
+    order = Order([3, 4], 7, 4, 2, repeats=2)
+    assert [order.sample_ids(position, np.arange(4)).tolist() for position in (0, 4, 8, 14)] == GOLDEN
+
+
 def test_a_batch_that_copies_do_not_divide_is_refused():
     with pytest.raises(DataError, match=r"global_batch: 8 is not a multiple of 3 data\.repeats"):
         Order([30], 0, 8, 4, 1, repeats=3)
@@ -81,3 +87,6 @@ def test_durations_in_steps_end_where_the_order_does(steps):
     order = Order([44], 0, 16, 8, repeats=2)
     assert Duration(steps, "steps").images(44, 16, 2) == order.position_of(steps)
     assert Duration(3, "epochs").images(44, 16, 2) == 132
+
+
+GOLDEN = [[3, 0, 3, 0], [6, 1, 6, 1], [4, 2, 4, 2], [0, 6, 0, 6]]
