@@ -196,7 +196,7 @@ def data_stats(
     shards: Shards,
     sheet: Annotated[Path | None, typer.Option(metavar="FILE.png", help="A picture of samples as the model sees them.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Whose crop, flip and augmentation it shows; default: plain, 224 pixels.")] = None,
-    label: Annotated[str | None, typer.Option(help="As data.label: a member, or json:path.to.field; default: the recipe's, or cls.")] = None,
+    label: Annotated[str | None, typer.Option(help="As data.label: a member, or json:path.to.field; default: the recipe's or cls")] = None,
     class_map: Annotated[str | None, typer.Option(help="As data.class_map: labels are names; default: the recipe's.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there too.")] = None,
     index_dir: Annotated[str | None, typer.Option(help="Where the index goes; default: beside the shards.")] = None,

@@ -17,7 +17,7 @@ CLASSES = "classes.txt"                         # beside shards: names of classe
 _UNSAFE = re.compile(r"[^A-Za-z0-9_/-]")        # what may not stand in a key: a dot would begin the extension
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One sample to be packed."""
 
