@@ -17,7 +17,7 @@ from vitscale.train.step import device_inputs
 FEW = settings(max_examples=50, deadline=None)
 
 
-[[3, 0, 8, 6, 1, 7], [4, 2, 8, 5, 0, 7], [6, 1, 8, 3, 2, 7]]st.composite
+@st.composite
 def mixtures(draw):
     group = draw(st.sampled_from([1, 1, 2]))
     sets = draw(st.integers(1, 4))
@@ -27,8 +27,8 @@ def mixtures(draw):
     return Mixture(counts, weights, draw(st.integers(0, 2**64 - 1)), lanes * draw(st.integers(1, 3)), lanes, group), counts
 
 
-[[3, 0, 8, 6, 1, 7], [4, 2, 8, 5, 0, 7], [6, 1, 8, 3, 2, 7]]FEW
-[[3, 0, 8, 6, 1, 7], [4, 2, 8, 5, 0, 7], [6, 1, 8, 3, 2, 7]]given(mixtures(), st.integers(0, 50))
+@FEW
+@given(mixtures(), st.integers(0, 50))
 def test_every_batch_has_each_sets_share(given_, step):
     order, counts = given_
     batch = order.batch_at(order.position_of(step))
@@ -39,8 +39,8 @@ def test_every_batch_has_each_sets_share(given_, step):
     assert shares.tolist() == [owned * order.global_batch // order.lanes for owned in order.set_lanes]
 
 
-[[3, 0, 8, 6, 1, 7], [4, 2, 8, 5, 0, 7], [6, 1, 8, 3, 2, 7]]FEW
-[[3, 0, 8, 6, 1, 7], [4, 2, 8, 5, 0, 7], [6, 1, 8, 3, 2, 7]]given(mixtures())
+@FEW
+@given(mixtures())
 def test_each_set_goes_through_epochs_of_its_own(given_):
     order, counts = given_
     ends = np.cumsum([0, *(sum(one) for one in counts)])
@@ -55,8 +55,8 @@ def test_each_set_goes_through_epochs_of_its_own(given_):
             assert sorted(one for at, one in mine if at == epoch) == list(range(first, end))
 
 
-[[3, 0, 8, 6, 1, 7], [4, 2, 8, 5, 0, 7], [6, 1, 8, 3, 2, 7]]FEW
-[[3, 0, 8, 6, 1, 7], [4, 2, 8, 5, 0, 7], [6, 1, 8, 3, 2, 7]]given(mixtures(), st.integers(0, 9))
+@FEW
+@given(mixtures(), st.integers(0, 9))
 def test_ranks_take_each_once(given_, step):
     order, _ = given_
     batch = order.batch_at(order.position_of(step))
@@ -68,7 +68,7 @@ def test_ranks_take_each_once(given_, step):
         assert all((order.sample_ids(batch.start, share) == alone[share]).all() for share in shares)
 
 
-[[3, 0, 8, 6, 1, 7], [4, 2, 8, 5, 0, 7], [6, 1, 8, 3, 2, 7]]pytest.mark.parametrize(("weights", "lanes", "group", "owned"), [
+@pytest.mark.parametrize(("weights", "lanes", "group", "owned"), [
     ([1, 1], 8, 1, [4, 4]), ([2, 1], 8, 1, [5, 3]), ([0.7, 0.2, 0.1], 80, 8, [56, 16, 8]), ([1, 1, 1], 8, 1, [3, 3, 2]), ([5], 6, 2, [6]),
 ])
 def test_lanes_by_largest_remainder(weights, lanes, group, owned):
@@ -89,7 +89,7 @@ def mixing(folders, batch=16, lanes=8, duration="10 steps", weights=(3.0, 1.0), 
     }, "test")
 
 
-[[3, 0, 8, 6, 1, 7], [4, 2, 8, 5, 0, 7], [6, 1, 8, 3, 2, 7]]pytest.fixture(scope="module")
+@pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     made = [tmp_path_factory.mktemp("mix") / name for name in ("one", "two")]
     for folder, count in zip(made, (44, 20), strict=True):
