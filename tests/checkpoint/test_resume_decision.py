@@ -42,6 +42,7 @@ BINDING = [
     ("model.width", 96), ("objective.loss", "binary_cross_entropy"), ("objective.label_smoothing", 0.1), ("data.augment.crop", "center"),
     ("data.augment.scale", [0.2, 1.0]), ("data.augment.flip", 0.0), ("data.augment.mean", [0.5, 0.5, 0.5]), ("data.label", "json"),
     ("data.lanes", 32), ("data.group", 2), ("global_batch", 128), ("seed", 1),
+    ("data.repeats", 2), ("data.class_map", "names.txt"),
 ]
 FREE = [
     ("optim.lr", 2e-3), ("optim.schedule", "linear"), ("optim.clip_norm", 1.0), ("duration", "3 epochs"), ("parallel.engine", "fsdp"),
@@ -79,8 +80,19 @@ def test_a_setting_that_makes_it_another_run_is_refused(key: str, value: Any, ca
 
 
 def test_every_bound_name_is_tried() -> None:
-    tried = [key for key, _ in BINDING] + ["objective", "index_hash"]
+    tried = [key for key, _ in BINDING] + ["objective", "index_hash", "data.mix"]
     assert all(any(key == name or key.startswith(name + ".") for key in tried) for name in BOUND)
+
+
+def test_the_weights_of_a_mixture_bind_and_its_paths_do_not() -> None:
+    def mixed(weight: float, path: str) -> dict[str, Any]:
+        recipe = with_("data.mix", [{"shards": path, "weight": weight}, {"shards": "b-{0..3}.tar", "weight": 1.0}])
+        del recipe["data"]["train"]
+        return settings(recipe | {"duration": "100 steps"})
+
+    refuse_changes(mixed(1.0, "a-{0..3}.tar"), mixed(1.0, "moved/a-{0..3}.tar"), CHECKPOINT, accept=False)
+    with pytest.raises(CheckpointError, match=r"data\.mix"):
+        refuse_changes(mixed(1.0, "a-{0..3}.tar"), mixed(2.0, "a-{0..3}.tar"), CHECKPOINT, accept=False)
 
 
 def test_other_shards_are_refused() -> None:

@@ -12,7 +12,8 @@ from vitscale.errors import CheckpointError
 log = logging.getLogger(__name__)
 
 # A run with another value of one of these would not be the same run.  (The shards are compared by their index hash, not their paths.)
-BOUND = ("model", "objective", "data.augment", "data.label", "data.lanes", "data.group", "global_batch", "seed", "index_hash")
+BOUND = ("model", "objective", "data.augment", "data.label", "data.class_map", "data.lanes", "data.group", "data.mix",
+         "data.repeats", "global_batch", "seed", "index_hash")
 
 
 def newest_whole(folder: Path) -> Path | None:

@@ -134,7 +134,7 @@ class MixSet(Section):
 
 
 class Data(Section):
-    train: Urls = ()                        # brace URLs or globs of WebDataset shards
+    train: Urls | None = None               # brace URLs or globs of WebDataset shards
     mix: Annotated[tuple[MixSet, ...], BeforeValidator(_pair)] = ()   # or sets, each in epochs of its own; no durations in epochs then
     val: Urls | None = None
     num_samples: Count | None = None        # training samples; what opens no shards believes it, `train` compares it

@@ -40,5 +40,7 @@ def bound_settings(recipe: Mapping[str, Any], index_hash: str) -> dict[str, Any]
         recipe = Recipe.model_validate(recipe).model_dump(mode="json")
     hidden = ("train", "val", "index_dir", "prepare", "workers", "prefetch", "log_samples", "num_samples", "max_bad_fraction")
     data = {key: value for key, value in recipe["data"].items() if key not in hidden}
+    if data["mix"]:
+        data["mix"] = [{"weight": part["weight"]} for part in data["mix"]]
     rest = {key: value for key, value in recipe.items() if key not in ("name", "runs_dir", "observe", "init")}
     return rest | {"data": data, "index_hash": index_hash}

@@ -48,7 +48,7 @@ def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = Non
     if not writable:
         raise RecipeError(f"runs_dir: the run folder {folder} is not writable; choose another runs_dir, or another name")
     if recipe.data.prepare == "digits":
-        pack_digits(Path(recipe.data.train[0]).parent)
+        pack_digits(Path(train_urls(recipe)[0]).parent)
     train = open_index(train_urls(recipe), recipe.data.index_dir, on_progress)
     val = open_index(recipe.data.val, recipe.data.index_dir, on_progress) if recipe.data.val else None
     declared = recipe.data.num_samples
