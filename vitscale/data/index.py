@@ -45,10 +45,13 @@ class ShardIndex:
 
     def members(self, index: int) -> list[tuple[str, int, int]]:
         """[(extension, offset, size)] of one sample, in file order."""
-        low, high = self.first[index:index + 2].tolist()
-        names = self.extensions
-        rows = zip(self.ext[low:high].tolist(), self.offset[low:high].tolist(), self.size[low:high].tolist(), strict=True)
-        return [(names[ext], offset, size) for ext, offset, size in rows]
+        first, ext, offset, size, names = self._plain
+        return [(names[ext[at]], offset[at], size[at]) for at in range(first[index], first[index + 1])]
+
+    @cached_property
+    def _plain(self) -> tuple[memoryview, memoryview, memoryview, memoryview, tuple[str, ...]]:
+        """The columns as views that give Python's own numbers, in half the time that slices of arrays take."""
+        return self.first.data, self.ext.data, self.offset.data, self.size.data, self.extensions
 
 
 def image_member(extensions: Sequence[str]) -> str | None:

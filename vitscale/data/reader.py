@@ -38,25 +38,22 @@ class ShardReader:
         Raises DataError for a shard that changed since it was indexed, BadSample("read") for what cannot be read.
         """
         members = self.index.shard(shard).members(index)
-        return {ext: self.pread(shard, offset, size) for ext, offset, size in members if wanted is None or ext in wanted}
+        file = self._opened(shard)
+        return {ext: _pread(file, offset, size) for ext, offset, size in members if wanted is None or ext in wanted}
 
     def pread(self, shard: int, offset: int, size: int) -> bytes:
         """`size` bytes at `offset` of a shard.  Raises as read()."""
-        try:
-            file = self._file(shard)
-            data = os.pread(file.descriptor, size, offset)
-            while len(data) < size:                         # one pread gives at most 2 GiB; a network disk may give less
-                more = os.pread(file.descriptor, size - len(data), offset + len(data))
-                if not more:
-                    raise BadSample("read", f"ends {size - len(data)} bytes early")
-                data += more
-        except OSError as error:
-            raise BadSample("read", error.strerror or str(error)) from error
-        return data
+        return _pread(self._opened(shard), offset, size)
 
     def close(self) -> None:
         with self._lock:
             self._files.clear()
+
+    def _opened(self, shard: int) -> _File:
+        try:
+            return self._file(shard)
+        except OSError as error:
+            raise BadSample("read", error.strerror or str(error)) from error
 
     def _file(self, shard: int) -> _File:
         with self._lock:
@@ -77,6 +74,19 @@ class ShardReader:
             if len(self._files) > self.open_limit:
                 self._files.popitem(last=False)
         return file
+
+
+def _pread(file: _File, offset: int, size: int) -> bytes:
+    try:
+        data = os.pread(file.descriptor, size, offset)
+        while len(data) < size:                         # one pread gives at most 2 GiB; a network disk may give less
+            more = os.pread(file.descriptor, size - len(data), offset + len(data))
+            if not more:
+                raise BadSample("read", f"ends {size - len(data)} bytes early")
+            data += more
+    except OSError as error:
+        raise BadSample("read", error.strerror or str(error)) from error
+    return data
 
 
 def file_budget() -> int:
