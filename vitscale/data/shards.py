@@ -131,8 +131,11 @@ class Homes:
     def _can_write(self, folder: Path) -> bool:
         if folder not in self._writable:
             try:
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700 if folder == cache_dir() else 0o777)
-                self._writable[folder] = os.access(folder, os.W_OK | os.X_OK)
+                # root may write anywhere, but a folder that nobody is meant to write in stays as it is
+                closed = folder.parent.is_dir() and not folder.parent.stat().st_mode & 0o222
+                if not closed:
+                    folder.mkdir(parents=True, exist_ok=True, mode=0o700 if folder == cache_dir() else 0o777)
+                self._writable[folder] = not closed and os.access(folder, os.W_OK | os.X_OK)
             except OSError:
                 self._writable[folder] = False
         return self._writable[folder]
