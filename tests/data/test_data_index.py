@@ -214,7 +214,7 @@ def test_missing_shards_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize(("url", "message"), [
-    ("pipe:cat x.tar", "pipe: URLs run a shell"), ("s3://bucket/x.tar", "s3: shards are read from local"),
+    ("pipe:cat x.tar", "pipe: URLs run a shell"), ("hdfs://u:secret@bucket/x.tar", r"hdfs://\*{3}@bucket/x.tar: shards are read"),
     ("x-{000..", "not balanced"), ("nothing-*.tar", "no file matches"), (["a.tar", "./a.tar"], "listed twice"),
 ])
 def test_urls_that_cannot_be_used(tmp_path, monkeypatch, url, message):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitscale.data.augment import Erase, Ops
 from vitscale.data.bad import BadSample
+from vitscale.data.cache import ShardCache
 from vitscale.data.crop import CentreCrop, RandomCrop
 from vitscale.data.decode import decode
 from vitscale.data.index import SetIndex, image_member
@@ -117,11 +118,11 @@ class Fetcher:
 
     def __init__(
         self, index: SetIndex, *, label: LabelRule | None, classes: int, image: int, channels: int, group: int,
-        crop: RandomCrop | CentreCrop,
+        crop: RandomCrop | CentreCrop, cache: ShardCache | None = None,
     ) -> None:
-        self.index, self.reader = index, ShardReader(index)
-        self.label, self.classes, self.image, self.channels, self.group, self.crop = label, classes, image, channels, group, crop
         self.stopping = Event()
+        self.index, self.reader = index, ShardReader(index, cache=cache, stopping=self.stopping)
+        self.label, self.classes, self.image, self.channels, self.group, self.crop = label, classes, image, channels, group, crop
 
     def fill(self, plan: Plan, micro: MicroBatch, low: int, high: int) -> Report:
         """Fill the slots [low, high), whole groups.  A sample that cannot be used is replaced by the next of its group that can; if there

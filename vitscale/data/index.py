@@ -6,8 +6,9 @@ import mmap
 import os
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from vitscale.data import remote
 from vitscale.data.group import group
 from vitscale.data.shards import Homes, expand, locked, publish, stat_shards
-from vitscale.data.tar import Damage, Member, Walk, split_name, walk
+from vitscale.data.tar import Damage, Member, ReadAt, Walk, split_name, walk
 from vitscale.errors import DataError
+from vitscale.recipe.redact import redact
 
 VERSION = 1
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")      # what decode.py understands
@@ -66,7 +69,8 @@ class SetIndex:
     """An indexed list of shards.  Cheap to hold: sidecars are mapped when first asked for, the last `open_limit` stay mapped."""
 
     def __init__(self, paths: Sequence[str], columns: dict[str, list[Any]], homes: Homes, open_limit: int = 1024) -> None:
-        self.paths = tuple(paths)
+        self.urls = tuple(paths)                                    # what opens a shard: for nobody's eyes
+        self.paths = tuple(redact(path) for path in paths)          # what names it
         self.bytes = np.asarray(columns["bytes"], np.int64)         # of each shard
         self.mtime_ns = np.asarray(columns["mtime_ns"], np.int64)
         self.counts = np.asarray(columns["samples"], np.int64)      # samples of each shard
@@ -95,10 +99,10 @@ class SetIndex:
             if found is not None:
                 self._open.move_to_end(number)
                 return found
-        path = self.paths[number]
+        path = self.urls[number]
         found = _load_sidecar(self._homes.readable(path), path, int(self.bytes[number]), int(self.mtime_ns[number]))
         if found is None:
-            raise DataError(f"{path}: its index is gone or no longer fits; run `vitscale data index` on the shards")
+            raise DataError(f"{redact(path)}: its index is gone or no longer fits; run `vitscale data index` on the shards")
         with self._lock:
             self._open[number] = found
             if len(self._open) > self.open_limit:
@@ -111,12 +115,11 @@ class SetIndex:
         member = int(entry.first[index])
         start = 0 if member == 0 else int(entry.offset[member - 1] + -(-entry.size[member - 1] // 512) * 512)
         try:
-            with open(entry.path, "rb", buffering=0) as file:
-                read_at = _reader(file.fileno())
+            with reading(self.urls[shard], int(self.bytes[shard]), int(self.mtime_ns[shard])) as read_at:
                 for item in walk(lambda offset, size: read_at(start + offset, size), int(self.bytes[shard]) - start, Walk()):
                     if isinstance(item, Member) and start + item.offset == int(entry.offset[member]):
                         return (split_name(item.name) or ("?", ""))[0]
-        except OSError:
+        except (OSError, remote.Unreachable):
             pass
         return "?"
 
@@ -158,7 +161,7 @@ def _load_set(places: Sequence[Path], paths: list[str], stats: tuple[list[int], 
             stored = json.loads(place.read_bytes())
         except (OSError, ValueError):
             continue
-        if not isinstance(stored, dict) or stored.get("version") != VERSION or stored.get("urls") != paths:
+        if not isinstance(stored, dict) or stored.get("version") != VERSION or stored.get("urls") != [redact(path) for path in paths]:
             continue
         if stats is None or (stored["bytes"], stored["mtime_ns"]) == stats:
             return stored
@@ -173,7 +176,7 @@ def _build_set(
         return ready.row if ready else _build_sidecar(homes.writable(path), path, size, mtime_ns)
 
     rows: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(remote.THREADS if any(remote.is_remote(path) for path in paths) else _THREADS) as pool:
         try:
             for done in pool.map(row, paths, *stats):
                 rows.append(done)
@@ -183,19 +186,25 @@ def _build_set(
             pool.shutdown(cancel_futures=True)
             raise
     columns = {name: [row[name] for row in rows] for name in _COLUMNS}
-    publish(place, json.dumps({"version": VERSION, "urls": paths, **columns}).encode())
+    publish(place, json.dumps({"version": VERSION, "urls": [redact(path) for path in paths], **columns}).encode())
     return columns
 
 
-def _reader(descriptor: int) -> Callable[[int, int], bytes]:
-    return lambda offset, size: os.pread(descriptor, size, offset)
+@contextmanager
+def reading(path: str, size: int, stamp: int) -> Iterator[ReadAt]:
+    """Ranges of one shard's bytes, local or remote, for one thread.  Raises OSError; remote ones also DataError."""
+    if remote.is_remote(path):
+        yield remote.Ranges(path, remote.Facts(size, stamp))
+        return
+    with open(path, "rb", buffering=0) as file:
+        yield lambda offset, size: os.pread(file.fileno(), size, offset)
 
 
 def _build_sidecar(place: Path, path: str, size: int, mtime_ns: int) -> dict[str, Any]:
     """Walk one shard, write its sidecar, return its row of the set file.  Raises DataError for what is no tar or has no images."""
     state = Walk()
-    with open(path, "rb", buffering=0) as file:
-        read_at = _reader(file.fileno())
+    with reading(path, size, mtime_ns) as read_at:
+        path = redact(path)
         samples, lost = group(list(walk(read_at, size, state)), state)
         if not samples and (size == 0 or state.damage):
             start = read_at(0, 6)
@@ -242,7 +251,8 @@ def _load_sidecar(places: Sequence[Path], path: str, size: int, mtime_ns: int) -
         except (OSError, ValueError, KeyError, TypeError, struct.error):
             continue                # none there, or a damaged one: it is built again
         damage = tuple(Damage(**item) for item in meta["damage"])
-        return ShardIndex(path, **arrays, extensions=tuple(meta["extensions"]), damage=damage, row={name: meta[name] for name in _COLUMNS})
+        row = {name: meta[name] for name in _COLUMNS}
+        return ShardIndex(redact(path), **arrays, extensions=tuple(meta["extensions"]), damage=damage, row=row)
     return None
 
 

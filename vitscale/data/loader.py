@@ -12,6 +12,7 @@ import numpy as np
 from vitscale.data.ahead import Ahead, OnBad
 from vitscale.data.augment import Erase, Ops
 from vitscale.data.batch import Fetcher, MicroBatch, Plan, StepBatch
+from vitscale.data.cache import ShardCache
 from vitscale.data.crop import CentreCrop, RandomCrop
 from vitscale.data.draws import CROP, ERASE, FLIP, KEEP, uniforms
 from vitscale.data.index import SetIndex
@@ -57,6 +58,7 @@ def open_stream(
     label = LabelRule.of(data.label, data.class_map) if data.label is not None else None
     fetcher = Fetcher(
         index, label=label, classes=model.classes, image=model.image, channels=model.channels, group=group, crop=crop,
+        cache=ShardCache(data.cache_dir, data.cache_bytes),
     )
     workers = data.workers or max(len(os.sched_getaffinity(0)) // local_ranks, 1)
     if train:

@@ -2,35 +2,57 @@
 
 import os
 import resource
+import time
 from collections import OrderedDict
 from collections.abc import Collection
-from threading import Lock
+from threading import Event, Lock
 
+from vitscale.data import remote
 from vitscale.data.bad import BadSample
+from vitscale.data.cache import ShardCache
 from vitscale.data.index import SetIndex
-from vitscale.errors import DataError
+
+_IDLE_S = 30        # a remote shard unused for so long is let go of, so that the cache may evict it
 
 
 class _File:
     """An open shard.  Closes itself when nobody reads from it any more, so that dropping it from a cache cannot pull it from a thread."""
 
-    def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.used_s = 0.0
 
     def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+        os.close(self.descriptor)
+
+
+class _Ranged:
+    """A remote shard that the cache has no room for."""
+
+    def __init__(self, url: str, facts: remote.Facts, stopping: Event | None) -> None:
+        self.url, self.facts, self.stopping = url, facts, stopping
+        self.used_s = 0.0
+        remote.same(url, remote.facts(url, stopping), facts)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return remote.read(self.url, offset, size, self.facts, self.stopping)
 
 
 class ShardReader:
-    """`read(shard, index)` -> the sample's members.  The last `open_limit` shards stay open."""
+    """`read(shard, index)` -> the sample's members.  The last `open_limit` shards stay open.
 
-    def __init__(self, index: SetIndex, open_limit: int | None = None) -> None:
-        self.index = index
+    cache: where remote shards are kept; None: their samples are read one by one.  stopping: once set, no server is waited for any more.
+    """
+
+    def __init__(
+        self, index: SetIndex, open_limit: int | None = None, cache: ShardCache | None = None, stopping: Event | None = None,
+    ) -> None:
+        self.index, self.cache, self.stopping = index, cache, stopping
         self.open_limit = open_limit or file_budget()
         index.open_limit = max(self.open_limit, 1)          # a mapped sidecar holds a descriptor too
-        self._files: OrderedDict[int, _File] = OrderedDict()
+        self._files: OrderedDict[int, _File | _Ranged] = OrderedDict()
         self._lock = Lock()
+        self._away = any(map(remote.is_remote, index.urls))
 
     def read(self, shard: int, index: int, wanted: Collection[str] | None = None) -> dict[str, bytes]:
         """{extension: bytes} of one sample: those in `wanted` that it has, or all.
@@ -49,35 +71,49 @@ class ShardReader:
         with self._lock:
             self._files.clear()
 
-    def _opened(self, shard: int) -> _File:
+    def _opened(self, shard: int) -> _File | _Ranged:
         try:
             return self._file(shard)
         except OSError as error:
             raise BadSample("read", error.strerror or str(error)) from error
+        except remote.Unreachable as error:
+            raise BadSample("read", str(error)) from error
 
-    def _file(self, shard: int) -> _File:
+    def _file(self, shard: int) -> _File | _Ranged:
         with self._lock:
             file = self._files.get(shard)
             if file is not None:
                 self._files.move_to_end(shard)
+                if self._away:
+                    file.used_s = time.monotonic()
                 return file
-        path = self.index.paths[shard]
-        file = _File(path)
-        size = os.fstat(file.descriptor).st_size
-        if size != self.index.bytes[shard]:
-            raise DataError(
-                f"{path}: has {size} bytes, but had {self.index.bytes[shard]} when it was indexed; "
-                "restore it, or start the run again to have it indexed anew"
-            )
+        file = self._remote(shard) if remote.is_remote(self.index.urls[shard]) else self._local(shard)
         with self._lock:
+            if self._away:
+                file.used_s = time.monotonic()
+                for number in [number for number, other in self._files.items() if file.used_s - other.used_s > _IDLE_S]:
+                    del self._files[number]
             self._files[shard] = file
             if len(self._files) > self.open_limit:
                 self._files.popitem(last=False)
         return file
 
+    def _local(self, shard: int) -> _File:
+        path = self.index.urls[shard]
+        file = _File(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        remote.same(path, remote.Facts(os.fstat(file.descriptor).st_size, 0), remote.Facts(int(self.index.bytes[shard]), 0))
+        return file
 
-def _pread(file: _File, offset: int, size: int) -> bytes:
+    def _remote(self, shard: int) -> _File | _Ranged:
+        url, facts = self.index.urls[shard], remote.Facts(int(self.index.bytes[shard]), int(self.index.mtime_ns[shard]))
+        descriptor = self.cache.open(url, facts, self.stopping) if self.cache else None
+        return _Ranged(url, facts, self.stopping) if descriptor is None else _File(descriptor)
+
+
+def _pread(file: _File | _Ranged, offset: int, size: int) -> bytes:
     try:
+        if isinstance(file, _Ranged):
+            return file.read(offset, size)
         data = os.pread(file.descriptor, size, offset)
         while len(data) < size:                         # one pread gives at most 2 GiB; a network disk may give less
             more = os.pread(file.descriptor, size - len(data), offset + len(data))
@@ -86,6 +122,8 @@ def _pread(file: _File, offset: int, size: int) -> bytes:
             data += more
     except OSError as error:
         raise BadSample("read", error.strerror or str(error)) from error
+    except remote.Unreachable as error:
+        raise BadSample("read", str(error)) from error
     return data
 
 

@@ -141,6 +141,8 @@ class Data(Section):
     lanes: Count | None = None              # parallel streams through the dataset; null: see recipe.check.default_lanes
     group: Count | None = None              # consecutive positions that may be mixed with each other; null: 1 unless something mixes
     index_dir: str | None = None            # null: beside the shards if writable, else a per-user cache
+    cache_dir: str | None = None            # of remote shards, on a disk of the node; null: the user's folder in the temporary one
+    cache_bytes: Count = 50_000_000_000     # what it may take on each node
     prepare: Literal["digits"] | None = None  # a data set vitscale can pack itself when its shards are absent
     repeats: Count = 1                      # copies of each sample in a batch, with draws of their own (Hoffer et al. 2020)
     label: str | None = "cls"               # member with the class, or json:path.to.field of its .json; null: unlabelled
