@@ -41,9 +41,9 @@ def zeroings(data, count, tries, seed=0):
         yield data[:at] + bytes(count) + data[at + count:]
 
 
-def refused(data):
+def refused(data, scale=1):
     try:
-        jpeg.pixels(data, 3)
+        jpeg.pixels(data, 3, scale)
     except BadSample as error:
         return error.reason == "decode"
     return False
@@ -57,6 +57,17 @@ def test_a_zeroed_block_is_always_found(writer):
             assert cv2.imdecode(np.frombuffer(broken, np.uint8), cv2.IMREAD_COLOR) is not None     # opencv and PIL paint over it
             assert np.asarray(Image.open(io.BytesIO(broken))).shape == (427, 640, 3)
             assert refused(broken)
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_decoded_small_it_is_as_strict(scale):
+    for options in ({"quality": 75}, {"quality": 90, "optimize": True}, {"quality": 85, "progressive": True}):
+        data = encode(PHOTOS[1], **options)
+        for broken in (*zeroings(data, 512, 20), data[:20_000] + data[20_400:], data[:20_000] + b"\xff\xd9"):
+            full, small = (refused(broken, at) for at in (1, scale))
+            assert small == full
+        padded = data[:-2] + bytes([5] * 3) + data[-2:]
+        assert (jpeg.pixels(padded, 3, scale) == jpeg.pixels(data, 3, scale)).all()
 
 
 def test_the_decoders_warnings_alone_miss_some():

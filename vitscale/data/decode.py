@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vitscale.data.crop import CentreCrop, RandomCrop
-from vitscale.data.image import decode_whole
+from vitscale.data.crop import CentreCrop, RandomCrop, on_grid, reduction
+from vitscale.data.image import checked_size, decode_checked, reducible
 
 
 def decode(
@@ -16,14 +16,18 @@ def decode(
 ) -> NDArray[np.uint8]:
     """One image -> (S, S, C) uint8, RGB or grey.  draws: 22 numbers in [0, 1) for a RandomCrop.
 
-    Resized by torch's antialiased bicubic on uint8, the filter of PIL's BICUBIC, in a single pass.  Raises BadSample.
+    Resized by torch's antialiased bicubic on uint8, the filter of PIL's BICUBIC, in a single pass.  A JPEG whose random crop is at least
+    three times as large as the output is decoded at 1/2, 1/4 or 1/8, its box moved onto that grid.  Evaluation never does so, since
+    its numbers are compared with others'.  Raises BadSample.
     """
-    pixels = decode_whole(data, channels)
-    height, width = pixels.shape[:2]
+    height, width = checked_size(data)
     if isinstance(crop, RandomCrop):
-        top, left, h, w = crop.box(height, width, draws)
-        square = resize(pixels[top:top + h, left:left + w], size, size)
+        box = crop.box(height, width, draws)
+        scale = reduction(box, size) if reducible(data) else 1
+        top, left, h, w = on_grid(box, scale)
+        square = resize(decode_checked(data, channels, scale)[top:top + h, left:left + w], size, size)
     else:
+        pixels = decode_checked(data, channels)
         h, w = crop.resized(height, width, size)
         top, left = round((h - size) / 2), round((w - size) / 2)
         square = resize(pixels, h, w)[top:top + size, left:left + size]

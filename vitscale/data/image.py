@@ -17,19 +17,34 @@ _COLOUR = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _GREY = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
 
 
-
 def decode_whole(data: bytes, channels: int = 3) -> NDArray[np.uint8]:
     """Every pixel of one image: (h, w, 3) RGB or (h, w, 1) grey.  Raises BadSample for what is damaged, where its format lets that be seen.
 
     JPEG strictly (jpeg.py), PNG by its checksums (image_size).  A WebP or BMP has none: only its container is checked.
     """
+    checked_size(data)
+    return decode_checked(data, channels)
+
+
+def checked_size(data: bytes) -> tuple[int, int]:
+    """image_size() of what may be decoded.  Raises BadSample, "bomb" for what would fill the memory."""
     height, width = image_size(data)
     if height < 1 or width < 1:
         raise BadSample("decode", f"{width} x {height} pixels")
     if height * width > MAX_PIXELS:
         raise BadSample("bomb", f"{width} x {height} pixels, more than {MAX_PIXELS}")
+    return height, width
+
+
+def reducible(data: bytes) -> bool:
+    """Whether decode_checked() can give it at 1/2, 1/4 and 1/8."""
+    return data[:2] == b"\xff\xd8" and not jpeg.has_four_inks(data)
+
+
+def decode_checked(data: bytes, channels: int, scale: int = 1) -> NDArray[np.uint8]:
+    """decode_whole() of an image whose checked_size() is known, at 1 / scale, its sides rounded up.  scale: 1, or 2, 4, 8 if reducible."""
     if data[:2] == b"\xff\xd8":
-        return jpeg.pixels(data, channels)
+        return jpeg.pixels(data, channels, scale)
     try:
         pixels: NDArray[Any] | None = cv2.imdecode(np.frombuffer(data, np.uint8), _COLOUR if channels == 3 else _GREY)
     except cv2.error as error:
