@@ -100,8 +100,9 @@ def zeroed(data: bytes) -> int | None:
     of a single phase, rounded alike in 63 places.  A run long enough to hold a whole one is damage.  With s = 0 (end of block, or
     sixteen zeros) a run of zeros is flat blocks, and nothing can be concluded; the decoder's own warnings remain.
     """
-    words = np.frombuffer(data, np.uint64, len(data) // 8)
-    if words.all() or data.find(bytes(_SHORTEST)) < 0:          # such a run holds a whole word, which is looked for four times as fast
+    start = max(data.find(b"\xff\xda", _frame(data)), 0)        # of the first scan; what comes before it is often zero
+    words = np.frombuffer(data, np.uint64, (len(data) - start) // 8, start)
+    if words.all() or data.find(bytes(_SHORTEST), start) < 0:   # a run holds a whole word, and those are looked for several times as fast
         return None
     tables, at = _Tables(), 2
     while at + 4 <= len(data):
