@@ -1,5 +1,6 @@
 """Signals that a real process receives."""
 
+import select
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ class Listener:
                                         stderr=subprocess.DEVNULL, text=True)
 
     def read(self) -> str:
+        assert select.select([self.process.stdout], [], [], 20)[0], "it says nothing"
         return self.process.stdout.readline().strip()
 
     def ask(self) -> str:
