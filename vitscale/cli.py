@@ -142,6 +142,7 @@ def data_pack(
     from vitscale.data.report import plural, size
     from vitscale.data.sources import open_source
     from vitscale.errors import EXIT_WRONG_INPUT, DataError
+    from vitscale.plan.hardware import usable_cores
 
     if no_shuffle and shuffle is not None:
         raise DataError("give one of --shuffle and --no-shuffle")
@@ -152,7 +153,7 @@ def data_pack(
     seed = None if no_shuffle else shuffle if shuffle is not None or opened.mixed else 0
     options = Options(prefix, shard_samples if shard_samples or shard_bytes else 1000, shard_bytes, seed, resize, quality)
     with bar("packing", "images") as show:
-        packed = pack(opened, out, options, workers=workers or cores(), on_progress=show)
+        packed = pack(opened, out, options, workers=workers or usable_cores(), on_progress=show)
     kept = f"; {packed.kept} shards were there already" if packed.kept else ""
     order = "" if opened.mixed or seed is None else f"; mixed by seed {seed}"
     ignored = f"; {opened.ignored} files that are no images ignored" if opened.ignored else ""
@@ -181,9 +182,10 @@ def data_verify(
     from vitscale.data.report import show_verdict
     from vitscale.data.verify import verify
     from vitscale.errors import EXIT_WRONG_INPUT
+    from vitscale.plan.hardware import usable_cores
 
     with bar("verifying", "bytes") as show:
-        verdict = verify(shards, label=label, class_map=class_map, classes=classes, workers=workers or cores(), on_progress=show)
+        verdict = verify(shards, label=label, class_map=class_map, classes=classes, workers=workers or usable_cores(), on_progress=show)
     show_verdict(verdict)
     if json_file:
         json_file.write_text(json.dumps(verdict.as_json(), indent=1))
@@ -209,6 +211,7 @@ def data_stats(
     from vitscale.data.progress import bar
     from vitscale.data.report import show_stats
     from vitscale.data.stats import stats
+    from vitscale.plan.hardware import usable_cores
     from vitscale.recipe import load_recipe
 
     read = load_recipe(recipe) if recipe else None
@@ -216,7 +219,7 @@ def data_stats(
     class_map = class_map or (read.data.class_map if read else None)
     index = open_index(tuple(shards), index_dir)
     with bar("reading", "shards") as show:
-        counted = stats(index, label=label, class_map=class_map, workers=workers or cores(), on_progress=show)
+        counted = stats(index, label=label, class_map=class_map, workers=workers or usable_cores(), on_progress=show)
     show_stats(counted)
     if json_file:
         json_file.write_text(json.dumps(counted.as_json(), indent=1))
@@ -241,13 +244,6 @@ def data_index(
     print(f"{index.num_samples:,} samples in {len(index.counts):,} shards; index hash {index.hash}")
     if index.damaged:
         print(f"{index.damaged} places are damaged, {index.lost} samples lost to them; `vitscale data verify` names them", file=sys.stderr)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    import os
-
-    return len(os.sched_getaffinity(0))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The one data path of a rank: recipe, index and place among the ranks -> micro-batches, in the exact order, resumable anywhere."""
 
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from vitscale.data.mixture import order_of
 from vitscale.data.order import Batch, Order, merge_skips
 from vitscale.data.policy import erasures, operations
 from vitscale.errors import CheckpointError, DataError
+from vitscale.plan.hardware import usable_cores
 from vitscale.recipe import Augment, Recipe
 from vitscale.recipe.check import default_group
 
@@ -60,7 +60,7 @@ def open_stream(
         index, label=label, classes=model.classes, image=model.image, channels=model.channels, group=group, crop=crop,
         cache=ShardCache(data.cache_dir, data.cache_bytes),
     )
-    workers = data.workers or max(len(os.sched_getaffinity(0)) // local_ranks, 1)
+    workers = data.workers or max(usable_cores() // local_ranks, 1)
     if train:
         order = order_of(recipe, index)
         num_micro = math.ceil(order.max_share(world) / micro_batch)

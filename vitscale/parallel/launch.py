@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
+from vitscale.plan.hardware import usable_cores
 
 log = logging.getLogger(__name__)
 STORE_VARIABLE = "VITSCALE_STORE"
@@ -61,7 +62,7 @@ def launch(command: Sequence[str], processes: int, logs: Path) -> End:
             STORE_VARIABLE: str(Path(folder) / "store"), LIFELINE_VARIABLE: str(ours), "WORLD_SIZE": str(processes),
             "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
         })
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
         previous = {number: signal.signal(number, lambda sent, frame: _pass_on(children, sent)) for number in FORWARDED}
         try:
             for rank in range(processes):

@@ -1,5 +1,6 @@
 """What known devices can do at most: the peaks that MFU is measured against, each from its vendor's data sheet."""
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -46,3 +47,10 @@ def peak_for(device_name: str, precision: Literal["fp32", "bf16"]) -> float | No
     if device is None:
         return None
     return device.bf16_flops if precision == "bf16" else device.fp32_flops
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on, at least 1."""
+    if hasattr(os, "sched_getaffinity"):        # Linux; a cluster gives a job its part of a node
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
