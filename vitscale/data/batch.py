@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitscale.data import remote
 from vitscale.data.augment import Erase, Ops
 from vitscale.data.bad import BadSample
 from vitscale.data.cache import ShardCache
@@ -172,7 +173,9 @@ class Fetcher:
 
     def _describe(self, plan: Plan, slot: int, error: BadSample) -> dict[str, Any]:
         shard, number = int(plan.shard[slot]), int(plan.number[slot])
+        silent = error.reason == "read" and remote.is_remote(self.index.urls[shard])    # a server that gave no image gives no key
         return {
             "step": plan.step, "position": plan.position + int(plan.index[slot]), "id": int(plan.ids[slot]),
-            "shard": self.index.paths[shard], "key": self.index.key_of(shard, number), "reason": error.reason, "detail": str(error),
+            "shard": self.index.paths[shard], "key": "?" if silent else self.index.key_of(shard, number),
+            "reason": error.reason, "detail": str(error),
         }

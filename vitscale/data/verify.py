@@ -1,5 +1,6 @@
 """Everything that is wrong with a set of shards: every header, every image, every label, and sha256 where it was written down."""
 
+import errno
 import hashlib
 import os
 from collections import Counter
@@ -9,20 +10,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vitscale.data import remote
 from vitscale.data.bad import BadSample
 from vitscale.data.group import Sample, group
 from vitscale.data.image import decode_whole
-from vitscale.data.index import image_member
+from vitscale.data.index import image_member, reading
 from vitscale.data.labels import LabelRule, class_in
 from vitscale.data.pack import SUMS
 from vitscale.data.shards import expand
-from vitscale.data.tar import Member, Walk, walk
+from vitscale.data.tar import Member, ReadAt, Walk, walk
+from vitscale.errors import DataError
+from vitscale.recipe.redact import redact
 
 _CHUNK = 1 << 22                            # bytes hashed at once
 Progress = Callable[[int, int], None]       # (bytes done, bytes in all)
 
 # What a fault is called, besides the reasons of BadSample.
-MISSING, CHECKSUM, TAR, DUPLICATE, LOST, LABEL = "missing", "checksum", "tar", "duplicate", "lost", "label"
+MISSING, CHECKSUM, TAR, DUPLICATE, LOST, LABEL, READ = "missing", "checksum", "tar", "duplicate", "lost", "label", "read"
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,16 @@ def verify(
     classes = len(rule.names) if rule.names is not None and classes is None else classes
     folders = list(dict.fromkeys(os.path.dirname(path) for path in paths))
     sums = {folder: _sums(Path(folder, SUMS)) for folder in folders}
-    sizes = [os.path.getsize(path) if os.path.isfile(path) else 0 for path in paths]
+    away = [path for path in paths if remote.is_remote(path)]
+    known = dict(zip(away, remote.facts_of(away), strict=True)) if away else {}
+    facts = [known[path] if path in known else _facts(path) for path in paths]
+    sizes = [one.size if one else 0 for one in facts]
     done = 0
     verdict = Verdict(shards=len(paths), bytes=sum(sizes))
     unlabelled: list[Fault] = []
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
-        looks = [pool.submit(_look, path, sums[os.path.dirname(path)].get(os.path.basename(path)), rule, classes) for path in paths]
+        looks = [pool.submit(_look, path, one, sums[os.path.dirname(path)].get(os.path.basename(path)), rule, classes)
+                 for path, one in zip(paths, facts, strict=True)]
         try:
             for size, task in zip(sizes, looks, strict=True):
                 part, without = task.result()
@@ -95,7 +103,7 @@ def verify(
     for folder in folders:                  # a glob cannot name what is gone, but the sums can
         verdict.faults += [Fault(f"{folder}/{name}", MISSING, f"is named in {SUMS} but is not there") for name in sums[folder]
                            if f"{folder}/{name}" not in listed and not os.path.exists(f"{folder}/{name}")]
-    place = {path: number for number, path in enumerate(paths)}
+    place = {redact(path): number for number, path in enumerate(paths)}
     verdict.faults.sort(key=lambda fault: (place.get(fault.shard, len(place)), fault.shard, fault.offset or 0))
     return verdict
 
@@ -110,44 +118,52 @@ def _sums(path: Path) -> dict[str, str]:
     return {name[1:]: sha for sha, _, name in parts if len(name) > 1 and "/" not in name}        # "  name" or " *name"
 
 
-def _look(path: str, sha: str | None, rule: LabelRule, classes: int | None) -> tuple[Verdict, list[Fault]]:
+def _facts(path: str) -> remote.Facts | None:
+    return remote.Facts(os.path.getsize(path), 0) if os.path.isfile(path) else None
+
+
+def _look(path: str, facts: remote.Facts | None, sha: str | None, rule: LabelRule, classes: int | None) -> tuple[Verdict, list[Fault]]:
     """One shard -> what is wrong with it, and apart from that its samples without a label."""
     part = Verdict()
     without: list[Fault] = []
+    url, path = path, redact(path)
+    total = facts.size if facts else 0
     try:
-        with open(path, "rb", buffering=0) as file:
-            descriptor = file.fileno()
+        if facts is None and remote.is_remote(url):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        with reading(url, total, facts.stamp if facts else 0) as read_at:
             if sha is not None:
                 part.hashed = 1
-                found = _sha256(descriptor)
+                found = _sha256(read_at)
                 if found != sha:
                     part.faults.append(Fault(path, CHECKSUM, f"its sha256 is {found[:16]}..., in {SUMS} stands {sha[:16]}...", offset=0))
-            for sample in _samples(path, descriptor, part):
+            for sample in _samples(path, read_at, total, part):
                 part.samples += 1
-                for fault in _faults(path, descriptor, sample, rule, classes):
+                for fault in _faults(path, read_at, sample, rule, classes):
                     (without if fault.reason == LABEL and rule.member not in sample.members else part.faults).append(fault)
                 part.labelled += rule.member in sample.members
     except OSError as error:
         part.faults.append(Fault(path, MISSING, error.strerror or str(error)))
+    except DataError as error:
+        part.faults.append(Fault(path, READ, str(error)))
     return part, without
 
 
-def _sha256(descriptor: int) -> str:
+def _sha256(read_at: ReadAt) -> str:
     sha, at = hashlib.sha256(), 0
-    while chunk := os.pread(descriptor, _CHUNK, at):
+    while chunk := read_at(at, _CHUNK):
         sha.update(chunk)
         at += len(chunk)
     return sha.hexdigest()
 
 
-def _samples(path: str, descriptor: int, part: Verdict) -> list[Sample]:
+def _samples(path: str, read_at: ReadAt, total: int, part: Verdict) -> list[Sample]:
     """Walk the headers; what is damaged goes into `part`."""
-    total = os.fstat(descriptor).st_size
     if not total:
         part.faults.append(Fault(path, TAR, "is an empty file", offset=0))
         return []
     state = Walk()
-    items = list(walk(lambda offset, size: os.pread(descriptor, size, offset), total, state))
+    items = list(walk(read_at, total, state))
     headers = {item.name: item.header for item in items if isinstance(item, Member)}
     known = len(state.damage)
     samples, lost = group(items, state)
@@ -162,7 +178,7 @@ def _samples(path: str, descriptor: int, part: Verdict) -> list[Sample]:
     return samples
 
 
-def _faults(path: str, descriptor: int, sample: Sample, rule: LabelRule, classes: int | None) -> list[Fault]:
+def _faults(path: str, read_at: ReadAt, sample: Sample, rule: LabelRule, classes: int | None) -> list[Fault]:
     """What is wrong with one sample: its image, its label."""
     faults = []
 
@@ -176,7 +192,7 @@ def _faults(path: str, descriptor: int, sample: Sample, rule: LabelRule, classes
     else:
         image = sample.members[name]
         try:
-            decode_whole(os.pread(descriptor, image.size, image.offset))
+            decode_whole(read_at(image.offset, image.size))
         except BadSample as error:
             fault(image, error.reason, str(error))
     member = sample.members.get(rule.member)
@@ -184,7 +200,7 @@ def _faults(path: str, descriptor: int, sample: Sample, rule: LabelRule, classes
         fault(first, LABEL, f"the sample has no '{rule.member}' member (it has {', '.join(sample.members)})")
         return faults
     try:
-        value = class_in(os.pread(descriptor, member.size, member.offset), rule)
+        value = class_in(read_at(member.offset, member.size), rule)
         if value < 0 or (classes is not None and value >= classes):
             fault(member, LABEL, f"is {value}" + (f", outside 0 to {classes - 1}" if classes is not None else ", below 0"))
     except BadSample as error:

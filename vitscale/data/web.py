@@ -56,7 +56,7 @@ async def get(fs: Any, url: str, start: int, end: int, silence_s: float) -> Answ
                             "serve the shards by one that knows them, or copy them to a disk")
         if status != 206 or not span or span[1] is None or int(span[1]) != start:
             raise DataError(f"{redact(url)}: HTTP {status} where 206 and the bytes asked for were expected; check the URL")
-        return Answer(int(span[3]), stamp, await _body(answer, int(span[2]) + 1 - start))
+        return Answer(int(span[3]), stamp, await _body(answer, min(end, int(span[3])) - start))
 
 
 async def _body(answer: Any, size: int) -> bytes:
