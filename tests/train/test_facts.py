@@ -32,3 +32,14 @@ def test_a_key_that_has_gone_is_shown(tmp_path: Any) -> None:
     old["model"]["rope"] = True
     with pytest.raises(CheckpointError, match=r"model\.rope: True -> None"):
         refuse_changes(bound_settings(old, "h"), bound_settings(plain(), "h"), tmp_path, accept=False)
+
+
+def test_credentials_stay_out_of_the_run_folder(tmp_path: Any) -> None:
+    """A mistake late in a URL must not leave its key behind, and neither must a run that goes well (record.py and facts.py redact alike)."""
+    from vitscale.recipe.redact import redacted
+
+    url = "https://anna:hunter2@host/a-{000..001}.tar?X-Amz-Signature=abc123&part=7"
+    shown = str(redacted(plain(f"data.train='{url}'", "data.num_samples=null")))
+    assert "hunter2" not in shown
+    assert "abc123" not in shown
+    assert "part=7" in shown

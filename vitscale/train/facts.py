@@ -13,6 +13,7 @@ from vitscale.checkpoint.store import Facts
 from vitscale.data import Stream
 from vitscale.parallel.world import World
 from vitscale.recipe import Recipe
+from vitscale.recipe.redact import redacted
 from vitscale.train.prepare import Prepared
 from vitscale.train.state import Progress
 
@@ -23,7 +24,7 @@ def facts_of(recipe: Recipe, prepared: Prepared, world: World, progress: Progres
     data = stream.state_dict()
     assert data["position"] == progress.now.images
     engine = recipe.parallel.engine + (f" stage {recipe.parallel.zero_stage}" if recipe.parallel.engine == "zero" else "")
-    return Facts(step=progress.now.step, data=data, recipe=recipe.model_dump(mode="json"), engine=engine, world_size=world.size,
+    return Facts(step=progress.now.step, data=data, recipe=redacted(recipe.model_dump(mode="json")), engine=engine, world_size=world.size,
                  best=progress.best, stopping=progress.stopping, versions=versions())
 
 

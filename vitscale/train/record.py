@@ -21,6 +21,7 @@ from vitscale.observe.names import metrics_of
 from vitscale.parallel.world import World
 from vitscale.plan.flops import training_flops_per_image
 from vitscale.recipe import Recipe
+from vitscale.recipe.redact import redacted
 from vitscale.recipe.text import write_yaml
 from vitscale.resilience.outcome import write_outcome
 from vitscale.train.facts import versions
@@ -121,7 +122,7 @@ class _Files:
         folder = self._folder = prepared.folder
         self._lease = lease
         self.skipped: Counter[str] = Counter()
-        write_atomically(folder / "recipe.yaml", write_yaml(recipe.model_dump(mode="json")))
+        write_atomically(folder / "recipe.yaml", write_yaml(redacted(recipe.model_dump(mode="json"))))
         self.images_before = max((row.get("images", 0) for row in read_rows(folder / METRICS_FILE)), default=0)
         self._rows = stack.enter_context(JsonLines(folder / METRICS_FILE))
         self._quarantine = stack.enter_context(JsonLines(folder / QUARANTINE_FILE))
