@@ -35,7 +35,7 @@ def test_a_key_that_has_gone_is_shown(tmp_path: Any) -> None:
 
 
 def test_credentials_stay_out_of_the_run_folder(tmp_path: Any) -> None:
-    """A mistake late in a URL must not leave its key behind, and neither must a run that goes well (record.py and facts.py redact alike)."""
+    """recipe.yaml and run.json are written from these values."""
     from vitscale.recipe.redact import redacted
 
     url = "https://anna:hunter2@host/a-{000..001}.tar?X-Amz-Signature=abc123&part=7"
