@@ -6,10 +6,12 @@ import logging
 import os
 import subprocess
 import sys
+from threading import Event
 
 import corrupt
 import pytest
 from badserver import BadServer
+from filelock import FileLock
 
 from vitscale.data import ShardReader, open_index, remote
 from vitscale.data.cache import ShardCache
@@ -137,6 +139,25 @@ def test_every_sample_comes_whatever_the_limit(server, index, tmp_path, limit, c
     assert total <= limit
     assert caplog.text.count("cannot take more") == (limit < 10**8)
     assert counts(server) == ([1, 1, 1] if limit == 10**8 else [1, 12, 12] if limit == 80_000 else [12, 12, 12])
+
+
+def test_a_reader_lets_go_of_what_it_has_not_used_for_long(server, index, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("vitscale.data.reader._IDLE_S", 0)
+    read_all(ShardReader(index, cache=ShardCache(str(tmp_path / "cache"), 60_000)))         # there is room for one
+    assert counts(server) == [1, 1, 1]
+    assert kept(tmp_path / "cache") == {"2"}
+    assert caplog.text == ""
+
+
+def test_who_waits_for_another_can_be_told_to_stop(index, tmp_path):
+    cache = ShardCache(str(tmp_path / "cache"), 10**8)
+    (tmp_path / "cache").mkdir()
+    stop = Event()
+    stop.set()
+    facts = remote.Facts(int(index.bytes[0]), int(index.mtime_ns[0]))
+    lock = FileLock(tmp_path / "cache" / f"{hashlib.sha256(index.urls[0].encode()).hexdigest()[:3]}.lock")
+    with lock, pytest.raises(remote.Unreachable, match="not waited for"):
+        cache.open(index.urls[0], facts, stop)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "note", "version"])

@@ -12,12 +12,13 @@ import os
 import shutil
 import stat
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from vitscale.data import remote
 from vitscale.data.remote import Facts
@@ -45,7 +46,7 @@ class ShardCache:
             folder = self._made()
             descriptor = self._ready(folder, name, facts, check=False)
             if descriptor is None:
-                with FileLock(folder / f"{name[:3]}.lock", poll_interval=0.02):     # 4096 locks, so that they need no clearing away
+                with _held(folder / f"{name[:3]}.lock", url, stop):     # 4096 locks, so that they need no clearing away
                     descriptor = self._ready(folder, name, facts, check=True)
                     if descriptor is None:
                         descriptor = self._fetch(folder, name, url, facts, stop)
@@ -111,6 +112,7 @@ class ShardCache:
                 data = remote.read(url, at, min(_CHUNK, facts.size - at), facts, stop)
                 _write(descriptor, data, at)
                 sha.update(data)
+            remote.same(url, remote.facts(url, stop), facts)        # not every store tells with each answer which version it is of
             note = {"url": redact(url), "bytes": facts.size, "stamp": facts.stamp, "sha256": sha.hexdigest()}
             beside = part.with_suffix(".note")
             beside.write_text(json.dumps(note))
@@ -159,6 +161,23 @@ class ShardCache:
             if _evict(path):
                 total, free = total - bytes_, free + bytes_
         return total + size <= self.limit_bytes and size <= free
+
+
+@contextmanager
+def _held(path: Path, url: str, stop: Event | None) -> Iterator[None]:
+    """Hold a lock; whoever waits for it may be told to stop.  Raises Unreachable then."""
+    lock = FileLock(path, poll_interval=0.02)
+    while True:
+        try:
+            lock.acquire(timeout=1)
+            break
+        except Timeout:
+            if stop and stop.is_set():
+                raise remote.Unreachable(f"{redact(url)}: not waited for any longer") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _evict(path: Path) -> bool:

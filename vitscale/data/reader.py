@@ -87,12 +87,14 @@ class ShardReader:
                 if self._away:
                     file.used_s = time.monotonic()
                 return file
+            if self._away:
+                now_s = time.monotonic()
+                for number in [number for number, other in self._files.items() if now_s - other.used_s > _IDLE_S]:
+                    del self._files[number]
         file = self._remote(shard) if remote.is_remote(self.index.urls[shard]) else self._local(shard)
         with self._lock:
             if self._away:
                 file.used_s = time.monotonic()
-                for number in [number for number, other in self._files.items() if file.used_s - other.used_s > _IDLE_S]:
-                    del self._files[number]
             self._files[shard] = file
             if len(self._files) > self.open_limit:
                 self._files.popitem(last=False)

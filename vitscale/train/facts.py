@@ -39,7 +39,8 @@ def bound_settings(recipe: Mapping[str, Any], index_hash: str) -> dict[str, Any]
     """
     with contextlib.suppress(ValidationError):      # of one with keys that have gone, every difference is shown as it is
         recipe = Recipe.model_validate(recipe).model_dump(mode="json")
-    hidden = ("train", "val", "index_dir", "prepare", "workers", "prefetch", "log_samples", "num_samples", "max_bad_fraction")
+    hidden = ("train", "val", "index_dir", "prepare", "workers", "prefetch", "log_samples", "num_samples", "max_bad_fraction",
+              "cache_dir", "cache_bytes")
     data = {key: value for key, value in recipe["data"].items() if key not in hidden}
     if data["mix"]:
         data["mix"] = [{"weight": part["weight"]} for part in data["mix"]]
