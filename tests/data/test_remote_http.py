@@ -214,6 +214,17 @@ def test_a_walk_reads_ahead_over_small_members_and_skips_large_ones(server):
     assert server.sent < len(server.files["large.tar"]) / 4
 
 
+def test_reading_in_file_order_reads_ahead(server):
+    index = open_index(urls(server))
+    reader = ShardReader(index)
+    server.forget()
+    for number in range(6):
+        assert reader.read(1, number) == {"cls": b"%d" % corrupt.label(6 + number), "jpg": corrupt.jpeg(6 + number)}
+    assert server.asked[-1][2] == len(server.files["s-001.tar"])                # what is left of the file, at once
+    assert len(server.asked) == 1 + 7 + 1                                       # facts, seven members, the rest
+    assert reader.read(1, 0)["jpg"] == corrupt.jpeg(6)                          # back at the start
+
+
 def test_urls_are_expanded(server):
     assert expand("https://a.b/x-{08..10}.tar?k={0..1}")[:3] == [
         "https://a.b/x-08.tar?k=0", "https://a.b/x-08.tar?k=1", "https://a.b/x-09.tar?k=0"]

@@ -12,6 +12,9 @@ from vitscale.data.bad import BadSample
 from vitscale.data.cache import ShardCache
 from vitscale.data.index import SetIndex
 
+_AHEAD = 1 << 20    # bytes
+_STEP = 1 << 12     # bytes: a header and padding
+_STEPS = 8          # the members of one sample also follow each other, and a run in random order wants no more than them
 _IDLE_S = 30        # a remote shard unused for so long is let go of, so that the cache may evict it
 
 
@@ -27,15 +30,29 @@ class _File:
 
 
 class _Ranged:
-    """A remote shard that the cache has no room for."""
+    """A remote shard that the cache has no room for.  Reads ahead for whoever goes through it in file order."""
 
     def __init__(self, url: str, facts: remote.Facts, stopping: Event | None) -> None:
         self.url, self.facts, self.stopping = url, facts, stopping
         self.used_s = 0.0
+        self._lock = Lock()
+        self._start, self._bytes = 0, b""       # the last block that was read ahead
+        self._end, self._steps = 0, 0           # where the last read ended; how many in a row began just there
         remote.same(url, remote.facts(url, stopping), facts)
 
     def read(self, offset: int, size: int) -> bytes:
-        return remote.read(self.url, offset, size, self.facts, self.stopping)
+        with self._lock:
+            self._steps = self._steps + 1 if 0 <= offset - self._end <= _STEP else 0
+            self._end = offset + size
+            here = offset - self._start
+            if 0 <= here <= len(self._bytes) - size:
+                return self._bytes[here:here + size]
+            ahead = _AHEAD if self._steps >= _STEPS else 0
+        data = remote.read(self.url, offset, min(max(size, ahead), self.facts.size - offset), self.facts, self.stopping)
+        if ahead:
+            with self._lock:
+                self._start, self._bytes = offset, data
+        return data[:size]
 
 
 class ShardReader:
