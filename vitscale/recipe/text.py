@@ -11,7 +11,7 @@ from vitscale.errors import RecipeError
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the core schema of YAML 1.2 (section 10.3.2) in place of 1.1's."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # type: ignore[misc]   # the stubs take it for an instance's
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
