@@ -119,11 +119,12 @@ class Fetcher:
 
     def __init__(
         self, index: SetIndex, *, label: LabelRule | None, classes: int, image: int, channels: int, group: int,
-        crop: RandomCrop | CentreCrop, cache: ShardCache | None = None,
+        crop: RandomCrop | CentreCrop, exif: bool = False, cache: ShardCache | None = None,
     ) -> None:
         self.stopping = Event()
         self.index, self.reader = index, ShardReader(index, cache=cache, stopping=self.stopping)
         self.label, self.classes, self.image, self.channels, self.group, self.crop = label, classes, image, channels, group, crop
+        self.exif = exif
 
     def fill(self, plan: Plan, micro: MicroBatch, low: int, high: int) -> Report:
         """Fill the slots [low, high), whole groups.  A sample that cannot be used is replaced by the next of its group that can; if there
@@ -166,7 +167,7 @@ class Fetcher:
         if image is None:
             raise BadSample("image", f"has no image (its members are {', '.join(members)})")
         draws: Sequence[float] = () if plan.crop is None else plan.crop[slot].tolist()
-        pixels = decode(self.reader.pread(shard, *members[image]), self.crop, self.image, self.channels, draws)
+        pixels = decode(self.reader.pread(shard, *members[image]), self.crop, self.image, self.channels, draws, self.exif)
         micro.images.numpy()[slot] = pixels
         micro.labels.numpy()[slot] = label
         micro.weight.numpy()[slot] = 1

@@ -9,29 +9,37 @@ from numpy.typing import NDArray
 
 from vitscale.data.crop import CentreCrop, RandomCrop, on_grid, reduction
 from vitscale.data.image import checked_size, decode_checked, reducible
+from vitscale.data.orient import orientation, stored_box, swaps, upright
 
 
 def decode(
-    data: bytes, crop: RandomCrop | CentreCrop, size: int, channels: int = 3, draws: Sequence[float] = (),
+    data: bytes, crop: RandomCrop | CentreCrop, size: int, channels: int = 3, draws: Sequence[float] = (), exif: bool = False,
 ) -> NDArray[np.uint8]:
     """One image -> (S, S, C) uint8, RGB or grey.  draws: 22 numbers in [0, 1) for a RandomCrop.
 
     Resized by torch's antialiased bicubic on uint8, the filter of PIL's BICUBIC, in a single pass.  A JPEG whose random crop is at least
     three times as large as the output is decoded at 1/2, 1/4 or 1/8, its box moved onto that grid.  Evaluation never does so, since
     its numbers are compared with others'.  Raises BadSample.
+
+    exif: the box is drawn in the image as its EXIF orientation has it looked at.  It is cut out of the stored pixels, and only the resized
+    square is turned: as right, and nothing large is copied.
     """
     height, width = checked_size(data)
+    turn = orientation(data) if exif else 1
+    seen = (width, height) if swaps(turn) else (height, width)
     if isinstance(crop, RandomCrop):
-        box = crop.box(height, width, draws)
+        box = stored_box(crop.box(*seen, draws), height, width, turn)
         scale = reduction(box, size) if reducible(data) else 1
         top, left, h, w = on_grid(box, scale)
         square = resize(decode_checked(data, channels, scale)[top:top + h, left:left + w], size, size)
     else:
         pixels = decode_checked(data, channels)
-        h, w = crop.resized(height, width, size)
-        top, left = round((h - size) / 2), round((w - size) / 2)
+        h, w = crop.resized(*seen, size)
+        middle = round((h - size) / 2), round((w - size) / 2), size, size
+        h, w = (w, h) if swaps(turn) else (h, w)
+        top, left, _, _ = stored_box(middle, h, w, turn)
         square = resize(pixels, h, w)[top:top + size, left:left + size]
-    return square
+    return upright(square, turn)
 
 
 def resize(pixels: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from vitscale.data import jpeg
 from vitscale.data.bad import BadSample
 
 MAX_PIXELS = 178_956_970        # twice what Pillow warns about; Pillow's own limit for an error
-# EXIF orientation is ignored, as in torchvision's and timm's training; 16 bits are scaled to 8, alpha is dropped, palettes are looked up
+# EXIF orientation is not applied here (decode.py does, if asked); 16 bits are scaled to 8, alpha is dropped, palettes are looked up
 _COLOUR = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _GREY = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
 

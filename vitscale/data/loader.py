@@ -58,7 +58,7 @@ def open_stream(
     label = LabelRule.of(data.label, data.class_map) if data.label is not None else None
     fetcher = Fetcher(
         index, label=label, classes=model.classes, image=model.image, channels=model.channels, group=group, crop=crop,
-        cache=ShardCache(data.cache_dir, data.cache_bytes),
+        exif=data.exif_orientation == "apply", cache=ShardCache(data.cache_dir, data.cache_bytes),
     )
     workers = data.workers or max(usable_cores() // local_ranks, 1)
     if train:

@@ -147,6 +147,7 @@ class Data(Section):
     repeats: Count = 1                      # copies of each sample in a batch, with draws of their own (Hoffer et al. 2020)
     label: str | None = "cls"               # member with the class, or json:path.to.field of its .json; null: unlabelled
     class_map: str | None = None            # text file with a class name on each line: labels are names; null: they are numbers
+    exif_orientation: Literal["ignore", "apply"] = "ignore"   # turn images upright; ignore: as stored, as PIL and timm decode
     augment: Augment = Augment()
     workers: Count | None = None            # decoding threads of one rank; null: the rank's share of the cores
     prefetch: Count = 4                     # micro-batches decoded ahead of the device
