@@ -27,9 +27,8 @@ def main() -> None:
     except UserError as error:
         print(f"vitscale: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("vitscale: interrupted", file=sys.stderr)
-        sys.exit(EXIT_REQUEUE)
+    except SystemExit as end:
+        sys.exit(EXIT_REQUEUE if end.code == 130 else end.code)     # typer's code for an interrupt from the keyboard
 
 
 @app.command()
@@ -84,7 +83,11 @@ def recipes_check(
 
     wrong = 0
     for path in paths or [RECIPES]:
-        for file in recipe_files(path) if path.is_dir() else [path]:
+        files = recipe_files(path) if path.is_dir() else [path]
+        if not files:
+            wrong += 1
+            print(f"{path}: holds no recipes (*.yaml)", file=sys.stderr)
+        for file in files:
             try:
                 print(f"{file}: sound; {count_params(load_recipe(file).model):,} parameters")
             except RecipeError as error:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from vitscale.checkpoint.resume import BOUND, differences, refuse_changes
+from vitscale.checkpoint.resume import BOUND, ORDER, differences, refuse_changes
 from vitscale.errors import CheckpointError
+from vitscale.recipe.check import default_lanes
 from vitscale.recipe.load import check_recipe
 from vitscale.train.facts import bound_settings
 
@@ -68,15 +69,25 @@ def test_a_setting_that_makes_it_another_run_is_refused(key: str, value: Any, ca
     now = settings(with_(key, value))
     with pytest.raises(CheckpointError) as refusal:
         refuse_changes(settings(), now, CHECKPOINT, accept=False)
-    (line,) = [line for line in str(refusal.value).splitlines() if "->" in line]
-    assert line.startswith(f"  {key}: ")
+    (line,) = [line for line in str(refusal.value).splitlines() if line.startswith(f"  {key}: ")]
     assert line.endswith(f"-> {value}")
     assert str(CHECKPOINT) in str(refusal.value)
-    assert "--accept-changes" in str(refusal.value)
     with pytest.raises(CheckpointError):
         refuse_changes(now, settings(), CHECKPOINT, accept=False)       # and the other way round
-    refuse_changes(settings(), now, CHECKPOINT, accept=True)
-    assert f"accepted change since step-00000010: {key}: " in caplog.text
+    if key in ORDER:        # a position in one order means nothing in another, whatever is accepted
+        assert f"init={CHECKPOINT}" in str(refusal.value)
+        with pytest.raises(CheckpointError, match="init="):
+            refuse_changes(settings(), now, CHECKPOINT, accept=True)
+    else:
+        assert "--accept-changes" in str(refusal.value)
+        refuse_changes(settings(), now, CHECKPOINT, accept=True)
+        assert f"accepted change since step-00000010: {key}: " in caplog.text
+
+
+def test_writing_down_the_default_changes_nothing() -> None:
+    lanes = default_lanes(check_recipe(RECIPE, "x.yaml"))
+    assert differences(settings(), settings(with_("data.lanes", lanes))) == []
+    assert differences(settings(), settings(with_("data.group", 1))) == []
 
 
 def test_every_bound_name_is_tried() -> None:

@@ -11,7 +11,7 @@ from vitscale.parallel.place import Place, place_from_environment
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 SLURM = {"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1",
-         "SLURM_NTASKS_PER_NODE": "4", "SLURM_NODEID": "1"}
+         "SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_NODEID": "1"}
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
 
 
@@ -42,8 +42,16 @@ def test_torchrun(environment):
 def test_srun(environment):
     environment(SLURM)
     assert place_from_environment() == Place(5, 8, 1, 4)
-    environment({name: value for name, value in SLURM.items() if name != "SLURM_NTASKS_PER_NODE"})
-    assert place_from_environment() == Place(5, 8, 1, 1)     # set only if the user gave --ntasks-per-node
+    environment(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2,3(x2)"})
+    assert place_from_environment() == Place(5, 8, 1, 3)
+    environment(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2,3(x2)", "SLURM_NODEID": "0"})
+    assert place_from_environment() == Place(5, 8, 1, 2)
+
+
+def test_a_shell_on_a_node_is_no_rank(environment):
+    """`srun --pty bash`: what is started by hand there starts its ranks itself."""
+    environment(SLURM | {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1"})
+    assert place_from_environment() is None
 
 
 def test_the_launcher_inside_a_job_step_is_nearer_than_slurm(environment):
@@ -70,7 +78,7 @@ def test_one_process_of_a_node_each(environment):
     (TORCHRUN | {"WORLD_SIZE": ""}, "RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE"),
     (TORCHRUN | {"LOCAL_RANK": "0.5"}, "0.5"),
     ({name: value for name, value in SLURM.items() if name != "SLURM_NTASKS"}, "SLURM_NTASKS"),
-    (SLURM | {"SLURM_NTASKS_PER_NODE": "4(x2)"}, "SLURM_NTASKS_PER_NODE"),
+    (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "four"}, "SLURM_STEP_TASKS_PER_NODE"),
     (TORCHRUN | {"RANK": "8"}, "rank 8 of 8"),
     (TORCHRUN | {"RANK": "-1"}, "rank -1 of 8"),
     (TORCHRUN | {"WORLD_SIZE": "0"}, "rank 5 of 0"),

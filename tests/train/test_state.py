@@ -143,7 +143,17 @@ def test_patience_runs_out() -> None:
     progress = Progress()
     over = [over for _, over in feed(progress, [0.5, 0.4, 0.6, 0.6, 0.5, 0.6], None, EarlyStopping(patience=3))]
     assert over == [False, False, False, False, False, True]        # 0.6, then three evaluations without a gain
-    assert progress.stopping == {"value": 0.6, "evaluations": 3}
+    assert progress.stopping == {"metric": "eval_top1", "value": 0.6, "evaluations": 3}
+
+
+def test_another_metric_starts_afresh() -> None:
+    """A resumed run may be told to judge by the loss: an accuracy is no mark for it."""
+    progress = Progress()
+    progress.note({"eval_top1": 0.5, "eval_loss": 2.0}, "eval_top1", EarlyStopping(patience=1))
+    best, over = progress.note({"eval_top1": 0.5, "eval_loss": 1.9}, "eval_loss", EarlyStopping(metric="eval_loss", patience=1))
+    assert (best, over) == (True, False)
+    assert progress.best == {"step": 0, "metric": "eval_loss", "value": 1.9}
+    assert not progress.out_of_patience(EarlyStopping(patience=1))
 
 
 def test_a_gain_too_small_counts_as_none() -> None:

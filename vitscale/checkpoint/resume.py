@@ -12,8 +12,8 @@ from vitscale.errors import CheckpointError
 log = logging.getLogger(__name__)
 
 # A run with another value of one of these would not be the same run.  (The shards are compared by their index hash, not their paths.)
-BOUND = ("model", "objective", "data.augment", "data.label", "data.class_map", "data.lanes", "data.group", "data.mix",
-         "data.repeats", "global_batch", "seed", "index_hash")
+ORDER = ("data.lanes", "data.group", "data.mix", "data.repeats", "global_batch", "seed", "index_hash")      # decide which sample comes when
+BOUND = ("model", "objective", "data.augment", "data.label", "data.class_map", *ORDER)
 
 
 def newest_whole(folder: Path) -> Path | None:
@@ -60,23 +60,27 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[
 
 
 def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path, accept: bool) -> None:
-    """Compare a checkpoint's recipe (with `index_hash`) with today's.  Raises CheckpointError for a difference in `BOUND`.
+    """Compare a checkpoint's recipe (with `index_hash`) with today's.  Raises CheckpointError for a difference in `BOUND`, unless
+    `accept`; for one in `ORDER` always.
 
     Other differences (learning rate, duration, engine, ...) are the user's right; they are logged.
     """
+    order: list[str] = []
     bound: list[str] = []
     free: list[str] = []
     for key, old, new in differences(saved, now):
-        belongs = any(key == name or key.startswith(name + ".") or name.startswith(key + ".") for name in BOUND)
-        (bound if belongs else free).append(f"{key}: {old} -> {new}")
+        names = [name for name in BOUND if key == name or key.startswith(name + ".") or name.startswith(key + ".")]
+        kind = order if any(name in ORDER for name in names) else bound if names else free
+        kind.append(f"{key}: {old} -> {new}")
     for line in free:
         log.info("changed since %s: %s", checkpoint.name, line)
-    if not bound:
-        return
-    if accept:
+    if accept and not order:
         for line in bound:
             log.warning("accepted change since %s: %s", checkpoint.name, line)
         return
-    listed = "\n".join(f"  {line}" for line in bound)
-    raise CheckpointError(f"{checkpoint}: the recipe does not describe this run any more:\n{listed}\n"
-                          "undo this, give the new run another name (name=...), or pass --accept-changes")
+    if bound or order:
+        listed = "\n".join(f"  {line}" for line in bound + order)
+        ways = "undo this, give the new run another name (name=...), or pass --accept-changes"
+        if order:       # the position in one order means nothing in another
+            ways = f"undo this, or start a new run from these weights: name=NEW init={checkpoint}"
+        raise CheckpointError(f"{checkpoint}: the recipe does not describe this run any more:\n{listed}\n{ways}")

@@ -52,7 +52,7 @@ class Writer:
     """Writes checkpoints of one attempt, one at a time, behind the training's back.
 
     save() copies the state to host memory and returns; a thread writes it, rank 0 publishes it.  A failure is raised at the next
-    save() or at wait(), on rank 0 always and on other ranks when their own part failed.
+    save() or at wait(), on every rank.
     """
 
     def __init__(self, folder: Path, *, rank: int, lease: Lease | None, attempt: int, settings: CheckpointSettings,
@@ -113,18 +113,33 @@ class Writer:
     def _write(self, staged: dict[str, Tensor], facts: Facts, started: float) -> None:
         draft = self.folder / f".step-{facts.step:08d}.{self.attempt}"
         writer = dcp.FileSystemWriter(draft / STATE, single_file_per_rank=True, sync_files=False)
-        if self.rank == 0:
-            self._clear_away()
-        if self._group is not None:
-            dist.barrier(group=self._group)
+        self._on_first(self._clear_away)
         try:
             dcp.save(staged, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         except dcp.api.CheckpointException as error:
             raise CheckpointError(f"{draft}: a checkpoint could not be written: {_reasons(error)}") from error
-        if self.rank == 0:      # dcp.save returns on rank 0 when every rank has written its part
-            self._publish(draft, facts)
-            if self.on_published is not None:
-                self.on_published(time.monotonic() - started)
+        self._on_first(lambda: self._publish(draft, facts))     # dcp.save returns on rank 0 when every rank has written its part
+        if self.rank == 0 and self.on_published is not None:
+            self.on_published(time.monotonic() - started)
+
+    def _on_first(self, act: Callable[[], None]) -> None:
+        """Run `act` on rank 0 while the others wait; what it raises is raised on every rank, so that none goes on without the rest.
+
+        The wait matters at the end of a run too: whoever started the ranks ends them all once the first has gone.
+        """
+        problem: Exception | None = None
+        if self.rank == 0:
+            try:
+                act()
+            except Exception as error:
+                problem = error
+        words = [str(problem) if problem else None]
+        if self._group is not None:
+            dist.broadcast_object_list(words, src=0, group=self._group)
+        if problem is not None:
+            raise problem
+        if words[0] is not None:
+            raise CheckpointError(words[0])
 
     def _clear_away(self) -> None:
         """Drafts and half-deleted checkpoints that killed attempts left behind: they would fill the disk."""
@@ -161,7 +176,7 @@ class Writer:
             if self.lease is not None:
                 self.lease.check()
             doomed = steps[step].rename(self.folder / f".deleted-{steps[step].name}")   # first the name, so that no half one is found
-            shutil.rmtree(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)     # a reader's open file may keep it for a while; _clear_away comes again
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

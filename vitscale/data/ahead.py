@@ -63,7 +63,7 @@ class Ahead:
             if plan is None:
                 return
             fetcher, group = self.fetcher, self.fetcher.group
-            micro = plan.allocate(fetcher.image, fetcher.channels, self.pin)
+            micro = plan.allocate(fetcher.image, fetcher.channels, self.pin, fetcher.targets)
             chunk = min(_CHUNK, math.ceil(plan.size / self.workers))
             chunk = max(math.ceil(chunk / group), 1) * group
             count = len(plan.ids)

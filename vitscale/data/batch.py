@@ -17,7 +17,7 @@ from vitscale.data.cache import ShardCache
 from vitscale.data.crop import CentreCrop, RandomCrop
 from vitscale.data.decode import decode
 from vitscale.data.index import SetIndex, image_member
-from vitscale.data.labels import LabelRule, label_of
+from vitscale.data.labels import LabelRule, labels_of
 from vitscale.data.mix import Mix
 from vitscale.data.reader import ShardReader
 
@@ -27,7 +27,7 @@ class MicroBatch:
     """b samples of one forward pass of one rank.  Dummies that fill it up are black, labelled 0, weighted 0."""
 
     images: Tensor          # (b, S, S, C) uint8, cropped and resized, neither flipped nor normalised
-    labels: Tensor          # (b,) int64
+    labels: Tensor          # (b,) int64; of a sample's several labels the first, 0 if it has none
     weight: Tensor          # (b,) float32: 1, or 0 for dummies and samples that could not be read
     ids: Tensor             # (b,) int64 sample ids by the index, -1 for dummies
     index: Tensor           # (b,) int64 place in the global batch (evaluation: in the set), -1 for dummies
@@ -36,6 +36,7 @@ class MicroBatch:
     ops: Ops | None = None          # RandAugment, 3-Augment, colour jitter
     erase: Erase | None = None      # random erasing
     mix: Mix | None = None          # mixup, CutMix
+    targets: Tensor | None = None   # (b, classes) float32, 1 for each of a sample's labels, if it may have several (data.multi_label)
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ class Plan:
     erase: Erase | None = None
     mix: Mix | None = None
 
-    def allocate(self, image: int, channels: int, pin: bool) -> MicroBatch:
-        """Tensors with everything filled in but the pixels, labels and weights of the m samples."""
+    def allocate(self, image: int, channels: int, pin: bool, targets: int = 0) -> MicroBatch:
+        """Tensors with everything filled in but the pixels, labels and weights of the m samples.  targets: classes of multi-hot targets,
+        0 for none."""
         def vector(values: NDArray[Any], fill: float, dtype: torch.dtype) -> Tensor:
             tensor = torch.full((self.size,), fill, dtype=dtype, pin_memory=pin)
             tensor[:len(values)] = torch.from_numpy(values)
@@ -91,6 +93,7 @@ class Plan:
             ids=vector(self.ids, -1, torch.int64), index=vector(self.index, -1, torch.int64),
             flip=vector(self.flip, 0, torch.bool), keep=keep,
             ops=moved(self.ops, place), erase=moved(self.erase, place), mix=moved(self.mix, place),
+            targets=torch.zeros((self.size, targets), pin_memory=pin) if targets else None,
         )
 
 
@@ -124,7 +127,7 @@ class Fetcher:
         self.stopping = Event()
         self.index, self.reader = index, ShardReader(index, cache=cache, stopping=self.stopping)
         self.label, self.classes, self.image, self.channels, self.group, self.crop = label, classes, image, channels, group, crop
-        self.exif = exif
+        self.exif, self.targets = exif, classes if label is not None and label.several else 0
 
     def fill(self, plan: Plan, micro: MicroBatch, low: int, high: int) -> Report:
         """Fill the slots [low, high), whole groups.  A sample that cannot be used is replaced by the next of its group that can; if there
@@ -159,9 +162,9 @@ class Fetcher:
     def _put(self, plan: Plan, micro: MicroBatch, slot: int, source: int) -> None:
         """The sample planned for `source`, by the draws of `slot`, into `slot`."""
         shard, number = int(plan.shard[source]), int(plan.number[source])
-        label = 0
+        labels: list[int] = []
         if self.classes and self.label is not None:
-            label = label_of(self.index, self.reader, shard, number, self.label, self.classes)
+            labels = labels_of(self.index, self.reader, shard, number, self.label, self.classes)
         members = {ext: (offset, size) for ext, offset, size in self.index.shard(shard).members(number)}
         image = image_member(list(members))
         if image is None:
@@ -169,7 +172,9 @@ class Fetcher:
         draws: Sequence[float] = () if plan.crop is None else plan.crop[slot].tolist()
         pixels = decode(self.reader.pread(shard, *members[image]), self.crop, self.image, self.channels, draws, self.exif)
         micro.images.numpy()[slot] = pixels
-        micro.labels.numpy()[slot] = label
+        micro.labels.numpy()[slot] = labels[0] if labels else 0
+        if micro.targets is not None:
+            micro.targets.numpy()[slot, labels] = 1
         micro.weight.numpy()[slot] = 1
 
     def _describe(self, plan: Plan, slot: int, error: BadSample) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""The class number of a sample, and the check before training that labels are what the recipe says."""
+"""The class number of a sample, or its several, and the check before training that labels are what the recipe says."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,18 @@ class LabelRule:
     member: str                             # extension
     path: tuple[str, ...] = ()              # of a JSON member: keys, or places in lists
     names: Mapping[str, int] | None = None  # class number of each name; None: classes are written as numbers
+    several: bool = False                   # a sample has any number of classes, also none
 
     @classmethod
-    def of(cls, label: str, class_map: str | None = None) -> "LabelRule":
-        """`data.label` (`cls`, `json:annotation.class`) and `data.class_map`.  Raises DataError for a class map that cannot be used."""
+    def of(cls, label: str, class_map: str | None = None, multi_label: bool = False) -> "LabelRule":
+        """`data.label` (`cls`, `json:annotation.class`), `data.class_map` and `data.multi_label`.
+
+        Raises DataError for a class map that cannot be used.
+        """
         names = read_class_map(Path(class_map)) if class_map else None
         if label.startswith("json:"):
-            return cls("json", tuple(label.removeprefix("json:").split(".")), names)
-        return cls(label, (), names)
+            return cls("json", tuple(label.removeprefix("json:").split(".")), names, multi_label)
+        return cls(label, (), names, multi_label)
 
 
 def read_class_map(path: Path) -> dict[str, int]:
@@ -56,19 +61,22 @@ def parse_label(raw: bytes) -> int:
         raise BadSample("label", f"its label is no whole number: {raw[:40]!r}") from None
 
 
-def class_in(raw: bytes, rule: LabelRule) -> int:
-    """The class number that a label member's bytes hold, for who has no index; of any size.  Raises BadSample("label")."""
-    value: Any = raw
-    try:
-        if rule.path:
-            value = json.loads(raw)
-            for key in rule.path:
-                value = value[int(key) if isinstance(value, list) else key]
+def _parts(value: Any, rule: LabelRule) -> list[Any]:
+    """A sample's label as it is written; if it may have several, each of them: of a JSON list, of numbers between spaces or commas, or of
+    names each on a line of its own (they may hold spaces and commas)."""
+    if not rule.several:
+        return [value]
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
         if rule.names is not None:
-            return rule.names[value.decode().strip() if isinstance(value, bytes) else value]
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        where = f"at '{'.'.join(rule.path)}' of" if rule.path else "as"
-        raise BadSample("label", f"no class stands {where} its label: {raw[:40]!r}") from None
+            return [line.strip() for line in value.splitlines() if line.strip()]
+    if isinstance(value, str) and rule.names is None:
+        return [part for part in re.split(r"[\s,]+", value) if part]
+    return value if isinstance(value, list) else [value]
+
+
+def _number(value: Any) -> int:
+    """A class number as it is written.  Raises BadSample("label")."""
     if isinstance(value, (bytes, str)):
         return parse_label(value if isinstance(value, bytes) else value.encode())
     if type(value) is not int:              # true is an int to Python
@@ -76,8 +84,32 @@ def class_in(raw: bytes, rule: LabelRule) -> int:
     return value
 
 
-def label_of(index: SetIndex, reader: ShardReader, shard: int, number: int, rule: LabelRule, classes: int) -> int:
-    """The class of one sample, 0 to classes - 1.
+def _once(classes: Iterable[int]) -> list[int]:
+    return list(dict.fromkeys(classes))
+
+
+def classes_in(raw: bytes, rule: LabelRule) -> list[int]:
+    """The class numbers that a label member's bytes hold, one unless rule.several, for who has no index; of any size.
+
+    Raises BadSample("label").
+    """
+    value: Any = raw
+    try:
+        if rule.path:
+            value = json.loads(raw)
+            for key in rule.path:
+                value = value[int(key) if isinstance(value, list) else key]
+        parts = _parts(value, rule)
+        if rule.names is not None:
+            return _once(rule.names[part.decode().strip() if isinstance(part, bytes) else part] for part in parts)
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        where = f"at '{'.'.join(rule.path)}' of" if rule.path else "as"
+        raise BadSample("label", f"no class stands {where} its label: {raw[:40]!r}") from None
+    return _once(_number(part) for part in parts)
+
+
+def labels_of(index: SetIndex, reader: ShardReader, shard: int, number: int, rule: LabelRule, classes: int) -> list[int]:
+    """The classes of one sample, each 0 to classes - 1, in the order they are written: one, or with rule.several any number.
 
     Raises BadSample("label") for what cannot be understood; DataError for a member or field that is missing, a name that the class map
     does not know, and a class that the model does not have, since more than one sample will be like that.
@@ -87,21 +119,24 @@ def label_of(index: SetIndex, reader: ShardReader, shard: int, number: int, rule
         raise no_label(index, shard, number, rule.member, list(members))
     raw = reader.pread(shard, *members[rule.member])
     value = _field(index, shard, number, rule, raw) if rule.path else raw
-    if rule.names is not None:
-        name = value.decode("utf-8", "replace").strip() if isinstance(value, bytes) else value
-        if not isinstance(name, str):
-            raise BadSample("label", f"its label is no name: {name!r}")
-        if name not in rule.names:
-            raise DataError(f"{_sample(index, shard, number)} has the label {name[:80]!r}, which is no class of data.class_map "
-                            f"({len(rule.names)} names); add it, or give another class map")
-        value = rule.names[name]
-    elif isinstance(value, (bytes, str)):
-        value = parse_label(value if isinstance(value, bytes) else value.encode())
-    if type(value) is not int:              # true is an int to Python
-        raise BadSample("label", f"its label is no whole number: {str(value)[:40]}")
-    if not 0 <= value < classes:
-        raise outside(index, shard, number, value, classes)
-    return value
+    found = []
+    for part in _parts(value, rule):
+        one = _number(part) if rule.names is None else _named(index, shard, number, rule.names, part)
+        if not 0 <= one < classes:
+            raise outside(index, shard, number, one, classes)
+        found.append(one)
+    return _once(found)
+
+
+def _named(index: SetIndex, shard: int, number: int, names: Mapping[str, int], value: Any) -> int:
+    """The class number of a name."""
+    name = value.decode("utf-8", "replace").strip() if isinstance(value, bytes) else value
+    if not isinstance(name, str):
+        raise BadSample("label", f"its label is no name: {str(name)[:40]}")
+    if name not in names:
+        raise DataError(f"{_sample(index, shard, number)} has the label {name[:80]!r}, which is no class of data.class_map "
+                        f"({len(names)} names); add it, or give another class map")
+    return names[name]
 
 
 def _field(index: SetIndex, shard: int, number: int, rule: LabelRule, raw: bytes) -> Any:
@@ -142,13 +177,15 @@ def outside(index: SetIndex, shard: int, number: int, value: int, classes: int) 
     )
 
 
-def check_labels(index: SetIndex, label: str, classes: int, limit: int = 256, class_map: str | None = None) -> int:
+def check_labels(
+    index: SetIndex, label: str, classes: int, limit: int = 256, class_map: str | None = None, multi_label: bool = False,
+) -> int:
     """Read up to `limit` labels, spread evenly over the shards and inside them; -> how many were read.
 
     Raises DataError for the first sample whose `label` is missing, is no whole number (or no name of the class map), or lies outside
     [0, classes).  A run still meets every label: this only finds early what is wrong with most of them.
     """
-    rule, reader = LabelRule.of(label, class_map), ShardReader(index)
+    rule, reader = LabelRule.of(label, class_map, multi_label), ShardReader(index)
     filled = [shard for shard, count in enumerate(index.counts.tolist()) if count]
     shards = filled[::-(-len(filled) // limit)]
     each = limit // len(shards)
@@ -157,10 +194,13 @@ def check_labels(index: SetIndex, label: str, classes: int, limit: int = 256, cl
         count = int(index.counts[shard])
         for number in range(0, count, -(-count // min(each, count))):
             try:
-                label_of(index, reader, shard, number, rule, classes)
+                labels_of(index, reader, shard, number, rule, classes)
             except BadSample as error:
-                wanted = "name of a class as text" if rule.names else "class as a whole number"
-                raise DataError(f"{_sample(index, shard, number)}: {error}; wanted is the {wanted}") from None
+                wanted = "the name of a class as text" if rule.names else "the class as a whole number"
+                if rule.several:
+                    wanted = "a list of " + ("names of classes" if rule.names else "whole numbers")
+                hint = "" if rule.several else ", or a list of them with data.multi_label"
+                raise DataError(f"{_sample(index, shard, number)}: {error}; wanted is {wanted}{hint}") from None
             done += 1
     reader.close()
     return done

@@ -55,7 +55,7 @@ def open_stream(
         raise DataError(f"micro_batch: {micro_batch} is not a multiple of data.group {group}")
     random = train and data.augment.crop == "random"
     crop = RandomCrop(data.augment.scale, data.augment.ratio) if random else CentreCrop(recipe.evaluate.crop)
-    label = LabelRule.of(data.label, data.class_map) if data.label is not None else None
+    label = LabelRule.of(data.label, data.class_map, data.multi_label) if data.label is not None else None
     fetcher = Fetcher(
         index, label=label, classes=model.classes, image=model.image, channels=model.channels, group=group, crop=crop,
         exif=data.exif_orientation == "apply", cache=ShardCache(data.cache_dir, data.cache_bytes),
@@ -114,9 +114,13 @@ class Stream:
         epoch = batch.start // self.order.num_samples
         return StepBatch(batch.step, batch.start, batch.end, epoch, batch.size, [one for one in micro if one is not None])
 
+    def ends_at(self, images: int) -> bool:
+        """Whether no step is left that starts before `images` have been seen; skipped ones do not count."""
+        return self.order.next(self.position).start >= images
+
     def until(self, images: int) -> Iterator[StepBatch]:
         """Steps that start before `images` have been seen."""
-        while self.order.next(self.position).start < images:
+        while not self.ends_at(images):
             yield next(self)
 
     @property

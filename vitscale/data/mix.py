@@ -57,7 +57,8 @@ def plan_mix(
 
 
 def apply(images: Tensor, labels: Tensor, weight: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
-    """images (b, C, S, S) normalised, labels (b,), weight (b,), all on one device -> (images mixed, targets (b, classes) float32).
+    """images (b, C, S, S) normalised, labels (b,) or multi-hot (b, classes), weight (b,), all on one device -> (images mixed, targets
+    (b, classes) float32).
 
     Where a sample or its partner has weight 0 nothing is mixed: the target is the sample's own label alone.
     """
@@ -69,6 +70,8 @@ def apply(images: Tensor, labels: Tensor, weight: Tensor, mix: Mix) -> tuple[Ten
     cut = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
     own = torch.where(cut, 1.0, share).to(images.dtype).view(-1, 1, 1, 1)
     mixed = torch.where(inside, other, torch.where(own == 1, images, images * own + other * (1 - own)))
+    if labels.ndim == 2:
+        return mixed, share[:, None] * labels + (1 - share)[:, None] * labels[mix.partner]
     targets = torch.zeros((len(labels), mix.classes), device=labels.device)
     targets.scatter_(1, labels[:, None], share[:, None])
     # not scatter_add_: two writes at most, and the second may fall on the first

@@ -14,7 +14,7 @@ from vitscale.data.labels import LabelRule
 from vitscale.data.loader import open_stream
 from vitscale.data.reader import ShardReader
 from vitscale.data.sources import class_names
-from vitscale.data.stats import class_of
+from vitscale.data.stats import classes_of
 from vitscale.errors import DataError
 from vitscale.recipe import Recipe
 from vitscale.recipe.load import check_recipe
@@ -25,7 +25,9 @@ _PAPER, _INK, _FAINT, _EDGE = (250, 250, 248), (40, 36, 32), (130, 124, 118), (2
 _FONT = cv2.FONT_HERSHEY_DUPLEX
 
 
-def write_sheet(file: Path, index: SetIndex, recipe: Recipe | None, label: str, class_map: str | None = None) -> None:
+def write_sheet(
+    file: Path, index: SetIndex, recipe: Recipe | None, label: str, class_map: str | None = None, multi_label: bool = False,
+) -> None:
     """Write the contact sheet of these shards, as a recipe (None: a plain one of 224 pixels) has its model see them.  Raises DataError."""
     if file.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise DataError(f"--sheet: {file} should be named .png")
@@ -33,7 +35,7 @@ def write_sheet(file: Path, index: SetIndex, recipe: Recipe | None, label: str, 
         "name": "plain", "model": {"size": "tiny", "image": 224}, "data": {"train": list(index.paths)}, "optim": {"lr": 1e-3},
         "global_batch": 1, "duration": "1 epochs",
     }, "the plain recipe")
-    read = read.model_copy(update={"data": read.data.model_copy(update={"label": label, "class_map": class_map})})
+    read = read.model_copy(update={"data": read.data.model_copy(update={"label": label, "class_map": class_map, "multi_label": multi_label})})
     folder = Path(index.paths[0]).parent.name
     picture = contact_sheet(read, index, f"{folder}, as {f'the model of {read.name}' if recipe else 'a plain recipe'} sees it")
     done, encoded = cv2.imencode(file.suffix, np.ascontiguousarray(picture[:, :, ::-1]))
@@ -58,7 +60,7 @@ def contact_sheet(recipe: Recipe, index: SetIndex, title: str, columns: int = 10
     sheet = np.full((height, width, 3), _PAPER, np.uint8)
     _write(sheet, title, _MARGIN, _MARGIN + 18, 0.72, _INK, width - 2 * _MARGIN)
     _write(sheet, _how(recipe, index), _MARGIN, _MARGIN + 44, 0.5, _FAINT, width - 2 * _MARGIN)
-    rule = LabelRule.of(recipe.data.label, recipe.data.class_map) if recipe.data.label else None
+    rule = LabelRule.of(recipe.data.label, recipe.data.class_map, recipe.data.multi_label) if recipe.data.label else None
     reader, names = ShardReader(index), tuple((rule and rule.names) or class_names(index))
     first = np.concatenate([[0], np.cumsum(index.counts)])
     for place, one in enumerate(ids.tolist()):
@@ -68,8 +70,8 @@ def contact_sheet(recipe: Recipe, index: SetIndex, title: str, columns: int = 10
         sheet[top:top + cell, left:left + cell] = picture.reshape(cell, cell, -1)
         cv2.rectangle(sheet, (left - 1, top - 1), (left + cell, top + cell), _EDGE, 1)
         shard = int(np.searchsorted(first, one, side="right")) - 1
-        label = class_of(index, reader, shard, one - int(first[shard]), rule) if rule else None
-        text = "" if label is None else names[label] if 0 <= label < len(names) else f"class {label}"
+        labels = classes_of(index, reader, shard, one - int(first[shard]), rule) if rule else None
+        text = ", ".join(names[label] if 0 <= label < len(names) else f"class {label}" for label in labels or ())
         _write(sheet, text if weight[place] else f"{text} (unreadable)", left, top + cell + 18, 0.46, _INK, cell)
     reader.close()
     return sheet

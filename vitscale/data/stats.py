@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from vitscale.data.bad import BadSample
 from vitscale.data.image import image_size
 from vitscale.data.index import SetIndex, image_member
-from vitscale.data.labels import LabelRule, class_in
+from vitscale.data.labels import LabelRule, classes_in
 from vitscale.data.reader import ShardReader
 from vitscale.data.sources import class_names
 
 Progress = Callable[[int, int], None]       # (shards done, shards in all)
+_Row = tuple[tuple[int, ...] | None, bytes, int, tuple[int, int] | str, str]
 _FORMATS = {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"RI": "WebP", b"BM": "BMP"}
 
 
@@ -29,6 +30,7 @@ class Stats:
     samples: int
     classes: Counter[int] = field(default_factory=Counter)          # samples of each class
     unlabelled: int = 0                                             # without a label that is a whole number
+    empty: int = 0                                                  # with a list of labels, which holds none
     formats: Counter[str] = field(default_factory=Counter)
     unreadable: Counter[str] = field(default_factory=Counter)       # images whose header cannot be read, by reason
     width: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))     # pixels, of each readable image
@@ -50,7 +52,7 @@ class Stats:
             return {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())} if len(values) else {}
 
         return {
-            "shards": self.shards, "samples": self.samples, "unlabelled": self.unlabelled,
+            "shards": self.shards, "samples": self.samples, "unlabelled": self.unlabelled, "empty": self.empty,
             "classes": {str(number): count for number, count in sorted(self.classes.items())},
             "formats": dict(self.formats), "unreadable": dict(self.unreadable),
             "width": spread(self.width), "height": spread(self.height), "shorter_side": spread(np.minimum(self.width, self.height)),
@@ -60,18 +62,19 @@ class Stats:
 
 
 def stats(
-    index: SetIndex, *, label: str = "cls", class_map: str | None = None, workers: int = 1, on_progress: Progress | None = None,
+    index: SetIndex, *, label: str = "cls", class_map: str | None = None, multi_label: bool = False, workers: int = 1,
+    on_progress: Progress | None = None,
 ) -> Stats:
-    """Look at every sample of an indexed set.  label, class_map: as data.label and data.class_map of a recipe.
+    """Look at every sample of an indexed set.  label, class_map, multi_label: as in `data` of a recipe.
 
     Copies are found by sha256 of the image's bytes, so a re-encoded copy is not one.
     """
-    reader, rule = ShardReader(index), LabelRule.of(label, class_map)
+    reader, rule = ShardReader(index), LabelRule.of(label, class_map, multi_label)
     total = Stats(len(index.paths), index.num_samples, names=tuple(rule.names or class_names(index)))
     sizes: list[tuple[int, int]] = []
     lengths: list[int] = []
     digests: list[bytes] = []
-    labels: list[int | None] = []
+    labels: list[tuple[int, ...] | None] = []
     places: list[tuple[int, int]] = []
     with ThreadPoolExecutor(workers, thread_name_prefix="stats") as pool:
         for shard, rows in enumerate(pool.map(lambda shard: _look(index, reader, shard, rule), range(len(index.paths)))):
@@ -88,32 +91,33 @@ def stats(
             if on_progress:
                 on_progress(shard + 1, len(index.paths))
     reader.close()
-    total.classes = Counter(value for value in labels if value is not None)
+    total.classes = Counter(one for value in labels if value is not None for one in value)
     total.unlabelled = sum(value is None for value in labels)
+    total.empty = sum(value == () for value in labels)
     total.height, total.width = np.array(sizes, np.int64).reshape(-1, 2).T
     total.bytes = np.array(lengths, np.int64)
     for group in _equal(digests):
         total.copies.append([index.key_of(*places[one]) for one in group])
-        total.disputed += len({labels[one] for one in group}) > 1
+        total.disputed += len({(value := labels[one]) and frozenset(value) for one in group}) > 1
     return total
 
 
-def class_of(index: SetIndex, reader: ShardReader, shard: int, number: int, rule: LabelRule) -> int | None:
-    """The class number of a sample, None if it has none."""
+def classes_of(index: SetIndex, reader: ShardReader, shard: int, number: int, rule: LabelRule) -> tuple[int, ...] | None:
+    """The class numbers of a sample, one unless rule.several; None if it has no label that can be read."""
     raw = reader.read(shard, number, (rule.member,)).get(rule.member)
     try:
-        return None if raw is None else class_in(raw, rule)
+        return None if raw is None else tuple(classes_in(raw, rule))
     except BadSample:
         return None
 
 
 def _look(
     index: SetIndex, reader: ShardReader, shard: int, rule: LabelRule,
-) -> list[tuple[int | None, bytes, int, tuple[int, int] | str, str]]:
-    """(label, digest, bytes, (height, width) or what is wrong, format) of each sample of a shard."""
-    rows: list[tuple[int | None, bytes, int, tuple[int, int] | str, str]] = []
+) -> list[_Row]:
+    """(labels, digest, bytes, (height, width) or what is wrong, format) of each sample of a shard."""
+    rows: list[_Row] = []
     for number in range(int(index.counts[shard])):
-        value = class_of(index, reader, shard, number, rule)
+        value = classes_of(index, reader, shard, number, rule)
         name = image_member([ext for ext, _, _ in index.shard(shard).members(number)])
         data = reader.read(shard, number, (name,))[name] if name else b""
         size: tuple[int, int] | str

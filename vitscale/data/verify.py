@@ -15,7 +15,7 @@ from vitscale.data.bad import BadSample
 from vitscale.data.group import Sample, group
 from vitscale.data.image import decode_whole
 from vitscale.data.index import image_member, reading
-from vitscale.data.labels import LabelRule, class_in
+from vitscale.data.labels import LabelRule, classes_in
 from vitscale.data.pack import SUMS
 from vitscale.data.shards import expand
 from vitscale.data.tar import Member, ReadAt, Walk, walk
@@ -61,15 +61,15 @@ class Verdict:
 
 
 def verify(
-    urls: str | Sequence[str], *, label: str = "cls", class_map: str | None = None, classes: int | None = None, workers: int = 1,
-    on_progress: Progress | None = None,
+    urls: str | Sequence[str], *, label: str = "cls", class_map: str | None = None, classes: int | None = None, multi_label: bool = False,
+    workers: int = 1, on_progress: Progress | None = None,
 ) -> Verdict:
     """Look at every byte of the shards.  Faults come in the order of the shards, and of the bytes in them.
 
-    label, class_map: as data.label and data.class_map of a recipe.  If no sample of the set has that member, the set is unlabelled and that
+    label, class_map, multi_label: as in `data` of a recipe.  If no sample of the set has that member, the set is unlabelled and that
     is no fault, unless `classes`, the number of classes, is given.  Raises DataError for URLs that name nothing at all.
     """
-    paths, rule = expand(urls), LabelRule.of(label, class_map)
+    paths, rule = expand(urls), LabelRule.of(label, class_map, multi_label)
     classes = len(rule.names) if rule.names is not None and classes is None else classes
     folders = list(dict.fromkeys(os.path.dirname(path) for path in paths))
     sums = {folder: _sums(Path(folder, SUMS)) for folder in folders}
@@ -200,8 +200,9 @@ def _faults(path: str, read_at: ReadAt, sample: Sample, rule: LabelRule, classes
         fault(first, LABEL, f"the sample has no '{rule.member}' member (it has {', '.join(sample.members)})")
         return faults
     try:
-        value = class_in(read_at(member.offset, member.size), rule)
-        if value < 0 or (classes is not None and value >= classes):
+        for value in classes_in(read_at(member.offset, member.size), rule):
+            if 0 <= value and (classes is None or value < classes):
+                continue
             fault(member, LABEL, f"is {value}" + (f", outside 0 to {classes - 1}" if classes is not None else ", below 0"))
     except BadSample as error:
         fault(member, LABEL, str(error))

@@ -20,5 +20,9 @@ def add_branch(stream: Tensor, branch: Tensor, keep: Tensor | None, rate: float)
     """
     if keep is None:
         return stream + branch
+    if torch.compiler.is_compiling():
+        # a number would be built into the graph: one graph for each block's rate, and past eight of them none at all
+        scale = keep.float() * (1.0 / (1.0 - rate))
+        return (stream.float() + branch.float() * scale[:, None, None]).to(stream.dtype)
     # the scale goes in as a number, not through bf16, where 1 / (1 - rate) would be off by up to 0.4 %
     return torch.addcmul(stream, branch, keep.to(stream.dtype)[:, None, None], value=1.0 / (1.0 - rate))

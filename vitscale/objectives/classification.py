@@ -42,3 +42,13 @@ def topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     classes = torch.arange(logits.shape[1], device=logits.device)
     ahead = ~(logits <= own) | ((logits == own) & (classes < labels[:, None]))
     return (ahead.sum(dim=1) < k) | (k >= logits.shape[1])
+
+
+def multilabel_hits(logits: Tensor, targets: Tensor, k: int) -> Tensor:
+    """Is any of the labels among the k largest logits?  (hits@k)  logits (B, C), targets (B, C), above 0 at the labels -> (B,) bool.
+
+    Ties and NaN are told apart as by topk_correct, with which it agrees where a sample has one label.  Never true of a sample without.
+    """
+    first = logits.sort(dim=1, descending=True, stable=True).indices[:, :k]        # NaN before every number
+    labels = (targets > 0) & (~logits.isnan() | (k >= logits.shape[1]))
+    return labels.gather(1, first).any(dim=1)

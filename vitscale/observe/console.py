@@ -46,6 +46,7 @@ def setup_logging(console: Console | None, file: Path | None = None, level: int 
     logging.captureWarnings(True)
     # torch's own modules call each other's deprecated names, and tell one process that it is one process
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")      # of a one-channel patch projection
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 

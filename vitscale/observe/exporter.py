@@ -77,7 +77,8 @@ class Exporter:
         """Stop serving and withdraw the announcement.  May be called twice."""
         if self._discovery is not None:
             try:
-                self._discovery.unlink(missing_ok=True)
+                if str(self.address) in self._discovery.read_text():        # not if another attempt has announced itself meanwhile
+                    self._discovery.unlink()
             except OSError as error:
                 log.warning("%s cannot be removed (%s)", self._discovery, error)
             self._discovery = None

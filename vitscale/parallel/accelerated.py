@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from vitscale.errors import ClusterError
 from vitscale.models import Backbone
 from vitscale.parallel.ddp import clip_and_step
-from vitscale.parallel.engine import Engine, Fill, Update, ValueOf, prepared
-from vitscale.parallel.state import fill_parameters_, load_named_state, named_state
+from vitscale.parallel.engine import Engine, Update
+from vitscale.parallel.state import Fill, load_named_state, named_state
 
 
 class AccelerateEngine(Engine):
@@ -22,13 +22,6 @@ class AccelerateEngine(Engine):
 
     _accelerator: Any
     _wrapped: nn.Module
-
-    def materialise(self, build: Callable[[], Backbone], value_of: ValueOf) -> Backbone:
-        model = prepared(build, self.parallel)
-        model.to_empty(device=self.world.device)
-        model.reset_buffers()
-        fill_parameters_(model, value_of)
-        return model
 
     def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
         from accelerate import Accelerator

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,21 +10,14 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vitscale.models import Backbone
-from vitscale.parallel.engine import Engine, Fill, Update, ValueOf, prepared
-from vitscale.parallel.state import fill_parameters_, load_named_state, named_state
+from vitscale.parallel.engine import Engine, Update
+from vitscale.parallel.state import Fill, load_named_state, named_state
 
 
 class DdpEngine(Engine):
     """bf16 is autocast over fp32 parameters, so gradients are fp32 and reduced in fp32."""
 
     _wrapped: nn.Module
-
-    def materialise(self, build: Callable[[], Backbone], value_of: ValueOf) -> Backbone:
-        model = prepared(build, self.parallel)
-        model.to_empty(device=self.world.device)
-        model.reset_buffers()
-        fill_parameters_(model, value_of)
-        return model
 
     def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer, self._wrapped = model, optimizer, model
@@ -65,10 +58,10 @@ def clip_and_step(model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm:
     """
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
+    if clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     value = float(norm)
     applied = value == value and abs(value) != float("inf")
     if applied:

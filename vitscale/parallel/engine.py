@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from vitscale.models import Backbone
 from vitscale.parallel.recompute import recompute_
+from vitscale.parallel.state import Fill, ValueOf, fill_parameters_
 from vitscale.parallel.world import World
 from vitscale.recipe import Parallel
-
-ValueOf = Callable[[str, torch.Size], Tensor]   # parameter name, global shape -> its full fp32 value on the host
-Fill = Callable[[dict[str, Tensor]], None]      # writes a checkpoint's values into the tensors, by name, in place
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,16 @@ class Engine(ABC):
         self.model: nn.Module
         self.optimizer: torch.optim.Optimizer
 
-    @abstractmethod
     def materialise(self, build: Callable[[], Backbone], value_of: ValueOf) -> Backbone:
-        """Build on the meta device, recompute, compile, shard (in that order), allocate, fill every parameter from `value_of`."""
+        """Build on the meta device, recompute, compile, shard (in that order), allocate, fill every parameter from `value_of`.
+
+        This one does not shard: DeepSpeed and accelerate do in adopt(), DDP not at all.
+        """
+        model = prepared(build, self.parallel)
+        model.to_empty(device=self.world.device)
+        model.reset_buffers()
+        fill_parameters_(model, value_of)
+        return model
 
     @abstractmethod
     def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:

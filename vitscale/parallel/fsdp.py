@@ -10,8 +10,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from vitscale.models import Backbone
 from vitscale.parallel.ddp import clip_and_step
-from vitscale.parallel.engine import Engine, Fill, Update, ValueOf, prepared
-from vitscale.parallel.state import fill_parameters_, load_named_state, named_state
+from vitscale.parallel.engine import Engine, Update, prepared
+from vitscale.parallel.state import Fill, ValueOf, fill_parameters_, load_named_state, named_state
 
 
 class FsdpEngine(Engine):

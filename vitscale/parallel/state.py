@@ -1,13 +1,15 @@
 """Training state by name, as every checkpoint holds it: read from and written into parameters that may be DTensors."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vitscale.errors import CheckpointError
-from vitscale.parallel.engine import Fill, ValueOf
+
+ValueOf = Callable[[str, torch.Size], Tensor]   # parameter name, global shape -> its full fp32 value on the host
+Fill = Callable[[dict[str, Tensor]], None]      # writes a checkpoint's values into the tensors, by name, in place
 
 
 def fill_parameters_(model: nn.Module, value_of: ValueOf) -> None:

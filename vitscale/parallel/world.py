@@ -66,26 +66,28 @@ class World:
 
 def lost_a_peer(error: Exception) -> bool:
     """Whether an exception only says that another rank is gone; the cause is to be looked for there."""
-    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "recvValue failed", "NCCL error")
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "recvValue failed",
+             "remote process exited", "Socket Timeout", "failed to recv")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)     # torch's DistError is a RuntimeError too
 
 
-def choose_device(parallel: Parallel, local_rank: int) -> torch.device:
-    """`auto` is a GPU where there is one.  Raises ClusterError if a GPU is asked for and absent."""
+def choose_device(parallel: Parallel, place: Place) -> torch.device:
+    """`auto` is a GPU where there is one.  Raises ClusterError if a GPU is asked for and absent, or there are too few for the ranks."""
     count = torch.cuda.device_count() if parallel.device != "cpu" else 0
     if parallel.device == "cuda" and count == 0:
         raise ClusterError("parallel.device is cuda but torch sees no GPU here; use parallel.device=auto or cpu")
     if count == 0:
         return torch.device("cpu")
-    if count > 1 and local_rank >= count:
-        raise ClusterError(f"local rank {local_rank} has no GPU: {count} are visible; start at most {count} ranks on this node")
-    return torch.device("cuda", local_rank if count > 1 else 0)     # srun may show each task its own GPU only
+    # srun may show each task its own GPU only; a launcher of ours shows all of them
+    if place.local_rank >= count and (count > 1 or place.prepared):
+        raise ClusterError(f"local rank {place.local_rank} has no GPU: {count} visible; start at most {count} rank(s) on this node")
+    return torch.device("cuda", place.local_rank if count > 1 else 0)
 
 
 @contextlib.contextmanager
 def joined(parallel: Parallel, place: Place, timeout_s: float = 600.0) -> Iterator[World]:
     """Connect to the other ranks for the length of a `with` block."""
-    device = choose_device(parallel, place.local_rank)
+    device = choose_device(parallel, place)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     group = None

@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from vitscale.models import Backbone
-from vitscale.parallel.engine import Engine, Fill, Update, ValueOf, prepared
-from vitscale.parallel.state import check_names, fill_parameters_, optimizer_keys
+from vitscale.parallel.engine import Engine, Update
+from vitscale.parallel.state import Fill, check_names, optimizer_keys
 
 
 class ZeroEngine(Engine):
@@ -24,14 +25,11 @@ class ZeroEngine(Engine):
 
     _engine: Any
 
-    def materialise(self, build: Callable[[], Backbone], value_of: ValueOf) -> Backbone:
-        model = prepared(build, self.parallel)
-        model.to_empty(device=self.world.device)
-        model.reset_buffers()
-        fill_parameters_(model, value_of)
-        return model
-
     def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
+        # DeepSpeed takes its device from here, also for one process and under srun, which do not set it
+        os.environ["LOCAL_RANK"] = str(self.world.device.index or 0 if self.world.device.type == "cuda" else self.world.local_rank)
+        if self.world.device.type == "cpu":
+            os.environ["DS_ACCELERATOR"] = "cpu"
         deepspeed = _import_deepspeed()
         bf16 = self.parallel.precision == "bf16"
         # DeepSpeed makes its fp32 masters from the bf16 copy of the weights; the exact ones are put back below

@@ -157,7 +157,12 @@ def _labels(recipe: Recipe) -> list[tuple[str, str]]:
             found.append(("data.label", "classification wants labels, got null"))
         if recipe.data.class_map:
             found.append(("data.class_map", "names the classes of labels, but data.label is null"))
+        if recipe.data.multi_label:
+            found.append(("data.multi_label", "is about labels, but data.label is null"))
         return found
+    if recipe.data.multi_label and recipe.objective.name == "classification" and recipe.objective.loss != "binary_cross_entropy":
+        found.append(("data.multi_label", "several labels, or none, are no distribution over classes: it wants objective.loss "
+                      f"binary_cross_entropy, got {recipe.objective.loss}"))
     fields = label.removeprefix("json:").split(".") if label.startswith("json:") else []
     if not all(fields) or (not fields and (not label or not label.isascii() or "." in label or "/" in label)):
         found.append(("data.label", f"wants the extension of a member, such as cls, or json:path.to.field, got {label!r}"))

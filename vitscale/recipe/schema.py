@@ -147,6 +147,7 @@ class Data(Section):
     repeats: Count = 1                      # copies of each sample in a batch, with draws of their own (Hoffer et al. 2020)
     label: str | None = "cls"               # member with the class, or json:path.to.field of its .json; null: unlabelled
     class_map: str | None = None            # text file with a class name on each line: labels are names; null: they are numbers
+    multi_label: bool = False               # a sample has any number of labels: a JSON list, or numbers between spaces or commas
     exif_orientation: Literal["ignore", "apply"] = "ignore"   # turn images upright; ignore: as stored, as PIL and timm decode
     augment: Augment = Augment()
     workers: Count | None = None            # decoding threads of one rank; null: the rank's share of the cores
@@ -207,7 +208,7 @@ class Ema(Section):
 class Observe(Section):
     log_every: Count = 1                    # steps between rows of metrics.jsonl
     exporter: bool = True                   # Prometheus metrics over HTTP
-    exporter_port: CountOrZero = 0          # 0: a free one
+    exporter_port: Annotated[CountOrZero, Field(le=65535)] = 0   # 0: a free one
     peak_flops: Positive | None = None      # FLOP/s of one device that MFU is measured against; null: data sheet, on a CPU measured
 
 
@@ -230,6 +231,6 @@ class Recipe(Section):
     ema: Ema | None = None
     observe: Observe = Observe()
     resilience: Resilience = Resilience()
-    seed: CountOrZero = 0
+    seed: Annotated[CountOrZero, Field(lt=2**64)] = 0
     runs_dir: str = "runs"                  # the run folder is runs_dir/name
     init: str | None = None                 # run folder, checkpoint or .safetensors whose weights a new run starts from

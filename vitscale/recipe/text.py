@@ -68,6 +68,8 @@ def read_yaml(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}:" if mark else ""
         raise RecipeError(f"{source}:{where} {getattr(error, 'problem', None) or error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:      # a tag whose value is not of its kind: `!!bool maybe`
+        raise RecipeError(f"{source}: holds a tag (!!...) that does not fit its value ({error}); leave tags out") from None
     except RecursionError:
         raise RecipeError(f"{source}: is nested too deeply to be read") from None
 

@@ -1,5 +1,6 @@
 """Accuracy and loss on the validation shards, exact on any number of ranks."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -13,7 +14,9 @@ from vitscale.train.step import Objective, device_inputs
 
 @torch.no_grad()
 def evaluate(engine: Engine, batches: Iterable[MicroBatch], objective: Objective, classes: int, augment: Augment) -> dict[str, float]:
-    """eval_loss (mean), eval_top1 and eval_top5 (ratios, 0..1), over all samples once; top-5 of fewer than 6 classes is left out.
+    """eval_loss (mean), eval_top1 and eval_top5 (ratios, 0..1), over all readable samples once (eval_images, their number).
+
+    Top-5 of fewer than 6 classes is left out.  Without a readable sample the values are NaN.
 
     Every rank must be given the same number of batches (masked ones among them): sharded engines communicate in the forward pass.
     """
@@ -30,5 +33,6 @@ def evaluate(engine: Engine, batches: Iterable[MicroBatch], objective: Objective
         sums[2] += (topk_correct(logits, labels, 1) & counted).sum()
         sums[3] += (topk_correct(logits, labels, min(5, classes)) & counted).sum()
     count, loss, top1, top5 = world.sum_(sums).tolist()
-    result = {"eval_loss": loss / count, "eval_top1": top1 / count}
-    return result | ({"eval_top5": top5 / count} if classes > 5 else {})
+    per = 1 / count if count else math.nan
+    result = {"eval_images": count, "eval_loss": loss * per, "eval_top1": top1 * per}
+    return result | ({"eval_top5": top5 * per} if classes > 5 else {})

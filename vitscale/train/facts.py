@@ -13,6 +13,7 @@ from vitscale.checkpoint.store import Facts
 from vitscale.data import Stream
 from vitscale.parallel.world import World
 from vitscale.recipe import Recipe
+from vitscale.recipe.check import default_group, default_lanes
 from vitscale.recipe.redact import redacted
 from vitscale.train.prepare import Prepared
 from vitscale.train.state import Progress
@@ -37,12 +38,15 @@ def bound_settings(recipe: Mapping[str, Any], index_hash: str) -> dict[str, Any]
 
     A recipe that an older vitscale wrote gains the defaults of keys that have come since.
     """
+    resolved: dict[str, int] = {}
     with contextlib.suppress(ValidationError):      # of one with keys that have gone, every difference is shown as it is
-        recipe = Recipe.model_validate(recipe).model_dump(mode="json")
+        valid = Recipe.model_validate(recipe)
+        recipe = valid.model_dump(mode="json")
+        resolved = {"lanes": default_lanes(valid), "group": default_group(valid)}
     hidden = ("train", "val", "index_dir", "prepare", "workers", "prefetch", "log_samples", "num_samples", "max_bad_fraction",
               "cache_dir", "cache_bytes")
-    data = {key: value for key, value in recipe["data"].items() if key not in hidden}
-    if data["mix"]:
+    data = {key: value for key, value in recipe["data"].items() if key not in hidden} | resolved
+    if data.get("mix"):
         data["mix"] = [{"weight": part["weight"]} for part in data["mix"]]
     rest = {key: value for key, value in recipe.items() if key not in ("name", "runs_dir", "observe", "init")}
     return rest | {"data": data, "index_hash": index_hash}

@@ -63,15 +63,13 @@ class Recorder:
         if self.recipe.data.log_samples:
             self._log_samples(batch, now)
         if result.bad:
-            parts = self.world.gather(bad)
-            if parts is not None and self._files is not None:
-                self._files.quarantine([row for part in parts for row in part])
+            self.quarantine(bad)
         phases = self.meters.end_step(batch.size)
         if not result.applied:
             log.warning("step %d: loss %s, gradient norm %s: not finite, the update was skipped on all ranks",
                         now.step, result.loss, result.grad_norm)
         self._steps_since_row += 1
-        last = now.images >= self.prepared.schedule.total
+        last = result.stop or now.images >= self.prepared.schedule.total
         if self._files is None or (self._steps_since_row < self.recipe.observe.log_every and not last):
             return
         self._steps_since_row = 0
@@ -80,6 +78,19 @@ class Recorder:
         self._files.row(row)
         self._files.display.step(row, self.meters.eta_s(self.prepared.schedule.total - now.images))
         self._files.export(metrics_of(row) | {"step_phase_seconds": phases, "run_seconds_total": self.meters.run_seconds()})
+
+    def quarantine(self, bad: list[dict[str, Any]], split: str = "train") -> None:
+        """Write down samples that could not be used, of all ranks.  Collective."""
+        parts = self.world.gather(bad)
+        if parts is not None and self._files is not None:
+            self._files.quarantine([row | {"split": split} for part in parts for row in part])
+
+    def last_bad(self, bad: list[dict[str, Any]]) -> None:
+        """Write down this rank's bad samples when they end the run, in which no rank waits for another any more."""
+        for row in bad:
+            log.error("could not be used: %s", json.dumps(row))
+        if self._files is not None:
+            self._files.quarantine([row | {"split": "train"} for row in bad])
 
     def evaluation(self, result: dict[str, float], now: Moment) -> None:
         if self._files is not None:
@@ -121,7 +132,8 @@ class _Files:
     def __init__(self, stack: contextlib.ExitStack, recipe: Recipe, prepared: Prepared, lease: Lease, start: Moment) -> None:
         folder = self._folder = prepared.folder
         self._lease = lease
-        self.skipped: Counter[str] = Counter()
+        _forget_after(folder / QUARANTINE_FILE, start.step - 1)      # its rows count batches from 0
+        self.skipped = Counter(row["reason"] for row in read_rows(folder / QUARANTINE_FILE))
         write_atomically(folder / "recipe.yaml", write_yaml(redacted(recipe.model_dump(mode="json"))))
         self.images_before = max((row.get("images", 0) for row in read_rows(folder / METRICS_FILE)), default=0)
         self._rows = stack.enter_context(JsonLines(folder / METRICS_FILE))
@@ -136,7 +148,8 @@ class _Files:
             stack.callback(self._exporter.close)
         info = {key: value for key, value in versions().items() if key != "vitscale"} | {"version": versions()["vitscale"]}
         self.export({"build_info": info, "restarts_total": {"any": lease.number - 1}})
-        self.display = Display(make_console(), total_images=prepared.schedule.total, num_samples=prepared.train.num_samples)
+        epoch = None if recipe.data.mix else prepared.train.num_samples      # a mixture's sets have epochs of their own
+        self.display = Display(make_console(), total_images=prepared.schedule.total, num_samples=epoch)
         stack.enter_context(self.display)
 
     def row(self, row: dict[str, Any]) -> None:
@@ -149,6 +162,7 @@ class _Files:
         self._samples.write(row)
 
     def quarantine(self, rows: list[dict[str, Any]]) -> None:
+        self._lease.check()
         for row in rows:
             self._quarantine.write(row)
             self.skipped[row["reason"]] += 1
@@ -164,7 +178,7 @@ class _Files:
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Cut the rows of steps that will be repeated, so that the file reads as if the run had never been interrupted."""
+    """Cut the rows of steps after `step`, which will be repeated, so that the file reads as if the run had never been interrupted."""
     rows = list(read_rows(path))
     kept = [row for row in rows if row["step"] <= step]
     if len(kept) < len(rows):

@@ -14,7 +14,7 @@ from vitscale.checkpoint.resume import newest_whole, refuse_changes
 from vitscale.checkpoint.store import STATE, Facts, Writer, read_facts, read_into, shapes_in
 from vitscale.checkpoint.weights import read_weights
 from vitscale.data import Stream, open_stream
-from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError
+from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, CheckpointError, DataError, UserError
 from vitscale.models import build_model, initial_value
 from vitscale.objectives import build_objective
 from vitscale.observe.console import make_console, setup_logging
@@ -42,26 +42,33 @@ log = logging.getLogger(__name__)
 
 
 def run(recipe: Recipe, place: Place, accept_changes: bool = False) -> int:
-    """Train, or go on training, as one rank of `place.size`; returns the exit code of the run.
-
-    Whatever the user can mend is raised as a UserError before the ranks connect, so that no rank waits for one that is gone.
-    """
+    """Train, or go on training, as one rank of `place.size`; returns the exit code of the run.  Raises UserError, on every rank alike."""
     hold_lifeline()
     meters = Meters()
     prepared = prepare(recipe, look=place.rank == 0 and not place.prepared)
     setup_logging(make_console() if place.rank == 0 else None, prepared.folder / "logs" / f"rank-{place.rank}.log")
-    with _holding(prepared.folder, place) as lease, listening() as stop:
-        start = None
-        if lease is not None:
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(listening())
+        world = stack.enter_context(joined(recipe.parallel, place))
+        lease, start, mistake = None, None, None
+        if world.is_first:
             with meters.phase("restore"):
-                start = _find_start(recipe, prepared, lease, accept_changes)
+                try:
+                    lease = stack.enter_context(_holding(prepared.folder))
+                    start = _find_start(recipe, prepared, lease, accept_changes)
+                except UserError as error:
+                    mistake = error
+        start, told = world.broadcast((start, str(mistake) if mistake else None))
+        if mistake is not None or told is not None:
+            raise mistake or CheckpointError(told)      # no rank waits for one that is gone
         try:
-            with joined(recipe.parallel, place) as world:
-                return _train(recipe, prepared, world, lease, world.broadcast(start), stop, meters)
+            return _train(recipe, prepared, world, lease, start, stop, meters)
         except Exception as error:
-            if lease is not None and not isinstance(error, LeaseLost):      # who has lost the lease must not write
-                code = error.exit_code if isinstance(error, UserError) else EXIT_REQUEUE if lost_a_peer(error) else EXIT_FAILED
-                write_outcome(prepared.folder, code, f"{type(error).__name__}: {error}")
+            code = error.exit_code if isinstance(error, UserError) else EXIT_REQUEUE if lost_a_peer(error) else EXIT_FAILED
+            with contextlib.suppress(LeaseLost):        # who has lost the lease must not write
+                if lease is not None:
+                    lease.check()
+                    write_outcome(prepared.folder, code, f"{type(error).__name__}: {error}")
             raise
 
 
@@ -109,24 +116,40 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
 
         def evaluate_now() -> tuple[bool, bool]:
             assert prepared.val is not None
+            unusable: list[dict[str, Any]] = []
             with meters.phase("evaluate"):
-                val = open_stream(recipe, prepared.val, "val", rank=world.rank, world=world.size, micro_batch=work.micro_batch,
-                                  local_ranks=world.local_size, pin=on_gpu)
+                val = open_stream(_patient(recipe), prepared.val, "val", rank=world.rank, world=world.size, micro_batch=work.micro_batch,
+                                  local_ranks=world.local_size, pin=on_gpu, on_bad=unusable.append)
                 with val:
                     result = evaluate(engine, val, objective, recipe.model.classes, recipe.data.augment)
+                    found = list(unusable)
                     if ema is not None:
                         with ema.swapped():
                             averaged = evaluate(engine, val, objective, recipe.model.classes, recipe.data.augment)
                         result |= {name.replace("eval_", "eval_ema_"): value for name, value in averaged.items()}
+            if result["eval_images"] < prepared.val.num_samples:
+                log.warning("data.val: %d of %d samples could not be used; quarantine.jsonl names them",
+                            prepared.val.num_samples - result["eval_images"], prepared.val.num_samples)
+                record.quarantine([row | {"step": progress.now.step - 1} for row in found], split="val")
             record.evaluation(result, progress.now)
             return progress.note(result, recipe.checkpoint.best, recipe.evaluate.early_stopping)
 
+        def end(exit_code: int, reason: str) -> int:
+            with meters.phase("checkpoint"):
+                writer.wait()
+            return record.end(exit_code, reason, progress)
+
         meters.begin()
         failures, patience_over = 0, progress.out_of_patience(recipe.evaluate.early_stopping)
-        batches = iter(stream)
-        while progress.now.images < schedule.total and not patience_over:
+        while not stream.ends_at(schedule.total) and not patience_over:
             with meters.phase("data_wait"):
-                batch = next(batches)
+                try:
+                    batch = next(stream)
+                except DataError:
+                    record.last_bad(bad)
+                    raise
+            if recipe.model.dropout:    # the one draw that is not made by sample: by step and rank, so that it repeats on as many ranks
+                torch.manual_seed(hash((recipe.seed, batch.step, world.rank)))
             lr = schedule.lr(batch.end)
             result = train_step(engine, batch, objective, recipe.data.augment, lr, bool(stop), len(bad), meters)
             before, progress.now = progress.now, Moment(batch.step + 1, batch.end)
@@ -137,30 +160,27 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
 
             failures = 0 if result.applied else failures + 1
             if failures >= recipe.resilience.max_nonfinite:
-                return record.end(EXIT_FAILED, f"loss or gradient was not finite in {failures} steps in a row", progress)
+                return end(EXIT_FAILED, f"loss or gradient was not finite in {failures} steps in a row")
 
-            finished, is_best = progress.now.images >= schedule.total, False
+            finished = stream.ends_at(schedule.total)
+            if result.stop and not finished:    # an evaluation that is due now is left out: there may be half a minute left
+                save()
+                return end(EXIT_REQUEUE, f"asked to stop by {stop.reason or 'a signal to another rank'}")
+            is_best = False
             if prepared.val is not None and (finished or due(recipe.evaluate.every, before, progress.now, num_samples)):
                 is_best, patience_over = evaluate_now()
-            if finished or patience_over or result.stop or is_best or due(recipe.checkpoint.every, before, progress.now, num_samples):
+            if finished or patience_over or is_best or due(recipe.checkpoint.every, before, progress.now, num_samples):
                 save()
-            if result.stop and not finished and not patience_over:
-                with meters.phase("checkpoint"):
-                    writer.wait()
-                return record.end(EXIT_REQUEUE, f"asked to stop by {stop.reason or 'a signal to another rank'}", progress)
+        return end(EXIT_DONE, "patience of early stopping ran out" if patience_over else f"trained for {recipe.duration}")
 
-        with meters.phase("checkpoint"):
-            writer.wait()
-        reason = "patience of early stopping ran out" if patience_over else f"trained for {recipe.duration}"
-        return record.end(EXIT_DONE, reason, progress)
+
+def _patient(recipe: Recipe) -> Recipe:
+    """For evaluation: it counts bad samples and leaves them out, but does not throw the training away for them."""
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_bad_fraction": 1.0})})
 
 
 @contextlib.contextmanager
-def _holding(folder: Path, place: Place) -> Iterator[Lease | None]:
-    """Rank 0 holds the run folder for all."""
-    if place.rank != 0:
-        yield None
-        return
+def _holding(folder: Path) -> Iterator[Lease]:
     lease = Lease.take(folder)
     try:
         yield lease

@@ -6,13 +6,14 @@ import os
 import torch
 
 from vitscale.data.index import SetIndex
+from vitscale.data.mixture import order_of
 from vitscale.observe.peak import measure_peak_flops
 from vitscale.parallel.engine import Work
 from vitscale.parallel.world import World
 from vitscale.plan.hardware import peak_for
 from vitscale.plan.memory import fitting_micro_batch
 from vitscale.recipe import Recipe
-from vitscale.train.prepare import order_of
+from vitscale.recipe.check import default_group
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +25,9 @@ def size_up(recipe: Recipe, train: SetIndex, world: World) -> Work:
     if micro_batch is None:
         micro_batch = fitting_micro_batch(recipe, world.size, world.broadcast(device_bytes(world)), share)
     elif micro_batch > share:
-        log.info("micro_batch %d is more than the %d samples of one rank; %d is used", micro_batch, share, share)
-        micro_batch = share
+        group = default_group(recipe)
+        micro_batch = -(-share // group) * group
+        log.info("micro_batch %d is more than the %d samples of one rank; %d is used", recipe.micro_batch, share, micro_batch)
     steps = -(-share // micro_batch)
     log.info("%d rank(s) x %d micro-step(s) x %d image(s) for a global batch of %d", world.size, steps, micro_batch, recipe.global_batch)
     return Work(micro_batch, steps, recipe.optim.clip_norm)

@@ -37,6 +37,7 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool) -> int:
         if processes > 1:
             end = launch(rank_command(sys.argv[1:]), processes, prepared.folder / "logs")
             if not end.told:
+                refuse_if_held(prepared.folder)         # by a newer attempt: then this one's end is nobody's business
                 write_outcome(prepared.folder, end.code, end.reason)
             return end.code
     from vitscale.parallel.place import Place

@@ -42,21 +42,24 @@ class Progress:
 
     now: Moment = Moment(0, 0)
     best: dict[str, Any] | None = None          # {"step", "metric", "value"}
-    stopping: dict[str, Any] = field(default_factory=dict)      # {"value", "evaluations"}: early stopping's best, and how long ago
+    stopping: dict[str, Any] = field(default_factory=dict)      # early stopping: {"metric", "value" (its best), "evaluations" (since)}
 
     def note(self, evaluation: dict[str, float], metric: str | None, rule: EarlyStopping | None) -> tuple[bool, bool]:
         """Take an evaluation in.  Returns (it is the best so far, patience has run out)."""
-        is_best = metric is not None and better(metric, evaluation[metric], self.best["value"] if self.best else None)
+        known = self.best["value"] if self.best and self.best["metric"] == metric else None      # another metric starts afresh
+        is_best = metric is not None and better(metric, evaluation[metric], known)
         if is_best:
             assert metric is not None
             self.best = {"step": self.now.step, "metric": metric, "value": evaluation[metric]}
         if rule is None:
             return is_best, False
+        if self.stopping.get("metric") != rule.metric:
+            self.stopping = {"metric": rule.metric}
         if better(rule.metric, evaluation[rule.metric], self.stopping.get("value"), rule.min_gain):
-            self.stopping = {"value": evaluation[rule.metric], "evaluations": 0}
+            self.stopping = {"metric": rule.metric, "value": evaluation[rule.metric], "evaluations": 0}
         else:
             self.stopping = {**self.stopping, "evaluations": self.stopping.get("evaluations", 0) + 1}
         return is_best, self.out_of_patience(rule)
 
     def out_of_patience(self, rule: EarlyStopping | None) -> bool:
-        return rule is not None and self.stopping.get("evaluations", 0) >= rule.patience
+        return rule is not None and self.stopping.get("metric") == rule.metric and self.stopping.get("evaluations", 0) >= rule.patience
