@@ -175,6 +175,7 @@ def data_verify(
     classes: Annotated[int | None, typer.Option(help="Number of classes: labels must lie below it.")] = None,
     label: Annotated[str, typer.Option(help="As data.label: a member, or json:path.to.field.")] = "cls",
     class_map: Annotated[str | None, typer.Option(help="As data.class_map: labels are names.")] = None,
+    multi_label: Annotated[bool, typer.Option(help="As data.multi_label: a sample has any number of labels.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write every fault there too.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads; default: one per core.")] = None,
 ) -> None:
@@ -188,7 +189,8 @@ def data_verify(
     from vitscale.plan.hardware import usable_cores
 
     with bar("verifying", "bytes") as show:
-        verdict = verify(shards, label=label, class_map=class_map, classes=classes, workers=workers or usable_cores(), on_progress=show)
+        verdict = verify(shards, label=label, class_map=class_map, classes=classes, multi_label=multi_label,
+                         workers=workers or usable_cores(), on_progress=show)
     show_verdict(verdict)
     if json_file:
         json_file.write_text(json.dumps(verdict.as_json(), indent=1))
@@ -203,6 +205,7 @@ def data_stats(
     recipe: Annotated[str | None, typer.Option(help="Whose crop, flip and augmentation it shows; default: plain, 224 pixels.")] = None,
     label: Annotated[str | None, typer.Option(help="As data.label: a member, or json:path.to.field; default: the recipe's or cls")] = None,
     class_map: Annotated[str | None, typer.Option(help="As data.class_map: labels are names; default: the recipe's.")] = None,
+    multi_label: Annotated[bool | None, typer.Option(help="As data.multi_label: any number of labels; default: the recipe's.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there too.")] = None,
     index_dir: Annotated[str | None, typer.Option(help="Where the index goes; default: beside the shards.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads; default: one per core.")] = None,
@@ -220,16 +223,18 @@ def data_stats(
     read = load_recipe(recipe) if recipe else None
     label = label or (read.data.label if read else None) or "cls"
     class_map = class_map or (read.data.class_map if read else None)
+    multi_label = multi_label if multi_label is not None else bool(read and read.data.multi_label)
     index = open_index(tuple(shards), index_dir)
     with bar("reading", "shards") as show:
-        counted = stats(index, label=label, class_map=class_map, workers=workers or usable_cores(), on_progress=show)
+        counted = stats(index, label=label, class_map=class_map, multi_label=multi_label, workers=workers or usable_cores(),
+                        on_progress=show)
     show_stats(counted)
     if json_file:
         json_file.write_text(json.dumps(counted.as_json(), indent=1))
     if sheet:
         from vitscale.data.sheet import write_sheet
 
-        write_sheet(sheet, index, read, label, class_map)
+        write_sheet(sheet, index, read, label, class_map, multi_label)
         print(f"wrote {sheet}")
 
 

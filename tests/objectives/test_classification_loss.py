@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitscale.objectives import OBJECTIVES, build_objective, per_sample_loss, topk_correct
+from vitscale.objectives import OBJECTIVES, build_objective, multilabel_hits, per_sample_loss, topk_correct
 from vitscale.recipe import Objective
 
 
@@ -100,3 +100,24 @@ def test_nan_is_never_right_and_k_may_exceed_the_classes():
         assert topk_correct(logits, torch.tensor([label]), 3).tolist() == [True]
     assert topk_correct(logits, torch.tensor([0]), 2).tolist() == [True]
     assert topk_correct(torch.tensor([[0.0, 1.0]]), torch.tensor([0]), 5).tolist() == [True]
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 9, 20])
+def test_a_hit_is_any_label_among_the_largest(k):
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randint(6, (300, 9), generator=generator).float()           # ties
+    logits[torch.rand(300, 9, generator=generator) < 0.1] = float("nan")
+    targets = (torch.rand(300, 9, generator=generator) < 0.2).float()
+    by_label = torch.stack([topk_correct(logits, torch.full((300,), label), k) for label in range(9)], 1)
+    hits = multilabel_hits(logits, targets, k)
+    assert torch.equal(hits, (by_label & (targets > 0)).any(1))
+    assert not hits[targets.sum(1) == 0].any()
+
+
+def test_with_one_label_each_hits_are_correct_answers():
+    logits, labels, _ = batch()
+    one_hot = F.one_hot(labels, 7).float()
+    for k in (1, 3, 7):
+        assert torch.equal(multilabel_hits(logits, one_hot, k), topk_correct(logits, labels, k))
+    assert multilabel_hits(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[0.0, 1.0, 1.0]]), 1).tolist() == [False]
+    assert multilabel_hits(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[0.0, 1.0, 1.0]]), 2).tolist() == [True]

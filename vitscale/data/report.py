@@ -79,7 +79,8 @@ def _show_classes(stats: Stats, out: Console) -> None:
     balance = f"the largest has {largest / smallest:.3g} times the samples of the smallest" if largest > smallest else (
         f"each has {largest:,} samples")
     out.print(f"{len(ranked):,} classes; {balance}" + (f"; {absent} of classes.txt have none" if absent > 0 else "")
-              + (f"; {stats.unlabelled:,} samples have no label" if stats.unlabelled else ""), highlight=False)
+              + (f"; {stats.unlabelled:,} samples have no label" if stats.unlabelled else "")
+              + (f"; {stats.empty:,} have an empty list of labels" if stats.empty else ""), highlight=False)
     if largest == smallest:
         return
     shown = ranked if len(ranked) <= 2 * _ENDS else [*ranked[:_ENDS], (-1, 0), *ranked[-_ENDS:]]

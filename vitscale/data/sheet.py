@@ -35,7 +35,8 @@ def write_sheet(
         "name": "plain", "model": {"size": "tiny", "image": 224}, "data": {"train": list(index.paths)}, "optim": {"lr": 1e-3},
         "global_batch": 1, "duration": "1 epochs",
     }, "the plain recipe")
-    read = read.model_copy(update={"data": read.data.model_copy(update={"label": label, "class_map": class_map, "multi_label": multi_label})})
+    labels = {"label": label, "class_map": class_map, "multi_label": multi_label}
+    read = read.model_copy(update={"data": read.data.model_copy(update=labels)})
     folder = Path(index.paths[0]).parent.name
     picture = contact_sheet(read, index, f"{folder}, as {f'the model of {read.name}' if recipe else 'a plain recipe'} sees it")
     done, encoded = cv2.imencode(file.suffix, np.ascontiguousarray(picture[:, :, ::-1]))

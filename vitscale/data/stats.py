@@ -98,7 +98,7 @@ def stats(
     total.bytes = np.array(lengths, np.int64)
     for group in _equal(digests):
         total.copies.append([index.key_of(*places[one]) for one in group])
-        total.disputed += len({(value := labels[one]) and frozenset(value) for one in group}) > 1
+        total.disputed += len({None if (value := labels[one]) is None else frozenset(value) for one in group}) > 1
     return total
 
 

@@ -201,7 +201,7 @@ def _faults(path: str, read_at: ReadAt, sample: Sample, rule: LabelRule, classes
         return faults
     try:
         for value in classes_in(read_at(member.offset, member.size), rule):
-            if 0 <= value and (classes is None or value < classes):
+            if value >= 0 and (classes is None or value < classes):
                 continue
             fault(member, LABEL, f"is {value}" + (f", outside 0 to {classes - 1}" if classes is not None else ", below 0"))
     except BadSample as error:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from vitscale.objectives.classification import per_sample_loss, topk_correct
+from vitscale.objectives.classification import multilabel_hits, per_sample_loss, topk_correct
 from vitscale.recipe.schema import Objective
 
 LossPerSample = Callable[[Tensor, Tensor], Tensor]
@@ -21,7 +21,7 @@ def _classification(objective: Objective, classes: int) -> LossPerSample:
 
 OBJECTIVES = {"classification": _classification}
 
-__all__ = ["OBJECTIVES", "LossPerSample", "build_objective", "per_sample_loss", "topk_correct"]
+__all__ = ["OBJECTIVES", "LossPerSample", "build_objective", "multilabel_hits", "per_sample_loss", "topk_correct"]
 
 
 def build_objective(objective: Objective, classes: int) -> LossPerSample:
