@@ -17,6 +17,7 @@ RECIPE = {
     "name": "x", "global_batch": 64, "duration": "2 epochs",
     "model": {"size": "tiny", "patch": 4, "image": 8, "classes": 10},
     "data": {"train": "train-{0..3}.tar", "lanes": 16},
+    "objective": {"loss": "binary_cross_entropy"},      # which data.multi_label wants
     "optim": {"lr": 1e-3},
 }
 CHECKPOINT = Path("runs/x/checkpoints/step-00000010")
@@ -40,10 +41,10 @@ def with_(key: str, value: Any) -> dict[str, Any]:
 BINDING = [
     ("model.size", "small"), ("model.patch", 2), ("model.image", 16), ("model.classes", 11), ("model.channels", 1), ("model.pool", "mean"),
     ("model.position", "sincos"), ("model.qkv_bias", False), ("model.layer_scale", 0.1), ("model.dropout", 0.1), ("model.drop_path", 0.1),
-    ("model.width", 96), ("objective.loss", "binary_cross_entropy"), ("objective.label_smoothing", 0.1), ("data.augment.crop", "center"),
+    ("model.width", 96), ("objective.loss", "cross_entropy"), ("objective.label_smoothing", 0.1), ("data.augment.crop", "center"),
     ("data.augment.scale", [0.2, 1.0]), ("data.augment.flip", 0.0), ("data.augment.mean", [0.5, 0.5, 0.5]), ("data.label", "json"),
     ("data.lanes", 32), ("data.group", 2), ("global_batch", 128), ("seed", 1),
-    ("data.repeats", 2), ("data.class_map", "names.txt"),
+    ("data.repeats", 2), ("data.class_map", "names.txt"), ("data.multi_label", True), ("data.exif_orientation", "apply"),
 ]
 FREE = [
     ("optim.lr", 2e-3), ("optim.schedule", "linear"), ("optim.clip_norm", 1.0), ("duration", "3 epochs"), ("parallel.engine", "fsdp"),
