@@ -20,10 +20,9 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "vitscale", *arguments]
 
 
-def start(folder: Path, *arguments: str, recipe: str = "quickstart") -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command("train", recipe, *arguments), cwd=folder, env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def start(folder: Path, *arguments: str, recipe: str = "quickstart", environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(command("train", recipe, *arguments), cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})})
 
 
 def train(folder: Path, *arguments: str, recipe: str = "quickstart", code: int = 0) -> str:

@@ -111,3 +111,91 @@ def test_compile_block_by_block(place: Path) -> None:
     train(place, *settings, "name=compiled", "parallel.compile=true", "parallel.recompute=selective")
     plain, compiled = Run(place / "runs" / "plain"), Run(place / "runs" / "compiled")
     assert list(compiled.losses.values()) == pytest.approx(list(plain.losses.values()), abs=1e-4)
+
+
+def test_a_stop_waits_until_rank_0_has_published(place: Path) -> None:
+    """Whoever starts ranks ends them all once the first is gone: the others must not go before the checkpoint is there."""
+    slow = place / "slow"
+    slow.mkdir()
+    # as a file system would be slow: the publishing alone takes two seconds, the launcher's patience is half a second
+    (slow / "sitecustomize.py").write_text("""
+import time
+import vitscale.checkpoint.files as files
+import vitscale.parallel.launch as launch
+launch.GRACE_S = 0.5
+fsync_folder = files.fsync_folder
+def late(folder):
+    if folder.name == "checkpoints":
+        time.sleep(2)
+    fsync_folder(folder)
+files.fsync_folder = late
+""")
+    process = start(place, *SMALL, "name=slow", "duration=2000 steps", "parallel.processes=2", "checkpoint.every=null",
+                    environment={"PYTHONPATH": os.pathsep.join([str(slow), os.environ.get("PYTHONPATH", "")])})
+    run = Run(place / "runs" / "slow")
+    run.wait_for_step(3, process)
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert run.checkpoints == [f"step-{run.outcome['step']:08d}"]
+    assert "SIGTERM" in run.outcome["reason"]
+
+
+def test_zero_with_one_process(place: Path) -> None:
+    train(place, *SMALL, "name=alone", "duration=3 steps", "optim.warmup=0 steps", "parallel.engine=zero", "parallel.zero_stage=3")
+    assert len(Run(place / "runs" / "alone").losses) == 3
+
+
+def test_dropout_repeats_after_a_resume(place: Path) -> None:
+    settings = [*SMALL, "model.dropout=0.2", "evaluate.every=null", "optim.schedule=constant"]
+    train(place, *settings, "name=whole", "duration=16 steps")
+    train(place, *settings, "name=halves", "duration=11 steps")
+    train(place, *settings, "name=halves", "duration=16 steps")
+    assert Run(place / "runs" / "halves").losses == Run(place / "runs" / "whole").losses
+
+
+def test_bad_validation_images_are_counted_and_cost_no_training(place: Path) -> None:
+    import tarfile
+
+    import webdataset as wds
+
+    with wds.ShardWriter(str(place / "val-%06d.tar"), verbose=0) as writer, tarfile.open(place / "data/digits/val-000000.tar") as source:
+        for number, name in enumerate(sorted({member.name.partition(".")[0] for member in source})[:20]):
+            image = source.extractfile(f"{name}.png").read()
+            writer.write({"__key__": name, "png": b"garbage" if number % 2 else image, "cls": source.extractfile(f"{name}.cls").read()})
+    output = train(place, *SMALL, "name=v", "duration=8 steps", "optim.warmup=0 steps", "data.val=val-000000.tar", "parallel.processes=2")
+    run = Run(place / "runs" / "v")
+    assert "10 of 20 samples could not be used" in output
+    assert run.outcome["eval_images"] == 10
+    rows = run.rows("quarantine.jsonl")
+    assert len(rows) == 10
+    assert {row["split"] for row in rows} == {"val"}
+    assert run.checkpoints == ["step-00000008"]
+
+
+def test_what_ends_a_run_for_bad_samples_is_written_down(place: Path) -> None:
+    import tarfile
+
+    import webdataset as wds
+
+    with wds.ShardWriter(str(place / "bad-%06d.tar"), verbose=0) as writer, tarfile.open(place / "data/digits/train-000000.tar") as source:
+        for number, name in enumerate(sorted({member.name.partition(".")[0] for member in source})[:64]):
+            image = source.extractfile(f"{name}.png").read()
+            writer.write({"__key__": name, "png": b"garbage" if number == 40 else image, "cls": source.extractfile(f"{name}.cls").read()})
+    output = train(place, *SMALL, "name=b", "duration=8 steps", "optim.warmup=0 steps", "data.train=bad-000000.tar", "data.num_samples=64",
+                   "data.prepare=null", "data.max_bad_fraction=0", code=2)
+    run = Run(place / "runs" / "b")
+    assert "more than data.max_bad_fraction 0 allows" in output
+    assert [row["reason"] for row in run.rows("quarantine.jsonl")] == ["format"]
+    assert run.outcome["state"] == "wrong input"
+
+
+def test_skips_at_the_end_of_a_run_end_it(place: Path) -> None:
+    from vitscale.resilience.skips import remember
+
+    (place / "runs" / "tail").mkdir(parents=True)
+    remember(place / "runs" / "tail", 192, 256, "a test wants it")
+    train(place, *SMALL, "name=tail", "duration=8 steps", "optim.warmup=0 steps")
+    run = Run(place / "runs" / "tail")
+    assert list(run.losses) == [1, 2, 3, 4, 5, 6]
+    assert run.outcome["state"] == "done"
