@@ -199,3 +199,23 @@ def test_skips_at_the_end_of_a_run_end_it(place: Path) -> None:
     run = Run(place / "runs" / "tail")
     assert list(run.losses) == [1, 2, 3, 4, 5, 6]
     assert run.outcome["state"] == "done"
+
+
+def test_several_labels_a_sample(place: Path) -> None:
+    """Each digit also carries the class 'even' or 'odd' beside its own: both are learnt."""
+    import tarfile
+
+    import webdataset as wds
+
+    for split in ("train", "val"):
+        with (wds.ShardWriter(str(place / f"multi-{split}-%06d.tar"), verbose=0) as writer,
+              tarfile.open(place / f"data/digits/{split}-000000.tar") as source):
+            for name in sorted({member.name.partition(".")[0] for member in source}):
+                digit = int(source.extractfile(f"{name}.cls").read())
+                writer.write({"__key__": name, "png": source.extractfile(f"{name}.png").read(), "cls": f"{digit} {10 + digit % 2}"})
+    train(place, *SMALL, "name=multi", "duration=40 steps", "model.classes=12", "objective.loss=binary_cross_entropy", "data.multi_label=true",
+          "data.train=multi-train-000000.tar", "data.val=multi-val-000000.tar", "data.num_samples=null", "data.prepare=null", "optim.lr=3e-3")
+    run = Run(place / "runs" / "multi")
+    assert run.losses[1] == pytest.approx(0.6931, abs=0.01)         # ln 2: every class as likely as not
+    assert run.losses[40] < 0.5
+    assert run.outcome["eval_top1"] > 0.4       # hits@1: even or odd alone is right for half

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 
 from vitscale.data import MicroBatch
-from vitscale.objectives.classification import topk_correct
+from vitscale.objectives.classification import multilabel_hits, topk_correct
 from vitscale.parallel.engine import Engine
 from vitscale.recipe import Augment
 from vitscale.train.step import Objective, device_inputs
@@ -16,6 +16,7 @@ from vitscale.train.step import Objective, device_inputs
 def evaluate(engine: Engine, batches: Iterable[MicroBatch], objective: Objective, classes: int, augment: Augment) -> dict[str, float]:
     """eval_loss (mean), eval_top1 and eval_top5 (ratios, 0..1), over all readable samples once (eval_images, their number).
 
+    With several labels a sample top-1 is hits@1: the highest class is one of them (top-5 likewise; a sample without labels is a miss).
     Top-5 of fewer than 6 classes is left out.  Without a readable sample the values are NaN.
 
     Every rank must be given the same number of batches (masked ones among them): sharded engines communicate in the forward pass.
@@ -30,8 +31,9 @@ def evaluate(engine: Engine, batches: Iterable[MicroBatch], objective: Objective
         zero = torch.zeros((), device=world.device)
         sums[0] += counted.sum()
         sums[1] += torch.where(counted, objective(logits, labels), zero).sum()
-        sums[2] += (topk_correct(logits, labels, 1) & counted).sum()
-        sums[3] += (topk_correct(logits, labels, min(5, classes)) & counted).sum()
+        right = topk_correct if micro.targets is None else multilabel_hits
+        sums[2] += (right(logits, labels, 1) & counted).sum()
+        sums[3] += (right(logits, labels, min(5, classes)) & counted).sum()
     count, loss, top1, top5 = world.sum_(sums).tolist()
     per = 1 / count if count else math.nan
     result = {"eval_images": count, "eval_loss": loss * per, "eval_top1": top1 * per}

@@ -34,7 +34,8 @@ def device_inputs(micro: MicroBatch, device: torch.device, settings: Augment) ->
 
     images = augment.apply(move(micro.images), move(micro.flip), settings.mean, settings.std,
                            ops=moved(micro.ops, move), erase=moved(micro.erase, move))
-    labels, weight, mixing = move(micro.labels), move(micro.weight), moved(micro.mix, move)
+    labels = move(micro.labels if micro.targets is None else micro.targets)
+    weight, mixing = move(micro.weight), moved(micro.mix, move)
     if mixing is not None:
         images, labels = mix.apply(images, labels, weight, mixing)
     return images, labels, weight, None if micro.keep is None else move(micro.keep)
