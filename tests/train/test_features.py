@@ -213,8 +213,9 @@ def test_several_labels_a_sample(place: Path) -> None:
             for name in sorted({member.name.partition(".")[0] for member in source}):
                 digit = int(source.extractfile(f"{name}.cls").read())
                 writer.write({"__key__": name, "png": source.extractfile(f"{name}.png").read(), "cls": f"{digit} {10 + digit % 2}"})
-    train(place, *SMALL, "name=multi", "duration=40 steps", "model.classes=12", "objective.loss=binary_cross_entropy", "data.multi_label=true",
-          "data.train=multi-train-000000.tar", "data.val=multi-val-000000.tar", "data.num_samples=null", "data.prepare=null", "optim.lr=3e-3")
+    train(place, *SMALL, "name=multi", "duration=40 steps", "model.classes=12", "objective.loss=binary_cross_entropy", "optim.lr=3e-3",
+          "data.multi_label=true", "data.train=multi-train-000000.tar", "data.val=multi-val-000000.tar", "data.num_samples=null",
+          "data.prepare=null")
     run = Run(place / "runs" / "multi")
     assert run.losses[1] == pytest.approx(0.6931, abs=0.01)         # ln 2: every class as likely as not
     assert run.losses[40] < 0.5
