@@ -54,6 +54,13 @@ def test_a_pipe_gets_a_line_each_so_many_seconds_and_at_evaluations():
     assert lines[3] == "evaluation  step 12  top-1 97.31%  top-5 99.93%  loss 0.1234"
 
 
+def test_the_last_state_is_printed_once():
+    console = piped()
+    with Progress(console, total_images=64, clock=lambda: 0.0) as progress:
+        progress.step(row(1), eta_s=0)
+    assert console.file.getvalue().count("step 1") == 1
+
+
 def test_unknown_numbers_are_left_out():
     console = piped()
     with Progress(console, total_images=100) as progress:

@@ -70,6 +70,7 @@ class Progress:
         self._every_s, self._clock = every_s, clock
         self._printed_at: float | None = None
         self._row: dict[str, Any] = {}
+        self._printed_row: dict[str, Any] | None = None
         self._evaluation = ""
         self._eta_s: float | None = None
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4) if console.is_terminal else None
@@ -82,7 +83,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._live:
             self._live.stop()
-        elif self._row and error is None:
+        elif self._row and error is None and self._printed_row is not self._row:
             self._print(self._line())           # the last state, whenever the last line was
 
     def step(self, row: Mapping[str, Any], eta_s: float | None = None) -> None:
@@ -90,7 +91,7 @@ class Progress:
         self._row, self._eta_s = dict(row), eta_s
         now = self._clock()
         if self._live is None and (self._printed_at is None or now - self._printed_at >= self._every_s):
-            self._printed_at = now
+            self._printed_at, self._printed_row = now, self._row
             self._print(self._line())
 
     def evaluated(self, row: Mapping[str, Any]) -> None:
