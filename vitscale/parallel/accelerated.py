@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,9 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vitscale.errors import ClusterError
 from vitscale.models import Backbone
-from vitscale.parallel.ddp import clip_and_step
-from vitscale.parallel.engine import Engine, Update
-from vitscale.parallel.state import Fill, load_named_state, named_state
+from vitscale.parallel.engine import Engine
 
 
 class AccelerateEngine(Engine):
@@ -69,12 +67,3 @@ class AccelerateEngine(Engine):
         # a DDP wrapper would synchronise in evaluation too; a sharded model has no other way in
         evaluating = not torch.is_grad_enabled() and isinstance(self._wrapped, DistributedDataParallel)
         return (self.model if evaluating else self._wrapped)(images, keep)
-
-    def step(self) -> Update:
-        return clip_and_step(self.model, self.optimizer, self.work.clip_norm)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return named_state(self.model, self.optimizer)
-
-    def restore(self, shapes: Mapping[str, torch.Size], fill: Fill) -> None:
-        load_named_state(self.model, self.optimizer, shapes, fill)

@@ -12,17 +12,10 @@ from torch import Tensor, nn
 
 from vitscale.models import Backbone
 from vitscale.parallel.recompute import recompute_
-from vitscale.parallel.state import Fill, ValueOf, fill_parameters_
+from vitscale.parallel.state import Fill, ValueOf, fill_parameters_, load_named_state, named_state
+from vitscale.parallel.update import Update, clip_and_step
 from vitscale.parallel.world import World
 from vitscale.recipe import Parallel
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one optimizer step did.  `applied` is False when the gradient was not finite, on all ranks alike."""
-
-    grad_norm: float
-    applied: bool
 
 
 @dataclass(frozen=True)
@@ -72,24 +65,24 @@ class Engine(ABC):
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    @abstractmethod
     def step(self) -> Update:
         """Clip, update unless the gradient is not finite, and clear the gradients."""
+        return clip_and_step(self.model, self.optimizer, self.work.clip_norm)
 
     def set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """The whole training state by name, the same names in every engine: `model.NAME` in fp32 and `optim.NAME.KEY`.
 
         Sharded tensors are DTensors.  Collective: every rank calls it.
         """
+        return named_state(self.model, self.optimizer)
 
-    @abstractmethod
     def restore(self, shapes: Mapping[str, torch.Size], fill: Fill) -> None:
         """Take over a state that `tensors()` of any engine on any number of ranks gave.  `shapes` are the names it holds."""
+        load_named_state(self.model, self.optimizer, shapes, fill)
 
 
 def prepared(build: Callable[[], Backbone], parallel: Parallel) -> Backbone:

@@ -1,7 +1,7 @@
 """Fully sharded data parallel, torch's FSDP2 (Zhao et al. 2023): parameters, gradients and optimizer state are sharded over all ranks."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -9,9 +9,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from vitscale.models import Backbone
-from vitscale.parallel.ddp import clip_and_step
-from vitscale.parallel.engine import Engine, Update, prepared
-from vitscale.parallel.state import Fill, ValueOf, fill_parameters_, load_named_state, named_state
+from vitscale.parallel.engine import Engine, prepared
+from vitscale.parallel.state import ValueOf, fill_parameters_
 
 
 class FsdpEngine(Engine):
@@ -44,12 +43,3 @@ class FsdpEngine(Engine):
 
     def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
         return self.model(images, keep)
-
-    def step(self) -> Update:
-        return clip_and_step(self.model, self.optimizer, self.work.clip_norm)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return named_state(self.model, self.optimizer)
-
-    def restore(self, shapes: Mapping[str, torch.Size], fill: Fill) -> None:
-        load_named_state(self.model, self.optimizer, shapes, fill)

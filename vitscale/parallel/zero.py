@@ -12,8 +12,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from vitscale.models import Backbone
-from vitscale.parallel.engine import Engine, Update
+from vitscale.parallel.engine import Engine
 from vitscale.parallel.state import Fill, check_names, optimizer_keys
+from vitscale.parallel.update import Update
 
 
 class ZeroEngine(Engine):
