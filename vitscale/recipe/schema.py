@@ -212,8 +212,23 @@ class Observe(Section):
     peak_flops: Positive | None = None      # FLOP/s of one device that MFU is measured against; null: data sheet, on a CPU measured
 
 
+class Spike(Section):
+    """When a loss counts as a spike: so far above the median of the accepted losses before it, so often in a row."""
+
+    window: Annotated[int, Field(ge=10), BeforeValidator(_whole)] = 100     # steps of which median and spread are taken; before, no rule
+    deviations: Positive = 10.0             # spread is 1.4826 x the median absolute deviation: a normal distribution's standard deviation
+    in_a_row: Count = 3
+
+
 class Resilience(Section):
-    max_nonfinite: Count = 5                # updates skipped in a row for a non-finite loss or gradient, then the run stops
+    max_nonfinite: Count = 5                # updates skipped in a row for a non-finite loss or gradient, then the run rolls back
+    spike: Spike | None = Spike()           # null: a high loss alone never rolls back
+    max_rollbacks: CountOrZero = 3          # to the last good checkpoint, passing over the batches at fault; then the run stops
+    max_restarts: Count = 3                 # attempts in a row that got no further, then the run stops
+    hang_timeout: Positive | None = 60.0    # seconds without progress after which the attempt is ended; null: no watchdog
+    startup_timeout: Positive = 1800.0      # the same until the first step has ended: compiling, indexing, reading a checkpoint
+    straggler_ratio: Annotated[float, Field(gt=1)] = 1.5    # a rank this many times slower than the median is named
+    preflight: bool = True                  # look at devices, exchange, disk and clocks before the first step
 
 
 class Recipe(Section):
