@@ -1,8 +1,40 @@
-"""Shared by all tests: where helpers lie, and how many threads one process may take."""
+"""Shared by all tests: helpers, threads of a process, the packed digits, and the unbroken run that others are held against."""
 
 import os
 import sys
 from pathlib import Path
 
+import pytest
+from running import SMALL, Run, train
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from vitscale.data import open_index, pack_digits
+
+    folder = tmp_path_factory.mktemp("digits") / "digits"
+    pack_digits(folder)
+    for split in ("train", "val"):
+        open_index((str(folder / f"{split}-*.tar"),))
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, digits: Path) -> Path:
+    """An empty folder in which `data/digits` is there already."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "digits").symlink_to(digits)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Run:
+    """60 steps of one process, never interrupted: over the end of an epoch (step 45 is a partial batch)."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    (folder / "data").mkdir()
+    (folder / "data" / "digits").symlink_to(digits)
+    train(folder, *SMALL, "name=unbroken", "duration=60 steps")
+    return Run(folder / "runs" / "unbroken")

@@ -5,20 +5,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from running import SMALL, Run, kill_rank, start, train
+from running import SMALL, Run, kill_rank, same_as, start, train
 
 from vitscale.resilience.skips import remember
 
 pytestmark = pytest.mark.slow       # whole runs of real processes: several seconds each for starting alone
-
-
-def same_as(unbroken: Run, run: Run, first: int = 1, last: int = 60) -> None:
-    """Identical sample ids in identical steps, losses within 1e-5 over the 30 steps after `first`, within 1e-4 to the end."""
-    assert run.samples == unbroken.samples
-    ours, theirs = run.losses, unbroken.losses
-    assert list(ours) == list(range(1, last + 1))
-    for step in range(first, last + 1):
-        assert ours[step] == pytest.approx(theirs[step], abs=1e-5 if step < first + 30 else 1e-4), step
 
 
 @pytest.mark.parametrize(("engine", "before", "killed", "after"), [("ddp", 2, 1, 3), ("fsdp", 3, 0, 2)])

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 # as small as the real path allows: 1,438 digits, 3 blocks, 45 batches of 32 an epoch, the last one of 30
 SMALL = ["model.width=32", "model.depth=3", "model.heads=2", "model.mlp=64", "global_batch=32", "data.lanes=16", "checkpoint.every=8 steps",
          "evaluate.every=null", "data.log_samples=true", "observe.exporter=false", "checkpoint.keep=3", "optim.warmup=10 steps"]
@@ -70,6 +72,15 @@ class Run:
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, "the run did not come that far in time"
             time.sleep(0.02)
+
+
+def same_as(unbroken: Run, run: Run, first: int = 1, last: int = 60) -> None:
+    """Assert identical sample ids in identical steps, losses within 1e-5 over the 30 steps after `first`, within 1e-4 to the end."""
+    assert run.samples == unbroken.samples
+    ours, theirs = run.losses, unbroken.losses
+    assert list(ours) == list(range(1, last + 1))
+    for step in range(first, last + 1):
+        assert ours[step] == pytest.approx(theirs[step], abs=1e-5 if step < first + 30 else 1e-4), step
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[int]:
