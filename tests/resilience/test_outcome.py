@@ -7,16 +7,19 @@ from pathlib import Path
 import pytest
 
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
-from vitscale.resilience.outcome import FILE, write_outcome
+from vitscale.resilience.outcome import FILE, read_outcome, write_outcome
 
 
-@pytest.mark.parametrize(("code", "state"), [(EXIT_DONE, "done"), (EXIT_WRONG_INPUT, "wrong input"), (EXIT_FAILED, "failed"),
-                                             (EXIT_REQUEUE, "stopped early")])
-def test_it_says_how_the_run_ended(code: int, state: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("code", "state", "cause"), [
+    (EXIT_DONE, "done", "done"), (EXIT_WRONG_INPUT, "wrong input", "wrong_input"), (EXIT_FAILED, "failed", "crash"),
+    (EXIT_REQUEUE, "stopped early", "killed"),
+])
+def test_it_says_how_the_run_ended(code: int, state: str, cause: str, tmp_path: Path) -> None:
     write_outcome(tmp_path, code, "because", step=7, best=None, samples_skipped={"decode": 2})
     outcome = json.loads((tmp_path / FILE).read_text())
     assert abs(outcome.pop("time") - time.time()) < 60
-    assert outcome == {"state": state, "exit_code": code, "reason": "because", "step": 7, "best": None, "samples_skipped": {"decode": 2}}
+    assert outcome == {"state": state, "exit_code": code, "cause": cause, "reason": "because", "step": 7, "best": None,
+                       "samples_skipped": {"decode": 2}}
 
 
 def test_the_exit_codes_are_those_of_the_handbook() -> None:
@@ -35,3 +38,17 @@ def test_a_code_that_is_none_is_our_own_mistake(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         write_outcome(tmp_path, 1, "because")
     assert not (tmp_path / FILE).exists()
+
+
+def test_a_cause_is_one_of_a_few_words(tmp_path: Path) -> None:
+    write_outcome(tmp_path, EXIT_REQUEUE, "no step for 60 s", cause="hang")
+    assert read_outcome(tmp_path)["cause"] == "hang"
+    with pytest.raises(ValueError, match="'rank 3 hung' is no cause; the causes are done, "):
+        write_outcome(tmp_path, EXIT_REQUEUE, "no step for 60 s", cause="rank 3 hung")
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"state": "do', b"[1]", b"\xff"])
+def test_what_is_not_there_or_damaged_says_nothing(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / FILE).write_bytes(content)
+    assert read_outcome(tmp_path) == {}
