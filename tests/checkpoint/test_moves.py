@@ -17,10 +17,10 @@ from vitscale.parallel.engine import Work
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.place import Place
 from vitscale.parallel.world import World, joined
-from vitscale.recipe import Checkpoint, Model, Objective, Optim, Parallel
+from vitscale.recipe import Checkpoint, Classification, Optim, Parallel, Vit
 
 # 5 tokens, 7 classes: sizes that neither 2 nor 3 ranks divide
-MODEL = Model(width=12, depth=2, heads=2, mlp=20, patch=4, image=8, classes=7, layer_scale=0.1)
+MODEL = Vit(width=12, depth=2, heads=2, mlp=20, patch=4, image=8, classes=7, layer_scale=0.1)
 OPTIM = Optim(lr=3e-3, weight_decay=0.1)
 BATCH = 12
 pytestmark = pytest.mark.slow       # real ranks of every engine
@@ -53,7 +53,7 @@ def walk(world: World, leg: Leg) -> list[float]:
     if leg.source is not None:
         state = Path(leg.source) / STATE
         engine.restore(shapes_in(state), lambda targets: read_into(state, targets))
-    objective, losses = build_objective(Objective(), MODEL.classes), []
+    objective, losses = build_objective(Classification(), MODEL.classes), []
     for step in range(leg.first, leg.last):
         generator = torch.Generator().manual_seed(step)
         images, labels = torch.randn(BATCH, 3, 8, 8, generator=generator), torch.randint(7, (BATCH,), generator=generator)

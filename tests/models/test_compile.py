@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from vitscale.models import build_model, initialise
-from vitscale.recipe import Model
+from vitscale.recipe import Vit
 
 
 @pytest.mark.slow       # the tracer, though not the compiler
 def test_all_drop_rates_share_one_graph() -> None:
     torch._dynamo.reset()
-    model = build_model(Model(width=16, depth=12, heads=2, mlp=24, patch=4, image=8, classes=7, drop_path=0.5))
+    model = build_model(Vit(width=16, depth=12, heads=2, mlp=24, patch=4, image=8, classes=7, drop_path=0.5))
     initialise(model, 0)
     graphs = 0
 

@@ -6,11 +6,11 @@ import torch
 from vitscale.models.drop_path import add_branch, drop_rates
 from vitscale.models.init import initialise
 from vitscale.models.vit import VisionTransformer
-from vitscale.recipe import Model
+from vitscale.recipe import Vit
 
 
 def model(drop_path: float = 0.4, depth: int = 3) -> VisionTransformer:
-    built = VisionTransformer(Model(width=16, depth=depth, heads=2, mlp=24, patch=4, image=8, classes=0, pool="mean", drop_path=drop_path))
+    built = VisionTransformer(Vit(width=16, depth=depth, heads=2, mlp=24, patch=4, image=8, classes=0, pool="mean", drop_path=drop_path))
     initialise(built, 3)
     with torch.no_grad():
         for parameter in built.parameters():

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vitscale.models import build_model, initial_value, initialise
-from vitscale.recipe import Model
+from vitscale.recipe import Vit
 
-FULL = Model(width=32, depth=2, heads=2, mlp=64, patch=4, image=16, classes=11, pool="attention", layer_scale=1e-4)
+FULL = Vit(width=32, depth=2, heads=2, mlp=64, patch=4, image=16, classes=11, pool="attention", layer_scale=1e-4)
 
 
 @pytest.mark.parametrize("options", [
@@ -16,7 +16,7 @@ FULL = Model(width=32, depth=2, heads=2, mlp=64, patch=4, image=16, classes=11, 
     {"pool": "attention", "layer_scale": 0.1},
 ])
 def test_meta_then_empty_then_initialise_equals_building_directly(options):
-    section = Model(width=16, depth=2, heads=2, mlp=24, patch=4, image=8, classes=3, **options)
+    section = Vit(width=16, depth=2, heads=2, mlp=24, patch=4, image=8, classes=3, **options)
     direct = build_model(section)
     initialise(direct, seed=7)
     with torch.device("meta"):

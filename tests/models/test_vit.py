@@ -10,13 +10,13 @@ from vitscale import models
 from vitscale.errors import RecipeError
 from vitscale.models import MODELS, build_model, initialise
 from vitscale.models.vit import VisionTransformer
-from vitscale.recipe import Model
+from vitscale.recipe import Vit
 
 SMALL = {"width": 16, "depth": 2, "heads": 2, "mlp": 24, "patch": 4, "image": 8, "classes": 3}
 
 
 def model(seed: int = 0, **options) -> VisionTransformer:
-    built = build_model(Model(**{**SMALL, **options}))
+    built = build_model(Vit(**{**SMALL, **options}))
     initialise(built, seed)
     with torch.no_grad():
         for parameter in built.parameters():        # no zeros or ones that would hide a part left out
@@ -29,9 +29,9 @@ def pictures(height: int = 8, width: int = 8, channels: int = 3) -> torch.Tensor
 
 
 def test_the_registry_builds_every_family():
-    assert isinstance(MODELS["vit"](Model(**SMALL)), VisionTransformer)
+    assert isinstance(MODELS["vit"](Vit(**SMALL)), VisionTransformer)
     with pytest.raises(RecipeError, match=r"model\.heads"):
-        build_model(Model(**{**SMALL, "heads": 3}))
+        build_model(Vit(**{**SMALL, "heads": 3}))
 
 
 def test_parameter_names_are_timms():

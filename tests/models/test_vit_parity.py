@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vitscale.models.vit import VisionTransformer
-from vitscale.recipe import Model
+from vitscale.recipe import Vit
 
 transformers = pytest.importorskip("transformers")
 
@@ -59,7 +59,7 @@ def pictures(height: int, width: int) -> Tensor:
 def test_token_pooling_equals_vit_at_any_image_size(qkv_bias, height, width):
     config = transformers.ViTConfig(**THEIRS, intermediate_size=48, num_labels=5, qkv_bias=qkv_bias)
     theirs = shaken(transformers.ViTForImageClassification(config))
-    ours = VisionTransformer(Model(**SIZE, classes=5, qkv_bias=qkv_bias), eps=1e-3).eval()
+    ours = VisionTransformer(Vit(**SIZE, classes=5, qkv_bias=qkv_bias), eps=1e-3).eval()
     ours.load_state_dict(renamed(theirs.state_dict()), strict=True)
     images = pictures(height, width)
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_token_pooling_equals_vit_at_any_image_size(qkv_bias, height, width):
 def test_attention_pooling_equals_siglip():
     config = transformers.SiglipVisionConfig(**THEIRS, intermediate_size=48, hidden_act="gelu")
     theirs = shaken(transformers.SiglipVisionModel(config))
-    ours = VisionTransformer(Model(**SIZE, classes=0, pool="attention"), eps=1e-3).eval()
+    ours = VisionTransformer(Vit(**SIZE, classes=0, pool="attention"), eps=1e-3).eval()
     ours.load_state_dict(renamed(theirs.state_dict()), strict=True)
     with torch.no_grad():
         expected = theirs(pictures(32, 32)).pooler_output
@@ -81,7 +81,7 @@ def test_attention_pooling_equals_siglip():
 def test_layer_scale_equals_dinov2():
     config = transformers.Dinov2Config(**THEIRS, mlp_ratio=2)
     theirs = shaken(transformers.Dinov2Model(config))
-    ours = VisionTransformer(Model(**{**SIZE, "mlp": 64}, classes=0, layer_scale=0.1), eps=1e-3).eval()
+    ours = VisionTransformer(Vit(**{**SIZE, "mlp": 64}, classes=0, layer_scale=0.1), eps=1e-3).eval()
     ours.load_state_dict(renamed(theirs.state_dict()), strict=True)
     with torch.no_grad():
         expected = theirs(pictures(32, 32)).last_hidden_state

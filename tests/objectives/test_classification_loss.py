@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from vitscale.objectives import OBJECTIVES, build_objective, multilabel_hits, per_sample_loss, topk_correct
-from vitscale.recipe import Objective
+from vitscale.recipe import Classification
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -62,11 +62,11 @@ def test_losses_of_bf16_logits_are_computed_in_fp32(loss):
 def test_the_section_chooses_the_loss():
     logits, labels, _ = batch()
     assert list(OBJECTIVES) == ["classification"]
-    objective = build_objective(Objective(loss="binary_cross_entropy", label_smoothing=0.2), classes=7)
+    objective = build_objective(Classification(loss="binary_cross_entropy", label_smoothing=0.2), classes=7)
     assert torch.equal(objective(logits, labels), per_sample_loss(logits, labels, "binary_cross_entropy", 0.2))
-    assert torch.equal(build_objective(Objective(), 7)(logits, labels), per_sample_loss(logits, labels))
+    assert torch.equal(build_objective(Classification(), 7)(logits, labels), per_sample_loss(logits, labels))
     with pytest.raises(ValueError, match="wants logits of 8 classes, got 7"):
-        build_objective(Objective(), classes=8)(logits, labels)
+        build_objective(Classification(), classes=8)(logits, labels)
 
 
 def test_shapes_that_do_not_belong_together_are_refused():

@@ -14,9 +14,9 @@ from vitscale.parallel.engine import Work
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.place import Place
 from vitscale.parallel.world import World, joined
-from vitscale.recipe import Model, Objective, Optim, Parallel
+from vitscale.recipe import Classification, Optim, Parallel, Vit
 
-MODEL = Model(width=16, depth=3, heads=2, mlp=24, patch=4, image=8, classes=7)       # 2 ranks divide 16 and 24, not 7 and the 5 tokens
+MODEL = Vit(width=16, depth=3, heads=2, mlp=24, patch=4, image=8, classes=7)       # 2 ranks divide 16 and 24, not 7 and the 5 tokens
 OPTIM = Optim(lr=3e-3, weight_decay=0.1)
 STEPS = 10
 
@@ -66,7 +66,7 @@ def train(world: World, case: Case) -> dict:
         skeleton = build_model(MODEL)
     model = engine.materialise(lambda: build_model(MODEL), lambda name, shape: head_too(skeleton, name, shape))
     engine.adopt(model, build_optimizer(model, OPTIM))
-    objective = build_objective(Objective(), MODEL.classes)
+    objective = build_objective(Classification(), MODEL.classes)
     losses, norms, applied = [], [], []
     for step in range(STEPS):
         size = case.sizes[step] if case.sizes else case.global_batch

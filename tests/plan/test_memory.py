@@ -5,9 +5,9 @@ import torch
 
 from vitscale.errors import RecipeError
 from vitscale.models import build_model, initialise
-from vitscale.plan import count_params, estimate, fitting_micro_batch
-from vitscale.plan.memory import activation_bytes, block_bytes
-from vitscale.recipe import Model, Recipe
+from vitscale.plan import anatomy_of, count_params, estimate, fitting_micro_batch
+from vitscale.plan.memory import activation_bytes, unit_bytes
+from vitscale.recipe import Recipe, Vit
 
 GIB = 2**30
 HUGE = {"size": "huge", "patch": 14}
@@ -22,7 +22,7 @@ def recipe(model=SMALL, group=None, ema=None, **parallel) -> Recipe:
 
 
 def test_ddp_in_fp32_holds_sixteen_bytes_per_parameter():
-    n = count_params(Model(**SMALL))
+    n = count_params(Vit(**SMALL))
     memory = estimate(recipe(), world_size=8, micro_batch=1)
     assert (memory.weights, memory.gradients, memory.optimizer, memory.ema) == (4 * n, 4 * n, 8 * n, 0)
     assert estimate(recipe(ema={"decay": 0.99}), 8, 1).ema == 4 * n
@@ -42,7 +42,7 @@ def test_zero_stages_follow_the_papers_formulas(stage, bytes_per_parameter):
 
 def test_offload_takes_the_optimizer_off_the_device():
     assert estimate(recipe(engine="zero", zero_offload=True), 2, 1).optimizer == 0
-    assert estimate(recipe(engine="zero"), 2, 1).optimizer == 4 * count_params(Model(**SMALL))
+    assert estimate(recipe(engine="zero"), 2, 1).optimizer == 4 * count_params(Vit(**SMALL))
 
 
 def test_fsdp_of_huge_agrees_with_a_simulated_run():
@@ -73,13 +73,15 @@ def test_a_block_keeps_what_autograd_saves(options):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         block(tokens * 1.0)
     statistics = 2 * 2 * 3 * 26 * 4             # mean and deviation of two norms: not in the formula
-    assert sum(num_bytes for num_bytes, _ in saved.values()) - statistics == pytest.approx(3 * block_bytes(section), abs=64)
+    unit = anatomy_of(section.model).units[0]
+    assert sum(num_bytes for num_bytes, _ in saved.values()) - statistics == pytest.approx(3 * unit_bytes(section, unit), abs=64)
 
 
 def test_a_recomputed_block_keeps_its_input_and_one_is_whole_again():
     none = activation_bytes(recipe())
     every_third = activation_bytes(recipe(recompute="blocks", recompute_every=3))      # blocks 0 and 3 of 4
-    assert none - every_third == 2 * (block_bytes(recipe()) - 26 * 24 * 4) - block_bytes(recipe())
+    block = unit_bytes(recipe(), anatomy_of(recipe().model).units[0])
+    assert none - every_third == 2 * (block - 26 * 24 * 4) - block
 
 
 def test_more_of_anything_never_takes_less():

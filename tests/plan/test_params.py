@@ -7,7 +7,7 @@ import torch
 
 from vitscale.models import build_model
 from vitscale.plan import count_params, params_by_component
-from vitscale.recipe import Model
+from vitscale.recipe import Vit
 
 PUBLISHED = [
     ("tiny", 16, 5_717_416), ("small", 16, 22_050_664), ("base", 16, 86_567_656), ("base", 32, 88_224_232), ("large", 16, 304_326_632),
@@ -15,14 +15,14 @@ PUBLISHED = [
 ]
 
 
-def built(model: Model) -> torch.nn.Module:
+def built(model: Vit) -> torch.nn.Module:
     with torch.device("meta"):
         return build_model(model)
 
 
 @pytest.mark.parametrize(("size", "patch", "expected"), PUBLISHED)
 def test_every_size_has_exactly_its_published_count(size, patch, expected):
-    model = Model(size=size, patch=patch)
+    model = Vit(size=size, patch=patch)
     assert count_params(model) == expected
     assert sum(p.numel() for p in built(model).parameters()) == expected
 
@@ -32,7 +32,7 @@ OPTIONS = list(itertools.product(("token", "mean", "attention"), ("learned", "si
 
 @pytest.mark.parametrize(("pool", "position", "qkv_bias", "layer_scale", "classes", "channels"), OPTIONS)
 def test_every_option_counts_as_built_component_by_component(pool, position, qkv_bias, layer_scale, classes, channels):
-    model = Model(width=24, depth=3, heads=2, mlp=40, patch=4, image=20, pool=pool, position=position, qkv_bias=qkv_bias,
+    model = Vit(width=24, depth=3, heads=2, mlp=40, patch=4, image=20, pool=pool, position=position, qkv_bias=qkv_bias,
                   layer_scale=layer_scale, classes=classes, channels=channels)
     counted = dict.fromkeys(params_by_component(model), 0)
     for name, parameter in built(model).named_parameters():

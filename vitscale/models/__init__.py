@@ -1,11 +1,14 @@
 """Models: what maps images to logits.  They know nothing of parallelism, optimizers or launchers."""
 
+from collections.abc import Callable
+from typing import Any
+
 from vitscale.models import vit
 from vitscale.models.backbone import Backbone
 from vitscale.models.init import initial_value, initialise
 from vitscale.recipe.schema import Model
 
-MODELS = {"vit": vit.build}
+MODELS: dict[str, Callable[[Any], Backbone]] = {"vit": vit.build}
 
 __all__ = ["MODELS", "Backbone", "build_model", "initial_value", "initialise"]
 

@@ -14,7 +14,7 @@ from vitscale.models.names import is_exempt
 from vitscale.models.patch_embed import PatchEmbed
 from vitscale.models.position import resample, sincos
 from vitscale.plan.sizes import Shape, grid, num_tokens, shape_of
-from vitscale.recipe.schema import Model
+from vitscale.recipe.schema import Vit
 
 
 class LayerScale(nn.Module):
@@ -61,7 +61,7 @@ class VisionTransformer(Backbone):
 
     pos_embed: Tensor
 
-    def __init__(self, model: Model, eps: float = 1e-6) -> None:
+    def __init__(self, model: Vit, eps: float = 1e-6) -> None:
         """Raises RecipeError when the section contradicts itself.  `eps` of every LayerNorm."""
         super().__init__()
         shape = shape_of(model)
@@ -166,6 +166,6 @@ class VisionTransformer(Backbone):
             self.pos_embed.copy_(sincos(self.grid, self.width, device="cpu"))
 
 
-def build(model: Model) -> VisionTransformer:
+def build(model: Vit) -> VisionTransformer:
     """The model section -> the model, on torch's current default device.  Raises RecipeError."""
     return VisionTransformer(model)

@@ -1,16 +1,17 @@
 """What a batch's loss is."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
 from vitscale.objectives.classification import multilabel_hits, per_sample_loss, topk_correct
-from vitscale.recipe.schema import Objective
+from vitscale.recipe.schema import Classification, Objective
 
 LossPerSample = Callable[[Tensor, Tensor], Tensor]
 
 
-def _classification(objective: Objective, classes: int) -> LossPerSample:
+def _classification(objective: Classification, classes: int) -> LossPerSample:
     def losses(logits: Tensor, labels: Tensor) -> Tensor:
         if logits.shape[-1] != classes:
             raise ValueError(f"wants logits of {classes} classes, got {logits.shape[-1]}")
@@ -19,7 +20,7 @@ def _classification(objective: Objective, classes: int) -> LossPerSample:
     return losses
 
 
-OBJECTIVES = {"classification": _classification}
+OBJECTIVES: dict[str, Callable[[Any, int], LossPerSample]] = {"classification": _classification}
 
 __all__ = ["OBJECTIVES", "LossPerSample", "build_objective", "multilabel_hits", "per_sample_loss", "topk_correct"]
 

@@ -1,6 +1,6 @@
 """How many floating-point operations an image costs.  Exact: equal to torch's FlopCounterMode on the built model."""
 
-from vitscale.plan.sizes import grid, num_tokens, shape_of
+from vitscale.plan.families import anatomy_of
 from vitscale.recipe.schema import Model
 
 
@@ -8,22 +8,9 @@ def flops_by_component(model: Model) -> dict[str, int]:
     """FLOPs of one image's forward pass by component; their sum is forward_flops.  Raises RecipeError.
 
     A multiply-add is 2 FLOPs; matrix products and convolutions count, elementwise work does not (Kaplan et al. 2020, section 2.1).
-    What DeiT and timm print as GFLOPs are multiply-adds: half of this.  Attention counts its two products of N x N x D.
+    What DeiT and timm print as GFLOPs are multiply-adds: half of this.
     """
-    shape = shape_of(model)
-    tokens, width, mlp = num_tokens(model), shape.width, shape.mlp
-    square = 2 * width * width                                  # one token through a D x D layer
-    pool = 0
-    if model.pool == "attention":                               # one query (the probe) per image over all tokens
-        pool = square + tokens * 2 * square + 2 * (2 * tokens * width) + square + 2 * (2 * width * mlp)
-    return {
-        "patch_embed": 2 * grid(model) ** 2 * model.channels * model.patch**2 * width,
-        "attention_linear": shape.depth * tokens * 4 * square,
-        "attention_product": shape.depth * 2 * (2 * tokens * tokens * width),
-        "mlp": shape.depth * tokens * 2 * (2 * width * mlp),
-        "pool": pool,
-        "head": 2 * width * model.classes,
-    }
+    return anatomy_of(model).flops
 
 
 def forward_flops(model: Model) -> int:

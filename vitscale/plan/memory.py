@@ -1,10 +1,11 @@
 """How much memory one rank needs, to first order, and the micro-batch that fits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitscale.errors import RecipeError
-from vitscale.plan.params import params_by_component
-from vitscale.plan.sizes import num_tokens, shape_of
+from vitscale.plan.anatomy import Unit
+from vitscale.plan.families import anatomy_of
 from vitscale.recipe.check import default_group
 from vitscale.recipe.schema import Recipe
 
@@ -40,50 +41,33 @@ def _autocast(recipe: Recipe) -> bool:
     return recipe.parallel.precision == "bf16" and recipe.parallel.engine in ("ddp", "accelerate")
 
 
-def block_bytes(recipe: Recipe) -> int:
-    """Bytes that one block keeps of one image for its backward pass, nothing recomputed.
-
-    Korthikanti et al. 2022 (Reducing activation recomputation in large transformer models, section 4.1) count per token and layer
-    34 D + 5 N H bytes in 16 bits.  Flash attention never stores the N x N terms but one fp32 log-sum-exp per head; dropout masks
-    (1 byte each, two of D) are there only with dropout; the MLP is M wide, not 4 D.  In numbers of `e` bytes per token that leaves
-    norm inputs 2 D, qkv input D, q, k, v 3 D, attention output D, MLP input D, GELU input and output 2 M: e (8 D + 2 M) + 4 H.
-    LayerScale keeps its two inputs, 2 D.  Autocast keeps the norms' inputs in fp32.
-    """
-    shape, element = shape_of(recipe.model), _element(recipe)
-    per_token = element * (8 * shape.width + 2 * shape.mlp) + 4 * shape.heads
-    if recipe.model.layer_scale is not None:
-        per_token += element * 2 * shape.width
-    if recipe.model.dropout:
-        per_token += 2 * shape.width
-    if _autocast(recipe):
-        per_token += (4 - element) * 2 * shape.width
-    return num_tokens(recipe.model) * per_token
+def unit_bytes(recipe: Recipe, unit: Unit) -> int:
+    """Bytes that one block keeps of one image for its backward pass, nothing recomputed.  Autocast keeps the norms' inputs in fp32."""
+    element = _element(recipe)
+    return element * unit.kept + (4 - element) * (unit.normed if _autocast(recipe) else 0) + 4 * unit.kept_fp32 + unit.mask_bytes
 
 
-def _kept_bytes(recipe: Recipe) -> int:
-    """Bytes that all blocks keep of one image, with what the recomputation brings back for one block at a time."""
-    shape, element, tokens = shape_of(recipe.model), _element(recipe), num_tokens(recipe.model)
-    full, width = block_bytes(recipe), shape.width
-    if recipe.parallel.recompute == "none":
-        return shape.depth * full
-    if recipe.parallel.recompute == "blocks":                       # a recomputed block keeps its input alone
-        recomputed = _ceil(shape.depth, recipe.parallel.recompute_every)     # blocks 0, k, 2 k, ...
-        return (shape.depth - recomputed) * full + recomputed * tokens * element * width + (full if recomputed else 0)
-    outputs = tokens * (element * (7 * width + shape.mlp) + 4 * shape.heads)    # input; qkv 3, attention, proj, fc2; fc1
-    return shape.depth * min(outputs, full) + full
+def _kept_bytes(recipe: Recipe, units: Sequence[Unit]) -> int:
+    """Bytes that all blocks keep of one image, with what the recomputation brings back for the largest of them at its time."""
+    element, parallel = _element(recipe), recipe.parallel
+    full = [unit_bytes(recipe, unit) for unit in units]
+    if parallel.recompute == "none":
+        return sum(full)
+    if parallel.recompute == "blocks":                              # blocks 0, k, 2 k, ... keep their input alone
+        again = range(0, len(units), parallel.recompute_every)
+        kept = sum(element * units[at].stream if at in again else full[at] for at in range(len(units)))
+        return kept + max(full[at] for at in again)
+    return sum(min(element * unit.outputs + 4 * unit.kept_fp32, one) for unit, one in zip(units, full, strict=True)) + max(full)
 
 
 def activation_bytes(recipe: Recipe) -> int:
     """Bytes of one image at the start of the backward pass: the peak.  Proportional to the micro-batch."""
-    model, shape, element = recipe.model, shape_of(recipe.model), _element(recipe)
-    stream = num_tokens(model) * shape.width                        # numbers in the residual stream
+    model, parts, element = recipe.model, anatomy_of(recipe.model), _element(recipe)
     image = model.channels * model.image**2 * (4 if element == 4 else 4 + element)      # the batch, and its cast copy
-    norm = stream * (4 if _autocast(recipe) else element)
-    pool = 3 * stream * element if model.pool == "attention" else 0                     # keys and values, and what they came from
-    mask = stream if model.dropout else 0
+    norm = parts.normed * (4 if _autocast(recipe) else element)
     logits = 2 * 4 * model.classes                                  # fp32 logits and log-probabilities
-    in_flight = 2 * num_tokens(model) * shape.mlp * element         # gradients inside the MLP of the block being differentiated
-    return image + mask + _kept_bytes(recipe) + norm + pool + logits + in_flight
+    in_flight = element * parts.units[-1].in_flight                 # of the block being differentiated
+    return image + parts.mask_bytes + _kept_bytes(recipe, parts.units) + norm + parts.pooled * element + logits + in_flight
 
 
 def estimate(recipe: Recipe, world_size: int, micro_batch: int) -> Memory:
@@ -94,13 +78,10 @@ def estimate(recipe: Recipe, world_size: int, micro_batch: int) -> Memory:
     ahead); `zero` shards the optimizer (1), gradients (2), weights (3).  `accelerate` is taken for DDP, its least frugal form.
     Communication buckets are not counted; DDP's gradients are taken to be views of its buckets.
     """
-    parts = params_by_component(recipe.model)
-    depth = shape_of(recipe.model).depth
-    n = sum(parts.values())
-    final_norm = 2 * shape_of(recipe.model).width
-    blocks = parts["attention"] + parts["mlp"] + parts["norms"] - final_norm + parts["layer_scale"]
-    block, outer = blocks // depth, n - blocks
-    gathered = outer + min(depth, 2) * block
+    parts = anatomy_of(recipe.model)
+    n, blocks = sum(parts.params.values()), [unit.params for unit in parts.units]
+    block, outer = max(blocks), n - sum(blocks)
+    gathered = outer + max(sum(blocks[at:at + 2]) for at in range(len(blocks)))
     parallel, element = recipe.parallel, _element(recipe)
 
     def share(num_bytes: int) -> int:

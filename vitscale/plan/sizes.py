@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vitscale.errors import RecipeError
-from vitscale.recipe.schema import Model
+from vitscale.recipe.schema import Vit
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ SIZES = {
 }
 
 
-def _resolve(model: Model) -> Shape | None:
+def _resolve(model: Vit) -> Shape | None:
     """The size with the explicit numbers put over it; None when a number is in neither."""
     named = SIZES[model.size] if model.size else None
     numbers = []
@@ -39,7 +39,7 @@ def _resolve(model: Model) -> Shape | None:
     return Shape(*numbers)
 
 
-def problems(model: Model) -> list[tuple[str, str]]:
+def problems(model: Vit) -> list[tuple[str, str]]:
     """(dotted key, sentence) for what shows only once the size is known; empty when the model can be built."""
     shape = _resolve(model)
     if shape is None:
@@ -55,7 +55,7 @@ def problems(model: Model) -> list[tuple[str, str]]:
     return found
 
 
-def shape_of(model: Model) -> Shape:
+def shape_of(model: Vit) -> Shape:
     """Size and explicit overrides -> numbers.  Raises RecipeError with every contradiction among them."""
     found = problems(model)
     if found:
@@ -65,11 +65,11 @@ def shape_of(model: Model) -> Shape:
     return shape
 
 
-def grid(model: Model) -> int:
+def grid(model: Vit) -> int:
     """Patches on a side of the (square) image."""
     return model.image // model.patch
 
 
-def num_tokens(model: Model) -> int:
+def num_tokens(model: Vit) -> int:
     """N: the patches, and the class token where the pooling is `token`."""
     return grid(model) ** 2 + (model.pool == "token")

@@ -2,9 +2,22 @@
 
 from vitscale.recipe.duration import Duration
 from vitscale.recipe.load import RECIPES, find_recipe, load_recipe, parse_override, recipe_files
-from vitscale.recipe.schema import Augment, Checkpoint, Data, Evaluate, Model, Objective, Observe, Optim, Parallel, Recipe
+from vitscale.recipe.schema import (
+    Augment,
+    Checkpoint,
+    Classification,
+    Data,
+    Evaluate,
+    Model,
+    Objective,
+    Observe,
+    Optim,
+    Parallel,
+    Recipe,
+    Vit,
+)
 
 __all__ = [
-    "RECIPES", "Augment", "Checkpoint", "Data", "Duration", "Evaluate", "Model", "Objective", "Observe", "Optim", "Parallel", "Recipe",
-    "find_recipe", "load_recipe", "parse_override", "recipe_files",
+    "RECIPES", "Augment", "Checkpoint", "Classification", "Data", "Duration", "Evaluate", "Model", "Objective", "Observe", "Optim",
+    "Parallel", "Recipe", "Vit", "find_recipe", "load_recipe", "parse_override", "recipe_files",
 ]

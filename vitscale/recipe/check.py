@@ -1,5 +1,6 @@
 """What single keys cannot show: combinations that contradict each other.  Needs no shards and no torch."""
 
+from vitscale.recipe.check_model import model_contradictions
 from vitscale.recipe.schema import Augment, Recipe
 
 
@@ -39,17 +40,7 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     def wrong(key: str, sentence: str) -> None:
         found.append((key, sentence))
 
-    if model.size is None and None in (model.width, model.depth, model.heads, model.mlp):
-        absent = [key for key in ("width", "depth", "heads", "mlp") if getattr(model, key) is None]
-        wrong("model.size", f"give a size, or also {', '.join('model.' + key for key in absent)}")
-    if model.image % model.patch:
-        low = model.image // model.patch * model.patch
-        near = f"{low} or {low + model.patch}" if low else str(model.patch)
-        wrong("model.image", f"{model.image} is not divisible by model.patch {model.patch}; the nearest sizes are {near}")
-    if model.width and model.heads and model.width % model.heads:
-        wrong("model.heads", f"{model.heads} heads do not divide the width {model.width}")
-    if model.position == "sincos" and model.width and model.width % 4:
-        wrong("model.width", f"sin-cos positions want a width divisible by 4, got {model.width}")
+    found += model_contradictions(model)
     if model.classes == 0:
         wrong("model.classes", "classification wants at least 1 class, got 0")
 

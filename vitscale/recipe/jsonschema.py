@@ -21,8 +21,9 @@ def recipe_schema() -> dict[str, Any]:
     comments = _comments()
     for title, section in {**described["$defs"], "Recipe": described}.items():
         for key, value in section.get("properties", {}).items():
-            if (title, key) in comments:
-                value["description"] = comments[title, key]
+            written_in = (base.__name__ for base in getattr(schema, title).__mro__)
+            if comment := next((comments[base, key] for base in written_in if (base, key) in comments), None):
+                value["description"] = comment
     return {"$schema": DIALECT, **described, "title": "A vitscale recipe"}
 
 

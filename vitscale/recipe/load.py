@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from vitscale.errors import RecipeError
 from vitscale.recipe.check import contradictions
-from vitscale.recipe.schema import Recipe
+from vitscale.recipe.schema import CHOICES, Recipe
 from vitscale.recipe.text import read_yaml
 
 _CHECKOUT = Path(__file__).resolve().parent.parent.parent / "recipes"
@@ -107,8 +107,10 @@ def _given(value: Any) -> str:
 
 
 def _section_at(loc: tuple[Any, ...]) -> type[BaseModel] | None:
-    """The section model that holds the key at `loc`."""
+    """The section model that holds the key at `loc`, which names a chosen section's tag after its key: ("model", "vit", "width")."""
     section: type[BaseModel] | None = Recipe
+    if loc[0] in CHOICES and len(loc) > 2:
+        section, loc = CHOICES[loc[0]][1].get(loc[1]), loc[2:]
     for key in loc[:-1]:
         if isinstance(key, int):            # a place in a list of sections
             continue
@@ -123,9 +125,14 @@ def _section_at(loc: tuple[Any, ...]) -> type[BaseModel] | None:
 def _sentence(item: Any, values: dict[str, Any]) -> tuple[str, str]:
     """One pydantic error -> (dotted key, sentence for the user)."""
     loc, kind, context, given = item["loc"], item["type"], item.get("ctx", {}), item["input"]
+    section = _section_at(loc) if loc else None
+    if loc and loc[0] in CHOICES:
+        chosen_by, sections = CHOICES[loc[0]]
+        if kind in ("union_tag_invalid", "union_tag_not_found"):
+            return f"{loc[0]}.{chosen_by}", f"wants one of {', '.join(sections)}, got {_given(given.get(chosen_by))}"
+        loc = (loc[0], *loc[2:])
     dotted = ".".join(str(part) for part in loc)
     if kind in ("extra_forbidden", "invalid_key"):          # the latter: a key that is not text, such as 1
-        section = _section_at(loc)
         keys = list(section.model_fields) if section else []
         close = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.5)
         parent = ".".join(str(part) for part in loc[:-1]) or "a recipe"

@@ -1,9 +1,10 @@
 """Every section and key of a recipe: its type, its unit, its default.  Components import their section; never the reverse."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from vitscale.recipe.duration import Duration
@@ -46,6 +47,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 _Url = Annotated[str, Field(min_length=1)]
 Urls = Annotated[tuple[str, ...], BeforeValidator(_urls, json_schema_input_type=_Url | Annotated[list[_Url], Field(min_length=1)])]
+Depths = Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(_pair)]
 Interval = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
 Colour = Annotated[tuple[float, float, float], BeforeValidator(_pair)]
 _Turn = Annotated[float, Field(ge=0, le=0.5)]
@@ -61,6 +63,17 @@ class Section(BaseModel):
 
 
 class Model(Section):
+    """What every family of models has.  `family` says which of FAMILIES the section is."""
+
+    family: str
+    image: Count = 224                      # pixels on a side
+    channels: Literal[1, 3] = 3
+    classes: CountOrZero = 1000             # 0: no head, forward() gives pooled features
+    dropout: Rate = 0.0
+    drop_path: Rate = 0.0                   # stochastic depth of the last block; rises linearly from 0 (Huang et al. 2016)
+
+
+class Vit(Model):
     """A Vision Transformer (Dosovitskiy et al. 2021).  Sizes and their sources: vitscale/plan/sizes.py."""
 
     family: Literal["vit"] = "vit"
@@ -70,21 +83,71 @@ class Model(Section):
     heads: Count | None = None              # H; divides the width
     mlp: Count | None = None                # hidden width of a block's MLP
     patch: Count = 16                       # P, pixels on a side; divides the image
-    image: Count = 224                      # pixels on a side
-    channels: Literal[1, 3] = 3
-    classes: CountOrZero = 1000             # 0: no head, forward() gives pooled features
     pool: Literal["token", "mean", "attention"] = "token"
     position: Literal["learned", "sincos"] = "learned"
     qkv_bias: bool = True
     layer_scale: Positive | None = None     # initial value of LayerScale's gamma (Touvron et al. 2021); null: none
-    dropout: Rate = 0.0
-    drop_path: Rate = 0.0                   # stochastic depth of the last block; rises linearly from 0 (Huang et al. 2016)
+
+
+class Deit(Vit):
+    """A Vision Transformer with a distillation token and a head of its own for it (Touvron et al. 2021, DeiT)."""
+
+    family: Literal["deit"]  # type: ignore[assignment]
+
+
+class Swin(Model):
+    """A Swin Transformer, version 1 or 2 (Liu et al. 2021, 2022).  Sizes and their sources: vitscale/plan/swin.py."""
+
+    family: Literal["swin"]
+    version: Literal[1, 2] = 1
+    size: Literal["tiny", "small", "base", "large"] | None = None
+    width: Count | None = None              # C, channels of the first stage; doubles in each stage
+    depths: Depths | None = None            # blocks of each stage
+    heads: Depths | None = None             # heads of each stage
+    window: Count = 7                       # M, tokens on a side of a window
+    patch: Count = 4                        # P, pixels on a side
+
+
+class ConvNext(Model):
+    """A ConvNeXt, version 1 or 2 (Liu et al. 2022; Woo et al. 2023).  Sizes and their sources: vitscale/plan/convnext.py."""
+
+    family: Literal["convnext"]
+    version: Literal[1, 2] = 1
+    size: Literal["atto", "femto", "pico", "nano", "tiny", "small", "base", "large", "xlarge", "huge"] | None = None
+    widths: Depths | None = None            # channels of each stage
+    depths: Depths | None = None            # blocks of each stage
+
+
+FAMILIES: dict[str, type[Model]] = {"vit": Vit, "deit": Deit, "swin": Swin, "convnext": ConvNext}
 
 
 class Objective(Section):
+    """What every objective has.  `name` says which of OBJECTIVES the section is."""
+
+    name: str
+
+
+class Classification(Objective):
     name: Literal["classification"] = "classification"
     loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
     label_smoothing: Rate = 0.0
+
+
+class Distillation(Classification):
+    """A frozen teacher's answers beside, or instead of, the labels (Touvron et al. 2021, DeiT, section 3)."""
+
+    name: Literal["distillation"]  # type: ignore[assignment]
+    teacher: str                            # a run folder, or a folder of transformers' with config.json and model.safetensors
+
+
+class Mae(Objective):
+    """Masked autoencoding (He et al. 2022)."""
+
+    name: Literal["mae"]
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
+
+
+OBJECTIVES: dict[str, type[Objective]] = {"classification": Classification, "distillation": Distillation, "mae": Mae}
 
 
 class RandAugment(Section):
@@ -231,11 +294,27 @@ class Resilience(Section):
     preflight: bool = True                  # look at devices, exchange, disk and clocks before the first step
 
 
+def _chosen(key: str, default: str) -> Discriminator:
+    """Which of several sections a value is, told by its `key`."""
+    def choose(value: Any) -> Any:
+        return value.get(key, default) if isinstance(value, dict) else getattr(value, key, default)
+
+    return Discriminator(choose)
+
+
+# Keys of a recipe whose section is one of several: the key that says which, and the sections by its value.
+CHOICES: dict[str, tuple[str, Mapping[str, type[Section]]]] = {"model": ("family", FAMILIES), "objective": ("name", OBJECTIVES)}
+
+
 class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    model: Model
+    model: Annotated[
+        Annotated[Vit, Tag("vit")] | Annotated[Deit, Tag("deit")] | Annotated[Swin, Tag("swin")] | Annotated[ConvNext, Tag("convnext")],
+        _chosen("family", "vit")]
     data: Data
-    objective: Objective = Objective()
+    objective: Annotated[
+        Annotated[Classification, Tag("classification")] | Annotated[Distillation, Tag("distillation")] | Annotated[Mae, Tag("mae")],
+        _chosen("name", "classification")] = Classification()
     optim: Optim
     global_batch: Count                     # samples of one optimizer step over all ranks
     micro_batch: Count | None = None        # samples of one forward pass of one rank; null: what fits in memory

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from vitscale.errors import EXIT_FAILED, EXIT_REQUEUE, UserError
 from vitscale.observe.console import make_console, setup_logging
-from vitscale.plan.sizes import shape_of
+from vitscale.plan.families import check_model
 from vitscale.recipe import load_recipe
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     setup_logging(make_console())
     recipe = load_recipe(file, overrides)
-    shape_of(recipe.model)      # raises what shows only once the size is known
+    check_model(recipe.model)       # raises what shows only once the size is known
     from vitscale.parallel.place import place_from_environment
 
     place = place_from_environment()

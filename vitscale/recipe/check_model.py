@@ -1,0 +1,24 @@
+"""What contradicts itself inside a model section, as far as it shows without knowing the named sizes (those: vitscale/plan/families.py)."""
+
+from vitscale.recipe.schema import Model, Vit
+
+
+def model_contradictions(model: Model) -> list[tuple[str, str]]:
+    """(dotted key, sentence) for every combination that cannot work."""
+    return _vit(model) if isinstance(model, Vit) else []
+
+
+def _vit(model: Vit) -> list[tuple[str, str]]:
+    found = []
+    if model.size is None and None in (model.width, model.depth, model.heads, model.mlp):
+        absent = [key for key in ("width", "depth", "heads", "mlp") if getattr(model, key) is None]
+        found.append(("model.size", f"give a size, or also {', '.join('model.' + key for key in absent)}"))
+    if model.image % model.patch:
+        low = model.image // model.patch * model.patch
+        near = f"{low} or {low + model.patch}" if low else str(model.patch)
+        found.append(("model.image", f"{model.image} is not divisible by model.patch {model.patch}; the nearest sizes are {near}"))
+    if model.width and model.heads and model.width % model.heads:
+        found.append(("model.heads", f"{model.heads} heads do not divide the width {model.width}"))
+    if model.position == "sincos" and model.width and model.width % 4:
+        found.append(("model.width", f"sin-cos positions want a width divisible by 4, got {model.width}"))
+    return found
