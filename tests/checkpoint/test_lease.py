@@ -206,6 +206,19 @@ def test_without_slurm_a_job_is_believed_to_run(tmp_path, monkeypatch):
         Lease.take(tmp_path)
 
 
+def test_a_restart_of_a_job_follows_its_earlier_attempt_at_once(tmp_path, monkeypatch):
+    """Although the old one's process lives (slurmd was killed) and slurmctld cannot be asked; never the other way round."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    held_by(tmp_path, job="17", restart="1")
+    for ours in ("0", "1"):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", ours)
+        with pytest.raises(CheckpointError, match="SLURM job 17"):
+            Lease.take(tmp_path)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert Lease.take(tmp_path).number == 2
+
+
 def test_a_node_keeps_its_slurm_name(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURMD_NODENAME", "n3")
     monkeypatch.setenv("SLURM_JOB_ID", "4711")

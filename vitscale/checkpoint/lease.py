@@ -120,6 +120,8 @@ def _slurm_has_ended(holder: dict[str, object]) -> bool:
     job = holder.get("job")
     if not job:
         return False
+    if os.environ.get("SLURM_JOB_ID") == job and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > int(str(holder.get("restart") or 0)):
+        return True     # we are a later restart of that very job, whether slurmctld answers or not; an earlier one is an orphan itself
     try:
         answer = subprocess.run(["squeue", "--noheader", "--job", str(job), "--states=all", "--format=%T"],
                                 capture_output=True, text=True, timeout=20)
@@ -127,8 +129,6 @@ def _slurm_has_ended(holder: dict[str, object]) -> bool:
         return False
     if answer.returncode != 0:
         return "Invalid job id" in answer.stderr
-    if os.environ.get("SLURM_JOB_ID") == job and os.environ.get("SLURM_RESTART_COUNT", "0") != holder.get("restart"):
-        return True     # we are a later restart of that very job
     return not any(state in answer.stdout for state in ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED"))
 
 

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -121,9 +121,9 @@ def _store(place: Place, timeout_s: float) -> dist.Store:
 
 
 def _slurm_master() -> tuple[str, int]:
-    """Address of the job's first node (its name if that resolves, else SLURM's NodeAddr) and a port from the job id."""
+    """Address of the step's first node (its name if that resolves, else SLURM's NodeAddr), and a port."""
     try:
-        names = subprocess.run(["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]],
+        names = subprocess.run(["scontrol", "show", "hostnames", os.environ.get("SLURM_STEP_NODELIST", os.environ["SLURM_JOB_NODELIST"])],
                                capture_output=True, text=True, check=True, timeout=30).stdout.split()
         try:
             socket.getaddrinfo(names[0], None)
@@ -134,4 +134,10 @@ def _slurm_master() -> tuple[str, int]:
             address = dict(pair.split("=", 1) for pair in node.split() if "=" in pair)["NodeAddr"]
     except (OSError, subprocess.SubprocessError, IndexError, KeyError) as error:
         raise ClusterError(f"cannot find the address of the job's first node through scontrol: {error}") from None
-    return address, 20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 10000
+    return address, _slurm_port(os.environ)
+
+
+def _slurm_port(env: Mapping[str, str]) -> int:
+    """The same for all ranks of a step, and another for each job, restart and step: an orphan of an earlier attempt may hold its own."""
+    job, restart, step = (int(env.get(f"SLURM_{name}", "0")) for name in ("JOB_ID", "RESTART_COUNT", "STEP_ID"))
+    return 20000 + (job + 1009 * restart + 101 * step) % 10000
