@@ -7,6 +7,7 @@ def test_another_port_for_each_attempt_and_step() -> None:
     """Orphans of earlier attempts, and a second step of the job, may hold theirs on the same node."""
     job = {"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0"}
     assert _slurm_port(job) == 24711
-    ports = [_slurm_port(job | {"SLURM_RESTART_COUNT": str(restart), "SLURM_STEP_ID": str(step)}) for restart in range(8) for step in range(4)]
+    others = [{"SLURM_RESTART_COUNT": str(restart), "SLURM_STEP_ID": str(step)} for restart in range(8) for step in range(4)]
+    ports = [_slurm_port(job | other) for other in others]
     assert len(set(ports)) == len(ports)
     assert all(20000 <= port < 30000 for port in ports)
