@@ -3,7 +3,7 @@
 import pytest
 
 from vitscale.observe.meters import Meters, data_wait_share
-from vitscale.observe.names import PHASES
+from vitscale.observe.names import BUCKETS, PHASES
 
 approx = pytest.approx
 
@@ -121,7 +121,7 @@ def test_goodput_adds_up_to_the_wall_time(clock):
     spend(clock, meters, compute=1, evaluate=6, checkpoint=7)
     meters.end_step(10)
     spent = meters.run_seconds()
-    assert spent == approx({
+    assert spent == approx(dict.fromkeys(BUCKETS, 0) | {
         "startup": 4, "restore": 4, "repeated": 5, "train": 3.5, "data_wait": 1.5, "checkpoint": 7, "evaluate": 6,
     })
     assert sum(spent.values()) == approx(clock.now - 100)
@@ -137,3 +137,27 @@ def test_a_rollback_inside_a_run_is_booked_as_restore(clock):
     assert meters.images_per_second == approx(5)
     assert meters.run_seconds()["restore"] == 9
     assert sum(meters.run_seconds().values()) == 11
+
+
+def test_asked_in_the_middle_of_a_phase(clock):
+    """By a thread that keeps the books, at any time."""
+    meters = Meters(clock=clock)
+    clock.now += 3
+    assert meters.run_seconds()["startup"] == 3
+    with meters.phase("restore"):
+        clock.now += 2
+        assert (meters.run_seconds()["restore"], meters.run_seconds()["startup"]) == (2, 3)
+    clock.now += 1
+    meters.begin()
+    with meters.phase("data_wait"):
+        clock.now += 5
+        assert meters.run_seconds()["data_wait"] == 5
+    with meters.phase("compute"):
+        clock.now += 7
+        assert meters.run_seconds()["train"] == 0           # the step has not ended
+    with meters.phase("evaluate"):
+        clock.now += 2
+        assert meters.run_seconds()["evaluate"] == 2
+    assert sum(meters.run_seconds().values()) == meters.age_s - 7
+    meters.end_step(1)
+    assert sum(meters.run_seconds().values()) == meters.age_s == 20

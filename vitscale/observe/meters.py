@@ -1,5 +1,6 @@
 """Where a run's time goes: phases of a step, images per second, MFU, time to the end, goodput.  Needs no torch."""
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -35,7 +36,8 @@ class Meters:
         self._recent_images, self._recent_s = 0, 0.0
         self._train_s, self._all_s = 0.0, 0.0           # of all steps so far: without, and with, the phases apart
         self._begun = False
-        self._mark = self._step_start = clock()
+        self._lock = threading.Lock()       # run_seconds() and age_s are asked by other threads too
+        self._made = self._mark = self._step_start = clock()
 
     def rate(self, flops_per_image: float, peak_flops: float, world: int) -> None:
         """Say against what MFU is taken: the FLOPs of one training image, forward and backward, by the model's definition (recomputation
@@ -51,30 +53,36 @@ class Meters:
         """Book the time inside to `name`: one of PHASES, or `restore` before the first step.  An inner phase interrupts the outer one."""
         if name not in PHASES and name != "restore":
             raise ValueError(f"{name!r} is no phase; the phases are restore, {', '.join(PHASES)}")
-        self._book()
-        self._open.append(name)
+        with self._lock:
+            self._book()
+            self._open.append(name)
         try:
             yield
         finally:
-            self._book()
-            self._open.pop()
+            with self._lock:
+                self._book()
+                self._open.pop()
 
     def begin(self) -> None:
         """Startup is over; the next instant belongs to the first step."""
-        self._book()
-        self._begun = True
-        self._step_start = self._mark
+        with self._lock:
+            self._book()
+            self._begun = True
+            self._step_start = self._mark
 
     def end_step(self, images: int) -> dict[str, float]:
         """End the step under way, in which `images` images (over all ranks) were trained on.  Returns the seconds of each phase in it."""
-        self._book()
-        phases, elapsed = self._step_s, self._mark - self._step_start
-        apart = sum(phases[name] for name in _APART)
-        train = max(elapsed - apart, 0.0)
-        self._bucket_s["repeated" if self._repeat_left > 0 else "train"] += train - phases["data_wait"]
-        self._repeat_left -= images
-        for name in ("data_wait", *_APART):
-            self._bucket_s[name] += phases[name]
+        with self._lock:
+            self._book()
+            phases, elapsed = self._step_s, self._mark - self._step_start
+            apart = sum(phases[name] for name in _APART)
+            train = max(elapsed - apart, 0.0)
+            self._bucket_s["repeated" if self._repeat_left > 0 else "train"] += train - phases["data_wait"]
+            self._repeat_left -= images
+            for name in ("data_wait", *_APART):
+                self._bucket_s[name] += phases[name]
+            self._step_s = dict.fromkeys(PHASES, 0.0)
+            self._step_start = self._mark
         for name in PHASES:
             self._row_s[name] += phases[name]
         self._recent.append((images, train))
@@ -86,8 +94,6 @@ class Meters:
             self._recent_s -= old_s
         self._train_s += train
         self._all_s += elapsed
-        self._step_s = dict.fromkeys(PHASES, 0.0)
-        self._step_start = self._mark
         return phases
 
     @property
@@ -115,19 +121,35 @@ class Meters:
     def run_seconds(self) -> dict[str, float]:
         """Goodput: seconds so far by BUCKETS.  `train` is the good part; what no phase took inside a step is in it.
 
-        After end_step() they add up to the wall time.  Between, as after a last evaluation, they hold what was spent apart from training;
-        what the step under way computed is in at its end.
+        After end_step() they add up to the age.  Between, as after a last evaluation, they hold what was spent apart from training;
+        what the step under way computed is in at its end.  Any thread may ask.
         """
-        under_way = {name: self._step_s[name] for name in ("data_wait", *_APART)}
-        return {name: seconds + under_way.get(name, 0.0) for name, seconds in self._bucket_s.items()}
+        with self._lock:
+            now = self._bucket_s | {name: self._bucket_s[name] + self._step_s[name] for name in ("data_wait", *_APART)}
+            name = self._bucket_of_the_moment()
+            if name is not None:
+                now[name] += self._clock() - self._mark
+            return now
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since these meters were made."""
+        return self._clock() - self._made
+
+    def _bucket_of_the_moment(self) -> str | None:
+        """The bucket that time runs into just now; None within a step, whose own time is booked at its end."""
+        name = self._open[-1] if self._open else None
+        if name in BUCKETS:
+            return name
+        return None if self._begun else "startup"
 
     def _book(self) -> None:
-        """Give the time since the last mark to the innermost open phase."""
+        """Give the time since the last mark to the innermost open phase.  With the lock held."""
         now = self._clock()
         elapsed, self._mark = now - self._mark, now
         name = self._open[-1] if self._open else None
         if not self._begun:
-            self._bucket_s[name if name in BUCKETS else "startup"] += elapsed
+            self._bucket_s[self._bucket_of_the_moment() or "startup"] += elapsed
         elif name in self._step_s:
             self._step_s[name] += elapsed
         elif name == "restore":                 # a rollback inside a run

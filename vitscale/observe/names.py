@@ -11,7 +11,7 @@ from typing import Literal
 PREFIX = "vitscale_"
 
 PHASES = ("data_wait", "h2d", "compute", "optimizer", "checkpoint", "evaluate")
-BUCKETS = ("startup", "restore", "train", "repeated", "data_wait", "checkpoint", "evaluate")
+BUCKETS = ("startup", "restore", "train", "repeated", "data_wait", "checkpoint", "evaluate", "waiting", "lost")    # observe/goodput.py
 
 # From a small model's step on one device to a checkpoint on a busy file system.
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
@@ -49,7 +49,8 @@ METRICS = (
     Metric("checkpoint_last_success_timestamp_seconds", "gauge", "When the last checkpoint was published, seconds since 1970."),
     Metric("last_step_timestamp_seconds", "gauge", "When the last step ended, seconds since 1970."),
     Metric("samples_skipped_total", "counter", "Samples not trained on, by reason.", ("reason",)),
-    Metric("run_seconds_total", "counter", "Wall time of the run by what it was spent on.", ("bucket",)),
+    Metric("run_seconds_total", "counter", "Wall time of the run, over all attempts, by what it was spent on.", ("bucket",)),
+    Metric("goodput_ratio", "gauge", "Share of the run's wall time spent on steps that count, 0 to 1."),
     Metric("restarts_total", "counter", "Restarts of the run by cause.", ("cause",)),
 )
 

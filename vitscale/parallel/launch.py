@@ -17,6 +17,7 @@ from vitscale.plan.hardware import usable_cores
 
 log = logging.getLogger(__name__)
 STORE_VARIABLE = "VITSCALE_STORE"
+STARTED_VARIABLE = "VITSCALE_STARTED"       # when the launcher was, seconds since 1970: what its ranks' startup counts from
 LIFELINE_VARIABLE = "VITSCALE_LIFELINE"     # a pipe that closes when the launcher is gone, however it ended
 FORWARDED = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 GRACE_S = 60.0          # for the other ranks to end by themselves once one has died, before they are killed

@@ -1,0 +1,105 @@
+"""attempts.jsonl: why each attempt was needed, and when attempts that get nowhere are enough."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
+from vitscale.resilience.outcome import read_outcome, write_outcome
+from vitscale.resilience.restarts import FILE, Attempt, RestartLoop, attempts_of, begin_attempt, refuse_loop, restarts_by_cause
+
+
+def begin(folder: Path, number: int, step: int = 0, ranks: int = 1) -> list[Attempt]:
+    return begin_attempt(folder, number, started=100.0 * number, step=step, images=32 * step, ranks=ranks, seconds={"train": number})
+
+
+def test_a_row_says_what_began_and_how_the_one_before_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attempts_of(tmp_path) == []
+    monkeypatch.setenv("SLURM_JOB_ID", "71")
+    monkeypatch.setenv("SLURMD_NODENAME", "n3")
+    begin(tmp_path, 1, ranks=4)
+    write_outcome(tmp_path, EXIT_REQUEUE, "rank 2 gave no sign", cause="hang", attempt=1)
+    begin(tmp_path, 2, step=8, ranks=2)
+    begin(tmp_path, 4, step=16)             # attempt 2 said nothing; 3 never came so far as to write a row
+    first, second, third = attempts_of(tmp_path)
+    assert (first.attempt, first.started, first.step, first.images, first.ranks) == (1, 100.0, 0, 0, 4)
+    assert (first.job, first.node, first.seconds) == ("71", "n3", {"train": 1})
+    assert first.host
+    assert (first.cause, first.exit_code) == (None, None)
+    assert (second.step, second.images, second.cause, second.reason, second.exit_code) == (8, 256, "hang", "rank 2 gave no sign", 75)
+    assert (third.attempt, third.cause, third.exit_code) == (4, "killed", None)
+    assert restarts_by_cause(attempts_of(tmp_path)) == {"hang": 1, "killed": 1}
+
+
+def test_the_verdict_of_a_launcher_that_knows_of_no_attempt_counts(tmp_path: Path) -> None:
+    begin(tmp_path, 1)
+    write_outcome(tmp_path, EXIT_REQUEUE, "rank 1 was ended by SIGKILL", attempt=None)
+    assert begin(tmp_path, 2)[-1].reason == "rank 1 was ended by SIGKILL"
+
+
+def test_a_torn_row_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    begin(tmp_path, 1)
+    begin(tmp_path, 2)
+    whole = (tmp_path / FILE).read_text()
+    (tmp_path / FILE).write_text(whole[:-20])
+    assert [row.attempt for row in attempts_of(tmp_path)] == [1]
+    assert "line 2 is unreadable" in caplog.text
+    assert [row.attempt for row in begin(tmp_path, 3)] == [1, 3]
+    assert all(json.loads(line) for line in (tmp_path / FILE).read_text().splitlines())
+
+
+def died(folder: Path, number: int, step: int, code: int | None = None, cause: str | None = None) -> None:
+    begin(folder, number, step)
+    if code is not None:
+        write_outcome(folder, code, f"the end of {number}", cause=cause, attempt=number)
+
+
+def goes_on(folder: Path, number: int, step: int, max_restarts: int = 3) -> bool:
+    try:
+        refuse_loop(folder, begin(folder, number, step), max_restarts)
+    except RestartLoop:
+        return False
+    return True
+
+
+def test_three_that_get_nowhere_are_enough(tmp_path: Path) -> None:
+    died(tmp_path, 1, 8, EXIT_REQUEUE, "hang")
+    died(tmp_path, 2, 16)
+    died(tmp_path, 3, 16, EXIT_REQUEUE, "time_limit")
+    assert goes_on(tmp_path, 4, 16)         # two, so far
+    with pytest.raises(RestartLoop) as caught:
+        refuse_loop(tmp_path, begin(tmp_path, 5, 16), 3)
+    assert caught.value.exit_code == EXIT_FAILED
+    for words in (f"{tmp_path}: 3 attempts in a row began at step 16", "attempt 2: killed (it ended without a word)",
+                  "attempt 3: time_limit (the end of 3)", "attempt 4: killed", f"{tmp_path / 'logs'}", "resilience.max_restarts=3"):
+        assert words in str(caught.value)
+    assert "attempt 1" not in str(caught.value)
+    outcome = read_outcome(tmp_path)
+    assert (outcome["state"], outcome["cause"], outcome["attempt"]) == ("failed", "restarts", 5)
+    # whoever starts it again has mended something
+    assert goes_on(tmp_path, 6, 16)
+    assert goes_on(tmp_path, 7, 16)
+    assert goes_on(tmp_path, 8, 16)
+    assert not goes_on(tmp_path, 9, 16)
+
+
+@pytest.mark.parametrize(("code", "cause"), [
+    (EXIT_DONE, None), (EXIT_FAILED, None), (EXIT_FAILED, "nonfinite"), (EXIT_WRONG_INPUT, None), (EXIT_REQUEUE, "signal"),
+])
+def test_what_a_person_starts_again_counts_afresh(tmp_path: Path, code: int, cause: str | None) -> None:
+    died(tmp_path, 1, 0)
+    died(tmp_path, 2, 0, code, cause)
+    died(tmp_path, 3, 0)
+    assert goes_on(tmp_path, 4, 0)
+    assert goes_on(tmp_path, 5, 0)
+    assert not goes_on(tmp_path, 6, 0)
+
+
+def test_progress_counts_afresh_and_so_does_falling_back(tmp_path: Path) -> None:
+    for number, step in enumerate((8, 8, 16, 16, 24, 24, 8, 8, 0), 1):
+        assert goes_on(tmp_path, number, step, max_restarts=2)
+
+
+def test_the_limit_is_the_recipes(tmp_path: Path) -> None:
+    assert [goes_on(tmp_path, number, 0, max_restarts=1) for number in (1, 2)] == [True, False]

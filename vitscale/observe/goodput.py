@@ -1,0 +1,149 @@
+"""Where the wall time of a whole run went, over all its attempts: goodput.json in the run folder.
+
+`Meters` book one attempt.  Around them lies what this file adds: the time before the program came to make its meters, the attempts before,
+and what was between them.  The buckets always add up to the time from the first attempt's start until now:
+
+    startup, restore, train, repeated, data_wait, checkpoint, evaluate      as the meters book them
+    waiting     between an attempt's last sign of life and the start of the next: nothing ran (queued, requeued, nobody started it)
+    lost        an attempt ran, but came to nothing that a step's end could book: the step in which it was killed, a hang until it was ended
+
+What a killed attempt did after its last checkpoint stays where it was booked; doing it again is `repeated`.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from vitscale.checkpoint.lease import Lease, LeaseLost
+from vitscale.observe.meters import Meters
+from vitscale.observe.names import BUCKETS
+from vitscale.parallel.launch import STARTED_VARIABLE
+from vitscale.resilience.outcome import read_outcome
+from vitscale.resilience.restarts import attempts_of
+
+FILE = "goodput.json"
+BEAT_S = 1.0        # a killed attempt's books are at most this old
+
+
+@dataclass(frozen=True)
+class Books:
+    """The sums of a run at one time."""
+
+    started: float              # the first attempt, seconds since 1970
+    time: float
+    seconds: dict[str, float]   # by BUCKETS
+
+
+class Goodput:
+    """Keeps the books for the holder of the run folder; use it as a context manager.  A thread writes them down, so that they are there
+    whenever the attempt is killed."""
+
+    def __init__(self, run_folder: Path, lease: Lease, meters: Meters) -> None:
+        self._path, self._lease, self._meters = run_folder / FILE, lease, meters
+        metered_from = time.time() - meters.age_s
+        before = _books_before(run_folder)
+        if before is None:
+            self.started = program_started()
+            self.first_started, self._carried = self.started, dict.fromkeys(BUCKETS, 0.0)
+        else:
+            # whoever ended the attempt, its launcher say, may have lived longer than its books
+            last_sign = max(before.time, read_outcome(run_folder).get("time", 0.0))
+            self.started = program_started(not_before=last_sign)
+            self.first_started, self._carried = before.started, dict.fromkeys(BUCKETS, 0.0) | before.seconds
+            self._carried["lost"] += max(last_sign - before.started - sum(before.seconds.values()), 0.0)
+            self._carried["waiting"] += self.started - last_sign
+        self._carried["startup"] += metered_from - self.started
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="goodput", daemon=True)
+
+    def __enter__(self) -> "Goodput":
+        self._write()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._write()
+
+    def run_seconds(self) -> dict[str, float]:
+        """By BUCKETS, over all attempts.  What the step under way computed is in at its end."""
+        booked = self._meters.run_seconds()
+        return {name: carried + booked[name] for name, carried in self._carried.items()}
+
+    def _write(self) -> None:
+        """Not made durable: where a machine fails, attempts.jsonl still has the sums with which the attempt began."""
+        books = {"attempt": self._lease.number, "started": self.first_started, "time": time.time(), "seconds": self.run_seconds()}
+        beside = self._path.with_name(f".{FILE}.{os.getpid()}")
+        with contextlib.suppress(OSError, LeaseLost):       # a full disk ends a run elsewhere, if it must
+            self._lease.check()
+            beside.write_text(json.dumps(books))
+            os.replace(beside, self._path)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            self._write()
+
+
+def goodput_ratio(run_seconds: dict[str, float]) -> float:
+    """The share of the wall time that went into steps that count, 0..1."""
+    wall_s = sum(run_seconds.values())
+    return run_seconds["train"] / wall_s if wall_s > 0 else 0.0
+
+
+def read_books(run_folder: Path) -> Books | None:
+    """What the last attempt wrote; None where there is nothing that can be read."""
+    try:
+        books = json.loads((run_folder / FILE).read_text())
+        return Books(float(books["started"]), float(books["time"]), {name: float(value) for name, value in books["seconds"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _books_before(run_folder: Path) -> Books | None:
+    books, attempts = read_books(run_folder), attempts_of(run_folder)
+    if books is None and attempts:
+        books = Books(attempts[0].started, attempts[-1].time, attempts[-1].seconds)
+    return books
+
+
+def program_started(not_before: float = 0.0) -> float:
+    """When this attempt was started, seconds since 1970: SLURM's batch job, else vitscale's launcher, else this process.
+
+    What began before `not_before`, such as a job in which attempts follow each other, did not start this attempt.
+    """
+    told = os.environ.get(STARTED_VARIABLE)
+    for begin in (_batch_job_started(), float(told) if told else None, process_started()):
+        if begin is not None and begin >= not_before:
+            return begin
+    return not_before
+
+
+def process_started() -> float:
+    """When this process was started, seconds since 1970, to the kernel's tick; without /proc (macOS): now."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, AttributeError):
+        return time.time()
+
+
+def _batch_job_started() -> float | None:
+    """None outside a batch job; a person's interactive allocation has begun long before."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or os.environ.get("ENVIRONMENT") != "BATCH":
+        return None
+    try:
+        if told := os.environ.get("SLURM_JOB_START_TIME"):      # newer SLURMs say it
+            return float(told)
+        answer = subprocess.run(["squeue", "--noheader", "--job", job, "--format=%S"], capture_output=True, text=True, timeout=5,
+                                env=os.environ | {"SLURM_TIME_FORMAT": "%s"})
+        return float(answer.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
