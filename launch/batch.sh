@@ -1,0 +1,110 @@
+# What the batch scripts of slurm/ share: run the ranks, pass signals on, requeue the job until its run is done.  They source this.
+#
+# Exit codes of a job: 0 the run is done; 2 recipe or data are wrong; 3 failed for good; 75 stopped early, and if it could be requeued it was.
+
+MARGIN_S=30             # before the time limit, ranks that did not stop when they were told to are left behind
+LAST_RANK_S=60          # for the other ranks once the first has ended; those that do not stop with it hang
+STRIKES=3               # attempts in a row that end before training could begin
+
+# The plain number of an array's first task would mean the whole array.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+strikes_file=$SLURM_SUBMIT_DIR/.vitscale-job-$job
+ranks='' stop_by=''     # srun's process; once told to stop, the time by which the ranks must have
+
+say() { echo "vitscale: $*" >&2; }
+
+# vitscale on this node alone, in the environment of the ranks.
+here() { ${CONTAINER:+srun --overlap --nodes=1 --ntasks=1 $CONTAINER} "$home/launch/node.sh" "$@"; }
+
+# Train RECIPE [OVERRIDE ...] and end the job with the code of the run, or requeue it.
+train() {
+    local folder code exclude end
+    trap tell_ranks USR2
+    trap : TERM         # SLURM sends it to the ranks too; they save, and this script outlives them
+    folder=$(here job begin "$@")
+    code=$?
+    case $code in
+        0) [ -n "$folder" ] || finish 0 ;;
+        2 | 3) finish $code ;;
+        *) say "vitscale cannot be started on $(node): code $code; see the lines above, and SETUP, VENV or the container in the script"
+           [ "${SLURM_RESTART_COUNT:-0}" != 0 ] || finish 2
+           strike $code ;;
+    esac
+    if [ -z "$stop_by" ]; then
+        run_ranks "$folder" "$@"
+        code=$?
+    else
+        code=75
+    fi
+    exclude=$(here job end "$folder" "$code")
+    end=$?
+    case $end in
+        0 | 2 | 3) finish $end ;;
+        75) rm -f "$strikes_file" ;;
+        *) [ -n "$stop_by" ] || strike "$code" ;;
+    esac
+    requeue "$exclude"
+}
+
+# One task of srun for each rank; returns its code: the highest of all ranks', 128 + N for death by signal N.
+run_ranks() {
+    local folder=$1 tasks=${SLURM_TASKS_PER_NODE%%[(,]*}
+    shift
+    # Since SLURM 22.05 srun does not take over the job's --cpus-per-task by itself.
+    LOGS=$folder/logs srun --kill-on-bad-exit=0 --wait=$LAST_RANK_S --cpus-per-task="${SLURM_CPUS_PER_TASK:-$((SLURM_CPUS_ON_NODE / tasks))}" \
+        $CONTAINER "$home/launch/node.sh" train "$@" &
+    ranks=$!
+    while kill -0 $ranks 2>/dev/null; do        # `wait` alone would be ended by a signal
+        if [ -n "$stop_by" ] && [ "$(date +%s)" -ge "$stop_by" ]; then
+            say "the ranks did not stop in time"
+            kill -KILL $ranks                   # of srun; requeueing ends the ranks themselves
+        fi
+        sleep 1
+    done
+    wait $ranks
+}
+
+tell_ranks() {
+    local end
+    end=$(date -d "$(squeue --noheader --jobs="$job" --format=%e)" +%s 2>/dev/null)
+    stop_by=$((${end:-$(date +%s)+86400} - MARGIN_S))
+    say "USR2: the ranks are told to save and stop"
+    [ -z "$ranks" ] || kill -USR2 $ranks 2>/dev/null     # srun passes it on
+}
+
+# Put the job back into the queue; $1: nodes to leave out from now on.
+requeue() {
+    local state
+    state=$(squeue --noheader --jobs="$job" --format=%T)
+    if [ "$state" != RUNNING ]; then            # cancelled, or SLURM requeues it itself
+        say "job $job is ${state:-gone}: left as it is"
+        exit 75
+    fi
+    say "job $job is requeued (it was restarted ${SLURM_RESTART_COUNT:-0} times before)"
+    scontrol requeue "$job" || say "job $job cannot be requeued; submit it again to go on, or as a chain: vitscale submit --chain"
+    # Only a waiting job's list can be changed.  SLURM has begun to end this one, which leaves us KillWait seconds.
+    if [ -n "$1" ]; then
+        scontrol update "jobid=$job" "excnodelist=$1" && say "leaves out $1 from now on"
+    fi
+    exit 75
+}
+
+# An attempt ended with code $1 before training began: a few of those in a row stop the job.
+strike() {
+    local count
+    count=$(($(cat "$strikes_file" 2>/dev/null || echo 0) + 1))
+    if [ $count -ge $STRIKES ]; then
+        say "stopped for good: $count attempts in a row ended before training began, the last with code $1"
+        finish 3
+    fi
+    echo $count > "$strikes_file"
+    requeue ''
+}
+
+node() { echo "${SLURMD_NODENAME:-$(hostname)}"; }
+
+finish() {
+    rm -f "$strikes_file"
+    exit "$1"
+}

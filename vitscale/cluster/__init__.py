@@ -1,0 +1,1 @@
+"""The login node's side of SLURM: batch scripts, submission, what is going on in run folders.  Imports no torch."""
