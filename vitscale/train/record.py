@@ -15,6 +15,7 @@ from vitscale.data import StepBatch
 from vitscale.observe.console import Progress as Display
 from vitscale.observe.console import make_console
 from vitscale.observe.exporter import Exporter
+from vitscale.observe.goodput import Goodput, goodput_ratio
 from vitscale.observe.jsonl import JsonLines, read_rows
 from vitscale.observe.meters import Meters
 from vitscale.observe.names import metrics_of
@@ -24,6 +25,7 @@ from vitscale.recipe import Recipe
 from vitscale.recipe.redact import redacted
 from vitscale.recipe.text import write_yaml
 from vitscale.resilience.outcome import write_outcome
+from vitscale.resilience.restarts import attempts_of, restarts_by_cause
 from vitscale.train.facts import versions
 from vitscale.train.prepare import Prepared
 from vitscale.train.size import device_peak_flops
@@ -40,8 +42,9 @@ EXPORTER_FILE = "exporter.json"     # for Prometheus's file_sd
 class Recorder:
     """Every rank has one, since some of what is recorded must be gathered; rank 0 writes, while it holds the lease."""
 
-    def __init__(self, recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, meters: Meters, start: Moment) -> None:
-        self.recipe, self.prepared, self.world, self.lease, self.meters = recipe, prepared, world, lease, meters
+    def __init__(self, recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, meters: Meters,
+                 goodput: Goodput | None, start: Moment) -> None:
+        self.recipe, self.prepared, self.world, self.lease, self.meters, self.goodput = recipe, prepared, world, lease, meters, goodput
         self._steps_since_row = 0
         meters.rate(training_flops_per_image(recipe.model), device_peak_flops(recipe, world), world.size)
         self._open = contextlib.ExitStack()
@@ -77,7 +80,7 @@ class Recorder:
                "grad_norm": result.grad_norm, "applied": result.applied, **self.meters.row()}
         self._files.row(row)
         self._files.display.step(row, self.meters.eta_s(self.prepared.schedule.total - now.images))
-        self._files.export(metrics_of(row) | {"step_phase_seconds": phases, "run_seconds_total": self.meters.run_seconds()})
+        self._files.export(metrics_of(row) | {"step_phase_seconds": phases, **self._goodput("run_seconds_total")})
 
     def quarantine(self, bad: list[dict[str, Any]], split: str = "train") -> None:
         """Write down samples that could not be used, of all ranks.  Collective."""
@@ -104,12 +107,16 @@ class Recorder:
         if self._files is not None:
             self._files.export({"checkpoint_seconds": seconds, "checkpoint_last_success_timestamp_seconds": time.time()})
 
-    def end(self, exit_code: int, reason: str, progress: Progress) -> int:
+    def _goodput(self, name: str) -> dict[str, Any]:
+        spent = self.goodput.run_seconds() if self.goodput is not None else {}
+        return {name: spent, "goodput_ratio": goodput_ratio(spent)} if spent else {}
+
+    def end(self, exit_code: int, reason: str, progress: Progress, cause: str | None = None) -> int:
         """Close the books and write the outcome; returns `exit_code`."""
         if self._files is not None and self.lease is not None:
             self.lease.check()
-            write_outcome(self.prepared.folder, exit_code, reason, step=progress.now.step, images=progress.now.images,
-                          best=progress.best, attempt=self.lease.number, run_seconds=self.meters.run_seconds(),
+            write_outcome(self.prepared.folder, exit_code, reason, cause=cause, step=progress.now.step, images=progress.now.images,
+                          best=progress.best, attempt=self.lease.number, **self._goodput("run_seconds"),
                           samples_skipped=self._files.skipped, versions=versions(), **self._files.last_evaluation())
             self._open.close()      # the display goes before the last words come
             log.info("%s at step %d (%d images): %s", "done" if exit_code == 0 else "ended", progress.now.step, progress.now.images, reason)
@@ -147,7 +154,7 @@ class _Files:
             self._exporter = Exporter(port=recipe.observe.exporter_port, discovery=folder / EXPORTER_FILE, labels={"run": recipe.name})
             stack.callback(self._exporter.close)
         info = {key: value for key, value in versions().items() if key != "vitscale"} | {"version": versions()["vitscale"]}
-        self.export({"build_info": info, "restarts_total": {"any": lease.number - 1}})
+        self.export({"build_info": info, "restarts_total": restarts_by_cause(attempts_of(folder))})
         epoch = None if recipe.data.mix else prepared.train.num_samples      # a mixture's sets have epochs of their own
         self.display = Display(make_console(), total_images=prepared.schedule.total, num_samples=epoch)
         stack.enter_context(self.display)

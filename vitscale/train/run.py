@@ -14,10 +14,11 @@ from vitscale.checkpoint.resume import newest_whole, refuse_changes
 from vitscale.checkpoint.store import STATE, Facts, Writer, read_facts, read_into, shapes_in
 from vitscale.checkpoint.weights import read_weights
 from vitscale.data import Stream, open_stream
-from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, CheckpointError, DataError, UserError
+from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, DataError, UserError
 from vitscale.models import build_model, initial_value
 from vitscale.objectives import build_objective
 from vitscale.observe.console import make_console, setup_logging
+from vitscale.observe.goodput import Goodput
 from vitscale.observe.meters import Meters
 from vitscale.optim.build import build_optimizer
 from vitscale.optim.ema import Ema
@@ -27,7 +28,8 @@ from vitscale.parallel.launch import hold_lifeline
 from vitscale.parallel.place import Place
 from vitscale.parallel.world import World, joined, lost_a_peer
 from vitscale.recipe import Recipe
-from vitscale.resilience.outcome import write_outcome
+from vitscale.resilience.outcome import cause_of_stop, write_outcome
+from vitscale.resilience.restarts import begin_attempt, refuse_loop
 from vitscale.resilience.signals import StopFlag, listening
 from vitscale.resilience.skips import remembered
 from vitscale.train.evaluate import evaluate
@@ -50,25 +52,27 @@ def run(recipe: Recipe, place: Place, accept_changes: bool = False) -> int:
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(listening())
         world = stack.enter_context(joined(recipe.parallel, place))
-        lease, start, mistake = None, None, None
+        lease, goodput, start, mistake = None, None, None, None
         if world.is_first:
             with meters.phase("restore"):
                 try:
                     lease = stack.enter_context(_holding(prepared.folder))
+                    goodput = stack.enter_context(Goodput(prepared.folder, lease, meters))
                     start = _find_start(recipe, prepared, lease, accept_changes)
+                    _count(recipe, prepared, world, start, goodput)
                 except UserError as error:
                     mistake = error
-        start, told = world.broadcast((start, str(mistake) if mistake else None))
-        if mistake is not None or told is not None:
-            raise mistake or CheckpointError(told)      # no rank waits for one that is gone
+        start, mistake = world.broadcast((start, mistake))
+        if mistake is not None:
+            raise mistake       # no rank waits for one that is gone
         try:
-            return _train(recipe, prepared, world, lease, start, stop, meters)
+            return _train(recipe, prepared, world, lease, start, stop, meters, goodput)
         except Exception as error:
             code = error.exit_code if isinstance(error, UserError) else EXIT_REQUEUE if lost_a_peer(error) else EXIT_FAILED
             with contextlib.suppress(LeaseLost):        # who has lost the lease must not write
                 if lease is not None:
                     lease.check()
-                    write_outcome(prepared.folder, code, f"{type(error).__name__}: {error}")
+                    write_outcome(prepared.folder, code, f"{type(error).__name__}: {error}", attempt=lease.number)
             raise
 
 
@@ -82,7 +86,8 @@ class Start:
     skips: list[tuple[int, int]]
 
 
-def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, start: Start, stop: StopFlag, meters: Meters) -> int:
+def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, start: Start, stop: StopFlag, meters: Meters,
+           goodput: Goodput | None) -> int:
     work = size_up(recipe, prepared.train, world)
     engine = open_engine(recipe.parallel, world, work)
     model = engine.materialise(lambda: build_model(recipe.model), _first_values(recipe, start))
@@ -100,7 +105,7 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
             local_ranks=world.local_size, pin=on_gpu, on_bad=bad.append))
         with meters.phase("restore"):
             progress = _resume(start, engine, ema, stream)
-        record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, progress.now))
+        record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, goodput, progress.now))
         writer = stack.enter_context(contextlib.closing(Writer(
             prepared.folder / "checkpoints", rank=world.rank, lease=lease, attempt=start.attempt, settings=recipe.checkpoint,
             on_published=record.checkpoint_published)))
@@ -134,10 +139,10 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
             record.evaluation(result, progress.now)
             return progress.note(result, recipe.checkpoint.best, recipe.evaluate.early_stopping)
 
-        def end(exit_code: int, reason: str) -> int:
+        def end(exit_code: int, reason: str, cause: str | None = None) -> int:
             with meters.phase("checkpoint"):
                 writer.wait()
-            return record.end(exit_code, reason, progress)
+            return record.end(exit_code, reason, progress, cause)
 
         meters.begin()
         failures, patience_over = 0, progress.out_of_patience(recipe.evaluate.early_stopping)
@@ -160,12 +165,12 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
 
             failures = 0 if result.applied else failures + 1
             if failures >= recipe.resilience.max_nonfinite:
-                return end(EXIT_FAILED, f"loss or gradient was not finite in {failures} steps in a row")
+                return end(EXIT_FAILED, f"loss or gradient was not finite in {failures} steps in a row", "nonfinite")
 
             finished = stream.ends_at(schedule.total)
             if result.stop and not finished:    # an evaluation that is due now is left out: there may be half a minute left
                 save()
-                return end(EXIT_REQUEUE, f"asked to stop by {stop.reason or 'a signal to another rank'}")
+                return end(EXIT_REQUEUE, f"asked to stop by {stop.reason or 'a signal to another rank'}", cause_of_stop(stop.reason))
             is_best = False
             if prepared.val is not None and (finished or due(recipe.evaluate.every, before, progress.now, num_samples)):
                 is_best, patience_over = evaluate_now()
@@ -200,6 +205,14 @@ def _find_start(recipe: Recipe, prepared: Prepared, lease: Lease, accept_changes
             log.info("going on from %s; init=%s was for the first weights only", checkpoint.name, recipe.init)
     known = [tuple(skip) for skip in facts.data["skips"]] if facts else []
     return Start(lease.number, checkpoint, facts, remembered(prepared.folder, known))
+
+
+def _count(recipe: Recipe, prepared: Prepared, world: World, start: Start, goodput: Goodput) -> None:
+    """Write this attempt down beside those before it.  Raises RestartLoop if it is one too many."""
+    step, images = (start.facts.step, start.facts.data["position"]) if start.facts else (0, 0)
+    attempts = begin_attempt(prepared.folder, start.attempt, started=goodput.started, step=step, images=images, ranks=world.size,
+                             seconds=goodput.run_seconds())
+    refuse_loop(prepared.folder, attempts, recipe.resilience.max_restarts)
 
 
 def _first_values(recipe: Recipe, start: Start) -> ValueOf:
