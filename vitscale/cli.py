@@ -12,8 +12,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="Pretrain Vision Transformers from one YAML recipe.")
 recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show and check recipes; needs no shards.")
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Pack, index, check and look into WebDataset shards.")
+job_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What the batch scripts of slurm/ ask; not for people.")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
+app.add_typer(job_app, name="job", hidden=True)
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides such as optim.lr=3e-4; values are YAML.")]
@@ -252,6 +254,24 @@ def data_index(
     print(f"{index.num_samples:,} samples in {len(index.counts):,} shards; index hash {index.hash}")
     if index.damaged:
         print(f"{index.damaged} places are damaged, {index.lost} samples lost to them; `vitscale data verify` names them", file=sys.stderr)
+
+
+@job_app.command("begin")
+def job_begin(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Before the ranks start: checks the recipe, notes the job in the run folder, and prints that folder."""
+    from vitscale.cluster.attempt import begin
+
+    print(begin(recipe, overrides or []))
+
+
+@job_app.command("end")
+def job_end(folder: Path, code: int) -> None:
+    """After the ranks have ended with CODE: the exit code says how to go on, the output which nodes to leave out."""
+    from vitscale.cluster.attempt import verdict
+
+    found = verdict(folder, code)
+    print(",".join(found.exclude))
+    raise typer.Exit(found.code)
 
 
 if __name__ == "__main__":
