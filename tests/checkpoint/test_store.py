@@ -23,6 +23,7 @@ from vitscale.checkpoint import store
 from vitscale.checkpoint.files import sha256_of, write_json
 from vitscale.checkpoint.resume import newest_whole
 from vitscale.checkpoint.retain import to_delete
+from vitscale.checkpoint.room import Unwritten
 from vitscale.checkpoint.store import (
     EMA_WEIGHTS,
     FACTS,
@@ -384,12 +385,13 @@ def test_a_full_disk_is_an_error_and_publishes_nothing(tmp_path: Path) -> None:
     assert after == "step-00000001 step-00000004"
 
 
-def test_a_failure_in_the_background_is_raised_at_the_next_save(tmp_path: Path) -> None:
+def test_a_failure_in_the_background_is_borne_by_the_next_save_and_raised_by_wait(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     behind = writer(tmp_path / "checkpoints")
     behind.save(state(), facts(1))
-    with pytest.raises(CheckpointError, match="could not be written"):
-        behind.save(state(), facts(2))
+    behind.save(state(), facts(2))
+    with pytest.raises(Unwritten, match="could not be written"):
+        behind.wait()
     behind.close()      # said once
 
 

@@ -1,6 +1,7 @@
 """One checkpoint folder: sharded state, weights, facts and a manifest; published whole or not at all, read with suspicion."""
 
 import json
+import logging
 import pickle
 import shutil
 import time
@@ -21,17 +22,21 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from vitscale.checkpoint.files import fsync_folder, fsync_tree, sha256_of, write_json
-from vitscale.checkpoint.lease import Lease
+from vitscale.checkpoint.lease import Lease, LeaseLost
 from vitscale.checkpoint.retain import to_delete
+from vitscale.checkpoint.room import Unwritten, checkpoint_bytes, free_bytes
+from vitscale.data.report import size as size_text
 from vitscale.errors import CheckpointError
 from vitscale.recipe import Checkpoint as CheckpointSettings
 
+log = logging.getLogger(__name__)
 FORMAT = 1
 MANIFEST = "manifest.json"
 FACTS = "run.json"
 STATE = "state"
 WEIGHTS = "model.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
+MAX_FAILURES = 3        # checkpoints in a row that may fail to be written before the run ends
 
 
 @dataclass(frozen=True)
@@ -51,46 +56,64 @@ class Facts:
 class Writer:
     """Writes checkpoints of one attempt, one at a time, behind the training's back.
 
-    save() copies the state to host memory and returns; a thread writes it, rank 0 publishes it.  A failure is raised at the next
-    save() or at wait(), on every rank.
+    save() copies the state to host memory and returns; a thread writes it, rank 0 publishes it.
+
+    A disk that is full, or does not answer, does not end an unattended run at once: what was trained since the last checkpoint exists
+    in memory alone, quotas are raised and disks cleared while nobody looks at the run, and a restart would only throw that work away
+    and come to the same disk.  So a checkpoint that cannot be written leaves nothing behind, is an error in the log at the moment it
+    happens, and is tried again when the next one is due.  The third failure in a row raises Unwritten, so that no more than that many
+    intervals of work are at stake; so does wait(), which asks for the last one, at the end of a run or when it is told to stop: nothing
+    is lost in silence.  Whatever else goes wrong is raised at the next save(), settle() or wait().  All of it on every rank alike.
     """
 
     def __init__(self, folder: Path, *, rank: int, lease: Lease | None, attempt: int, settings: CheckpointSettings,
-                 on_published: Callable[[float], None] | None = None) -> None:
+                 on_published: Callable[[float], None] | None = None, on_failed: Callable[[], None] | None = None) -> None:
         """`folder` is the run's checkpoints/.  Only rank 0 has a lease.  Collective: makes a process group of its own.
 
-        `on_published`: called on rank 0, in the writing thread, with the seconds from save() to the published checkpoint.
+        Called on rank 0, in the writing thread: `on_published` with the seconds from save() to the published checkpoint, `on_failed`
+        when one could not be written.
         """
         self.folder, self.rank, self.lease, self.attempt, self.settings = folder, rank, lease, attempt, settings
-        self.on_published = on_published
+        self.on_published, self.on_failed = on_published, on_failed
         # the thread's collectives must not mix with the training's
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._host_mesh: DeviceMesh | None = None
+        self._failures = 0                          # in a row
+        self._unwritten: Unwritten | None = None    # what became of the last one
         self.last_step: int | None = None
 
     def save(self, tensors: Mapping[str, Tensor], facts: Facts) -> None:
         """Stage the state and write it.  Collective.  `tensors` are named as `Engine.tensors` names them (and `ema.NAME`)."""
-        self.wait()
+        self.settle()
         started = time.monotonic()
         staged = {name: self._staged(tensor) for name, tensor in tensors.items()}
         self._pending = self._pool.submit(self._write, staged, facts, started)
         self.last_step = facts.step
         if not self.settings.background:
-            self.wait()
+            self.settle()
 
-    def wait(self) -> None:
-        """Until the last save is published.  Raises what went wrong with it."""
+    def settle(self) -> None:
+        """Until the last save has come to its end.  That it could not be written is borne, but for the third time in a row."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
         try:
             pending.result()
-        except CheckpointError:
-            raise
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.folder}: a checkpoint could not be written: {error}") from error
+            self._failures, self._unwritten = 0, None
+        except Unwritten as error:
+            self._failures, self._unwritten = self._failures + 1, error
+            if self._failures >= MAX_FAILURES:
+                self._unwritten = None
+                raise Unwritten(f"{self._failures} checkpoints in a row could not be written; the last: {error}") from error
+
+    def wait(self) -> None:
+        """Until the last save is published.  Raises Unwritten if it could not be; that is said once."""
+        self.settle()
+        error, self._unwritten = self._unwritten, None
+        if error is not None:
+            raise error
 
     def close(self) -> None:
         try:
@@ -113,17 +136,28 @@ class Writer:
     def _write(self, staged: dict[str, Tensor], facts: Facts, started: float) -> None:
         draft = self.folder / f".step-{facts.step:08d}.{self.attempt}"
         writer = dcp.FileSystemWriter(draft / STATE, single_file_per_rank=True, sync_files=False)
-        self._on_first(self._clear_away)
+        needed = checkpoint_bytes(staged, dist.get_world_size(self._group) if self._group is not None else 1)
         try:
-            dcp.save(staged, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
-        except dcp.api.CheckpointException as error:
-            raise CheckpointError(f"{draft}: a checkpoint could not be written: {_reasons(error)}") from error
-        self._on_first(lambda: self._publish(draft, facts))     # dcp.save returns on rank 0 when every rank has written its part
+            self._on_first(lambda: self._make_room(needed, facts))
+            try:
+                dcp.save(staged, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+            except dcp.api.CheckpointException as error:        # on every rank, once all have ended their part
+                reasons = _reasons(error)
+                self._on_first(lambda: self._tell(draft, reasons))
+            self._on_first(lambda: self._publish(draft, facts))     # dcp.save returns on rank 0 when every rank has written its part
+        except Unwritten as error:
+            if self.rank == 0:
+                shutil.rmtree(draft, ignore_errors=True)    # on a full disk it would stand in the way of the next
+                log.error("the checkpoint of step %d is lost: %s", facts.step, error)
+                if self.on_failed is not None:
+                    self.on_failed()
+            raise
         if self.rank == 0 and self.on_published is not None:
             self.on_published(time.monotonic() - started)
 
     def _on_first(self, act: Callable[[], None]) -> None:
         """Run `act` on rank 0 while the others wait; what it raises is raised on every rank, so that none goes on without the rest.
+        Raises Unwritten for what the disk or its files are to blame for.
 
         The wait matters at the end of a run too: whoever started the ranks ends them all once the first has gone.
         """
@@ -131,15 +165,43 @@ class Writer:
         if self.rank == 0:
             try:
                 act()
+            except (Unwritten, LeaseLost) as error:
+                problem = error
+            except (OSError, SafetensorError, CheckpointError) as error:
+                problem = Unwritten(f"{self.folder}: a checkpoint could not be written: {error}")
+                problem.__cause__ = error
             except Exception as error:
                 problem = error
-        words = [str(problem) if problem else None]
+        told = [(isinstance(problem, Unwritten), str(problem)) if problem else None]
         if self._group is not None:
-            dist.broadcast_object_list(words, src=0, group=self._group)
+            dist.broadcast_object_list(told, src=0, group=self._group)
         if problem is not None:
             raise problem
-        if words[0] is not None:
-            raise CheckpointError(words[0])
+        if told[0] is not None:
+            unwritten, words = told[0]
+            raise Unwritten(words) if unwritten else CheckpointError(words)
+
+    def _make_room(self, needed: int, facts: Facts) -> None:
+        """Clear away, and see that `needed` bytes are free before the first is written.  Raises Unwritten.
+
+        If they are not, checkpoints that the new one would displace go before it, not after; the newest stays whatever `keep` says.
+        """
+        self._clear_away()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        there = [step_of(path) for path in checkpoints_in(self.folder)]
+        for step in self._displaced([*there, facts.step], facts):
+            if free_bytes(self.folder) >= needed or step == there[-1]:
+                break
+            log.warning("%s: only %s are free; checkpoint %d goes before the next is written", self.folder,
+                        size_text(free_bytes(self.folder)), step)
+            self._delete(step)
+        if free_bytes(self.folder) < needed:
+            raise Unwritten(f"{self.folder}: a checkpoint could not be written: it takes {size_text(needed)}, and only "
+                            f"{size_text(free_bytes(self.folder))} are free; make room there, or keep fewer (checkpoint.keep)")
+
+    def _tell(self, draft: Path, reasons: str) -> None:
+        # torch's archives hide what the system said when the disk filled up; how much is free tells
+        raise Unwritten(f"{draft}: a checkpoint could not be written: {reasons}; {size_text(free_bytes(self.folder))} are free there")
 
     def _clear_away(self) -> None:
         """Drafts and half-deleted checkpoints that killed attempts left behind: they would fill the disk."""
@@ -170,13 +232,19 @@ class Writer:
         self._retain(facts)
 
     def _retain(self, facts: Facts) -> None:
-        best = facts.best["step"] if facts.best else None
-        steps = {step_of(path): path for path in checkpoints_in(self.folder)}
-        for step in to_delete(steps, self.settings.keep, best):
-            if self.lease is not None:
-                self.lease.check()
-            doomed = steps[step].rename(self.folder / f".deleted-{steps[step].name}")   # first the name, so that no half one is found
-            shutil.rmtree(doomed, ignore_errors=True)     # a reader's open file may keep it for a while; _clear_away comes again
+        for step in self._displaced([step_of(path) for path in checkpoints_in(self.folder)], facts):
+            self._delete(step)
+
+    def _displaced(self, steps: list[int], facts: Facts) -> list[int]:
+        """Of the checkpoints of `steps` those that may go, oldest first."""
+        return to_delete(steps, self.settings.keep, facts.best["step"] if facts.best else None)
+
+    def _delete(self, step: int) -> None:
+        if self.lease is not None:
+            self.lease.check()
+        path = self.folder / f"step-{step:08d}"
+        doomed = path.rename(path.with_name(f".deleted-{path.name}"))       # first the name, so that no half one is found
+        shutil.rmtree(doomed, ignore_errors=True)     # a reader's open file may keep it for a while; _clear_away comes again
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
