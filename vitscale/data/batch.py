@@ -20,6 +20,7 @@ from vitscale.data.index import SetIndex, image_member
 from vitscale.data.labels import LabelRule, labels_of
 from vitscale.data.mix import Mix
 from vitscale.data.reader import ShardReader
+from vitscale.data.sound import SoundImages
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class Fetcher:
         self.index, self.reader = index, ShardReader(index, cache=cache, stopping=self.stopping)
         self.label, self.classes, self.image, self.channels, self.group, self.crop = label, classes, image, channels, group, crop
         self.exif, self.targets = exif, classes if label is not None and label.several else 0
+        self.sound = SoundImages(index.num_samples)
 
     def fill(self, plan: Plan, micro: MicroBatch, low: int, high: int) -> Report:
         """Fill the slots [low, high), whole groups.  A sample that cannot be used is replaced by the next of its group that can; if there
@@ -170,7 +172,12 @@ class Fetcher:
         if image is None:
             raise BadSample("image", f"has no image (its members are {', '.join(members)})")
         draws: Sequence[float] = () if plan.crop is None else plan.crop[slot].tolist()
-        pixels = decode(self.reader.pread(shard, *members[image]), self.crop, self.image, self.channels, draws, self.exif)
+        data, sample = self.reader.pread(shard, *members[image]), int(plan.ids[source])
+        known = self.sound.sum_of(data)
+        sound = self.sound.knows(sample, known)
+        pixels = decode(data, self.crop, self.image, self.channels, draws, self.exif, sound)
+        if not sound:
+            self.sound.note(sample, known)
         micro.images.numpy()[slot] = pixels
         micro.labels.numpy()[slot] = labels[0] if labels else 0
         if micro.targets is not None:

@@ -54,6 +54,11 @@ def decode_checked(data: bytes, channels: int, scale: int = 1) -> NDArray[np.uin
     return np.ascontiguousarray(pixels[:, :, ::-1]) if channels == 3 else pixels[:, :, None]       # OpenCV decodes to BGR
 
 
+def decode_above(data: bytes, channels: int, scale: int, bottom: int) -> NDArray[np.uint8]:
+    """At least the rows [0, bottom) of decode_checked(), of an image that decode_checked() has once taken."""
+    return jpeg.pixels_above(data, channels, scale, bottom) if reducible(data) else decode_checked(data, channels, scale)
+
+
 def image_size(data: bytes) -> tuple[int, int]:
     """(height, width) from the header, and a look at the end.
 

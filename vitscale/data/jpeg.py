@@ -14,6 +14,8 @@ from vitscale.data.bad import BadSample
 
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}        # frame headers (table B.1)
 _SEQUENTIAL = frozenset({0xC0, 0xC1})                           # Huffman-coded, in one pass: baseline and extended
+_HUFFMAN = _SEQUENTIAL | {0xC2}                                 # and progressive
+_BORDER = 1                                                     # rows below one that the interpolation of colours looks at
 _SHORTEST = 16                                                  # no table allows a run of fewer zero bytes to be called damage
 _SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")            # inside coded data only FF00 and RST0-7 stand (B.1.1.5)
 _PADDED = re.compile(r"Corrupt JPEG data: ([0-9]+) extraneous bytes before marker 0xd9")
@@ -42,7 +44,7 @@ def pixels(data: bytes, channels: int, scale: int = 1) -> NDArray[np.uint8]:
         raise BadSample("decode", f"a JPEG with zeroed bytes at its byte {at}")
     space = "RGB" if channels == 3 else "GRAY"
     inks = data[_frame(data) + 9]
-    low = [-(-side // scale) for side in size(data)] if scale > 1 else (0, 0)       # it takes the least eighths that give this; 0: all
+    low = _sides(*size(data), scale)
     try:
         decoded: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "CMYK" if inks == 4 else space, False, False, *low)
     except ValueError as error:
@@ -51,6 +53,30 @@ def pixels(data: bytes, channels: int, scale: int = 1) -> NDArray[np.uint8]:
             raise BadSample("decode", str(error)) from error
         decoded = simplejpeg.decode_jpeg(data, space, False, False, *low, strict=False)
     return decoded if inks != 4 else _from_four_inks(data, channels)
+
+
+def pixels_above(data: bytes, channels: int, scale: int, bottom: int) -> NDArray[np.uint8]:
+    """The rows [0, bottom) of pixels(), the same to the bit, and perhaps some below.
+
+    For an image without four inks that pixels() has taken: this looks for no damage.  libjpeg-turbo passes over codes that are none, and
+    warns mostly when the data does not last just as long as the blocks; but here the copy that is decoded has a frame header which states
+    a smaller height, so that no time goes into what lies below, and the rest of the data is one warning, always.
+    """
+    frame = _frame(data)
+    height, width = size(data)
+    lowered = min(scale * (bottom + _BORDER), height)
+    given: bytes | bytearray = data
+    if lowered < height and data[frame + 1] in _HUFFMAN:
+        given, height = bytearray(data), lowered
+        struct.pack_into(">H", given, frame + 5, height)
+    decoded: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+        given, "RGB" if channels == 3 else "GRAY", False, False, *_sides(height, width, scale), strict=False)
+    return decoded
+
+
+def _sides(height: int, width: int, scale: int) -> tuple[int, int]:
+    """What simplejpeg is asked for at least: it takes the least eighths that give this; 0: all."""
+    return (-(-height // scale), -(-width // scale)) if scale > 1 else (0, 0)
 
 
 def _from_four_inks(data: bytes, channels: int) -> NDArray[Any]:

