@@ -43,9 +43,11 @@ def train(
 
     Starts one process per local GPU (on a CPU: parallel.processes), or joins the ranks that torchrun or SLURM started.
     """
+    from vitscale.resilience.signals import listening
     from vitscale.train.start import train as start
 
-    raise typer.Exit(start(recipe, overrides or [], accept_changes))
+    with listening() as stop:       # from the first moment on: imports and indexing take a while too
+        raise typer.Exit(start(recipe, overrides or [], accept_changes, stop))
 
 
 @recipes_app.command("list")

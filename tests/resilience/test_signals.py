@@ -4,6 +4,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -11,6 +12,7 @@ LISTEN = """
 import sys, time
 from vitscale.resilience.signals import listening
 with listening() as flag:
+    flag.begin()
     print("ready", bool(flag), flag.reason, flush=True)
     try:
         for line in sys.stdin:
@@ -67,8 +69,76 @@ def test_the_second_interrupt_ends_it_at_once(listener):
     assert listener.read() == "interrupted"
 
 
-def test_afterwards_signals_mean_what_they_meant(listener):
+def test_afterwards_a_request_comes_too_late(listener):
     listener.process.stdin.close()
     assert listener.read() == "after"
-    listener.process.send_signal(signal.SIGUSR2)
-    assert listener.process.wait(10) == -signal.SIGUSR2
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        listener.process.send_signal(number)
+    time.sleep(0.3)
+    assert listener.process.poll() is None
+
+
+# the first lines stand for start-up; the main thread is inside a library, where no handler of Python's runs
+EARLY = """
+import hashlib, logging, os, signal, sys
+from vitscale.resilience.signals import listening
+logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+with listening() as flag:
+    if "farewell" in sys.argv:
+        flag.farewell = lambda reason: print("farewell:", reason, flush=True)
+    if "broken" in sys.argv:
+        flag.farewell = lambda reason: 1 / 0
+    if "fork" in sys.argv:
+        ours, theirs = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(theirs, b"!")
+            signal.pause()
+            os._exit(1)
+        os.read(ours, 1)
+        os.kill(child, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        # to be heard, it would have to come through the pipe that the child shared
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
+"""
+
+
+def early(*arguments: str) -> subprocess.Popen:
+    process = subprocess.Popen([sys.executable, "-c", EARLY, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert select.select([process.stdout], [], [], 20)[0], "it says nothing"
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_before_anybody_reads_the_flag_a_request_ends_the_process_at_once(number):
+    process = early()
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == 75
+    assert said == f"asked to stop by {number.name} before the first step\n"
+
+
+def test_there_is_time_for_a_farewell():
+    process = early("farewell")
+    process.terminate()
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == 75
+    assert "farewell: asked to stop by SIGTERM" in said
+
+
+def test_a_farewell_that_fails_keeps_nobody():
+    process = early("broken")
+    process.terminate()
+    assert process.wait(20) == 75
+
+
+def test_a_request_to_a_forked_helper_is_none_to_us():
+    process = early("fork")
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+    finally:
+        process.kill()
+        process.communicate()

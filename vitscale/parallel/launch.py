@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +47,12 @@ class End:
     told: bool = True       # rank 0 ended by itself and has written the outcome down; else nobody has
 
 
-def launch(command: Sequence[str], processes: int, logs: Path) -> End:
+def launch(command: Sequence[str], processes: int, logs: Path, on_started: Callable[[], None] = lambda: None) -> End:
     """Run `command` as ranks 0..processes-1 on this machine until all have ended.
 
     Rank 0 speaks on the console; every rank writes its own file in `logs` through the program's logging, and what other ranks
-    print goes to rank-N.out.  A rank that ends badly ends the others.  TERM, USR2 and INT are passed on.
+    print goes to rank-N.out.  A rank that ends badly ends the others.  TERM, USR2 and INT are passed on, for certain once `on_started`
+    has been called.
     """
     logs.mkdir(parents=True, exist_ok=True)
     ours, theirs = os.pipe()
@@ -74,6 +75,7 @@ def launch(command: Sequence[str], processes: int, logs: Path) -> End:
                                                  start_new_session=True))
                 if output is not None:
                     output.close()
+            on_started()
             return _watch(children, logs)
         finally:
             for child in children:

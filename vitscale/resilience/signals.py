@@ -2,36 +2,77 @@
 
 import contextlib
 import logging
+import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
+
+from vitscale.errors import EXIT_REQUEUE
 
 log = logging.getLogger(__name__)
 STOPPING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 class StopFlag:
-    """Set by a signal.  The second interrupt from a keyboard ends the program at once."""
+    """Set by a signal.  Before `begin()` there is nothing to save, and the process ends at once with EXIT_REQUEUE; `farewell`, if there is
+    one, is called with the reason first.  After it the second interrupt from a keyboard ends the program at once."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.farewell: Callable[[str], None] | None = None
+        self._begun = False
 
     def __bool__(self) -> bool:
         return self.reason is not None
+
+    def begin(self) -> None:
+        """From now on somebody reads this flag."""
+        self._begun = True
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.reason is not None:
             raise KeyboardInterrupt
         self.reason = signal.Signals(number).name
 
+    def _leave_early(self, pipe: int) -> None:
+        """A thread of its own: the main one may be waiting for other ranks inside a library, where no handler of Python's runs."""
+        while numbers := os.read(pipe, 1):
+            if not self._begun and numbers[0] in STOPPING:
+                reason = f"asked to stop by {signal.Signals(numbers[0]).name} before the first step"
+                log.info(reason)
+                try:
+                    if self.farewell is not None:
+                        self.farewell(reason)
+                finally:
+                    os._exit(EXIT_REQUEUE)
+        os.close(pipe)
+
 
 @contextlib.contextmanager
 def listening() -> Iterator[StopFlag]:
-    """A StopFlag fed by signals for the length of a `with` block.  Main thread only."""
+    """A StopFlag fed by signals for the length of a `with` block.  Main thread only.
+
+    After the block a request comes too late and is ignored: the program is about to end with an exit code of its own.
+    """
     flag = StopFlag()
-    previous = {number: signal.signal(number, flag._receive) for number in STOPPING}
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    threading.Thread(target=flag._leave_early, args=(ours,), name="signals", daemon=True).start()
+    os.register_at_fork(after_in_child=_be_deaf)        # a request to a forked helper is none to us
+    signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)     # the number of each signal is written there at once
+    for number in STOPPING:
+        signal.signal(number, flag._receive)
     try:
         yield flag
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
+        os.close(theirs)
+
+
+def _be_deaf() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_DFL)

@@ -1,6 +1,7 @@
 """The program: from a recipe to a trained model.  Read it from top to bottom."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from vitscale.parallel.world import World, joined, lost_a_peer
 from vitscale.recipe import Recipe
 from vitscale.resilience.outcome import cause_of_stop, write_outcome
 from vitscale.resilience.restarts import begin_attempt, refuse_loop
-from vitscale.resilience.signals import StopFlag, listening
+from vitscale.resilience.signals import StopFlag
 from vitscale.resilience.skips import remembered
 from vitscale.train.evaluate import evaluate
 from vitscale.train.facts import bound_settings, facts_of
@@ -43,14 +44,13 @@ from vitscale.train.step import train_step
 log = logging.getLogger(__name__)
 
 
-def run(recipe: Recipe, place: Place, accept_changes: bool = False) -> int:
+def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = False) -> int:
     """Train, or go on training, as one rank of `place.size`; returns the exit code of the run.  Raises UserError, on every rank alike."""
     hold_lifeline()
     meters = Meters()
     prepared = prepare(recipe, look=place.rank == 0 and not place.prepared)
     setup_logging(make_console() if place.rank == 0 else None, prepared.folder / "logs" / f"rank-{place.rank}.log")
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(listening())
         world = stack.enter_context(joined(recipe.parallel, place))
         lease, goodput, start, mistake = None, None, None, None
         if world.is_first:
@@ -58,6 +58,7 @@ def run(recipe: Recipe, place: Place, accept_changes: bool = False) -> int:
                 try:
                     lease = stack.enter_context(_holding(prepared.folder))
                     goodput = stack.enter_context(Goodput(prepared.folder, lease, meters))
+                    stop.farewell = functools.partial(_leave_early, prepared.folder, lease)
                     start = _find_start(recipe, prepared, lease, accept_changes)
                     _count(recipe, prepared, world, start, goodput)
                 except UserError as error:
@@ -145,6 +146,7 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
             return record.end(exit_code, reason, progress, cause)
 
         meters.begin()
+        stop.begin()
         failures, patience_over = 0, progress.out_of_patience(recipe.evaluate.early_stopping)
         while not stream.ends_at(schedule.total) and not patience_over:
             with meters.phase("data_wait"):
@@ -191,6 +193,12 @@ def _holding(folder: Path) -> Iterator[Lease]:
         yield lease
     finally:
         lease.release()
+
+
+def _leave_early(folder: Path, lease: Lease, reason: str) -> None:
+    lease.check()
+    write_outcome(folder, EXIT_REQUEUE, reason, cause="signal", attempt=lease.number)
+    lease.release()
 
 
 def _find_start(recipe: Recipe, prepared: Prepared, lease: Lease, accept_changes: bool) -> Start:

@@ -3,18 +3,20 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from vitscale.errors import EXIT_FAILED, EXIT_REQUEUE, UserError
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.plan.families import check_model
 from vitscale.recipe import load_recipe
+from vitscale.resilience.signals import StopFlag
 
 log = logging.getLogger(__name__)
 
 
-def train(file: str, overrides: Sequence[str], accept_changes: bool) -> int:
-    """Train `file` with `overrides`; returns the exit code.  Raises UserError for what the user can mend."""
+def train(file: str, overrides: Sequence[str], accept_changes: bool, stop: StopFlag) -> int:
+    """Train `file` with `overrides` until `stop`; returns the exit code.  Raises UserError for what the user can mend."""
     # Before torch loads its OpenMP: threads that spin while they wait take the cores from the decoding threads.  On two cores beside
     # one other busy process that cost a factor of ten.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -27,7 +29,7 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool) -> int:
     if place is None:
         from vitscale.checkpoint.lease import refuse_if_held
         from vitscale.parallel.launch import launch, rank_command
-        from vitscale.resilience.outcome import write_outcome
+        from vitscale.resilience.outcome import read_outcome, write_outcome
         from vitscale.train.prepare import prepare, run_folder
 
         refuse_if_held(run_folder(recipe))
@@ -35,16 +37,19 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool) -> int:
         log.info("run folder %s; metrics in %s", prepared.folder, prepared.folder / "metrics.jsonl")
         processes = recipe.parallel.processes or _local_gpus(recipe.parallel.device)
         if processes > 1:
-            end = launch(rank_command(sys.argv[1:]), processes, prepared.folder / "logs")
+            began = time.time()
+            end = launch(rank_command(sys.argv[1:]), processes, prepared.folder / "logs", on_started=stop.begin)
             if not end.told:
                 refuse_if_held(prepared.folder)         # by a newer attempt: then this one's end is nobody's business
                 write_outcome(prepared.folder, end.code, end.reason)
+            elif end.code == EXIT_REQUEUE and read_outcome(prepared.folder).get("time", 0.0) < began:
+                write_outcome(prepared.folder, end.code, "the ranks were asked to stop before they had joined", cause="signal")
             return end.code
     from vitscale.parallel.place import Place
     from vitscale.train.run import run
 
     try:
-        return run(recipe, place or Place(prepared=True), accept_changes)
+        return run(recipe, place or Place(prepared=True), stop, accept_changes)
     except UserError:
         raise
     except Exception as error:
