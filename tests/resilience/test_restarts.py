@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
+from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT, CheckpointError
 from vitscale.resilience.outcome import read_outcome, write_outcome
 from vitscale.resilience.restarts import FILE, Attempt, RestartLoop, attempts_of, begin_attempt, refuse_loop, restarts_by_cause
 
@@ -47,6 +47,14 @@ def test_a_torn_row_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert "line 2 is unreadable" in caplog.text
     assert [row.attempt for row in begin(tmp_path, 3)] == [1, 3]
     assert all(json.loads(line) for line in (tmp_path / FILE).read_text().splitlines())
+
+
+def test_a_folder_that_takes_no_more_is_named(tmp_path: Path) -> None:
+    begin(tmp_path, 1)
+    (tmp_path / FILE).rename(tmp_path / "kept")
+    (tmp_path / FILE).mkdir()       # what can neither be read nor replaced
+    with pytest.raises(CheckpointError, match=r"attempts.jsonl: cannot be written .*; make room there"):
+        begin(tmp_path, 2)
 
 
 def died(folder: Path, number: int, step: int, code: int | None = None, cause: str | None = None) -> None:

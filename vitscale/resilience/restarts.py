@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.checkpoint.files import write_atomically
-from vitscale.errors import EXIT_FAILED, EXIT_REQUEUE, UserError
+from vitscale.errors import EXIT_FAILED, EXIT_REQUEUE, CheckpointError, UserError
 from vitscale.resilience.outcome import read_outcome, write_outcome
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Attempt:
 def attempts_of(run_folder: Path) -> list[Attempt]:
     """In the order in which they began.  A row that cannot be read is passed over with a warning."""
     path, found = run_folder / FILE, []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
         try:
             found.append(Attempt(**json.loads(line)))
         except (ValueError, TypeError):
@@ -62,12 +62,17 @@ def attempts_of(run_folder: Path) -> list[Attempt]:
 
 def begin_attempt(run_folder: Path, number: int, *, started: float, step: int, images: int, ranks: int,
                   seconds: dict[str, float]) -> list[Attempt]:
-    """Write the row of an attempt that begins, durably; returns all rows, its own the last.  Only for the holder of the run folder."""
+    """Write the row of an attempt that begins, durably; returns all rows, its own the last.  Only for the holder of the run folder.
+
+    Raises CheckpointError where the disk takes no more."""
     known = attempts_of(run_folder)
     ended = _end_of(run_folder, known[-1]) if known else {"cause": None, "reason": None, "exit_code": None}
     new = Attempt(number, started, time.time(), step, images, ranks, seconds=seconds, host=socket.gethostname(),
                   node=os.environ.get("SLURMD_NODENAME"), job=os.environ.get("SLURM_JOB_ID"), **ended)
-    write_atomically(run_folder / FILE, "".join(json.dumps(asdict(row)) + "\n" for row in [*known, new]))
+    try:
+        write_atomically(run_folder / FILE, "".join(json.dumps(asdict(row)) + "\n" for row in [*known, new]))
+    except OSError as error:
+        raise CheckpointError(f"{run_folder / FILE}: cannot be written ({error.strerror}); make room there") from None
     return [*known, new]
 
 

@@ -1,0 +1,136 @@
+"""goodput.json: the sums of all attempts add up to the wall time, whatever ended them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vitscale.checkpoint.files import write_json
+from vitscale.checkpoint.lease import Lease
+from vitscale.errors import EXIT_REQUEUE
+from vitscale.observe.goodput import FILE, Goodput, goodput_ratio, process_started, program_started, read_books
+from vitscale.observe.meters import Meters
+from vitscale.observe.names import BUCKETS
+from vitscale.parallel.launch import STARTED_VARIABLE
+from vitscale.resilience.outcome import write_outcome
+from vitscale.resilience.restarts import FILE as ATTEMPTS_FILE
+from vitscale.resilience.restarts import begin_attempt
+
+approx = pytest.approx
+A_LITTLE_S = 0.5        # for what the test itself takes
+
+
+@pytest.fixture(autouse=True)
+def _no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_JOB_START_TIME", "ENVIRONMENT", STARTED_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def lease(tmp_path: Path):
+    held = Lease.take(tmp_path)
+    yield held
+    held.release()
+
+
+def write_books(folder: Path, started: float, at: float, **seconds: float) -> None:
+    write_json(folder / FILE, {"attempt": 1, "started": started, "time": at, "seconds": dict.fromkeys(BUCKETS, 0.0) | seconds})
+
+
+def test_a_first_attempt_starts_with_its_program(tmp_path: Path, lease: Lease, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STARTED_VARIABLE, str(time.time() - 30))
+    with Goodput(tmp_path, lease, Meters()) as goodput:
+        assert goodput.run_seconds()["startup"] == approx(30, abs=A_LITTLE_S)
+        assert set(goodput.run_seconds()) == set(BUCKETS)
+    books = read_books(tmp_path)
+    assert books is not None
+    assert sum(books.seconds.values()) == approx(books.time - books.started, abs=0.02)
+    assert goodput_ratio(books.seconds) == 0
+
+
+def test_what_a_killed_attempt_leaves_is_taken_up(tmp_path: Path, lease: Lease, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It began 100 s ago, wrote its books 20 s ago with 5 s of a step under way, and its launcher saw it die 4 s later."""
+    now = time.time()
+    write_books(tmp_path, now - 100, now - 20, startup=10, train=60, data_wait=3, waiting=1, lost=1)
+    monkeypatch.setattr(time, "time", lambda: now - 16)
+    write_outcome(tmp_path, EXIT_REQUEUE, "rank 1 was ended by SIGKILL")
+    monkeypatch.undo()
+    monkeypatch.setenv(STARTED_VARIABLE, str(now - 7))
+    with Goodput(tmp_path, lease, Meters()) as goodput:
+        spent = goodput.run_seconds()
+        assert spent == approx(dict.fromkeys(BUCKETS, 0.0) | {
+            "startup": 10 + 7, "train": 60, "data_wait": 3, "waiting": 1 + 9, "lost": 1 + 5 + 4}, abs=A_LITTLE_S)
+        assert sum(spent.values()) == approx(time.time() - (now - 100), abs=0.02)
+        assert goodput_ratio(spent) == approx(0.6, abs=0.01)
+        assert goodput.started == now - 7
+
+
+@pytest.mark.parametrize("content", [None, "", '{"started": 1, "time"', '{"started": "x", "time": 2, "seconds": {}}', "[]"])
+def test_books_that_cannot_be_read_are_replaced_by_those_of_the_beginning(tmp_path: Path, lease: Lease, content: str | None) -> None:
+    now = time.time()
+    begin_attempt(tmp_path, 1, started=now - 50, step=0, images=0, ranks=1, seconds={"startup": 10.0})
+    row = json.loads((tmp_path / ATTEMPTS_FILE).read_text())
+    (tmp_path / ATTEMPTS_FILE).write_text(json.dumps(row | {"time": now - 40}) + "\n")
+    if content is not None:
+        (tmp_path / FILE).write_text(content)
+    spent = Goodput(tmp_path, lease, Meters()).run_seconds()
+    assert sum(spent.values()) == approx(50, abs=A_LITTLE_S)
+    assert spent["startup"] + spent["waiting"] == approx(50, abs=A_LITTLE_S)
+
+
+def test_attempts_that_overlap_are_not_counted_twice(tmp_path: Path, lease: Lease) -> None:
+    """This program is older than the last sign of life of the attempt before it: it has waited for the run folder."""
+    now = time.time()
+    write_books(tmp_path, now - 100, now + 0.2, startup=1, train=99.2)
+    spent = Goodput(tmp_path, lease, Meters()).run_seconds()
+    assert sum(spent.values()) == approx(100, abs=A_LITTLE_S)
+    assert spent["waiting"] == 0
+
+
+def test_the_books_are_written_while_the_main_thread_is_busy_and_not_without_the_lease(tmp_path: Path, lease: Lease) -> None:
+    meters = Meters()
+    meters.begin()
+    with Goodput(tmp_path, lease, meters), meters.phase("evaluate"):
+        deadline = time.monotonic() + 30
+        while read_books(tmp_path).seconds["evaluate"] < 0.5:      # type: ignore[union-attr]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        lease.release()
+        newer = Lease.take(tmp_path)
+        (tmp_path / FILE).write_text("the newer attempt's")
+    newer.release()
+    assert (tmp_path / FILE).read_text() == "the newer attempt's"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE, "lease"]
+
+
+def test_when_a_program_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = time.time()
+    program = "import time; time.sleep(0.3); from vitscale.observe.goodput import program_started; print(program_started())"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert begin - 0.05 < float(answer) < time.time() - 0.3         # the kernel counts in hundredths
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_START_TIME", "1000")
+    assert program_started() == approx(process_started(), abs=0.05)     # a person's allocation
+    monkeypatch.setenv("ENVIRONMENT", "BATCH")
+    assert program_started() == 1000
+    monkeypatch.setenv(STARTED_VARIABLE, "2000")
+    assert program_started() == 1000
+    assert program_started(not_before=1500) == 2000                 # the second attempt inside one job
+    assert program_started(not_before=2500) == approx(process_started(), abs=0.05)
+    assert program_started(not_before=begin + 1e6) == begin + 1e6
+
+
+def test_an_older_slurm_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text('#!/bin/sh\n[ "$*" = "--noheader --job 7 --format=%S" ] && [ "$SLURM_TIME_FORMAT" = %s ] && echo 1234\n')
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("ENVIRONMENT", "BATCH")
+    assert program_started() == 1234
+    squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2\nexit 1\n")
+    assert program_started() == approx(process_started(), abs=0.05)
