@@ -3,7 +3,7 @@
 # Exit codes of a job: 0 the run is done; 2 recipe or data are wrong; 3 failed for good; 75 stopped early, and if it could be requeued it was.
 
 MARGIN_S=30             # before the time limit, ranks that did not stop when they were told to are left behind
-LAST_RANK_S=60          # for the other ranks once the first has ended; those that do not stop with it hang
+LAST_RANK_S=${LAST_RANK_S:-60}          # for the other ranks once the first has ended; those that do not stop with it hang
 STRIKES=3               # attempts in a row that end before training could begin
 
 # The plain number of an array's first task would mean the whole array.
@@ -36,6 +36,10 @@ train() {
         code=$?
     else
         code=75
+    fi
+    if superseded; then
+        say "this attempt was given up by SLURM and job $job restarted; the later attempt decides"
+        exit 75
     fi
     exclude=$(here job end "$folder" "$code")
     end=$?
@@ -71,6 +75,13 @@ tell_ranks() {
     stop_by=$((${end:-$(date +%s)+86400} - MARGIN_S))
     say "USR2: the ranks are told to save and stop"
     [ -z "$ranks" ] || kill -USR2 $ranks 2>/dev/null     # srun passes it on
+}
+
+# Whether a later attempt of this job runs or waits.  SLURM starts one when it has lost the node of this script, which lives on.
+superseded() {
+    local restarts
+    restarts=$(squeue --noheader --jobs="$job" --Format=RestartCnt 2>/dev/null)
+    [ "${restarts:-0}" -gt "${SLURM_RESTART_COUNT:-0}" ]
 }
 
 # Put the job back into the queue; $1: nodes to leave out from now on.
