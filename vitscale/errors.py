@@ -1,5 +1,8 @@
 """The mistakes a user can make, and the exit codes of the program."""
 
+from collections.abc import Mapping
+from typing import Any
+
 EXIT_DONE = 0
 EXIT_WRONG_INPUT = 2    # the recipe, the data or a checkpoint is wrong: mend it, then run again
 EXIT_FAILED = 3         # the run failed in a way that a retry will not mend
@@ -10,6 +13,7 @@ class UserError(Exception):
     """Something the user can mend.  The message names the file, key or sample and says what to do; no traceback is shown."""
 
     exit_code = EXIT_WRONG_INPUT
+    facts: Mapping[str, Any] = {}       # what outcome.json says besides the message: its `cause` and others
 
 
 class RecipeError(UserError):

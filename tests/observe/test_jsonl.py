@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -74,3 +76,32 @@ def test_a_value_json_cannot_say_is_refused_before_anything_is_written(path):
     with JsonLines(path) as lines, pytest.raises(TypeError):
         lines.write({"step": 1, "what": object()})
     assert path.read_bytes() == b""
+
+
+FULL = """
+import logging, resource, sys
+from pathlib import Path
+from vitscale.observe.jsonl import JsonLines
+logging.basicConfig(format="%(message)s", level=logging.INFO)
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+with JsonLines(Path(sys.argv[1])) as lines:
+    lines.write({"step": 1})
+    for size in (14, 11):           # in the middle of the second row, and right after the first
+        limit(size)
+        for step in (2, 3):
+            lines.write({"step": step, "limit": size})
+        assert Path(sys.argv[1]).read_bytes().endswith(b"\\n")
+        if size == 14:
+            limit(resource.RLIM_INFINITY)
+            lines.write({"step": 4})
+"""
+
+
+def test_rows_wait_for_a_full_disk(path):
+    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert list(read_rows(path)) == [{"step": 1}, {"step": 2, "limit": 14}, {"step": 3, "limit": 14}, {"step": 4}]
+    said = [line.removeprefix(f"{path}: ") for line in done.stderr.splitlines()]
+    assert said == ["only 3 of 22 bytes could be written; its rows wait in memory", "2 row(s) that waited are written",
+                    "File too large; its rows wait in memory", "File too large; 2 row(s) are lost"]

@@ -19,11 +19,15 @@ def fsync_folder(folder: Path) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text` as one step; a reader sees the old or the new content, never a part."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
     fsync_folder(path.parent)
 
 

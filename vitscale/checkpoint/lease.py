@@ -1,5 +1,6 @@
 """Who holds a run folder.  Each attempt takes the next numbered lease; only the highest may publish, delete or append."""
 
+import contextlib
 import json
 import os
 import socket
@@ -28,7 +29,15 @@ class Lease:
 
     @classmethod
     def take(cls, run_folder: Path) -> "Lease":
-        """Take the run folder over from an attempt that has ended.  Raises CheckpointError while another one lives."""
+        """Take the run folder over from an attempt that has ended.  Raises CheckpointError while another one lives, and where the disk
+        takes no more."""
+        try:
+            return cls._take(run_folder)
+        except OSError as error:
+            raise CheckpointError(f"{run_folder}: cannot be written ({error.strerror}); make room, or give another runs_dir") from None
+
+    @classmethod
+    def _take(cls, run_folder: Path) -> "Lease":
         folder = run_folder / "lease"
         folder.mkdir(parents=True, exist_ok=True)
         while True:
@@ -38,13 +47,13 @@ class Lease:
             new = 1 if number is None else number + 1
             # the content is written before the name exists, so that no reader sees an empty lease
             draft = folder / f".{new}.{socket.gethostname()}.{os.getpid()}"
-            draft.write_text(json.dumps(_self_description()))
             try:
+                draft.write_text(json.dumps(_self_description()))
                 os.link(draft, folder / str(new))       # fails if the name exists, as O_EXCL does
             except FileExistsError:
                 continue                                # another attempt was quicker: look at it
             finally:
-                draft.unlink()
+                draft.unlink(missing_ok=True)
             lease = cls(folder, new)
             lease._thread.start()
             return lease
@@ -63,7 +72,8 @@ class Lease:
             self._thread.join()
         path = self.folder / str(self.number)
         if path.exists():
-            (self.folder / f"{self.number}.released").touch()
+            with contextlib.suppress(OSError):      # on a full disk the next attempt sees by the process that it is gone
+                (self.folder / f"{self.number}.released").touch()
 
     def _beat(self) -> None:
         path = self.folder / str(self.number)

@@ -29,9 +29,7 @@ def newest_whole(folder: Path) -> Path | None:
             return checkpoint
         if is_foreign(checkpoint):
             raise CheckpointError(f"{checkpoint}: {reason}; go on with the version that wrote it, or start anew under another name")
-        aside = _free_name(folder / f"damaged-{checkpoint.name}")
-        checkpoint.rename(aside)
-        fsync_folder(folder)
+        aside = set_aside(checkpoint, "damaged")
         log.error("checkpoint %s is damaged: %s; kept as %s, trying the one before it", checkpoint.name, reason, aside.name)
         damaged.append(f"{checkpoint.name}: {reason}")
     if damaged:
@@ -39,12 +37,15 @@ def newest_whole(folder: Path) -> Path | None:
     return None
 
 
-def _free_name(path: Path) -> Path:
-    number, free = 1, path
-    while free.exists():
+def set_aside(checkpoint: Path, why: str) -> Path:
+    """Give a checkpoint a name (`why`-step-N) under which nothing is resumed from it and retention does not delete it; returns it."""
+    number, aside = 1, checkpoint.with_name(f"{why}-{checkpoint.name}")
+    while aside.exists():
         number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
+        aside = checkpoint.with_name(f"{why}-{checkpoint.name}-{number}")
+    checkpoint.rename(aside)
+    fsync_folder(checkpoint.parent)
+    return aside
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

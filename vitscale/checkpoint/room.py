@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -22,6 +23,7 @@ class Unwritten(CheckpointError):
     """
 
     exit_code = EXIT_FAILED
+    facts = MappingProxyType({"cause": "disk"})
 
 
 def checkpoint_bytes(tensors: Mapping[str, Tensor], ranks: int) -> int:

@@ -50,6 +50,7 @@ class Facts:
     world_size: int
     best: dict[str, Any] | None = None      # {"step", "metric", "value"} of the best evaluation so far
     stopping: dict[str, Any] = field(default_factory=dict)     # early stopping's memory
+    guard: dict[str, Any] = field(default_factory=dict)        # the losses against which the next ones are judged
     versions: dict[str, str] = field(default_factory=dict)
 
 

@@ -1,6 +1,7 @@
 """What a person sees while a run goes: a live display on a terminal, plain lines in a pipe, and log lines that do not break either."""
 
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,6 +28,14 @@ def make_console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+class _File(logging.FileHandler):
+    """A rank's log.  A full disk costs its lines, and no traceback on the console for each of them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def setup_logging(console: Console | None, file: Path | None = None, level: int = logging.INFO) -> None:
     """Log to `console` (rank 0; None for the others) and to `file`, a rank's own.  Only the command line calls this; a later call
     replaces an earlier one's handlers.  Libraries are heard from WARNING on, Python's warnings included."""
@@ -39,7 +48,7 @@ def setup_logging(console: Console | None, file: Path | None = None, level: int 
         handlers[-1].setFormatter(logging.Formatter(_PLAIN, datefmt="%X"))
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers.append(_File(file, encoding="utf-8"))
         handlers[-1].setFormatter(logging.Formatter(_FILE))
     logging.basicConfig(level=logging.WARNING, handlers=handlers or [logging.NullHandler()], force=True)
     logging.getLogger("vitscale").setLevel(level)

@@ -1,6 +1,7 @@
 """Append-only files of one JSON object per line, such as metrics.jsonl, that survive a kill in the middle of a line."""
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -10,28 +11,54 @@ from typing import Any
 
 from vitscale.errors import DataError
 
+log = logging.getLogger(__name__)
+_MOST_HELD = 64 << 20       # bytes of rows that wait in memory for a disk to have room again
+
 
 class JsonLines:
     """Appends rows; each is handed to the operating system at once, whole.
 
     A last line that a kill cut short is mended at opening: completed by its newline if it is whole, else cut off; so later rows are intact.
     JSON has no NaN and no infinity: they are written as null.
+
+    A disk that takes no more does not end a run for the sake of its rows: they wait in memory, in order, and go with the first one that
+    can be written again, or at close().  What cannot be written even then is counted in the log.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _mend(path)
         self._file = open(path, "ab", buffering=0)      # noqa: SIM115  held open until close()
+        self._held: list[bytes] = []
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row.  Values: whatever JSON has, and numbers with `item()` or `__float__` (numpy's, a torch scalar)."""
         line = json.dumps(_plain(row), allow_nan=False, separators=(",", ":")).encode() + b"\n"
-        written = self._file.write(line)
-        if written != len(line):                        # a full disk: leave no half line for the next row to join
+        try:
+            self._append(b"".join([*self._held, line]))
+        except OSError as error:
+            if not self._held:
+                log.error("%s: %s; its rows wait in memory", self._file.name, error.strerror or error)
+            if sum(map(len, self._held)) > _MOST_HELD:
+                raise
+            self._held.append(line)
+            return
+        if self._held:
+            log.info("%s: %d row(s) that waited are written", self._file.name, len(self._held))
+            self._held.clear()
+
+    def _append(self, lines: bytes) -> None:
+        written = self._file.write(lines)
+        if written != len(lines):                       # leave no half line for the next row to join
             self._file.truncate(self._file.seek(0, os.SEEK_END) - (written or 0))
-            raise OSError(f"{self._file.name}: only {written} of {len(line)} bytes could be written")
+            raise OSError(f"only {written} of {len(lines)} bytes could be written")
 
     def close(self) -> None:
+        try:
+            if self._held:
+                self._append(b"".join(self._held))
+        except OSError as error:
+            log.error("%s: %s; %d row(s) are lost", self._file.name, error.strerror or error, len(self._held))
         self._file.close()
 
     def __enter__(self) -> "JsonLines":

@@ -1,6 +1,7 @@
 """How a run ended, for people, for scripts and for the next attempt: outcome.json in the run folder."""
 
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -9,21 +10,27 @@ from typing import Any
 from vitscale.checkpoint.files import write_json
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
 
+log = logging.getLogger(__name__)
 FILE = "outcome.json"
 STATES = {EXIT_DONE: "done", EXIT_WRONG_INPUT: "wrong input", EXIT_FAILED: "failed", EXIT_REQUEUE: "stopped early"}
 # A cause is one of these few words, since it becomes a label of a metric; what is not told follows from the exit code.
 CAUSES = ("done", "wrong_input", "crash", "killed", "signal", "time_limit", "preemption", "hang", "nonfinite", "spike", "preflight",
-          "restarts")
+          "bad_node", "disk", "restarts")
 NEAR_S = 900.0      # a batch job that is asked to stop longer before its end is not asked because of that end
 _LIKELY = {EXIT_DONE: "done", EXIT_WRONG_INPUT: "wrong_input", EXIT_FAILED: "crash", EXIT_REQUEUE: "killed"}
 
 
 def write_outcome(run_folder: Path, exit_code: int, reason: str, *, cause: str | None = None, **facts: Any) -> None:
-    """{state, exit_code, cause, reason, time, ...}; replaces that of an earlier attempt.  `cause` is one of CAUSES."""
+    """{state, exit_code, cause, reason, time, ...}; replaces that of an earlier attempt.  `cause` is one of CAUSES.
+    On a full disk only the log has it, and the exit code says enough."""
     state, cause = STATES[exit_code], cause or _LIKELY[exit_code]
     if cause not in CAUSES:
         raise ValueError(f"{cause!r} is no cause; the causes are {', '.join(CAUSES)}")
-    write_json(run_folder / FILE, {"state": state, "exit_code": exit_code, "cause": cause, "reason": reason, "time": time.time(), **facts})
+    outcome = {"state": state, "exit_code": exit_code, "cause": cause, "reason": reason, "time": time.time(), **facts}
+    try:
+        write_json(run_folder / FILE, outcome)
+    except OSError as error:
+        log.error("%s cannot be written (%s); it would say: %s: %s", run_folder / FILE, error.strerror or error, state, reason)
 
 
 def cause_of_stop(sent: str | None) -> str:

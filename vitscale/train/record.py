@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,6 +28,7 @@ from vitscale.recipe.text import write_yaml
 from vitscale.resilience.outcome import write_outcome
 from vitscale.resilience.restarts import attempts_of, restarts_by_cause
 from vitscale.train.facts import versions
+from vitscale.train.pace import Pace
 from vitscale.train.prepare import Prepared
 from vitscale.train.size import device_peak_flops
 from vitscale.train.state import Moment, Progress
@@ -43,10 +45,11 @@ class Recorder:
     """Every rank has one, since some of what is recorded must be gathered; rank 0 writes, while it holds the lease."""
 
     def __init__(self, recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, meters: Meters,
-                 goodput: Goodput | None, start: Moment) -> None:
+                 goodput: Goodput | None, start: Moment, nodes: Sequence[str]) -> None:
         self.recipe, self.prepared, self.world, self.lease, self.meters, self.goodput = recipe, prepared, world, lease, meters, goodput
-        self._steps_since_row = 0
+        self._steps_since_row, self._checkpoint_failures = 0, 0
         meters.rate(training_flops_per_image(recipe.model), device_peak_flops(recipe, world), world.size)
+        self._pace = Pace(nodes, recipe.resilience.straggler_ratio) if world.is_first and world.size > 1 else None
         self._open = contextlib.ExitStack()
         self._files = _Files(self._open, recipe, prepared, lease, start) if lease is not None else None
         if self._files is not None:
@@ -68,6 +71,8 @@ class Recorder:
         if result.bad:
             self.quarantine(bad)
         phases = self.meters.end_step(batch.size)
+        if self._pace is not None:
+            self._pace.step(result.own_s, result.probe_s, sum(phases[name] for name in ("data_wait", "h2d", "compute", "optimizer")))
         if not result.applied:
             log.warning("step %d: loss %s, gradient norm %s: not finite, the update was skipped on all ranks",
                         now.step, result.loss, result.grad_norm)
@@ -77,7 +82,7 @@ class Recorder:
             return
         self._steps_since_row = 0
         row = {"step": now.step, "images": now.images, "epoch": batch.epoch, "time": time.time(), "loss": result.loss, "lr": lr,
-               "grad_norm": result.grad_norm, "applied": result.applied, **self.meters.row()}
+               "grad_norm": result.grad_norm, "applied": result.applied, **self.meters.row(), **(self._pace.row() if self._pace else {})}
         self._files.row(row)
         self._files.display.step(row, self.meters.eta_s(self.prepared.schedule.total - now.images))
         self._files.export(metrics_of(row) | {"step_phase_seconds": phases, **self._goodput("run_seconds_total")})
@@ -107,6 +112,12 @@ class Recorder:
         if self._files is not None:
             self._files.export({"checkpoint_seconds": seconds, "checkpoint_last_success_timestamp_seconds": time.time()})
 
+    def checkpoint_failed(self) -> None:
+        """Called by the checkpoint's thread."""
+        self._checkpoint_failures += 1
+        if self._files is not None:
+            self._files.export({"checkpoint_failures_total": self._checkpoint_failures})
+
     def _goodput(self, name: str) -> dict[str, Any]:
         spent = self.goodput.run_seconds() if self.goodput is not None else {}
         return {name: spent, "goodput_ratio": goodput_ratio(spent)} if spent else {}
@@ -117,7 +128,8 @@ class Recorder:
             self.lease.check()
             write_outcome(self.prepared.folder, exit_code, reason, cause=cause, step=progress.now.step, images=progress.now.images,
                           best=progress.best, attempt=self.lease.number, **self._goodput("run_seconds"),
-                          samples_skipped=self._files.skipped, versions=versions(), **self._files.last_evaluation())
+                          samples_skipped=self._files.skipped,
+                          checkpoint_failures=self._checkpoint_failures, versions=versions(), **self._files.last_evaluation())
             self._open.close()      # the display goes before the last words come
             log.info("%s at step %d (%d images): %s", "done" if exit_code == 0 else "ended", progress.now.step, progress.now.images, reason)
             log.info("run folder %s; metrics in %s", self.prepared.folder, self.prepared.folder / METRICS_FILE)

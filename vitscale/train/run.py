@@ -12,6 +12,7 @@ import torch
 
 from vitscale.checkpoint.lease import Lease, LeaseLost
 from vitscale.checkpoint.resume import newest_whole, refuse_changes
+from vitscale.checkpoint.room import Unwritten
 from vitscale.checkpoint.store import STATE, Facts, Writer, read_facts, read_into, shapes_in
 from vitscale.checkpoint.weights import read_weights
 from vitscale.data import Stream, open_stream
@@ -73,7 +74,8 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
             with contextlib.suppress(LeaseLost):        # who has lost the lease must not write
                 if lease is not None:
                     lease.check()
-                    write_outcome(prepared.folder, code, f"{type(error).__name__}: {error}", attempt=lease.number)
+                    facts = error.facts if isinstance(error, UserError) else {}
+                    write_outcome(prepared.folder, code, f"{type(error).__name__}: {error}", attempt=lease.number, **facts)
             raise
 
 
@@ -109,7 +111,7 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
         record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, goodput, progress.now))
         writer = stack.enter_context(contextlib.closing(Writer(
             prepared.folder / "checkpoints", rank=world.rank, lease=lease, attempt=start.attempt, settings=recipe.checkpoint,
-            on_published=record.checkpoint_published)))
+            on_published=record.checkpoint_published, on_failed=record.checkpoint_failed)))
 
         def save() -> None:
             if writer.last_step == progress.now.step:
@@ -142,7 +144,10 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
 
         def end(exit_code: int, reason: str, cause: str | None = None) -> int:
             with meters.phase("checkpoint"):
-                writer.wait()
+                try:
+                    writer.wait()
+                except Unwritten as error:      # to say "done", or to let another attempt start further back, would hide the loss
+                    exit_code, reason, cause = error.exit_code, f"{reason}, but the last checkpoint is lost: {error}", "disk"
             return record.end(exit_code, reason, progress, cause)
 
         meters.begin()
