@@ -201,7 +201,7 @@ def test_a_spike_is_seen_at_once(curve: Callable[[random.Random], Iterator[float
     for seed in range(SEEDS):
         draw = random.Random(1000 + seed)
         losses = list(curve(random.Random(seed)))
-        at = draw.randrange(300, STEPS - 10)
+        at = draw.randrange(STEPS // 2, STEPS - 10)
         for step in range(at, at + 10):
             losses[step] = sum(losses[:20]) / 20 * draw.uniform(1.5, 3)
         verdicts = feed(Guard(Resilience(), 0, {}), losses[:at + 10])

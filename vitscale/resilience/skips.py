@@ -1,7 +1,7 @@
 """The batches that a run passes over for good: positions [start, end), written durably so that no later kill forgets them."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,29 @@ from vitscale.errors import DataError
 FILE = "skips.jsonl"
 
 
-def remember(run_folder: Path, start: int, end: int, reason: str) -> None:
-    """Add the decision to pass over positions [start, end), counted in images, and make it durable before it is acted on."""
+def remember(run_folder: Path, start: int, end: int, reason: str, **rollback: Any) -> None:
+    """Add the decision to pass over positions [start, end), counted in images, and make it durable before it is acted on.
+
+    `rollback`, if the run also goes back for it: {"cause": nonfinite or spike, "before_step": which checkpoints are still good, ...}.
+    """
     # rewritten as a whole: a line appended to a torn one would be lost with it
-    rows = [*_rows(run_folder / FILE), {"start": start, "end": end, "reason": reason}]
+    rows = [*_rows(run_folder / FILE), {"start": start, "end": end, "reason": reason, **rollback}]
     write_atomically(run_folder / FILE, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def rollbacks(run_folder: Path) -> list[dict[str, Any]]:
+    """The decisions that the run went back for, over all attempts."""
+    return [row for row in _rows(run_folder / FILE) if "before_step" in row]
+
+
+def undone_by(rollbacks: Iterable[dict[str, Any]], step: int, skips: Iterable[Sequence[int]]) -> dict[str, Any] | None:
+    """The rollback that undid a checkpoint of `step` whose run had passed over `skips`: it was taken at or after the update at fault,
+    and not by a run that knew better.  None: it is good."""
+    for row in rollbacks:
+        known = any(start <= row["start"] and row["end"] <= end for start, end in skips)
+        if step >= row["before_step"] and not known:
+            return row
+    return None
 
 
 def remembered(run_folder: Path, known: Iterable[tuple[int, int]] = ()) -> list[tuple[int, int]]:
