@@ -11,7 +11,7 @@ from vitscale.checkpoint.lease import Lease
 from vitscale.checkpoint.store import STATE, Facts, Writer, checkpoints_in, damage_in, read_into, read_whole, shapes_in
 from vitscale.checkpoint.weights import read_weights
 from vitscale.models import build_model, initial_value
-from vitscale.objectives import build_objective
+from vitscale.objectives import Seen, build_task
 from vitscale.optim.build import build_optimizer
 from vitscale.parallel.engine import Work
 from vitscale.parallel.engines import open_engine
@@ -53,13 +53,14 @@ def walk(world: World, leg: Leg) -> list[float]:
     if leg.source is not None:
         state = Path(leg.source) / STATE
         engine.restore(shapes_in(state), lambda targets: read_into(state, targets))
-    objective, losses = build_objective(Classification(), MODEL.classes), []
+    task, losses = build_task(MODEL, Classification()), []
     for step in range(leg.first, leg.last):
         generator = torch.Generator().manual_seed(step)
         images, labels = torch.randn(BATCH, 3, 8, 8, generator=generator), torch.randint(7, (BATCH,), generator=generator)
         mine = slice(share * world.rank, share * (world.rank + 1))
         with engine.micro_step(last=True):
-            loss = objective(engine.forward(images[mine], None), labels[mine]).sum()
+            seen = Seen(images[mine], labels[mine])
+            loss = task.losses(engine.forward(seen.images, None), seen).sum()
             engine.backward(loss * (world.size / BATCH))
         engine.step()
         losses.append(float(world.sum_(loss.detach())) / BATCH)

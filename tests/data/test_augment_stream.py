@@ -60,7 +60,8 @@ def collect(recipe, world, steps, micro=4, start=None):
             for _ in range(steps):
                 batch = next(stream)
                 for one in batch.micro:
-                    images, targets, weight, _ = device_inputs(one, torch.device("cpu"), recipe.data.augment)
+                    given, weight, _ = device_inputs(one, torch.device("cpu"), recipe.data.augment)
+                    images, targets = given.images, given.labels
                     assert images.shape == (micro, 3, 16, 16)
                     for slot in np.flatnonzero(one.index.numpy() >= 0).tolist():
                         key = batch.step, int(one.index[slot])
@@ -153,7 +154,7 @@ def test_evaluation_is_not_augmented(shards):
     with open_stream(recipe(shards, RICH), open_index(shards), "val", rank=0, world=1, micro_batch=4) as stream:
         one = next(iter(stream))
     assert (one.ops, one.erase, one.mix) == (None, None, None)
-    assert device_inputs(one, torch.device("cpu"), recipe(shards, RICH).data.augment)[1].dtype == torch.int64
+    assert device_inputs(one, torch.device("cpu"), recipe(shards, RICH).data.augment)[0].labels.dtype == torch.int64
 
 
 def test_erased_rectangles_hold_noise_or_the_mean():

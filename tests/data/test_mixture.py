@@ -107,7 +107,8 @@ def collect(recipe, world, steps, start=None):
             for _ in range(steps):
                 batch = next(stream)
                 for one in batch.micro:
-                    images, targets, _, _ = device_inputs(one, torch.device("cpu"), recipe.data.augment)
+                    given, _, _ = device_inputs(one, torch.device("cpu"), recipe.data.augment)
+                    images, targets = given.images, given.labels
                     for slot in np.flatnonzero(one.index.numpy() >= 0).tolist():
                         seen[batch.step, int(one.index[slot])] = int(one.ids[slot]), images[slot].numpy().tobytes(), targets[slot].tolist()
             state = stream.state_dict()

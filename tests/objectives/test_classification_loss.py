@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitscale.objectives import OBJECTIVES, build_objective, multilabel_hits, per_sample_loss, topk_correct
-from vitscale.recipe import Classification
+from vitscale.objectives import Seen, build_task, multilabel_hits, per_sample_loss, topk_correct
+from vitscale.recipe import Classification, Vit
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -59,14 +59,18 @@ def test_losses_of_bf16_logits_are_computed_in_fp32(loss):
         assert torch.equal(losses, per_sample_loss(rounded.float(), given, loss))
 
 
+def losses_by(section, classes=7):
+    logits, labels, _ = batch()
+    return build_task(Vit(size="tiny", classes=classes), section).losses(logits, Seen(torch.zeros(()), labels))
+
+
 def test_the_section_chooses_the_loss():
     logits, labels, _ = batch()
-    assert list(OBJECTIVES) == ["classification"]
-    objective = build_objective(Classification(loss="binary_cross_entropy", label_smoothing=0.2), classes=7)
-    assert torch.equal(objective(logits, labels), per_sample_loss(logits, labels, "binary_cross_entropy", 0.2))
-    assert torch.equal(build_objective(Classification(), 7)(logits, labels), per_sample_loss(logits, labels))
+    section = Classification(loss="binary_cross_entropy", label_smoothing=0.2)
+    assert torch.equal(losses_by(section), per_sample_loss(logits, labels, "binary_cross_entropy", 0.2))
+    assert torch.equal(losses_by(Classification()), per_sample_loss(logits, labels))
     with pytest.raises(ValueError, match="wants logits of 8 classes, got 7"):
-        build_objective(Classification(), classes=8)(logits, labels)
+        losses_by(Classification(), classes=8)
 
 
 def test_shapes_that_do_not_belong_together_are_refused():

@@ -8,7 +8,7 @@ from ranks import run_ranks
 from torch.distributed.tensor import DTensor
 
 from vitscale.models import build_model, initial_value
-from vitscale.objectives import build_objective
+from vitscale.objectives import Seen, build_task
 from vitscale.optim.build import build_optimizer
 from vitscale.parallel.engine import Work
 from vitscale.parallel.engines import open_engine
@@ -66,7 +66,7 @@ def train(world: World, case: Case) -> dict:
         skeleton = build_model(MODEL)
     model = engine.materialise(lambda: build_model(MODEL), lambda name, shape: head_too(skeleton, name, shape))
     engine.adopt(model, build_optimizer(model, OPTIM))
-    objective = build_objective(Classification(), MODEL.classes)
+    task = build_task(MODEL, Classification())
     losses, norms, applied = [], [], []
     for step in range(STEPS):
         size = case.sizes[step] if case.sizes else case.global_batch
@@ -80,7 +80,7 @@ def train(world: World, case: Case) -> dict:
             x = torch.cat([x, torch.zeros(work.micro_batch - len(y), 3, 8, 8)])
             y = torch.cat([y, torch.zeros(work.micro_batch - len(y), dtype=torch.int64)])
             with engine.micro_step(last=number == work.micro_steps - 1):
-                loss = (objective(engine.forward(x, None), y) * weight).sum()
+                loss = (task.losses(engine.forward(x, None), Seen(x, y)) * weight).sum()
                 if step == case.poison_step and world.rank == world.size - 1 and number == 0:
                     loss = loss * float("nan")
                 engine.backward(loss * (world.size / size))

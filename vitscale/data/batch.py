@@ -37,6 +37,7 @@ class MicroBatch:
     ops: Ops | None = None          # RandAugment, 3-Augment, colour jitter
     erase: Erase | None = None      # random erasing
     mix: Mix | None = None          # mixup, CutMix
+    draws: Tensor | None = None     # (b, K) float32 uniforms in [0, 1) for the objective
     targets: Tensor | None = None   # (b, classes) float32, 1 for each of a sample's labels, if it may have several (data.multi_label)
 
 
@@ -69,6 +70,7 @@ class Plan:
     ops: Ops | None = None
     erase: Erase | None = None
     mix: Mix | None = None
+    draws: NDArray[np.float64] | None = None    # (m, K) for the objective
 
     def allocate(self, image: int, channels: int, pin: bool, targets: int = 0) -> MicroBatch:
         """Tensors with everything filled in but the pixels, labels and weights of the m samples.  targets: classes of multi-hot targets,
@@ -85,6 +87,10 @@ class Plan:
         if self.keep is not None:
             keep = torch.ones((len(self.keep), self.size), pin_memory=pin)
             keep[:, :len(self.ids)] = torch.from_numpy(self.keep)
+        draws = None
+        if self.draws is not None:
+            draws = torch.zeros((self.size, self.draws.shape[1]), pin_memory=pin)
+            draws[:len(self.ids)] = torch.from_numpy(self.draws)
         images = torch.empty((self.size, image, image, channels), dtype=torch.uint8, pin_memory=pin)
         images[len(self.ids):] = 0
         return MicroBatch(
@@ -92,7 +98,7 @@ class Plan:
             labels=torch.zeros(self.size, dtype=torch.int64, pin_memory=pin),
             weight=torch.zeros(self.size, pin_memory=pin),
             ids=vector(self.ids, -1, torch.int64), index=vector(self.index, -1, torch.int64),
-            flip=vector(self.flip, 0, torch.bool), keep=keep,
+            flip=vector(self.flip, 0, torch.bool), keep=keep, draws=draws,
             ops=moved(self.ops, place), erase=moved(self.erase, place), mix=moved(self.mix, place),
             targets=torch.zeros((self.size, targets), pin_memory=pin) if targets else None,
         )

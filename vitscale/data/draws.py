@@ -22,6 +22,7 @@ THREE = slice(28, 30)       # 3-Augment: which of the three, the blur's radius
 ERASE = slice(30, 44)       # whether; five tries of (area, log ratio); the place (top, left); the key of the noise
 RANDAUGMENT = slice(44, 64)     # five operations of (which, whether, magnitude, sign)
 KEEP = 64                   # stochastic depth: one column for each row of drop rates, from here on
+TASK = 4096                 # what the objective draws (masks, rotations), from here on
 
 # Columns of a group's row, for what mixes its samples.
 MIX = slice(0, 5)           # whether, mixup or cutmix, lambda, the box's centre (row, column)

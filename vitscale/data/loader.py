@@ -8,12 +8,13 @@ from typing import Any, Literal, Self, overload
 
 import numpy as np
 
+from vitscale.data import remote
 from vitscale.data.ahead import Ahead, OnBad
 from vitscale.data.augment import Erase, Ops
 from vitscale.data.batch import Fetcher, MicroBatch, Plan, StepBatch
 from vitscale.data.cache import ShardCache
 from vitscale.data.crop import CentreCrop, RandomCrop
-from vitscale.data.draws import CROP, ERASE, FLIP, KEEP, uniforms
+from vitscale.data.draws import CROP, ERASE, FLIP, KEEP, TASK, uniforms
 from vitscale.data.index import SetIndex
 from vitscale.data.labels import LabelRule
 from vitscale.data.mix import plan_mix
@@ -26,26 +27,28 @@ from vitscale.recipe import Augment, Recipe
 from vitscale.recipe.check import default_group
 
 _SET = 0        # of the key of a draw: one index, in which every sample has an id of its own, also of a mixture
+_VAL = 1        # the same of an evaluation
 
 
 @overload
 def open_stream(
     recipe: Recipe, index: SetIndex, split: Literal["train"] = "train", *, rank: int, world: int, micro_batch: int,
-    drop_rates: Sequence[float] = (), local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
+    drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
 ) -> "Stream": ...
 @overload
 def open_stream(
     recipe: Recipe, index: SetIndex, split: Literal["val"], *, rank: int, world: int, micro_batch: int,
-    drop_rates: Sequence[float] = (), local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
+    drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
 ) -> "EvalStream": ...
 def open_stream(
     recipe: Recipe, index: SetIndex, split: Literal["train", "val"] = "train", *, rank: int, world: int, micro_batch: int,
-    drop_rates: Sequence[float] = (), local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
+    drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
 ) -> "Stream | EvalStream":
     """The stream of one rank.
 
     micro_batch: samples of a forward pass; a multiple of the group.  drop_rates: probability of dropping each of the model's residual
-    branches (2L).  local_ranks: ranks on this machine, which share its cores.  pin: page-locked memory, for a GPU.
+    branches (2L).  num_draws: uniforms that the objective wants for each sample.  local_ranks: ranks on this machine, which share its
+    cores.  pin: page-locked memory, for a GPU.
     on_bad: called for each sample that could not be used, with step, position, id, shard, key, reason and detail.
     Raises DataError when batch, lanes, group and ranks do not suit the samples or each other.
     """
@@ -73,9 +76,11 @@ def open_stream(
     if train:
         return Stream(
             index.hash, order, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro,
-            augment=data.augment, image=model.image, classes=model.classes, drop_rates=drop_rates,
+            augment=data.augment, image=model.image, classes=model.classes, drop_rates=drop_rates, num_draws=num_draws,
         )
-    return EvalStream(index, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro)
+    return EvalStream(
+        index, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro, seed=recipe.seed, num_draws=num_draws,
+    )
 
 
 class Stream:
@@ -87,7 +92,7 @@ class Stream:
 
     def __init__(
         self, index_hash: str, order: Order, ahead: Ahead, *, rank: int, world: int, micro_batch: int, num_micro: int,
-        augment: Augment, image: int, classes: int, drop_rates: Sequence[float],
+        augment: Augment, image: int, classes: int, drop_rates: Sequence[float], num_draws: int = 0,
     ) -> None:
         self.index_hash, self.order = index_hash, order
         self.num_micro, self.micro_batch = num_micro, micro_batch
@@ -96,6 +101,7 @@ class Stream:
         self._ahead, self._rank, self._world = ahead, rank, world
         self._augment, self._image, self._classes = augment, image, classes
         self._drop_rates = np.asarray(drop_rates, np.float64) if any(drop_rates) else None
+        self._num_draws = num_draws
         self._follow()
 
     def __iter__(self) -> Self:
@@ -128,8 +134,13 @@ class Stream:
         return self._ahead.read
 
     @property
-    def skipped(self) -> Counter[str]:
-        return self._ahead.skipped
+    def progress(self) -> int:
+        """A number that grows as long as reading gets on, whether or not a step is whole.  Any thread may ask."""
+        return self._ahead.fetched + remote.progress()
+
+    @property
+    def is_remote(self) -> bool:
+        return any(map(remote.is_remote, self._ahead.fetcher.index.urls))
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides which samples come next."""
@@ -185,6 +196,7 @@ class Stream:
         if self._drop_rates is not None:
             rates = self._drop_rates
             keep = (uniforms(order.seed, _SET, epochs, ids, copies, len(rates), first=KEEP) >= rates).T.astype(np.float32)
+        wanted = uniforms(order.seed, _SET, epochs, ids, copies, self._num_draws, first=TASK) if self._num_draws else None
         places = batch.start % order.epoch_size + index
         for micro in range(self.num_micro):
             part = slice(micro * self.micro_batch, (micro + 1) * self.micro_batch)
@@ -194,6 +206,7 @@ class Stream:
                 Ops.of(operations(augment, draws[part], self._image)),
                 Erase.of(erasures(augment.erasing, draws[part, ERASE], self._image)) if augment.erasing else None,
                 plan_mix(augment, order.seed, batch.epoch, places[part], order.group, self.micro_batch, self._image, self._classes),
+                None if wanted is None else wanted[part],
             )
 
 
@@ -203,14 +216,18 @@ def _columns(augment: Augment) -> int:
 
 
 class EvalStream:
-    """One pass over a set in the order of its shards for each `for` loop: every sample once over all ranks, no random choice.
+    """One pass over a set in the order of its shards for each `for` loop: every sample once over all ranks.  No choice is random but those
+    that an objective wants, and these are the same in every pass.
 
     Every rank gets the same number of micro-batches; the tails are masked.
     """
 
-    def __init__(self, index: SetIndex, ahead: Ahead, *, rank: int, world: int, micro_batch: int, num_micro: int) -> None:
+    def __init__(
+        self, index: SetIndex, ahead: Ahead, *, rank: int, world: int, micro_batch: int, num_micro: int, seed: int, num_draws: int,
+    ) -> None:
         self.num_samples = index.num_samples        # over all ranks
         self.num_micro, self.micro_batch = num_micro, micro_batch
+        self._seed, self._num_draws = seed, num_draws
         self._first_ids = np.concatenate([[0], np.cumsum(index.counts)])
         self._ahead, self._rank, self._world = ahead, rank, world
 
@@ -250,4 +267,5 @@ class EvalStream:
             shard = np.searchsorted(self._first_ids, ids, side="right") - 1
             yield Plan(
                 0, 0, self.micro_batch, ids, ids, shard, ids - self._first_ids[shard], None, np.zeros(len(ids), bool), None,
+                draws=uniforms(self._seed, _VAL, 0, ids, 0, self._num_draws, first=TASK) if self._num_draws else None,
             )

@@ -3,28 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from vitscale.objectives.classification import Classifying, multilabel_hits, per_sample_loss, topk_correct
+from vitscale.objectives.task import Seen, Task
+from vitscale.recipe.schema import Model, Objective
 
-from vitscale.objectives.classification import multilabel_hits, per_sample_loss, topk_correct
-from vitscale.recipe.schema import Classification, Objective
+OBJECTIVES: dict[str, Callable[[Model, Any], Task]] = {"classification": Classifying}
 
-LossPerSample = Callable[[Tensor, Tensor], Tensor]
-
-
-def _classification(objective: Classification, classes: int) -> LossPerSample:
-    def losses(logits: Tensor, labels: Tensor) -> Tensor:
-        if logits.shape[-1] != classes:
-            raise ValueError(f"wants logits of {classes} classes, got {logits.shape[-1]}")
-        return per_sample_loss(logits, labels, objective.loss, objective.label_smoothing)
-
-    return losses
+__all__ = ["OBJECTIVES", "Seen", "Task", "build_task", "multilabel_hits", "per_sample_loss", "topk_correct"]
 
 
-OBJECTIVES: dict[str, Callable[[Any, int], LossPerSample]] = {"classification": _classification}
-
-__all__ = ["OBJECTIVES", "LossPerSample", "build_objective", "multilabel_hits", "per_sample_loss", "topk_correct"]
-
-
-def build_objective(objective: Objective, classes: int) -> LossPerSample:
-    """The objective section of a recipe -> (logits (B, classes), labels) -> losses (B,)."""
-    return OBJECTIVES[objective.name](objective, classes)
+def build_task(model: Model, objective: Objective) -> Task:
+    """The model and objective sections of a recipe -> what is asked of the model."""
+    return OBJECTIVES[objective.name](model, objective)

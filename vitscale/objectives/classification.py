@@ -6,7 +6,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitscale.models import Backbone, build_model
+from vitscale.objectives.task import Seen, Task
+from vitscale.recipe.schema import Classification, Model
+
 Loss = Literal["cross_entropy", "binary_cross_entropy"]
+
+
+class Classifying(Task):
+    """Which class, or which of several."""
+
+    def __init__(self, model: Model, objective: Classification) -> None:
+        self.model, self.objective = model, objective
+
+    def build(self) -> Backbone:
+        return build_model(self.model)
+
+    def losses(self, output: Tensor, seen: Seen) -> Tensor:
+        """output (b, classes) logits.  Raises ValueError for another number of classes."""
+        if output.shape[-1] != self.model.classes:
+            raise ValueError(f"wants logits of {self.model.classes} classes, got {output.shape[-1]}")
+        return per_sample_loss(output, seen.labels, self.objective.loss, self.objective.label_smoothing)
+
+    def judged(self, output: Tensor, seen: Seen) -> dict[str, Tensor]:
+        """top1 and, of more than 5 classes, top5; with several labels a sample hits@1 and hits@5, a sample without labels being a miss."""
+        right = topk_correct if seen.labels.ndim == 1 else multilabel_hits
+        found = {"top1": right(output, seen.labels, 1)}
+        return found | {"top5": right(output, seen.labels, 5)} if self.model.classes > 5 else found
 
 
 def per_sample_loss(logits: Tensor, labels: Tensor, loss: Loss = "cross_entropy", label_smoothing: float = 0.0) -> Tensor:

@@ -21,6 +21,10 @@ class AccelerateEngine(Engine):
     _accelerator: Any
     _wrapped: nn.Module
 
+    @property
+    def is_forward_local(self) -> bool:
+        return self.world.size == 1 or isinstance(self._wrapped, DistributedDataParallel)
+
     def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
         from accelerate import Accelerator
         from accelerate.utils import InitProcessGroupKwargs
@@ -63,7 +67,7 @@ class AccelerateEngine(Engine):
             with self._accelerator.no_sync(self._wrapped):
                 yield
 
-    def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
+    def forward(self, images: Tensor, keep: Tensor | None, *more: Tensor) -> Any:
         # a DDP wrapper would synchronise in evaluation too; a sharded model has no other way in
         evaluating = not torch.is_grad_enabled() and isinstance(self._wrapped, DistributedDataParallel)
-        return (self.model if evaluating else self._wrapped)(images, keep)
+        return (self.model if evaluating else self._wrapped)(images, keep, *more)

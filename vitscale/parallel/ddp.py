@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class DdpEngine(Engine):
             with self._wrapped.no_sync():
                 yield
 
-    def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
+    def forward(self, images: Tensor, keep: Tensor | None, *more: Tensor) -> Any:
         module = self._wrapped if torch.is_grad_enabled() else self.model
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.parallel.precision == "bf16"):
-            return module(images, keep)
+            return module(images, keep, *more)

@@ -6,13 +6,14 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitscale.models import Backbone
 from vitscale.parallel.recompute import recompute_
-from vitscale.parallel.state import Fill, ValueOf, fill_parameters_, load_named_state, named_state
+from vitscale.parallel.state import Fill, ValueOf, fill_first_, fill_parameters_, load_named_state, named_state
 from vitscale.parallel.update import Update, clip_and_step
 from vitscale.parallel.world import World
 from vitscale.recipe import Parallel
@@ -38,6 +39,11 @@ class Engine(ABC):
         self.model: nn.Module
         self.optimizer: torch.optim.Optimizer
 
+    @property
+    def is_forward_local(self) -> bool:
+        """Whether a forward pass in training waits for no other rank, so that its time is this rank's own."""
+        return True
+
     def materialise(self, build: Callable[[], Backbone], value_of: ValueOf) -> Backbone:
         """Build on the meta device, recompute, compile, shard (in that order), allocate, fill every parameter from `value_of`.
 
@@ -59,8 +65,8 @@ class Engine(ABC):
         yield
 
     @abstractmethod
-    def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
-        """images (b, C, S, S) fp32, keep (2L, b) or None -> logits (b, classes)."""
+    def forward(self, images: Tensor, keep: Tensor | None, *more: Tensor) -> Any:
+        """images (b, C, S, S) fp32, keep (2L, b) or None, and whatever else the task gives the model -> its output, logits mostly."""
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -83,6 +89,10 @@ class Engine(ABC):
     def restore(self, shapes: Mapping[str, torch.Size], fill: Fill) -> None:
         """Take over a state that `tensors()` of any engine on any number of ranks gave.  `shapes` are the names it holds."""
         load_named_state(self.model, self.optimizer, shapes, fill)
+
+    def begin_anew(self, value_of: ValueOf) -> None:
+        """Forget all training: first values, and an optimizer that has seen no gradient.  Collective."""
+        self.restore({name: tensor.shape for name, tensor in self.tensors().items()}, lambda targets: fill_first_(targets, value_of))
 
 
 def prepared(build: Callable[[], Backbone], parallel: Parallel) -> Backbone:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ from vitscale.parallel.state import ValueOf, fill_parameters_
 
 class FsdpEngine(Engine):
     """Each unit is gathered for its own forward and backward only.  bf16 computes in bf16 and reduces gradients in fp32."""
+
+    @property
+    def is_forward_local(self) -> bool:
+        return self.world.size == 1
 
     def materialise(self, build: Callable[[], Backbone], value_of: ValueOf) -> Backbone:
         model = prepared(build, self.parallel)
@@ -41,5 +46,5 @@ class FsdpEngine(Engine):
         self.model.set_is_last_backward(last)
         yield
 
-    def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
-        return self.model(images, keep)
+    def forward(self, images: Tensor, keep: Tensor | None, *more: Tensor) -> Any:
+        return self.model(images, keep, *more)

@@ -26,6 +26,10 @@ class ZeroEngine(Engine):
 
     _engine: Any
 
+    @property
+    def is_forward_local(self) -> bool:
+        return self.parallel.zero_stage < 3 or self.world.size == 1
+
     def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
         # DeepSpeed takes its device from here, also for one process and under srun, which do not set it
         os.environ["LOCAL_RANK"] = str(self.world.device.index or 0 if self.world.device.type == "cuda" else self.world.local_rank)
@@ -69,10 +73,10 @@ class ZeroEngine(Engine):
         self._engine.set_gradient_accumulation_boundary(last)
         yield
 
-    def forward(self, images: Tensor, keep: Tensor | None) -> Tensor:
+    def forward(self, images: Tensor, keep: Tensor | None, *more: Tensor) -> Any:
         if self.parallel.precision == "bf16":       # DeepSpeed casts the weights, not what goes in
             images = images.bfloat16()
-        return self._engine(images, keep)
+        return self._engine(images, keep, *more)
 
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss, scale_wrt_gas=False)    # the loss already has the global batch as its denominator

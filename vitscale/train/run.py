@@ -16,9 +16,10 @@ from vitscale.checkpoint.room import Unwritten
 from vitscale.checkpoint.store import STATE, Facts, Writer, read_facts, read_into, shapes_in
 from vitscale.checkpoint.weights import read_weights
 from vitscale.data import Stream, open_stream
+from vitscale.data.remote import PATIENCE
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, DataError, UserError
-from vitscale.models import build_model, initial_value
-from vitscale.objectives import build_objective
+from vitscale.models import initial_value
+from vitscale.objectives import Task, build_task
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.observe.goodput import Goodput
 from vitscale.observe.meters import Meters
@@ -34,8 +35,10 @@ from vitscale.resilience.outcome import cause_of_stop, write_outcome
 from vitscale.resilience.restarts import begin_attempt, refuse_loop
 from vitscale.resilience.signals import StopFlag
 from vitscale.resilience.skips import remembered
+from vitscale.resilience.watchdog import Watchdog, node_name
 from vitscale.train.evaluate import evaluate
 from vitscale.train.facts import bound_settings, facts_of
+from vitscale.train.pace import PROBE_EVERY, Probe
 from vitscale.train.prepare import Prepared, prepare
 from vitscale.train.record import Recorder
 from vitscale.train.size import size_up
@@ -58,8 +61,8 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
             with meters.phase("restore"):
                 try:
                     lease = stack.enter_context(_holding(prepared.folder))
-                    goodput = stack.enter_context(Goodput(prepared.folder, lease, meters))
                     stop.farewell = functools.partial(_leave_early, prepared.folder, lease)
+                    goodput = stack.enter_context(Goodput(prepared.folder, lease, meters))
                     start = _find_start(recipe, prepared, lease, accept_changes)
                     _count(recipe, prepared, world, start, goodput)
                 except UserError as error:
@@ -67,9 +70,14 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
         start, mistake = world.broadcast((start, mistake))
         if mistake is not None:
             raise mistake       # no rank waits for one that is gone
+        nodes = world.broadcast(world.gather(node_name()))
+        dog = stack.enter_context(Watchdog(prepared.folder, rank=world.rank, nodes=nodes, attempt=start.attempt, settings=recipe.resilience))
+        meters.watch(dog.changed)
         try:
-            return _train(recipe, prepared, world, lease, start, stop, meters, goodput)
+            return _train(recipe, prepared, world, lease, start, stop, meters, goodput, dog)
         except Exception as error:
+            if lost_a_peer(error):
+                dog.give_way()
             code = error.exit_code if isinstance(error, UserError) else EXIT_REQUEUE if lost_a_peer(error) else EXIT_FAILED
             with contextlib.suppress(LeaseLost):        # who has lost the lease must not write
                 if lease is not None:
@@ -90,14 +98,14 @@ class Start:
 
 
 def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, start: Start, stop: StopFlag, meters: Meters,
-           goodput: Goodput | None) -> int:
+           goodput: Goodput | None, dog: Watchdog) -> int:
     work = size_up(recipe, prepared.train, world)
     engine = open_engine(recipe.parallel, world, work)
-    model = engine.materialise(lambda: build_model(recipe.model), _first_values(recipe, start))
+    task = build_task(recipe.model, recipe.objective)
+    model = engine.materialise(task.build, _first_values(recipe, task, start))
     drop_rates = model.drop_rates
     engine.adopt(model, build_optimizer(model, recipe.optim))
     ema = Ema(engine.model, recipe.ema.decay) if recipe.ema else None
-    objective = build_objective(recipe.objective, recipe.model.classes)
     schedule, num_samples = prepared.schedule, prepared.train.num_samples
 
     with contextlib.ExitStack() as stack:
@@ -105,10 +113,11 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
         on_gpu = world.device.type == "cuda"
         stream = stack.enter_context(open_stream(
             recipe, prepared.train, "train", rank=world.rank, world=world.size, micro_batch=work.micro_batch, drop_rates=drop_rates,
-            local_ranks=world.local_size, pin=on_gpu, on_bad=bad.append))
+            num_draws=task.num_draws, local_ranks=world.local_size, pin=on_gpu, on_bad=bad.append))
+        dog.reading(lambda: stream.progress, slack_s=PATIENCE.silence_s if stream.is_remote else 0.0)
         with meters.phase("restore"):
             progress = _resume(start, engine, ema, stream)
-        record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, goodput, progress.now))
+        record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, goodput, progress.now, dog.nodes))
         writer = stack.enter_context(contextlib.closing(Writer(
             prepared.folder / "checkpoints", rank=world.rank, lease=lease, attempt=start.attempt, settings=recipe.checkpoint,
             on_published=record.checkpoint_published, on_failed=record.checkpoint_failed)))
@@ -127,13 +136,13 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
             unusable: list[dict[str, Any]] = []
             with meters.phase("evaluate"):
                 val = open_stream(_patient(recipe), prepared.val, "val", rank=world.rank, world=world.size, micro_batch=work.micro_batch,
-                                  local_ranks=world.local_size, pin=on_gpu, on_bad=unusable.append)
+                                  num_draws=task.num_draws, local_ranks=world.local_size, pin=on_gpu, on_bad=unusable.append)
                 with val:
-                    result = evaluate(engine, val, objective, recipe.model.classes, recipe.data.augment)
+                    result = evaluate(engine, dog.over(val), task, recipe.data.augment)
                     found = list(unusable)
                     if ema is not None:
                         with ema.swapped():
-                            averaged = evaluate(engine, val, objective, recipe.model.classes, recipe.data.augment)
+                            averaged = evaluate(engine, dog.over(val), task, recipe.data.augment)
                         result |= {name.replace("eval_", "eval_ema_"): value for name, value in averaged.items()}
             if result["eval_images"] < prepared.val.num_samples:
                 log.warning("data.val: %d of %d samples could not be used; quarantine.jsonl names them",
@@ -152,6 +161,8 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
 
         meters.begin()
         stop.begin()
+        dog.begin(progress.now.step)
+        probe = Probe(world.device) if world.size > 1 else None
         failures, patience_over = 0, progress.out_of_patience(recipe.evaluate.early_stopping)
         while not stream.ends_at(schedule.total) and not patience_over:
             with meters.phase("data_wait"):
@@ -163,8 +174,10 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
             if recipe.model.dropout:    # the one draw that is not made by sample: by step and rank, so that it repeats on as many ranks
                 torch.manual_seed(hash((recipe.seed, batch.step, world.rank)))
             lr = schedule.lr(batch.end)
-            result = train_step(engine, batch, objective, recipe.data.augment, lr, bool(stop), len(bad), meters)
+            result = train_step(engine, batch, task, recipe.data.augment, lr, bool(stop), len(bad), meters,
+                                probe if batch.step % PROBE_EVERY == 0 else None)
             before, progress.now = progress.now, Moment(batch.step + 1, batch.end)
+            dog.step_ended(progress.now.step)
             if ema is not None and result.applied:
                 ema.update()
             record.step(batch, result, lr, progress.now, bad)
@@ -228,10 +241,10 @@ def _count(recipe: Recipe, prepared: Prepared, world: World, start: Start, goodp
     refuse_loop(prepared.folder, attempts, recipe.resilience.max_restarts)
 
 
-def _first_values(recipe: Recipe, start: Start) -> ValueOf:
+def _first_values(recipe: Recipe, task: Task, start: Start) -> ValueOf:
     """Each parameter's first value: from `init`, or drawn by (seed, name) and so the same on every rank and engine."""
     with torch.device("meta"):
-        skeleton = build_model(recipe.model)
+        skeleton = task.build()
     if recipe.init is not None and start.checkpoint is None:
         weights = read_weights(Path(recipe.init), {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()})
         return lambda name, shape: weights[name]

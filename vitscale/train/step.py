@@ -1,6 +1,6 @@
 """One optimizer step over a global batch."""
 
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from vitscale.data import MicroBatch, StepBatch, augment, mix
 from vitscale.data.batch import moved
+from vitscale.objectives import Seen, Task
 from vitscale.observe.meters import Meters
 from vitscale.parallel.engine import Engine
 from vitscale.recipe import Augment
-
-Objective = Callable[[Tensor, Tensor], Tensor]      # logits (b, classes), labels (b,) or targets (b, classes) -> losses (b,)
+from vitscale.train.pace import Probe
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,12 @@ class StepResult:
     applied: bool           # False: loss or gradient was not finite, the weights are as before
     stop: bool              # some rank was asked to stop
     bad: int                # samples of the batch that could not be read, over all ranks
+    own_s: tuple[float, ...]        # of each rank: seconds before its first exchange with others, or what of them can be told apart
+    probe_s: tuple[float, ...]      # of each rank: seconds of the probe; empty in a step without
 
 
-def device_inputs(micro: MicroBatch, device: torch.device, settings: Augment) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """images (b, C, S, S) fp32 augmented and normalised, labels (b,) or targets (b, classes), weight (b,), keep (2L, b) or None, on the
-    device."""
+def device_inputs(micro: MicroBatch, device: torch.device, settings: Augment) -> tuple[Seen, Tensor, Tensor | None]:
+    """What the task sees, weight (b,), keep (2L, b) or None, on the device; images are augmented and normalised."""
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
 
@@ -38,33 +39,45 @@ def device_inputs(micro: MicroBatch, device: torch.device, settings: Augment) ->
     weight, mixing = move(micro.weight), moved(micro.mix, move)
     if mixing is not None:
         images, labels = mix.apply(images, labels, weight, mixing)
-    return images, labels, weight, None if micro.keep is None else move(micro.keep)
+    seen = Seen(images, labels, None if micro.draws is None else move(micro.draws))
+    return seen, weight, None if micro.keep is None else move(micro.keep)
 
 
 def train_step(
-    engine: Engine, batch: StepBatch, objective: Objective, settings: Augment, lr: float, stop: bool, bad: int, meters: Meters,
+    engine: Engine, batch: StepBatch, task: Task, settings: Augment, lr: float, stop: bool, bad: int, meters: Meters,
+    probe: Probe | None = None,
 ) -> StepResult:
     """Forward and backward of every micro-batch, one update, and one small exchange of what all ranks must know.
 
     The denominator is the size of the global batch by the index, known to every rank.  A rank's loss is its local sum times the world
     size over it, so that averaging gradients over ranks is exact for uneven shares, masked samples and accumulation.  `stop` and
-    `bad` (samples of this rank that could not be read) travel with the loss.
+    `bad` (samples of this rank that could not be read) travel with the loss, and so do the times that each rank takes by itself: waiting
+    for data, moving it, the forward pass where that waits for nobody, and the `probe`, if there is one (on all ranks or on none).
     """
     world = engine.world
     engine.model.train()
     total = torch.zeros((), device=world.device)
+    forward_s, probe_s = 0.0, probe.seconds() if probe else 0.0
     for number, micro in enumerate(batch.micro):
         with meters.phase("h2d"):
-            images, labels, weight, keep = device_inputs(micro, world.device, settings)
+            seen, weight, keep = device_inputs(micro, world.device, settings)
+            images, *more = task.inputs(seen)
         with meters.phase("compute"), engine.micro_step(last=number == len(batch.micro) - 1):
-            losses = objective(engine.forward(images, keep), labels)
+            started = time.perf_counter()
+            losses = task.losses(engine.forward(images, keep, *more), seen)
             # where, not a product: a dummy's loss must not count even if it is not finite
             loss = torch.where(weight > 0, losses * weight, 0.0).sum()
+            forward_s += time.perf_counter() - started
+            meters.further()        # so that a watchdog can tell who computes from who waits in the reduction
             engine.backward(loss * (world.size / batch.size))
             total += loss.detach()
     with meters.phase("optimizer"):
         engine.set_lr(lr)
         update = engine.step()
-        known = torch.tensor([stop, bad], dtype=torch.float64).to(world.device, non_blocking=True)
-        mean_loss, votes, all_bad = world.sum_(torch.cat([total.double()[None] / batch.size, known])).tolist()
-    return StepResult(mean_loss, update.grad_norm, update.applied, votes > 0, int(all_bad))
+        own_s = meters.so_far("data_wait", "h2d") + (forward_s if engine.is_forward_local else 0.0)
+        times = torch.zeros(1 + (probe is not None), world.size, dtype=torch.float64)      # the sum over ranks puts them side by side
+        times[:, world.rank] = torch.tensor([own_s, probe_s][: len(times)])
+        known = torch.cat([torch.tensor([stop, bad]), times.flatten()]).to(world.device, non_blocking=True)
+        mean_loss, votes, all_bad, *all_s = world.sum_(torch.cat([total.double()[None] / batch.size, known])).tolist()
+    return StepResult(mean_loss, update.grad_norm, update.applied, votes > 0, int(all_bad),
+                      own_s=tuple(all_s[:world.size]), probe_s=tuple(all_s[world.size:]))
