@@ -16,7 +16,7 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 class StopFlag:
     """Set by a signal.  Before `begin()` there is nothing to save, and the process ends at once with EXIT_REQUEUE; `farewell`, if there is
-    one, is called with the reason first.  After it the second interrupt from a keyboard ends the program at once."""
+    one, is called with the signal's name first.  After it the second interrupt from a keyboard ends the program at once."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -39,11 +39,11 @@ class StopFlag:
         """A thread of its own: the main one may be waiting for other ranks inside a library, where no handler of Python's runs."""
         while numbers := os.read(pipe, 1):
             if not self._begun and numbers[0] in STOPPING:
-                reason = f"asked to stop by {signal.Signals(numbers[0]).name} before the first step"
-                log.info(reason)
+                sent = signal.Signals(numbers[0]).name
+                log.info("asked to stop by %s before the first step", sent)
                 try:
                     if self.farewell is not None:
-                        self.farewell(reason)
+                        self.farewell(sent)
                 finally:
                     os._exit(EXIT_REQUEUE)
         os.close(pipe)

@@ -213,9 +213,9 @@ def _holding(folder: Path) -> Iterator[Lease]:
         lease.release()
 
 
-def _leave_early(folder: Path, lease: Lease, reason: str) -> None:
+def _leave_early(folder: Path, lease: Lease, sent: str) -> None:
     lease.check()
-    write_outcome(folder, EXIT_REQUEUE, reason, cause="signal", attempt=lease.number)
+    write_outcome(folder, EXIT_REQUEUE, f"asked to stop by {sent} before the first step", cause=cause_of_stop(sent), attempt=lease.number)
     lease.release()
 
 

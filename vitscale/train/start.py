@@ -29,7 +29,7 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, stop: StopF
     if place is None:
         from vitscale.checkpoint.lease import refuse_if_held
         from vitscale.parallel.launch import launch, rank_command
-        from vitscale.resilience.outcome import read_outcome, write_outcome
+        from vitscale.resilience.outcome import cause_of_stop, read_outcome, write_outcome
         from vitscale.train.prepare import prepare, run_folder
 
         refuse_if_held(run_folder(recipe))
@@ -43,7 +43,7 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, stop: StopF
                 refuse_if_held(prepared.folder)         # by a newer attempt: then this one's end is nobody's business
                 write_outcome(prepared.folder, end.code, end.reason)
             elif end.code == EXIT_REQUEUE and read_outcome(prepared.folder).get("time", 0.0) < began:
-                write_outcome(prepared.folder, end.code, "the ranks were asked to stop before they had joined", cause="signal")
+                write_outcome(prepared.folder, end.code, "asked to stop before the ranks had joined", cause=cause_of_stop(stop.reason))
             return end.code
     from vitscale.parallel.place import Place
     from vitscale.train.run import run
