@@ -77,6 +77,49 @@ tell_ranks() {
     [ -z "$ranks" ] || kill -USR2 $ranks 2>/dev/null     # srun passes it on
 }
 
+# Sets `recipe` to that of this task of an array; $1: a folder of recipes, or a file with one on each line.
+choose_recipe() {
+    local LC_ALL=C recipes=() line
+    if [ -d "$1" ]; then
+        recipes=("$1"/*.yaml)
+        [ -e "${recipes[0]}" ] || recipes=()
+    elif [ -f "$1" ]; then
+        while read -r line || [ -n "$line" ]; do
+            [ -z "$line" ] || [ "${line#\#}" != "$line" ] || recipes+=("$line")
+        done < "$1"
+    else
+        say "give a folder of recipes, or a file with one on each line; got '$1', which is neither"
+        exit 2
+    fi
+    if [ $SLURM_ARRAY_TASK_ID -ge ${#recipes[@]} ]; then
+        say "$1 holds ${#recipes[@]} recipes, counted from 0: there is none for task $SLURM_ARRAY_TASK_ID"
+        exit 2
+    fi
+    recipe=${recipes[$SLURM_ARRAY_TASK_ID]}
+    say "task $SLURM_ARRAY_TASK_ID: $recipe"
+}
+
+# Run Prometheus over the runs in folder $1 on port $2 of this node until SLURM ends the job.
+serve_prometheus() {
+    local folder=$1/.prometheus program
+    if ! here monitor --help > /dev/null 2>&1; then
+        say "this vitscale has no command \`monitor\`, which writes Prometheus's configuration: nothing is started"
+        exit 2
+    fi
+    [ -z "$SETUP" ] || eval "$SETUP"
+    program=$(command -v prometheus) || { say "no program \`prometheus\` on $(node): install it, or load it by SETUP"; exit 2; }
+    here monitor "$1" --prometheus "$folder" || exit
+    "$program" --config.file="$folder/prometheus.yml" --storage.tsdb.path="$folder/data" --web.listen-address="127.0.0.1:$2" &
+    server=$!
+    trap 'stop_by=soon; kill $server' USR2
+    trap 'kill $server' TERM
+    say "Prometheus listens on $(node): ssh -L $2:127.0.0.1:$2 $(node), then http://127.0.0.1:$2"
+    while kill -0 $server 2> /dev/null; do sleep 1; done
+    [ -z "$stop_by" ] || requeue ''
+    wait $server
+    exit
+}
+
 # Whether a later attempt of this job runs or waits.  SLURM starts one when it has lost the node of this script, which lives on.
 superseded() {
     local restarts
