@@ -38,6 +38,7 @@ def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     accept_changes: Annotated[bool, typer.Option("--accept-changes", help="Go on although model, data, seed or batch differ.")] = False,
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="Start again after a crash or a hang, where no scheduler does.")] = False,
 ) -> None:
     """Train a recipe, or go on with its run.
 
@@ -47,7 +48,7 @@ def train(
     from vitscale.train.start import train as start
 
     with listening() as stop:       # from the first moment on: imports and indexing take a while too
-        raise typer.Exit(start(recipe, overrides or [], accept_changes, stop))
+        raise typer.Exit(start(recipe, overrides or [], accept_changes, keep_going, stop))
 
 
 @recipes_app.command("list")

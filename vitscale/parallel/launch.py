@@ -9,8 +9,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
 from vitscale.plan.hardware import usable_cores
@@ -45,10 +46,11 @@ class End:
     code: int
     reason: str
     told: bool = True       # rank 0 ended by itself and has written the outcome down; else nobody has
+    asked: str | None = None    # the signal by which the launcher was asked to stop; it was passed on
 
 
-def launch(command: Sequence[str], processes: int, logs: Path, on_started: Callable[[], None] = lambda: None) -> End:
-    """Run `command` as ranks 0..processes-1 on this machine until all have ended.
+def launch(command: Sequence[str], processes: int, logs: Path, started: float, on_started: Callable[[], None] = lambda: None) -> End:
+    """Run `command` as ranks 0..processes-1 on this machine until all have ended.  `started`, seconds since 1970, is when the attempt was.
 
     Rank 0 speaks on the console; every rank writes its own file in `logs` through the program's logging, and what other ranks
     print goes to rank-N.out.  A rank that ends badly ends the others.  TERM, USR2 and INT are passed on, for certain once `on_started`
@@ -61,11 +63,19 @@ def launch(command: Sequence[str], processes: int, logs: Path, on_started: Calla
     with tempfile.TemporaryDirectory(prefix="vitscale-") as folder:
         environment = dict(os.environ)
         environment.update({
-            STORE_VARIABLE: str(Path(folder) / "store"), LIFELINE_VARIABLE: str(ours), "WORLD_SIZE": str(processes),
-            "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
+            STORE_VARIABLE: str(Path(folder) / "store"), STARTED_VARIABLE: str(started), LIFELINE_VARIABLE: str(ours),
+            "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
         })
         environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
-        previous = {number: signal.signal(number, lambda sent, frame: _pass_on(children, sent)) for number in FORWARDED}
+        asked: list[str] = []
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            asked.append(signal.Signals(number).name)
+            for child in children:
+                if child.poll() is None:
+                    child.send_signal(number)
+
+        previous = {number: signal.signal(number, pass_on) for number in FORWARDED}
         try:
             for rank in range(processes):
                 environment.update({"RANK": str(rank), "LOCAL_RANK": str(rank)})
@@ -76,7 +86,7 @@ def launch(command: Sequence[str], processes: int, logs: Path, on_started: Calla
                 if output is not None:
                     output.close()
             on_started()
-            return _watch(children, logs)
+            return replace(_watch(children, logs), asked=asked[0] if asked else None)
         finally:
             for child in children:
                 if child.poll() is None:
@@ -86,12 +96,6 @@ def launch(command: Sequence[str], processes: int, logs: Path, on_started: Calla
                 signal.signal(number, handler)
             os.close(ours)
             os.close(theirs)
-
-
-def _pass_on(children: Sequence[subprocess.Popen[bytes]], number: int) -> None:
-    for child in children:
-        if child.poll() is None:
-            child.send_signal(number)
 
 
 def _watch(children: Sequence[subprocess.Popen[bytes]], logs: Path) -> End:

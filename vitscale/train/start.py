@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from vitscale.errors import EXIT_FAILED, EXIT_REQUEUE, UserError
 from vitscale.observe.console import make_console, setup_logging
@@ -15,8 +16,11 @@ from vitscale.resilience.signals import StopFlag
 log = logging.getLogger(__name__)
 
 
-def train(file: str, overrides: Sequence[str], accept_changes: bool, stop: StopFlag) -> int:
-    """Train `file` with `overrides` until `stop`; returns the exit code.  Raises UserError for what the user can mend."""
+def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going: bool, stop: StopFlag) -> int:
+    """Train `file` with `overrides` until `stop`; returns the exit code.  Raises UserError for what the user can mend.
+
+    `keep_going`: ranks that this process starts are started again for as long as that may help.
+    """
     # Before torch loads its OpenMP: threads that spin while they wait take the cores from the decoding threads.  On two cores beside
     # one other busy process that cost a factor of ten.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -28,23 +32,14 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, stop: StopF
     place = place_from_environment()
     if place is None:
         from vitscale.checkpoint.lease import refuse_if_held
-        from vitscale.parallel.launch import launch, rank_command
-        from vitscale.resilience.outcome import cause_of_stop, read_outcome, write_outcome
         from vitscale.train.prepare import prepare, run_folder
 
         refuse_if_held(run_folder(recipe))
         prepared = prepare(recipe, on_progress=_show_indexing)
         log.info("run folder %s; metrics in %s", prepared.folder, prepared.folder / "metrics.jsonl")
         processes = recipe.parallel.processes or _local_gpus(recipe.parallel.device)
-        if processes > 1:
-            began = time.time()
-            end = launch(rank_command(sys.argv[1:]), processes, prepared.folder / "logs", on_started=stop.begin)
-            if not end.told:
-                refuse_if_held(prepared.folder)         # by a newer attempt: then this one's end is nobody's business
-                write_outcome(prepared.folder, end.code, end.reason)
-            elif end.code == EXIT_REQUEUE and read_outcome(prepared.folder).get("time", 0.0) < began:
-                write_outcome(prepared.folder, end.code, "asked to stop before the ranks had joined", cause=cause_of_stop(stop.reason))
-            return end.code
+        if processes > 1 or keep_going:
+            return _start_ranks(prepared.folder, processes, recipe.resilience.max_restarts if keep_going else 0, stop)
     from vitscale.parallel.place import Place
     from vitscale.train.run import run
 
@@ -60,6 +55,41 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, stop: StopF
             return EXIT_REQUEUE
         log.exception("the run failed")
         return EXIT_FAILED
+
+
+def _start_ranks(folder: Path, processes: int, max_silent: int, stop: StopFlag) -> int:
+    """Start the ranks of this machine and see them to their end; returns the exit code of the run.
+
+    While they end with 75, which says that another attempt may help, and nobody asked to stop, they are started again: unless `max_silent`
+    attempts in a row (0: one) died before one of their ranks held the run folder.  Later deaths the ranks count (resilience/restarts.py).
+    """
+    from vitscale.checkpoint.lease import refuse_if_held
+    from vitscale.observe.goodput import process_started
+    from vitscale.parallel.launch import launch, rank_command
+    from vitscale.resilience.outcome import cause_of_stop, read_outcome, write_outcome
+    from vitscale.resilience.restarts import attempts_of
+
+    started, silent = process_started(), 0
+    while True:
+        began, known = time.time(), len(attempts_of(folder))
+        end = launch(rank_command(sys.argv[1:]), processes, folder / "logs", started, on_started=stop.begin)
+        begun = attempts_of(folder)[known:]
+        if not end.told:
+            refuse_if_held(folder)          # by a newer attempt: then this one's end is nobody's business
+            write_outcome(folder, end.code, end.reason, attempt=begun[-1].attempt if begun else None)
+        elif end.code == EXIT_REQUEUE and read_outcome(folder).get("time", 0.0) < began:
+            write_outcome(folder, end.code, "asked to stop before the ranks had joined", cause=cause_of_stop(end.asked))
+        silent = 0 if begun else silent + 1
+        if end.code != EXIT_REQUEUE or end.asked or stop or not max_silent:
+            return end.code
+        if silent >= max_silent:
+            reason = (f"{silent} attempts in a row died before they had joined, the last because {end.reason}; the logs are in "
+                      f"{folder / 'logs'}; mend the cause, then run the same command again")
+            write_outcome(folder, EXIT_FAILED, reason, cause="restarts")
+            log.error(reason)
+            return EXIT_FAILED
+        log.warning("%s; starting again", read_outcome(folder).get("reason", end.reason))
+        started = time.time()
 
 
 def _local_gpus(device: str) -> int:
