@@ -19,7 +19,7 @@ from pathlib import Path
 from vitscale.parallel import launch
 logging.basicConfig(format="%(message)s")
 launch.GRACE_S, launch.DEAD_GRACE_S = map(float, sys.argv[4:6])
-code = launch.launch([sys.executable, "-c", sys.argv[3]], int(sys.argv[2]), Path(sys.argv[1]) / "logs").code
+code = launch.launch([sys.executable, "-c", sys.argv[3]], int(sys.argv[2]), Path(sys.argv[1]) / "logs", 12.5).code
 assert "torch" not in sys.modules
 sys.exit(code)
 """
@@ -91,15 +91,15 @@ def wait_until(condition, what: str = "", timeout_s: float = 15.0) -> None:
 def test_all_succeed(launched, tmp_path):
     one = launched("""
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
-print(*(os.environ[name] for name in names), Path(os.environ["VITSCALE_STORE"]).parent.is_dir(), flush=True)
+print(*(os.environ[name] for name in names), os.environ["VITSCALE_STARTED"], Path(os.environ["VITSCALE_STORE"]).parent.is_dir(), flush=True)
 print("loud", file=sys.stderr)
 """, ranks=3)
     code, out, err = one.end()
     assert code == 0
-    assert out == "0 0 3 3 127.0.0.1 True\n"
+    assert out == "0 0 3 3 127.0.0.1 12.5 True\n"
     assert err == "loud\n"
     for rank in (1, 2):
-        assert sorted((tmp_path / "logs" / f"rank-{rank}.out").read_text().splitlines()) == [f"{rank} {rank} 3 3 127.0.0.1 True", "loud"]
+        assert sorted((tmp_path / "logs" / f"rank-{rank}.out").read_text().splitlines()) == [f"{rank} {rank} 3 3 127.0.0.1 12.5 True", "loud"]
     assert not (tmp_path / "logs" / "rank-0.out").exists()
 
 
