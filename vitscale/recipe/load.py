@@ -1,9 +1,9 @@
 """From a file and `a.b=c` overrides to a checked Recipe; every mistake at once, by its dotted key."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -14,6 +14,7 @@ from vitscale.recipe.text import read_yaml
 
 _CHECKOUT = Path(__file__).resolve().parent.parent.parent / "recipes"
 _INSTALLED = Path(__file__).resolve().parent.parent / "_shipped" / "recipes"
+_Kind = TypeVar("_Kind", bound=BaseModel)
 RECIPES = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT      # a wheel carries them inside the package
 
 
@@ -49,13 +50,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
 def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override, check.  Raises RecipeError listing every mistake with file, dotted key, what was given and what is allowed."""
     path = find_recipe(file)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read ({error})") from None
-    values = read_yaml(text, str(path))
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path}: wants keys and values at the top (name: ..., model: ...), got {_given(values)}")
+    values = read_values(path, "name: ..., model: ...")
     mistakes: list[tuple[str, str]] = []
     for override in overrides:
         try:
@@ -66,19 +61,37 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return check_recipe(values, str(path), mistakes)
 
 
+def read_values(path: Path, example: str) -> dict[str, Any]:
+    """The keys and values at the top of a YAML file.  `example` shows what is wanted.  Raises RecipeError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error})") from None
+    values = read_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: wants keys and values at the top ({example}), got {_given(values)}")
+    return values
+
+
 def check_recipe(values: dict[str, Any], source: str, mistakes: Iterable[tuple[str, str]] = ()) -> Recipe:
     """Plain values -> Recipe.  `mistakes` are (dotted key, sentence) already known.  Raises RecipeError naming `source`."""
+    return check_section(Recipe, values, source, mistakes, contradictions)
+
+
+def check_section(kind: type[_Kind], values: dict[str, Any], source: str, mistakes: Iterable[tuple[str, str]] = (),
+                  contradictions: Callable[[_Kind], list[tuple[str, str]]] = lambda section: []) -> _Kind:
+    """Plain values -> a section of any kind; otherwise as check_recipe."""
     found = list(mistakes)
-    recipe = None
+    section = None
     try:
-        recipe = Recipe.model_validate(values)
+        section = kind.model_validate(values)
     except ValidationError as error:
-        found += [_sentence(item, values) for item in error.errors()]
-    if recipe is not None:
-        found += contradictions(recipe)
+        found += [_sentence(item, kind) for item in error.errors()]
+    if section is not None:
+        found += contradictions(section)
     if not found:
-        assert recipe is not None
-        return recipe
+        assert section is not None
+        return section
     width = max(len(key) for key, _ in found)
     lines = [f"  {key:<{width}}  {sentence}" if key else f"  {sentence}" for key, sentence in found]
     count = "1 mistake" if len(found) == 1 else f"{len(found)} mistakes"
@@ -106,9 +119,8 @@ def _given(value: Any) -> str:
     return repr(value) if isinstance(value, str) else str(value)
 
 
-def _section_at(loc: tuple[Any, ...]) -> type[BaseModel] | None:
-    """The section model that holds the key at `loc`, which names a chosen section's tag after its key: ("model", "vit", "width")."""
-    section: type[BaseModel] | None = Recipe
+def _section_at(loc: tuple[Any, ...], section: type[BaseModel] | None) -> type[BaseModel] | None:
+    """What below `section` holds the key at `loc`, which names a chosen section's tag after its key: ("model", "vit", "width")."""
     if loc[0] in CHOICES and len(loc) > 2:
         section, loc = CHOICES[loc[0]][1].get(loc[1]), loc[2:]
     for key in loc[:-1]:
@@ -122,10 +134,10 @@ def _section_at(loc: tuple[Any, ...]) -> type[BaseModel] | None:
     return section
 
 
-def _sentence(item: Any, values: dict[str, Any]) -> tuple[str, str]:
+def _sentence(item: Any, root: type[BaseModel]) -> tuple[str, str]:
     """One pydantic error -> (dotted key, sentence for the user)."""
     loc, kind, context, given = item["loc"], item["type"], item.get("ctx", {}), item["input"]
-    section = _section_at(loc) if loc else None
+    section = _section_at(loc, root) if loc else None
     if loc and loc[0] in CHOICES:
         chosen_by, sections = CHOICES[loc[0]]
         if kind in ("union_tag_invalid", "union_tag_not_found"):
@@ -135,7 +147,7 @@ def _sentence(item: Any, values: dict[str, Any]) -> tuple[str, str]:
     if kind in ("extra_forbidden", "invalid_key"):          # the latter: a key that is not text, such as 1
         keys = list(section.model_fields) if section else []
         close = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.5)
-        parent = ".".join(str(part) for part in loc[:-1]) or "a recipe"
+        parent = ".".join(str(part) for part in loc[:-1]) or f"a {root.__name__.lower()}"
         hint = f" (did you mean {close[0]}?)" if close else ""
         return dotted, f"is no key of {parent}; the keys are {', '.join(keys)}{hint}"
     if kind == "missing" and isinstance(loc[-1], int):
