@@ -99,7 +99,8 @@ print("loud", file=sys.stderr)
     assert out == "0 0 3 3 127.0.0.1 12.5 True\n"
     assert err == "loud\n"
     for rank in (1, 2):
-        assert sorted((tmp_path / "logs" / f"rank-{rank}.out").read_text().splitlines()) == [f"{rank} {rank} 3 3 127.0.0.1 12.5 True", "loud"]
+        printed = (tmp_path / "logs" / f"rank-{rank}.out").read_text().splitlines()
+        assert sorted(printed) == [f"{rank} {rank} 3 3 127.0.0.1 12.5 True", "loud"]
     assert not (tmp_path / "logs" / "rank-0.out").exists()
 
 
