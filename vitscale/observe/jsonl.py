@@ -72,6 +72,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Every whole row, in the order written; nothing if the file does not exist.
 
     A torn last line is passed over, since a writer may be at work.  A damaged line elsewhere raises DataError with its number.
+    metrics.jsonl is never cut: after a resume or a rollback the rows of the steps that are repeated follow, and of two rows of one step
+    the later counts.
     """
     try:
         file = open(path, "rb")     # noqa: SIM115  closed by the with below

@@ -49,6 +49,8 @@ METRICS = (
     Metric("checkpoint_last_success_timestamp_seconds", "gauge", "When the last checkpoint was published, seconds since 1970."),
     Metric("checkpoint_failures_total", "counter", "Checkpoints of this attempt that could not be written."),
     Metric("last_step_timestamp_seconds", "gauge", "When the last step ended, seconds since 1970."),
+    Metric("nonfinite_steps_total", "counter", "Steps whose update was left out for a loss or gradient that was not finite."),
+    Metric("rollbacks_total", "counter", "Times the run went back to a checkpoint, by what its losses were.", ("cause",)),
     Metric("samples_skipped_total", "counter", "Samples not trained on, by reason.", ("reason",)),
     Metric("rank_step_skew_ratio", "gauge", "The slowest rank's own time of a step over the median of the others', 1 or more."),
     Metric("run_seconds_total", "counter", "Wall time of the run, over all attempts, by what it was spent on.", ("bucket",)),

@@ -14,13 +14,22 @@ Fill = Callable[[dict[str, Tensor]], None]      # writes a checkpoint's values i
 
 def fill_parameters_(model: nn.Module, value_of: ValueOf) -> None:
     """Give every parameter its full value; a sharded one takes its part.  No communication: each rank computes the value itself."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            value = value_of(name, parameter.shape)
-            if isinstance(parameter, DTensor):
-                local = parameter.to_local()
-                value = distribute_tensor(value.to(local.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
-            parameter.copy_(value)
+    for name, parameter in model.named_parameters():
+        _put(parameter, value_of(name, parameter.shape))
+
+
+def fill_first_(targets: Mapping[str, Tensor], value_of: ValueOf) -> None:
+    """Let a state's tensors, zero until now, be that of a model with its first values and an optimizer that has seen no gradient."""
+    for name, target in targets.items():
+        if name.startswith("model."):
+            _put(target, value_of(name.removeprefix("model."), target.shape))
+
+
+@torch.no_grad()
+def _put(target: Tensor, value: Tensor) -> None:
+    if isinstance(target, DTensor):
+        value = distribute_tensor(value.to(target.to_local().device), target.device_mesh, target.placements, src_data_rank=None)
+    target.copy_(value)
 
 
 def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

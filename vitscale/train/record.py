@@ -25,8 +25,10 @@ from vitscale.plan.flops import training_flops_per_image
 from vitscale.recipe import Recipe
 from vitscale.recipe.redact import redacted
 from vitscale.recipe.text import write_yaml
+from vitscale.resilience.guard import Verdict
 from vitscale.resilience.outcome import write_outcome
 from vitscale.resilience.restarts import attempts_of, restarts_by_cause
+from vitscale.resilience.skips import rollbacks
 from vitscale.train.facts import versions
 from vitscale.train.pace import Pace
 from vitscale.train.prepare import Prepared
@@ -74,18 +76,35 @@ class Recorder:
         if self._pace is not None:
             self._pace.step(result.own_s, result.probe_s, sum(phases[name] for name in ("data_wait", "h2d", "compute", "optimizer")))
         if not result.applied:
+            if self._files is not None:
+                self._files.nonfinite += 1
             log.warning("step %d: loss %s, gradient norm %s: not finite, the update was skipped on all ranks",
                         now.step, result.loss, result.grad_norm)
         self._steps_since_row += 1
-        last = result.stop or now.images >= self.prepared.schedule.total
-        if self._files is None or (self._steps_since_row < self.recipe.observe.log_every and not last):
+        wanted = result.stop or not result.applied or now.images >= self.prepared.schedule.total
+        if self._files is None or (self._steps_since_row < self.recipe.observe.log_every and not wanted):
             return
         self._steps_since_row = 0
         row = {"step": now.step, "images": now.images, "epoch": batch.epoch, "time": time.time(), "loss": result.loss, "lr": lr,
                "grad_norm": result.grad_norm, "applied": result.applied, **self.meters.row(), **(self._pace.row() if self._pace else {})}
         self._files.row(row)
         self._files.display.step(row, self.meters.eta_s(self.prepared.schedule.total - now.images))
-        self._files.export(metrics_of(row) | {"step_phase_seconds": phases, **self._goodput("run_seconds_total")})
+        self._files.export(metrics_of(row) | {"step_phase_seconds": phases, "nonfinite_steps_total": self._files.nonfinite,
+                                              **self._goodput("run_seconds_total")})
+
+    def rollback(self, verdict: Verdict, now: Moment, to: Moment, skips: list[tuple[int, int]]) -> None:
+        """Book that the run goes back from `now` to `to`, from where it passes over `skips` (merged)."""
+        log.warning("rolled back from step %d to step %d, passing over images %d to %d: %s", now.step, to.step, *verdict.skip,
+                    verdict.reason)
+        if self._files is None:
+            return
+        self._files.row({"event": "rollback", "step": now.step, "to_step": to.step, "skip": list(verdict.skip), "cause": verdict.cause,
+                         "reason": verdict.reason, "time": time.time()})
+        self._files.go_back_to(to.step)
+        reached = self._files.images_before = max(self._files.images_before, now.images)
+        passed_over = sum(max(min(end, reached) - max(start, to.images), 0) for start, end in skips)
+        self.meters.repeat(reached - to.images - passed_over)
+        self._files.export({"rollbacks_total": self._files.rollbacks})
 
     def quarantine(self, bad: list[dict[str, Any]], split: str = "train") -> None:
         """Write down samples that could not be used, of all ranks.  Collective."""
@@ -128,7 +147,7 @@ class Recorder:
             self.lease.check()
             write_outcome(self.prepared.folder, exit_code, reason, cause=cause, step=progress.now.step, images=progress.now.images,
                           best=progress.best, attempt=self.lease.number, **self._goodput("run_seconds"),
-                          samples_skipped=self._files.skipped,
+                          samples_skipped=self._files.skipped, rollbacks=self._files.rollbacks.total(),
                           checkpoint_failures=self._checkpoint_failures, versions=versions(), **self._files.last_evaluation())
             self._open.close()      # the display goes before the last words come
             log.info("%s at step %d (%d images): %s", "done" if exit_code == 0 else "ended", progress.now.step, progress.now.images, reason)
@@ -151,32 +170,41 @@ class _Files:
     def __init__(self, stack: contextlib.ExitStack, recipe: Recipe, prepared: Prepared, lease: Lease, start: Moment) -> None:
         folder = self._folder = prepared.folder
         self._lease = lease
-        _forget_after(folder / QUARANTINE_FILE, start.step - 1)      # its rows count batches from 0
-        self.skipped = Counter(row["reason"] for row in read_rows(folder / QUARANTINE_FILE))
         write_atomically(folder / "recipe.yaml", write_yaml(redacted(recipe.model_dump(mode="json"))))
-        self.images_before = max((row.get("images", 0) for row in read_rows(folder / METRICS_FILE)), default=0)
+        rows = list(read_rows(folder / METRICS_FILE))
+        self.images_before = max((row.get("images", 0) for row in rows), default=0)
+        self.nonfinite = sum(row.get("applied") is False for row in rows)
         self._rows = stack.enter_context(JsonLines(folder / METRICS_FILE))
-        self._quarantine = stack.enter_context(JsonLines(folder / QUARANTINE_FILE))
-        self._samples = None
-        if recipe.data.log_samples:
-            _forget_after(folder / SAMPLES_FILE, start.step)
-            self._samples = stack.enter_context(JsonLines(folder / SAMPLES_FILE))
+        self._log_samples = recipe.data.log_samples
+        self._cut = stack.enter_context(contextlib.ExitStack())
+        self.go_back_to(start.step)
         self._exporter = None
         if recipe.observe.exporter:
             self._exporter = Exporter(port=recipe.observe.exporter_port, discovery=folder / EXPORTER_FILE, labels={"run": recipe.name})
             stack.callback(self._exporter.close)
         info = {key: value for key, value in versions().items() if key != "vitscale"} | {"version": versions()["vitscale"]}
-        self.export({"build_info": info, "restarts_total": restarts_by_cause(attempts_of(folder))})
+        self.export({"build_info": info, "nonfinite_steps_total": self.nonfinite, "rollbacks_total": self.rollbacks,
+                     "restarts_total": restarts_by_cause(attempts_of(folder))})
         epoch = None if recipe.data.mix else prepared.train.num_samples      # a mixture's sets have epochs of their own
         self.display = Display(make_console(), total_images=prepared.schedule.total, num_samples=epoch)
         stack.enter_context(self.display)
+
+    def go_back_to(self, step: int) -> None:
+        """Open anew the files that read as if no step was ever repeated, without what came after `step`."""
+        self._cut.close()
+        _forget_after(self._folder / QUARANTINE_FILE, step - 1)      # its rows count batches from 0
+        self.skipped = Counter(row["reason"] for row in read_rows(self._folder / QUARANTINE_FILE))
+        self.rollbacks = Counter(row["cause"] for row in rollbacks(self._folder))
+        self._quarantine = self._cut.enter_context(JsonLines(self._folder / QUARANTINE_FILE))
+        if self._log_samples:
+            _forget_after(self._folder / SAMPLES_FILE, step)
+            self._samples = self._cut.enter_context(JsonLines(self._folder / SAMPLES_FILE))
 
     def row(self, row: dict[str, Any]) -> None:
         self._lease.check()
         self._rows.write(row | {"attempt": self._lease.number})
 
     def samples(self, row: dict[str, Any]) -> None:
-        assert self._samples is not None
         self._lease.check()
         self._samples.write(row)
 

@@ -4,45 +4,42 @@ import contextlib
 import functools
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vitscale.checkpoint.lease import Lease, LeaseLost
-from vitscale.checkpoint.resume import newest_whole, refuse_changes
 from vitscale.checkpoint.room import Unwritten
-from vitscale.checkpoint.store import STATE, Facts, Writer, read_facts, read_into, shapes_in
-from vitscale.checkpoint.weights import read_weights
-from vitscale.data import Stream, open_stream
+from vitscale.checkpoint.store import Writer
+from vitscale.data import open_stream
 from vitscale.data.remote import PATIENCE
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, DataError, UserError
-from vitscale.models import initial_value
-from vitscale.objectives import Task, build_task
+from vitscale.objectives import build_task
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.observe.goodput import Goodput
 from vitscale.observe.meters import Meters
 from vitscale.optim.build import build_optimizer
 from vitscale.optim.ema import Ema
-from vitscale.parallel.engine import Engine, ValueOf
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.launch import hold_lifeline
 from vitscale.parallel.place import Place
 from vitscale.parallel.world import World, joined, lost_a_peer
 from vitscale.recipe import Recipe
+from vitscale.resilience.guard import Guard, Verdict
 from vitscale.resilience.outcome import cause_of_stop, write_outcome
 from vitscale.resilience.restarts import begin_attempt, refuse_loop
 from vitscale.resilience.signals import StopFlag
-from vitscale.resilience.skips import remembered
 from vitscale.resilience.watchdog import Watchdog, node_name
 from vitscale.train.evaluate import evaluate
-from vitscale.train.facts import bound_settings, facts_of
+from vitscale.train.facts import facts_of
 from vitscale.train.pace import PROBE_EVERY, Probe
 from vitscale.train.prepare import Prepared, prepare
 from vitscale.train.record import Recorder
+from vitscale.train.restore import Start, find_start, first_values, restore
+from vitscale.train.rollback import decide
 from vitscale.train.size import size_up
-from vitscale.train.state import Moment, Progress, due
+from vitscale.train.state import Moment, due
 from vitscale.train.step import train_step
 
 log = logging.getLogger(__name__)
@@ -63,7 +60,7 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
                     lease = stack.enter_context(_holding(prepared.folder))
                     stop.farewell = functools.partial(_leave_early, prepared.folder, lease)
                     goodput = stack.enter_context(Goodput(prepared.folder, lease, meters))
-                    start = _find_start(recipe, prepared, lease, accept_changes)
+                    start = find_start(recipe, prepared, lease, accept_changes)
                     _count(recipe, prepared, world, start, goodput)
                 except UserError as error:
                     mistake = error
@@ -71,7 +68,8 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
         if mistake is not None:
             raise mistake       # no rank waits for one that is gone
         nodes = world.broadcast(world.gather(node_name()))
-        dog = stack.enter_context(Watchdog(prepared.folder, rank=world.rank, nodes=nodes, attempt=start.attempt, settings=recipe.resilience))
+        dog = stack.enter_context(Watchdog(prepared.folder, rank=world.rank, nodes=nodes, attempt=start.attempt,
+                                           settings=recipe.resilience))
         meters.watch(dog.changed)
         try:
             return _train(recipe, prepared, world, lease, start, stop, meters, goodput, dog)
@@ -87,22 +85,12 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
             raise
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where this attempt begins, as rank 0 found it."""
-
-    attempt: int
-    checkpoint: Path | None     # None: a new run
-    facts: Facts | None
-    skips: list[tuple[int, int]]
-
-
 def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, start: Start, stop: StopFlag, meters: Meters,
            goodput: Goodput | None, dog: Watchdog) -> int:
     work = size_up(recipe, prepared.train, world)
     engine = open_engine(recipe.parallel, world, work)
     task = build_task(recipe.model, recipe.objective)
-    model = engine.materialise(task.build, _first_values(recipe, task, start))
+    model = engine.materialise(task.build, first_values(recipe, task, start))
     drop_rates = model.drop_rates
     engine.adopt(model, build_optimizer(model, recipe.optim))
     ema = Ema(engine.model, recipe.ema.decay) if recipe.ema else None
@@ -116,7 +104,8 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
             num_draws=task.num_draws, local_ranks=world.local_size, pin=on_gpu, on_bad=bad.append))
         dog.reading(lambda: stream.progress, slack_s=PATIENCE.silence_s if stream.is_remote else 0.0)
         with meters.phase("restore"):
-            progress = _resume(start, engine, ema, stream)
+            progress = restore(start, engine, ema, stream)
+        guard = Guard(recipe.resilience, progress.now.step, progress.guard)
         record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, goodput, progress.now, dog.nodes))
         writer = stack.enter_context(contextlib.closing(Writer(
             prepared.folder / "checkpoints", rank=world.rank, lease=lease, attempt=start.attempt, settings=recipe.checkpoint,
@@ -126,6 +115,7 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
             if writer.last_step == progress.now.step:
                 return
             with meters.phase("checkpoint"):
+                progress.guard = guard.memory()
                 tensors = engine.tensors()
                 if ema is not None:
                     tensors |= {f"ema.{name}": value for name, value in ema.tensors().items()}
@@ -151,6 +141,23 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
             record.evaluation(result, progress.now)
             return progress.note(result, recipe.checkpoint.best, recipe.evaluate.early_stopping)
 
+        def go_back(verdict: Verdict) -> str | None:
+            """To before the update at fault; returns why the run ends instead, if it does."""
+            nonlocal progress, guard
+            with meters.phase("restore"):
+                writer.settle()
+                again = decide(recipe, prepared, world, lease, verdict)
+                if isinstance(again, str):
+                    return again
+                left = progress.now
+                progress = restore(again, engine, ema, stream, anew=lambda: first_values(recipe, task, again))
+                guard = Guard(recipe.resilience, progress.now.step, progress.guard)
+                writer.last_step = None     # a checkpoint of that step would now be another one
+                record.rollback(verdict, left, progress.now, stream.order.skips)
+                world.barrier()             # no rank counts on from there before all do
+            dog.begin(progress.now.step)
+            return None
+
         def end(exit_code: int, reason: str, cause: str | None = None) -> int:
             with meters.phase("checkpoint"):
                 try:
@@ -163,7 +170,7 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
         stop.begin()
         dog.begin(progress.now.step)
         probe = Probe(world.device) if world.size > 1 else None
-        failures, patience_over = 0, progress.out_of_patience(recipe.evaluate.early_stopping)
+        owed, patience_over = False, progress.out_of_patience(recipe.evaluate.early_stopping)
         while not stream.ends_at(schedule.total) and not patience_over:
             with meters.phase("data_wait"):
                 try:
@@ -183,19 +190,25 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
             record.step(batch, result, lr, progress.now, bad)
             bad.clear()
 
-            failures = 0 if result.applied else failures + 1
-            if failures >= recipe.resilience.max_nonfinite:
-                return end(EXIT_FAILED, f"loss or gradient was not finite in {failures} steps in a row", "nonfinite")
-
+            verdict = guard.judge(progress.now.step, batch.position, batch.end, result.loss, result.applied)
             finished = stream.ends_at(schedule.total)
             if result.stop and not finished:    # an evaluation that is due now is left out: there may be half a minute left
-                save()
+                if guard.calm:      # else the checkpoint before is the better one to go on from
+                    save()
                 return end(EXIT_REQUEUE, f"asked to stop by {stop.reason or 'a signal to another rank'}", cause_of_stop(stop.reason))
+            if verdict is not None:
+                if (failed := go_back(verdict)) is not None:
+                    return end(EXIT_FAILED, failed, verdict.cause)
+                owed = False
+                continue
+
             is_best = False
             if prepared.val is not None and (finished or due(recipe.evaluate.every, before, progress.now, num_samples)):
                 is_best, patience_over = evaluate_now()
-            if finished or patience_over or is_best or due(recipe.checkpoint.every, before, progress.now, num_samples):
+            owed = owed or due(recipe.checkpoint.every, before, progress.now, num_samples)
+            if finished or patience_over or is_best or (owed and guard.calm):
                 save()
+                owed = False
         return end(EXIT_DONE, "patience of early stopping ran out" if patience_over else f"trained for {recipe.duration}")
 
 
@@ -219,53 +232,9 @@ def _leave_early(folder: Path, lease: Lease, sent: str) -> None:
     lease.release()
 
 
-def _find_start(recipe: Recipe, prepared: Prepared, lease: Lease, accept_changes: bool) -> Start:
-    """The newest whole checkpoint of this very run, or none."""
-    checkpoint = newest_whole(prepared.folder / "checkpoints")
-    facts = None
-    if checkpoint is not None:
-        facts = read_facts(checkpoint)
-        refuse_changes(bound_settings(facts.recipe, facts.data["index_hash"]),
-                       bound_settings(recipe.model_dump(mode="json"), prepared.train.hash), checkpoint, accept_changes)
-        if recipe.init is not None:
-            log.info("going on from %s; init=%s was for the first weights only", checkpoint.name, recipe.init)
-    known = [tuple(skip) for skip in facts.data["skips"]] if facts else []
-    return Start(lease.number, checkpoint, facts, remembered(prepared.folder, known))
-
-
 def _count(recipe: Recipe, prepared: Prepared, world: World, start: Start, goodput: Goodput) -> None:
     """Write this attempt down beside those before it.  Raises RestartLoop if it is one too many."""
     step, images = (start.facts.step, start.facts.data["position"]) if start.facts else (0, 0)
     attempts = begin_attempt(prepared.folder, start.attempt, started=goodput.started, step=step, images=images, ranks=world.size,
                              seconds=goodput.run_seconds())
     refuse_loop(prepared.folder, attempts, recipe.resilience.max_restarts)
-
-
-def _first_values(recipe: Recipe, task: Task, start: Start) -> ValueOf:
-    """Each parameter's first value: from `init`, or drawn by (seed, name) and so the same on every rank and engine."""
-    with torch.device("meta"):
-        skeleton = task.build()
-    if recipe.init is not None and start.checkpoint is None:
-        weights = read_weights(Path(recipe.init), {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()})
-        return lambda name, shape: weights[name]
-    return lambda name, shape: initial_value(skeleton, name, shape, recipe.seed)
-
-
-def _resume(start: Start, engine: Engine, ema: Ema | None, stream: Stream) -> Progress:
-    """Put weights, optimizer, averages and data back to where the checkpoint left them."""
-    progress = Progress()
-    if start.checkpoint is not None and start.facts is not None:
-        state = start.checkpoint / STATE
-        shapes = shapes_in(state)
-        engine.restore(shapes, lambda targets: read_into(state, targets))
-        if ema is not None and any(name.startswith("ema.") for name in shapes):
-            read_into(state, {f"ema.{name}": value for name, value in ema.tensors().items()})
-        elif ema is not None:
-            ema.restart()
-        stream.load_state_dict(start.facts.data | {"skips": start.skips})
-        progress = Progress(Moment(start.facts.step, start.facts.data["position"]), start.facts.best, dict(start.facts.stopping))
-        log.info("going on from %s: step %d, %d images seen; it was written by %s on %d rank(s)", start.checkpoint.name,
-                 start.facts.step, progress.now.images, start.facts.engine, start.facts.world_size)
-    elif start.skips:
-        stream.load_state_dict(stream.state_dict() | {"skips": start.skips})
-    return progress
