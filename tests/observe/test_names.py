@@ -20,7 +20,7 @@ def test_conventions(metric):
     assert not re.search(r"_(ms|millis|milliseconds|us|minutes|hours|percent|kb|mb|gb|kilobytes|megabytes|gigabytes)(_|$)", metric.name)
     assert not re.search(r"_(sum|count|bucket)$", metric.name)      # a histogram's own
     assert metric.help.endswith(".")
-    assert "ratio" not in metric.name or "0 to 1" in metric.help
+    assert "ratio" not in metric.name or re.search("0 to 1|1 or more", metric.help)
     assert bool(metric.buckets) == (metric.kind == "histogram")
     assert list(metric.buckets) == sorted(metric.buckets)
     assert len(metric.labels) <= 1 or metric.kind == "info"         # what Exporter.update takes

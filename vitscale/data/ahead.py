@@ -25,6 +25,7 @@ class Ahead:
     ) -> None:
         self.fetcher, self.workers, self.depth, self.pin = fetcher, workers, depth, pin
         self.max_bad_fraction, self.on_bad = max_bad_fraction, on_bad
+        self.fetched = 0                            # tasks that the threads have ended: it grows as long as reading gets on
         self.read = 0                               # samples handed out, replaced and masked ones included
         self.skipped: Counter[str] = Counter()      # bad ones among them, by reason
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
@@ -67,9 +68,13 @@ class Ahead:
             chunk = min(_CHUNK, math.ceil(plan.size / self.workers))
             chunk = max(math.ceil(chunk / group), 1) * group
             count = len(plan.ids)
-            self._queue.append((micro, [
-                self._pool.submit(fetcher.fill, plan, micro, low, min(low + chunk, count)) for low in range(0, count, chunk)
-            ]))
+            tasks = [self._pool.submit(fetcher.fill, plan, micro, low, min(low + chunk, count)) for low in range(0, count, chunk)]
+            for task in tasks:
+                task.add_done_callback(self._fetched)
+            self._queue.append((micro, tasks))
+
+    def _fetched(self, task: Future[Report]) -> None:
+        self.fetched += 1
 
     def _book(self, report: Report) -> None:
         self.read += report.read

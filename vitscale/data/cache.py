@@ -46,7 +46,7 @@ class ShardCache:
             folder = self._made()
             descriptor = self._ready(folder, name, facts, check=False)
             if descriptor is None:
-                with _held(folder / f"{name[:3]}.lock", url, stop):     # 4096 locks, so that they need no clearing away
+                with _held(folder, name, url, stop):
                     descriptor = self._ready(folder, name, facts, check=True)
                     if descriptor is None:
                         descriptor = self._fetch(folder, name, url, facts, stop)
@@ -164,9 +164,10 @@ class ShardCache:
 
 
 @contextmanager
-def _held(path: Path, url: str, stop: Event | None) -> Iterator[None]:
-    """Hold a lock; whoever waits for it may be told to stop.  Raises Unreachable then."""
-    lock = FileLock(path, poll_interval=0.02)
+def _held(folder: Path, name: str, url: str, stop: Event | None) -> Iterator[None]:
+    """Hold the lock of a name; whoever waits for it may be told to stop.  Raises Unreachable then."""
+    lock = FileLock(folder / f"{name[:3]}.lock", poll_interval=0.02)        # 4096 locks, so that they need no clearing away
+    fetched = 0
     while True:
         try:
             lock.acquire(timeout=1)
@@ -174,10 +175,21 @@ def _held(path: Path, url: str, stop: Event | None) -> Iterator[None]:
         except Timeout:
             if stop and stop.is_set():
                 raise remote.Unreachable(f"{redact(url)}: not waited for any longer") from None
+            newest = max((_written_ns(path) for path in folder.glob(f"{name[:3]}*.part")), default=0)
+            if newest != fetched:       # whoever holds the lock gets on, and so does this wait
+                fetched = newest
+                remote.note_progress()
     try:
         yield
     finally:
         lock.release()
+
+
+def _written_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _evict(path: Path) -> bool:

@@ -51,6 +51,19 @@ class Unreachable(DataError):
     """Every try failed in a way that another might not have."""
 
 
+_progress = 0
+
+
+def progress() -> int:
+    """A number that grows as long as this process gets on with remote shards: with every try, also one that fails."""
+    return _progress
+
+
+def note_progress() -> None:
+    global _progress
+    _progress += 1          # two threads at once may count as one: it is only compared
+
+
 def is_remote(path: str) -> bool:
     scheme = _REMOTE.match(path) if "://" in path else None         # 200,000 paths are asked about at a time
     return bool(scheme and scheme[1].lower() in EXTRAS)
@@ -170,6 +183,7 @@ def _insist(url: str, attempt: Callable[[], _T], stop: Event | None) -> _T:
     stop = stop or Event()
     why = "no try was made"
     for number in range(patience.tries):
+        note_progress()
         try:
             return attempt()
         except FileNotFoundError:

@@ -38,6 +38,7 @@ class Meters:
         self._begun = False
         self._lock = threading.Lock()       # run_seconds() and age_s are asked by other threads too
         self._made = self._mark = self._step_start = clock()
+        self._on_change: Callable[[str], None] = lambda name: None
 
     def rate(self, flops_per_image: float, peak_flops: float, world: int) -> None:
         """Say against what MFU is taken: the FLOPs of one training image, forward and backward, by the model's definition (recomputation
@@ -48,6 +49,10 @@ class Meters:
         """Say how many images from here on were trained before and lost; their time is booked as `repeated`."""
         self._repeat_left = images
 
+    def watch(self, on_change: Callable[[str], None]) -> None:
+        """Call this at every change of phase, with the name of the one that begins, "" for none."""
+        self._on_change = on_change
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Book the time inside to `name`: one of PHASES, or `restore` before the first step.  An inner phase interrupts the outer one."""
@@ -56,12 +61,22 @@ class Meters:
         with self._lock:
             self._book()
             self._open.append(name)
+        self._on_change(name)
         try:
             yield
         finally:
             with self._lock:
                 self._book()
                 self._open.pop()
+            self._on_change(self._open[-1] if self._open else "")
+
+    def further(self) -> None:
+        """The phase under way has come to its next part: nothing is booked, but who watches is told."""
+        self._on_change(self._open[-1] if self._open else "")
+
+    def so_far(self, *names: str) -> float:
+        """Seconds that these phases, none of them under way, have taken in the step under way."""
+        return sum(self._step_s[name] for name in names)
 
     def begin(self) -> None:
         """Startup is over; the next instant belongs to the first step."""

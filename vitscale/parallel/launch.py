@@ -49,12 +49,13 @@ class End:
     asked: str | None = None    # the signal by which the launcher was asked to stop; it was passed on
 
 
-def launch(command: Sequence[str], processes: int, logs: Path, started: float, on_started: Callable[[], None] = lambda: None) -> End:
+def launch(command: Sequence[str], processes: int, logs: Path, started: float, on_started: Callable[[], None] = lambda: None,
+           hang: Callable[[], str | None] = lambda: None) -> End:
     """Run `command` as ranks 0..processes-1 on this machine until all have ended.  `started`, seconds since 1970, is when the attempt was.
 
     Rank 0 speaks on the console; every rank writes its own file in `logs` through the program's logging, and what other ranks
     print goes to rank-N.out.  A rank that ends badly ends the others.  TERM, USR2 and INT are passed on, for certain once `on_started`
-    has been called.
+    has been called.  `hang` gives the reason if the ranks have found that one of them hangs: then none is waited for.
     """
     logs.mkdir(parents=True, exist_ok=True)
     ours, theirs = os.pipe()
@@ -86,7 +87,7 @@ def launch(command: Sequence[str], processes: int, logs: Path, started: float, o
                 if output is not None:
                     output.close()
             on_started()
-            return replace(_watch(children, logs), asked=asked[0] if asked else None)
+            return replace(_watch(children, logs, hang), asked=asked[0] if asked else None)
         finally:
             for child in children:
                 if child.poll() is None:
@@ -98,14 +99,19 @@ def launch(command: Sequence[str], processes: int, logs: Path, started: float, o
             os.close(theirs)
 
 
-def _watch(children: Sequence[subprocess.Popen[bytes]], logs: Path) -> End:
+def _watch(children: Sequence[subprocess.Popen[bytes]], logs: Path, hang: Callable[[], str | None]) -> End:
     """Wait until all have ended, or end them once one has ended badly."""
-    deadline, ours = None, set[int]()
+    deadline, ours, hung = None, set[int](), None
     while True:
         codes = [child.poll() for child in children]
         if deadline is None and any(codes):
-            patient = set(codes) <= {None, EXIT_DONE, EXIT_REQUEUE}     # those that stop in good order finish a checkpoint first
+            hung = hang()
+            patient = not hung and set(codes) <= {None, EXIT_DONE, EXIT_REQUEUE}    # who stops in good order finishes a checkpoint first
             deadline = time.monotonic() + (GRACE_S if patient else DEAD_GRACE_S)
+        if hung and all(code is not None for code in codes):
+            if 0 in ours:
+                log.error("%s", hung)       # rank 0 could not say so
+            return End(EXIT_REQUEUE, hung)
         if all(code is not None for code in codes):
             return _verdict({rank: code for rank, code in enumerate(codes) if rank not in ours and code}, logs)
         if deadline is not None and time.monotonic() > deadline:

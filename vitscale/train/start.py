@@ -72,7 +72,8 @@ def _start_ranks(folder: Path, processes: int, max_silent: int, stop: StopFlag) 
     started, silent = process_started(), 0
     while True:
         began, known = time.time(), len(attempts_of(folder))
-        end = launch(rank_command(sys.argv[1:]), processes, folder / "logs", started, on_started=stop.begin)
+        end = launch(rank_command(sys.argv[1:]), processes, folder / "logs", started, on_started=stop.begin,
+                     hang=lambda: _hang(folder, since=began))      # noqa: B023  called in this turn of the loop alone
         begun = attempts_of(folder)[known:]
         if not end.told:
             refuse_if_held(folder)          # by a newer attempt: then this one's end is nobody's business
@@ -90,6 +91,14 @@ def _start_ranks(folder: Path, processes: int, max_silent: int, stop: StopFlag) 
             return EXIT_FAILED
         log.warning("%s; starting again", read_outcome(folder).get("reason", end.reason))
         started = time.time()
+
+
+def _hang(folder: Path, since: float) -> str | None:
+    """What a watchdog of an attempt begun since then wrote down as the reason of its end."""
+    from vitscale.resilience.outcome import read_outcome
+
+    outcome = read_outcome(folder)
+    return str(outcome["reason"]) if outcome.get("cause") == "hang" and outcome.get("time", 0.0) >= since else None
 
 
 def _local_gpus(device: str) -> int:
