@@ -1,0 +1,75 @@
+"""`vitscale train --keep-going`: a machine without a scheduler starts its ranks again by itself, counts, keeps the books, and knows when
+to stop."""
+
+import time
+from pathlib import Path
+
+import pytest
+from faults import Fault, faults
+from running import SMALL, Run, same_as, start, train
+
+from vitscale.observe.goodput import goodput_ratio, read_books
+from vitscale.resilience.restarts import attempts_of
+
+pytestmark = pytest.mark.slow       # whole runs of real processes: several seconds each for starting alone
+
+
+def test_two_kills_cost_what_the_books_say(place: Path, unbroken: Run) -> None:
+    """Killed once on either rank, between checkpoints; the buckets add up to the time that a clock outside measures."""
+    began = time.time()
+    process = start(place, *SMALL, "name=g", "duration=60 steps", "parallel.processes=2", "--keep-going",
+                    environment=faults(place, Fault("kill", step=20, rank=1), Fault("kill", step=44, rank=0)))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    run = Run(place / "runs" / "g")
+    assert "rank 1 was ended by SIGKILL; starting again" in output
+    assert "rank 0 was ended by SIGKILL; starting again" in output
+    same_as(unbroken, run)
+
+    rows = attempts_of(run.folder)
+    assert [(row.attempt, row.step, row.ranks, row.cause) for row in rows] == [(1, 0, 2, None), (2, 16, 2, "killed"), (3, 40, 2, "killed")]
+    assert rows[1].reason == "rank 1 was ended by SIGKILL"
+    spent, wall_s = run.outcome["run_seconds"], run.outcome["time"] - began
+    assert sum(spent.values()) == pytest.approx(wall_s, rel=0.01, abs=0.2)
+    assert min(spent.values()) >= 0
+    assert spent["repeated"] > 0                        # steps 17 to 19 and 41 to 43
+    assert spent["waiting"] < 0.2 * wall_s              # the launcher starts them at once
+    assert run.outcome["goodput_ratio"] == goodput_ratio(spent) > 0
+    books = read_books(run.folder)
+    assert books is not None
+    assert books.seconds == pytest.approx(spent, abs=0.5)
+
+
+def test_what_dies_at_every_start_is_stopped_and_can_be_started_again_by_hand(place: Path) -> None:
+    arguments = [*SMALL, "name=loop", "duration=2000 steps", "parallel.processes=1", "--keep-going"]
+    process = start(place, *arguments, environment=faults(place, Fault("kill", step=3, always=True)))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 3, output
+    for words in ("runs/loop: 3 attempts in a row began at the very beginning", "attempt 2: killed (rank 0 was ended by SIGKILL)",
+                  "the logs are in runs/loop/logs", "run the same command again"):
+        assert words in output
+    assert output.count("starting again") == 3
+    assert "Traceback" not in output
+    run = Run(place / "runs" / "loop")
+    assert (run.outcome["state"], run.outcome["cause"], run.outcome["attempt"]) == ("failed", "restarts", 4)
+
+    process = start(place, *arguments)      # mended
+    run.wait_for_step(10, process)
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert "starting again" not in output   # it was asked to stop
+    assert [row.cause for row in attempts_of(run.folder)] == [None, "killed", "killed", "killed", "restarts"]
+    assert run.outcome["cause"] == "signal"
+
+
+def test_ranks_that_die_before_they_hold_the_run_folder_are_counted_too(place: Path) -> None:
+    process = start(place, *SMALL, "name=early", "duration=8 steps", "optim.warmup=0 steps", "resilience.max_restarts=2", "--keep-going",
+                    environment=faults(place, Fault("kill", before="vitscale.checkpoint.lease:Lease.take", always=True)))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 3, output
+    assert "2 attempts in a row died before they had joined, the last because rank 0 was ended by SIGKILL" in output
+    run = Run(place / "runs" / "early")
+    assert run.outcome["cause"] == "restarts"
+    assert attempts_of(run.folder) == []
+    train(place, *SMALL, "name=early", "duration=8 steps", "optim.warmup=0 steps")
