@@ -83,6 +83,17 @@ def same_as(unbroken: Run, run: Run, first: int = 1, last: int = 60) -> None:
         assert ours[step] == pytest.approx(theirs[step], abs=1e-5 if step < first + 30 else 1e-4), step
 
 
+def same_so_far(unbroken: Run, run: Run) -> int:
+    """Assert that what a run has recorded up to now is how the unbroken one begins; returns the last step of it."""
+    whole = run.samples[:run.samples.rfind("\n") + 1]      # the last line may be torn
+    assert unbroken.samples.startswith(whole)
+    losses = run.losses
+    assert list(losses) == list(range(1, len(losses) + 1))
+    for step, loss in losses.items():
+        assert loss == pytest.approx(unbroken.losses[step], abs=1e-5 if step <= 30 else 1e-4), step
+    return len(losses)
+
+
 def ranks_of(process: subprocess.Popen[str]) -> list[int]:
     """Process ids of the ranks that a launcher started, in rank order."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
