@@ -1,6 +1,7 @@
 """Which rank this process is, as the environment states it.  Imports no torch."""
 
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,11 @@ class Place:
     local_rank: int = 0
     local_size: int = 1
     prepared: bool = False      # vitscale itself started this rank, after it had looked at the inputs
+
+
+def node_name() -> str:
+    """What SLURM calls this node, else what it calls itself."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def place_from_environment() -> Place | None:

@@ -2,10 +2,7 @@
 
 import contextlib
 import logging
-import os
-import socket
-import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from vitscale.errors import ClusterError
-from vitscale.parallel.launch import STORE_VARIABLE
+from vitscale.parallel.meet import meet
 from vitscale.parallel.place import Place
 from vitscale.recipe import Parallel
 
@@ -86,14 +83,14 @@ def choose_device(parallel: Parallel, place: Place) -> torch.device:
 
 @contextlib.contextmanager
 def joined(parallel: Parallel, place: Place, timeout_s: float = 600.0) -> Iterator[World]:
-    """Connect to the other ranks for the length of a `with` block."""
+    """Connect to the other ranks for the length of a `with` block.  Raises Absent, which names them, if some do not come."""
     device = choose_device(parallel, place)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     group = None
     # fsdp, zero and accelerate want a process group even for one rank
     if place.size > 1 or parallel.engine != "ddp":
-        store, timeout = _store(place, timeout_s), timedelta(seconds=timeout_s)
+        store, timeout = meet(place, timeout_s), timedelta(seconds=timeout_s)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=timeout,
                                 device_id=device if device.type == "cuda" else None)
@@ -103,41 +100,3 @@ def joined(parallel: Parallel, place: Place, timeout_s: float = 600.0) -> Iterat
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _store(place: Place, timeout_s: float) -> dist.Store:
-    """The meeting point of all ranks."""
-    if STORE_VARIABLE in os.environ:
-        return dist.FileStore(os.environ[STORE_VARIABLE], place.size)
-    timeout = timedelta(seconds=timeout_s)
-    if place.size == 1:
-        return dist.HashStore()
-    if "MASTER_ADDR" not in os.environ and "SLURM_JOB_NODELIST" in os.environ:
-        address, port = _slurm_master()
-        return dist.TCPStore(address, port, place.size, is_master=place.rank == 0, timeout=timeout, multi_tenant=True)
-    rendezvous = dist.rendezvous("env://", rank=place.rank, world_size=place.size, timeout=timeout)
-    store, _, _ = next(iter(rendezvous))
-    return store
-
-
-def _slurm_master() -> tuple[str, int]:
-    """Address of the step's first node (its name if that resolves, else SLURM's NodeAddr), and a port."""
-    try:
-        names = subprocess.run(["scontrol", "show", "hostnames", os.environ.get("SLURM_STEP_NODELIST", os.environ["SLURM_JOB_NODELIST"])],
-                               capture_output=True, text=True, check=True, timeout=30).stdout.split()
-        try:
-            socket.getaddrinfo(names[0], None)
-            address = names[0]
-        except OSError:
-            node = subprocess.run(["scontrol", "show", "node", names[0], "--oneliner"],
-                                  capture_output=True, text=True, check=True, timeout=30).stdout
-            address = dict(pair.split("=", 1) for pair in node.split() if "=" in pair)["NodeAddr"]
-    except (OSError, subprocess.SubprocessError, IndexError, KeyError) as error:
-        raise ClusterError(f"cannot find the address of the job's first node through scontrol: {error}") from None
-    return address, _slurm_port(os.environ)
-
-
-def _slurm_port(env: Mapping[str, str]) -> int:
-    """The same for all ranks of a step, and another for each job, restart and step: an orphan of an earlier attempt may hold its own."""
-    job, restart, step = (int(env.get(f"SLURM_{name}", "0")) for name in ("JOB_ID", "RESTART_COUNT", "STEP_ID"))
-    return 20000 + (job + 1009 * restart + 101 * step) % 10000
