@@ -127,36 +127,36 @@ class Cluster:
         daemon.kill()
         daemon.wait()
 
+    def clear(self) -> None:
+        """Cancel all jobs, end what they left behind, and have four idle nodes again."""
+        self.command("scancel", f"--user={os.getuid()}")
+        self.command("scancel", "--signal=KILL", f"--user={os.getuid()}", check=False)
+        for node in NODES:
+            if node not in self._daemons:
+                self.start_node(node)
+        self.command("scontrol", "update", "nodename=n[1-4]", "state=resume", check=False)     # "Invalid node state" if none is down
+        self.wait_for_nodes(NODES)
+        _end(lambda: [pid for pid in self.processes() if _has(pid, "SLURM_JOB_ID=")])
+
     def stop(self) -> None:
         """End every job, daemon and orphaned task of this cluster, and remove its folder."""
-        if "slurmctld" in self._daemons:
-            self.command("scancel", "--signal=KILL", f"--user={os.getuid()}", check=False)
         for daemon in reversed(self._daemons.values()):
             daemon.kill()
         for daemon in self._daemons.values():
             daemon.wait()
-        for _ in range(20):         # a process killed may just have started another
-            left = self.processes()
-            if not left:
-                break
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.1)
+        _end(self.processes)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def processes(self, *words: str) -> list[int]:
-        """Ids of living processes of this cluster's jobs and step daemons whose environment holds every one of `words`."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            with contextlib.suppress(OSError):
-                environment = (entry / "environ").read_bytes().split(b"\0")
-                wanted = {f"SLURM_CONF={self.configuration}".encode(), *(word.encode() for word in words)}
-                if wanted <= set(environment) and b") Z " not in (entry / "stat").read_bytes():
-                    found.append(int(entry.name))
-        return found
+    def processes(self, *variables: str) -> list[int]:
+        """Ids of this cluster's living processes, daemons and all, that have every one of `variables` ("NAME=value"); oldest first."""
+        found = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        return sorted(pid for pid in found if all(_has(pid, one) for one in (f"SLURM_CONF={self.configuration}", *variables)))
+
+    def rank(self, job: str, rank: int) -> int:
+        """The process id of a rank of the job's present attempt."""
+        restarts = int(self.job(job)["Restarts"])
+        attempt = [f"SLURM_RESTART_COUNT={restarts}"] if restarts else []
+        return self.processes(f"SLURM_JOB_ID={job}", "SLURM_STEP_ID=0", f"SLURM_PROCID={rank}", *attempt)[0]
 
     def _run(self, program: str, *arguments: str, name: str | None = None) -> None:
         path = _program(program)
@@ -235,6 +235,29 @@ class Cluster:
 def _program(name: str) -> str | None:
     """Debian puts daemons into /usr/sbin, which is not on a user's path."""
     return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin:/sbin")
+
+
+def _has(pid: int, variable: str) -> bool:
+    """Whether a process of ours lives and has an environment variable whose "NAME=value" begins with `variable`, or is it."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        living = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+    wanted = variable.encode()
+    return living and any(one == wanted or (wanted.endswith(b"=") and one.startswith(wanted)) for one in environment)
+
+
+def _end(living: Callable[[], list[int]]) -> None:
+    """Kill processes until there are none: one that is killed may just have started another."""
+    for _ in range(100):
+        for pid in (pids := living()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not pids:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"processes {living()} cannot be ended")
 
 
 def _free_ports(count: int) -> list[int]:

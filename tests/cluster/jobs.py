@@ -1,0 +1,95 @@
+"""A run that is a job: submitted as a user does it, watched, hurt, and held against the run that nothing happened to."""
+
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import Run
+
+from slurm import ENDED, JOB_S, Cluster
+
+# ViT-Huge's own recipe and script, cut down to digits.  At a constant rate runs of any length agree as far as they go.
+TINY = [
+    "model.size=null", "model.width=32", "model.depth=3", "model.heads=2", "model.mlp=64", "model.patch=2", "model.image=8",
+    "model.channels=1", "model.classes=10", "model.drop_path=0.2", "data.train=data/digits/train-*.tar", "data.val=null",
+    "data.num_samples=1438", "data.lanes=16", "data.workers=1", "data.log_samples=true", "data.augment.flip=0.0", "global_batch=32",
+    "optim.schedule=constant", "optim.warmup=10 steps", "parallel.device=cpu", "parallel.precision=fp32", "parallel.compile=false",
+    "checkpoint.every=10 steps", "evaluate.every=null", "observe.exporter=false",
+]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of `sbatch slurm/vit_huge.sh`, and its run folder."""
+
+    cluster: Cluster
+    id: str
+    yard: Path
+    run: Run
+
+    @classmethod
+    def submit(cls, cluster: Cluster, yard: Path, name: str, *overrides: str, nodes: str = "n1,n2", options: tuple[str, ...] = ()) -> "Job":
+        """Two ranks on each of `nodes`."""
+        where = (f"--nodes={len(nodes.split(','))}", f"--nodelist={nodes}", "--ntasks-per-node=2", "--gpus-per-node=2", *options)
+        job = cluster.sbatch(yard, *where, "slurm/vit_huge.sh", *TINY, f"name={name}", *overrides)
+        return cls(cluster, job, yard, Run(yard / "runs" / name))
+
+    @property
+    def log(self) -> str:
+        path = self.yard / f"vit_huge-{self.id}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    @property
+    def attempts(self) -> list[dict[str, Any]]:
+        """attempts.jsonl of the run."""
+        return self.run.rows("attempts.jsonl")
+
+    def wait_for_step(self, step: int, attempt: int = 1) -> None:
+        """Until `attempt` has recorded `step`."""
+        deadline = time.monotonic() + JOB_S
+        while not any(row["attempt"] == attempt and row["step"] >= step for row in self.run.rows() if "loss" in row):
+            state = self.cluster.job(self.id)["JobState"]
+            assert state not in ENDED, f"{state}\n{self.words}"
+            assert time.monotonic() < deadline, f"attempt {attempt} did not come to step {step}\n{self.words}"
+            time.sleep(0.2)
+
+    def wait_for_restart(self, restarts: int) -> None:
+        """Until SLURM has put it back into the queue for the `restarts`-th time."""
+        self.cluster.wait_for(self.id, "PENDING", "RUNNING", restarts=restarts)
+
+    def complete(self, restarts: int, steps: int) -> None:
+        """Wait for the end; asserts that the run is done after so many restarts."""
+        self.cluster.wait_for(self.id, "COMPLETED", restarts=restarts)
+        assert self.run.outcome["state"] == "done", self.words
+        assert self.run.outcome["step"] == steps
+
+    def kill_rank(self, rank: int) -> None:
+        os.kill(self.cluster.rank(self.id, rank), signal.SIGKILL)
+
+    def kill_step_daemon(self, rank: int) -> None:
+        """The slurmstepd that started this rank; the rank itself lives on."""
+        status = Path(f"/proc/{self.cluster.rank(self.id, rank)}/stat").read_text().rpartition(")")[2].split()
+        os.kill(int(status[1]), signal.SIGKILL)
+
+    @property
+    def words(self) -> str:
+        """All that the job and its ranks said, for a failed test's message."""
+        parts = [f"--- job {self.id}\n{self.log}"]
+        for path in sorted((self.run.folder / "logs").glob("rank-*")):
+            parts.append(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}")
+        return "\n".join(parts) + self.cluster.logs()
+
+    def goes_like(self, alone: Run, steps: int) -> None:
+        """Asserts the same samples and losses in the first `steps` steps as in those of `alone`, to which nothing happened."""
+        def samples(run: Run) -> list[Any]:
+            return [json.loads(line) for line in run.samples.splitlines()][:steps]
+
+        assert samples(self.run) == samples(alone)
+        ours, theirs = self.run.losses, alone.losses
+        assert list(ours)[:steps] == list(range(1, steps + 1)), list(ours)
+        assert [ours[step] for step in range(1, steps + 1)] == pytest.approx([theirs[step] for step in range(1, steps + 1)], abs=1e-5)
