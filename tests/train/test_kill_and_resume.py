@@ -2,11 +2,13 @@
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import pytest
 from running import SMALL, Run, kill_rank, same_as, start, train
 
+from vitscale.resilience.restarts import attempts_of
 from vitscale.resilience.skips import remember
 
 pytestmark = pytest.mark.slow       # whole runs of real processes: several seconds each for starting alone
@@ -17,6 +19,7 @@ def test_kill_9_of_a_rank(place: Path, unbroken: Run, engine: str, before: int, 
     """Killed in the middle of an epoch on some ranks, continued on another number, killed again, ended by one process."""
     arguments = [*SMALL, "name=k", "duration=60 steps", f"parallel.engine={engine}"]
     run = Run(place / "runs" / "k")
+    began = time.time()
     process = start(place, *arguments, f"parallel.processes={before}")
     run.wait_for_step(19, process)
     kill_rank(process, killed)
@@ -35,7 +38,10 @@ def test_kill_9_of_a_rank(place: Path, unbroken: Run, engine: str, before: int, 
     same_as(unbroken, run)
     assert run.outcome["state"] == "done"
     assert run.outcome["attempt"] == 3
-    assert run.outcome["run_seconds"]["repeated"] > 0
+    spent = run.outcome["run_seconds"]
+    assert spent["repeated"] > 0
+    assert sum(spent.values()) == pytest.approx(run.outcome["time"] - began, rel=0.01, abs=0.2)
+    assert [(row.ranks, row.cause) for row in attempts_of(run.folder)] == [(before, None), (after, "killed"), (1, "killed")]
     assert {row["attempt"] for row in run.rows()} == {1, 2, 3}
 
 
