@@ -292,6 +292,7 @@ class Resilience(Section):
     startup_timeout: Positive = 1800.0      # the same until the first step has ended: compiling, indexing, reading a checkpoint
     straggler_ratio: Annotated[float, Field(gt=1)] = 1.5    # a rank this many times slower than the median is named
     preflight: bool = True                  # look at devices, exchange, disk and clocks before the first step
+    exclude_bad_nodes: bool = False         # nodes that fail there, or whose devices are slow, are left out when the job is requeued
 
 
 def _chosen(key: str, default: str) -> Discriminator:
