@@ -1,0 +1,99 @@
+"""TERM at the moments that are easily forgotten: during start-up, while a checkpoint is written, during evaluation."""
+
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults import Fault, faults, happened
+from running import SMALL, TIMEOUT_S, Run, ranks_of, same_as, start, train
+
+from vitscale.checkpoint.store import damage_in
+
+pytestmark = pytest.mark.slow       # one run that is started eight times
+SOON_S = 25.0       # for a process that has nothing to finish; those that wait here would wait for 100 s
+Moment = Callable[[subprocess.Popen[str]], bool]
+
+
+def wait_for(moment: Moment, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not moment(process):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the moment did not come"
+        time.sleep(0.005)
+
+
+def test_a_request_to_stop_comes_at_any_moment(place: Path, unbroken: Run) -> None:
+    arguments = [*SMALL, "name=t", "duration=60 steps", "parallel.processes=2", "evaluate.every=30 steps"]
+    run = Run(place / "runs" / "t")
+
+    def stopped(name: str, *wanted: Fault, at: Moment | None = None) -> tuple[int, str, float]:
+        """Start with these faults, ask to stop at a moment (or once the fault has come) -> exit code, output, seconds that it took."""
+        here = place / name
+        here.mkdir()
+        process = start(place, *arguments, environment=faults(here, *wanted))
+        wait_for(at or (lambda process: happened(here) != []), process)
+        asked = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=TIMEOUT_S)
+        return process.returncode, output, time.monotonic() - asked
+
+    def published() -> list[str]:
+        if not (run.folder / "checkpoints").exists():
+            return []
+        assert list((run.folder / "checkpoints").glob(".*")) == []      # nothing half-written
+        assert [damage_in(run.folder / "checkpoints" / name) for name in run.checkpoints] == [None] * len(run.checkpoints)
+        return run.checkpoints
+
+    # Python itself is starting: nobody listens yet
+    code, _, took_s = stopped("at-once", at=lambda process: True)
+    assert code in (-signal.SIGTERM, 75)
+    assert took_s < SOON_S
+
+    startup = [
+        ("indexing", [Fault("sleep", before="vitscale.train.prepare:prepare", seconds=100)], None),
+        ("importing", [], lambda process: len(ranks_of(process)) == 2),
+        ("joining", [Fault("sleep", before="vitscale.parallel.world:joined", rank=1, seconds=100)], None),  # rank 0 waits inside a library
+    ]
+    for name, wanted, at in startup:
+        code, output, took_s = stopped(name, *wanted, at=at)
+        assert code == 75, output
+        assert "asked to stop by SIGTERM before the first step" in output or name == "importing"
+        assert "Traceback" not in output
+        assert took_s < SOON_S, name
+        assert published() == []
+        assert run.rows() == []
+    assert run.outcome["cause"] == "signal"
+
+    # the checkpoint of step 8 is not published yet: it is, and so is that of the step at which the run stops
+    code, output, _ = stopped("checkpoint", Fault("sleep", before="vitscale.checkpoint.store:fsync_tree", seconds=2))
+    assert code == 75, output
+    last = run.outcome["step"]
+    assert last > 8
+    assert published() == ["step-00000008", f"step-{last:08d}"]
+
+    code, output, took_s = stopped("restoring", Fault("sleep", before="vitscale.checkpoint.store:read_into", rank=1, seconds=100))
+    assert code == 75, output
+    assert took_s < SOON_S
+    assert published()[-1] == f"step-{last:08d}"
+    assert (run.outcome["cause"], run.outcome["reason"]) == ("signal", "asked to stop by SIGTERM before the first step")
+
+    # the evaluation is ended, one more step made and saved
+    code, output, _ = stopped("evaluation", Fault("sleep", before="vitscale.train.evaluate:evaluate", seconds=2))
+    assert code == 75, output
+    assert [row["step"] for row in run.rows() if "eval_loss" in row] == [30]
+    assert run.outcome["step"] == 31
+    assert published()[-1] == "step-00000031"
+
+    # and the metrics' port is somebody else's
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        output = train(place, *arguments, "observe.exporter=true", f"observe.exporter_port={port}")
+    assert f"no metrics exporter: 127.0.0.1:{port} cannot be bound" in output
+    assert "set observe.exporter_port=0" in output
+    assert not (run.folder / "exporter.json").exists()
+    same_as(unbroken, run)
+    assert run.outcome["state"] == "done"
