@@ -15,7 +15,7 @@ ranks='' stop_by=''     # srun's process; once told to stop, the time by which t
 say() { echo "vitscale: $*" >&2; }
 
 # vitscale on this node alone, in the environment of the ranks.
-here() { ${CONTAINER:+srun --overlap --nodes=1 --ntasks=1 $CONTAINER} "$home/launch/node.sh" "$@"; }
+here() { ${CONTAINER:+srun --overlap --nodes=1 --ntasks=1 $CONTAINER} bash "$home/launch/node.sh" "$@"; }
 
 # Train RECIPE [OVERRIDE ...] and end the job with the code of the run, or requeue it.
 train() {
@@ -57,7 +57,7 @@ run_ranks() {
     shift
     # Since SLURM 22.05 srun does not take over the job's --cpus-per-task by itself.
     LOGS=$folder/logs srun --kill-on-bad-exit=0 --wait=$LAST_RANK_S --cpus-per-task="${SLURM_CPUS_PER_TASK:-$((SLURM_CPUS_ON_NODE / tasks))}" \
-        $CONTAINER "$home/launch/node.sh" train "$@" &
+        $CONTAINER bash "$home/launch/node.sh" train "$@" &
     ranks=$!
     while kill -0 $ranks 2>/dev/null; do        # `wait` alone would be ended by a signal
         if [ -n "$stop_by" ] && [ "$(date +%s)" -ge "$stop_by" ]; then
@@ -135,8 +135,11 @@ requeue() {
         say "job $job is ${state:-gone}: left as it is"
         exit 75
     fi
+    if ! scontrol requeue "$job"; then
+        say "job $job may not be requeued: the next one of its chain goes on, or whoever submits the same again"
+        exit 75
+    fi
     say "job $job is requeued (it was restarted ${SLURM_RESTART_COUNT:-0} times before)"
-    scontrol requeue "$job" || say "job $job cannot be requeued; submit it again to go on, or as a chain: vitscale submit --chain"
     # Only a waiting job's list can be changed.  SLURM has begun to end this one, which leaves us KillWait seconds.
     if [ -n "$1" ]; then
         scontrol update "jobid=$job" "excnodelist=$1" && say "leaves out $1 from now on"

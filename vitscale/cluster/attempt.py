@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitscale.cluster.runfolder import JOB, OUTCOME, highest_lease, read_object, write_object
-from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
+from vitscale.cluster.runfolder import BEGUN, JOB, OUTCOME, highest_lease, mark, read_object, run_folder, write_object
+from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT, RecipeError, UserError
 from vitscale.recipe import load_recipe
 
 NOT_BEGUN = 70          # no rank 0 ever held the run folder: an attempt that must not be repeated for ever
@@ -16,19 +16,43 @@ FINAL = (EXIT_DONE, EXIT_WRONG_INPUT, EXIT_FAILED)
 
 
 def begin(recipe: str, overrides: Sequence[str], env: Mapping[str, str] = os.environ) -> Path:
-    """Note in the run folder which job is at work; returns the folder.  Raises RecipeError before any rank has started."""
-    read = load_recipe(recipe, overrides)
-    folder = Path(read.runs_dir) / read.name
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-    known = read_object(folder / JOB)
+    """Note in the run folder which job is at work; returns the folder.  Raises RecipeError before any rank has started.
+
+    In a later job of a chain whose run is over: raises RunOver.
+    """
+    folder = run_folder(load_recipe(recipe, overrides))
     array = env.get("SLURM_ARRAY_JOB_ID")
-    now = {
-        "job": f"{array}_{env.get('SLURM_ARRAY_TASK_ID')}" if array else env.get("SLURM_JOB_ID"),
-        "restart": int(env.get("SLURM_RESTART_COUNT", "0")), "nodes": env.get("SLURM_JOB_NODELIST"), "began": time.time(),
-        "before": {"lease": highest_lease(folder), "outcome": _mark(folder / OUTCOME)},
-    }
-    write_object(folder / JOB, known | now)
+    job = f"{array}_{env.get('SLURM_ARRAY_TASK_ID')}" if array else env.get("SLURM_JOB_ID")
+    _refuse_if_over(folder, job)
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        write_object(folder / BEGUN, {
+            "job": job, "restart": int(env.get("SLURM_RESTART_COUNT", "0")), "nodes": env.get("SLURM_JOB_NODELIST"), "began": time.time(),
+            "before": {"lease": highest_lease(folder), "outcome": mark(folder / OUTCOME)},
+        })
+    except OSError as error:
+        raise RecipeError(f"runs_dir: the run folder {folder} cannot be written ({error.strerror}); choose another runs_dir") from None
     return folder
+
+
+class RunOver(UserError):
+    """An earlier job of the chain has brought the run to its end; `exit_code` is what that was."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def _refuse_if_over(folder: Path, job: str | None) -> None:
+    """A chain is submitted for as long as the run might take; what is left of it when the run is over ends at once."""
+    chain = read_object(folder / JOB)
+    jobs = chain.get("jobs")
+    if not isinstance(jobs, list) or job not in jobs[1:]:
+        return
+    outcome = read_object(folder / OUTCOME)
+    code = outcome.get("exit_code")
+    if code in FINAL and mark(folder / OUTCOME) != chain.get("outcome_before"):
+        raise RunOver(f"{folder}: an earlier job of this chain has ended the run: {outcome.get('state')}: {outcome.get('reason')}", code)
 
 
 @dataclass(frozen=True)
@@ -45,10 +69,10 @@ def verdict(folder: Path, code: int) -> Verdict:
     srun tells the highest of all ranks' codes, in which a 3 is lost beside the 75 of the ranks that were left alone, or beside a kill's
     137.  So what rank 0 wrote of this attempt counts first.
     """
-    before = read_object(folder / JOB).get("before")
+    before = read_object(folder / BEGUN).get("before")
     before = before if isinstance(before, dict) else {}
     outcome: dict[str, Any] = {}
-    if _mark(folder / OUTCOME) != before.get("outcome"):
+    if mark(folder / OUTCOME) != before.get("outcome"):
         outcome = read_object(folder / OUTCOME)
     said = outcome.get("exit_code")
     if said in FINAL:
@@ -64,11 +88,3 @@ def _nodes(given: Any) -> tuple[str, ...]:
     listed = given if isinstance(given, list) else []
     return tuple(name for name in listed if isinstance(name, str) and name.replace("-", "").replace(".", "").replace("_", "").isalnum())
 
-
-def _mark(path: Path) -> list[int] | None:
-    """Changes whenever the file is replaced; compares no clocks of different nodes."""
-    try:
-        known = path.stat()
-    except OSError:
-        return None
-    return [known.st_ino, known.st_mtime_ns, known.st_size]

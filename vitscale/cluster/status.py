@@ -1,0 +1,176 @@
+"""What is going on in run folders: state, progress, speed, restarts, checkpoints.  Changes nothing, trusts nothing it reads."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vitscale.cluster.runfolder import BEGUN, JOB, METRICS, OUTCOME, RECIPE, Holder, holder_of, last_row, printable, read_object
+from vitscale.cluster.slurm import Queued, is_job
+from vitscale.errors import ClusterError, RecipeError
+from vitscale.recipe import Duration
+from vitscale.recipe.text import read_yaml
+
+MARKS = (JOB, BEGUN, OUTCOME, METRICS, RECIPE)      # a folder with one of these is a run's
+
+
+@dataclass(frozen=True)
+class Status:
+    """One run.  None: not known."""
+
+    run: str
+    state: str                      # new, submitted, queued, starting, running, lost, or what the outcome says: done, failed, ...
+    detail: str                     # why it is in the queue, or how it ended
+    step: int | None
+    done_ratio: float | None
+    images_per_second: float | None
+    eta_s: float | None
+    loss: float | None
+    restarts: int
+    checkpoint_age_s: float | None  # of the newest
+    step_age_s: float | None        # since the last row of metrics
+    job: str | None
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The run folders in `folder`, or itself if it is one.  Raises ClusterError if there is no such folder."""
+    if not folder.is_dir():
+        raise ClusterError(f"{folder}: no such folder; name a folder of runs, or one run's")
+    if any((folder / name).exists() for name in MARKS):
+        return [folder]
+    return sorted(path for path in folder.iterdir() if path.is_dir() and any((path / name).exists() for name in MARKS))
+
+
+def jobs_of(folder: Path) -> list[str]:
+    """The jobs that were submitted for a run, and the one that last worked on it, in this order; none twice."""
+    submitted = read_object(folder / JOB).get("jobs")
+    known = [*(submitted if isinstance(submitted, list) else []), read_object(folder / BEGUN).get("job")]
+    return list(dict.fromkeys(job for job in known if is_job(job)))
+
+
+def status_of(folder: Path, queue: Sequence[Queued] | None, now: float | None = None) -> Status:
+    """`queue`: what SLURM has; None: no SLURM here."""
+    now = time.time() if now is None else now
+    holder, row = holder_of(folder, now), last_row(folder / METRICS, "loss")
+    jobs = jobs_of(folder)
+    queued = [entry for entry in queue or () if entry.job in jobs]
+    state, detail = _state(folder, holder, queued, bool(jobs))
+    step, speed, timestamp = (_number(row.get(column)) for column in ("step", "images_per_second", "time"))
+    done, left = _progress(folder / RECIPE, step, _number(row.get("images")))
+    return Status(
+        run=folder.name, state=state, detail=detail, step=None if step is None else int(step), done_ratio=done, images_per_second=speed,
+        eta_s=left / speed if left is not None and speed and state == "running" else None, loss=_number(row.get("loss")),
+        restarts=max(holder.attempts - 1, 0), checkpoint_age_s=_checkpoint_age(folder / "checkpoints", now),
+        step_age_s=None if timestamp is None else max(now - timestamp, 0.0), job=queued[0].job if queued else jobs[-1] if jobs else None)
+
+
+def _state(folder: Path, holder: Holder, queued: Sequence[Queued], submitted: bool) -> tuple[str, str]:
+    """The state in a word, and what there is to say of it.  A living holder counts before SLURM, SLURM before what was written last."""
+    if holder.alive:
+        return "running", ""
+    working = next((entry for entry in queued if entry.state == "RUNNING"), None)
+    if working is not None:
+        return "starting", f"for {working.elapsed}"
+    if queued:
+        return "queued", queued[0].reason
+    outcome = read_object(folder / OUTCOME)
+    said, reason = outcome.get("state"), outcome.get("reason")
+    if isinstance(said, str) and holder.has_ended(folder / OUTCOME):
+        return said, reason if isinstance(reason, str) else ""
+    if holder.attempts:
+        return "lost", "its last attempt ended without a word"
+    return ("submitted", "but not in the queue") if submitted else ("new", "")
+
+
+def _number(value: object) -> float | None:
+    """JSON takes NaN, infinity and numbers of any length."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _progress(recipe: Path, step: float | None, images: float | None) -> tuple[float | None, float | None]:
+    """(share of the run that is done, images left), by the keys of its recipe that say so; the rest of it may be of another version."""
+    try:
+        values = read_yaml(recipe.read_text(encoding="utf-8"), str(recipe))
+        duration, batch = Duration.parse(values["duration"]), float(values["global_batch"])
+        samples = values["data"].get("num_samples")
+        unit_images = {"steps": batch, "images": 1.0, "epochs": None if samples is None else float(samples)}[duration.unit]
+        seen = step if duration.unit == "steps" else images
+        if seen is None or unit_images is None:
+            return None, None
+        total = duration.amount * (1.0 if duration.unit == "steps" else unit_images)
+        return min(seen / total, 1.0), max(total - seen, 0.0) * (batch if duration.unit == "steps" else 1.0)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecipeError):
+        return None, None
+
+
+def _checkpoint_age(folder: Path, now: float) -> float | None:
+    try:
+        times = [path.stat().st_mtime for path in folder.iterdir() if path.name.startswith("step-") and path.name[5:].isdecimal()]
+    except OSError:
+        return None
+    return max(now - max(times), 0.0) if times else None
+
+
+def as_json(found: Sequence[Status]) -> list[dict[str, Any]]:
+    return [asdict(one) for one in found]
+
+
+def table(found: Sequence[Status], width: int) -> list[str]:
+    """Lines of at most `width` letters."""
+    heads = ("run", "state", "step", "done", "img/s", "ETA", "loss", "restarts", "checkpoint", "job", "")
+    rows = [heads]
+    for one in found:
+        stuck = f"no step for {_span(one.step_age_s)}" if one.state == "running" and (one.step_age_s or 0) > 120 else ""
+        rows.append((
+            printable(one.run), printable(one.state), _text(one.step, "{:,}"), _text(one.done_ratio, "{:.0%}"),
+            _text(one.images_per_second, "{:,.0f}"), _span(one.eta_s), _text(one.loss, "{:.4g}"), str(one.restarts),
+            _text(one.checkpoint_age_s and _span(one.checkpoint_age_s), "{} ago"), one.job or "-", printable(stuck or one.detail),
+        ))
+    widths = [min(max(len(row[column]) for row in rows), 40) for column in range(len(heads))]
+    right = {2, 3, 4, 5, 6, 7, 8}
+    lines = []
+    for row in rows:
+        cells = [_cut(cell, wide).rjust(wide) if column in right else _cut(cell, wide).ljust(wide)
+                 for column, (cell, wide) in enumerate(zip(row[:-1], widths[:-1], strict=True))]
+        lines.append(_cut("  ".join([*cells, row[-1]]).rstrip(), width))
+    return lines
+
+
+def others(found: Sequence[Status], queue: Sequence[Queued] | None, width: int) -> list[str]:
+    """Lines for the user's jobs that belong to none of these runs, and for the want of SLURM."""
+    if queue is None:
+        return ["", "SLURM's queue is not to be had here"] if any(one.job for one in found) else []
+    shown = {one.job for one in found}
+    lines = [f"{job.job}  {printable(job.name)}  {job.state.lower()}  {job.elapsed}  {printable(job.reason)}" for job in queue
+             if job.job not in shown]
+    if not lines:
+        return []
+    return ["", f"{len(lines)} other {'job' if len(lines) == 1 else 'jobs'} in the queue:", *(_cut(line, width) for line in lines)]
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(width - 1, 0)] + "…"
+
+
+def _text(value: object, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _span(seconds: float | None) -> str:
+    """The largest two units: 3d 4h, 2h 5m, 14m, 8s."""
+    if seconds is None:
+        return "-"
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
+    if days:
+        return f"{days}d {hours % 24}h"
+    if hours:
+        return f"{hours}h {minutes % 60}m"
+    return f"{minutes}m" if minutes else f"{int(seconds)}s"
