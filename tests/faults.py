@@ -8,6 +8,7 @@ The program has no hooks for this.  Every Python process that is started with th
 pass faults on without knowing of them.  Imports nothing heavy.
 """
 
+import ctypes
 import dataclasses
 import importlib.abc
 import importlib.machinery
@@ -31,12 +32,13 @@ class Fault:
 
     nan: the rank's logits, and so its loss and gradients, are NaN.  spike: the update of this step has a 1000-fold learning rate, on all
     ranks (else they would hold different weights).  sleep: for `seconds`, before the first forward pass of the step, or around the call.
-    raise: an OSError (disk full).  The others are signals that the process sends to itself.
+    block: the same inside a call that does not let go of Python's lock.  raise: an OSError (disk full).  The others are signals that the
+    process sends to itself.
 
     nan and spike come each time their batch comes; the others once, also over restarts, unless `always`.
     """
 
-    kind: Literal["nan", "spike", "sleep", "raise", "kill", "term", "usr2", "freeze"]
+    kind: Literal["nan", "spike", "sleep", "block", "raise", "kill", "term", "usr2", "freeze"]
     step: int | None = None         # as metrics.jsonl counts: the first batch is step 1, and skipped batches count
     until: int | None = None        # the last step, if there are several
     rank: int | None = None         # None: every rank
@@ -135,6 +137,8 @@ class _Armed:
                 return
         if self.fault.kind == "sleep":
             time.sleep(self.fault.seconds)
+        elif self.fault.kind == "block":
+            ctypes.PyDLL(None).sleep(int(self.fault.seconds))
         elif self.fault.kind == "raise":
             raise OSError(28, "No space left on device")
         else:

@@ -74,7 +74,7 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
         try:
             return _train(recipe, prepared, world, lease, start, stop, meters, goodput, dog)
         except Exception as error:
-            if lost_a_peer(error):
+            if not isinstance(error, UserError):
                 dog.give_way()
             code = error.exit_code if isinstance(error, UserError) else EXIT_REQUEUE if lost_a_peer(error) else EXIT_FAILED
             with contextlib.suppress(LeaseLost):        # who has lost the lease must not write
