@@ -28,6 +28,7 @@ from vitscale.parallel.world import World, joined, lost_a_peer
 from vitscale.recipe import Recipe
 from vitscale.resilience.guard import Guard, Verdict
 from vitscale.resilience.outcome import cause_of_stop, write_outcome
+from vitscale.resilience.preflight import preflight
 from vitscale.resilience.restarts import begin_attempt, refuse_loop
 from vitscale.resilience.signals import StopFlag
 from vitscale.resilience.watchdog import Watchdog, node_name
@@ -72,6 +73,8 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
                                            settings=recipe.resilience))
         meters.watch(dog.changed)
         try:
+            if recipe.resilience.preflight:
+                preflight(recipe, prepared.folder, [index for index in (prepared.train, prepared.val) if index is not None], world)
             return _train(recipe, prepared, world, lease, start, stop, meters, goodput, dog)
         except Exception as error:
             if not isinstance(error, UserError):
@@ -80,7 +83,9 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
             with contextlib.suppress(LeaseLost):        # who has lost the lease must not write
                 if lease is not None:
                     lease.check()
-                    facts = error.facts if isinstance(error, UserError) else {}
+                    facts = dict(error.facts) if isinstance(error, UserError) else {}
+                    if recipe.resilience.exclude_bad_nodes and "nodes" in facts:
+                        facts["exclude"] = facts["nodes"]       # the launcher leaves them out of the next attempt
                     write_outcome(prepared.folder, code, f"{type(error).__name__}: {error}", attempt=lease.number, **facts)
             raise
 
