@@ -136,7 +136,7 @@ requeue() {
         exit 75
     fi
     if ! scontrol requeue "$job"; then
-        say "job $job may not be requeued: the next one of its chain goes on, or whoever submits the same again"
+        say "job $job may not be requeued: the next one of its chain goes on; without one, submit it again"
         exit 75
     fi
     say "job $job is requeued (it was restarted ${SLURM_RESTART_COUNT:-0} times before)"

@@ -1,5 +1,7 @@
 """The command line: one function per command; what a command needs is imported inside it, so that --help is quick."""
 
+import atexit
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -24,13 +26,21 @@ Shards = Annotated[list[str], typer.Argument(help="Brace URLs or globs of shards
 
 def main() -> None:
     """Entry point: a user's mistake ends in one clear message and its exit code, never in a traceback."""
+    code: str | int | None = None
     try:
         app()
     except UserError as error:
         print(f"vitscale: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except SystemExit as end:
-        sys.exit(EXIT_REQUEUE if end.code == 130 else end.code)     # typer's code for an interrupt from the keyboard
+        code = EXIT_REQUEUE if end.code == 130 else end.code        # typer's code for an interrupt from the keyboard
+    if "torch" in sys.modules and isinstance(code, int):
+        # Python would take apart all that torch has imported: a second of a core, for which a launcher and the next attempt wait.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 @app.command()
@@ -49,6 +59,21 @@ def train(
 
     with listening() as stop:       # from the first moment on: imports and indexing take a while too
         raise typer.Exit(start(recipe, overrides or [], accept_changes, keep_going, stop))
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Default: the machine alone, no run folder, no shards.")] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Check this machine (inside srun: all nodes) for a recipe: devices, exchange, disk, shards, versions, clocks.
+
+    Exit code 0: nothing would end a run; 2: something would, and the table says what.
+    """
+    from vitscale.train.doctor import doctor as examine
+
+    raise typer.Exit(examine(recipe, overrides or [], as_json))
 
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or the name of one in ./runs.")]
@@ -104,13 +129,13 @@ def status(
     from vitscale.cluster.status import as_json as plain
     from vitscale.cluster.status import others, runs_in, status_of, table
 
-    jobs = queue()
-    found = [status_of(folder, jobs) for folder in runs_in(runs)]
+    jobs, folders = queue(), runs_in(runs)
+    found = [status_of(folder, jobs) for folder in folders]
     if as_json:
         print(json.dumps(plain(found), indent=1))
         return
     width = shutil.get_terminal_size((200, 50)).columns
-    for line in [*table(found, width), *others(found, jobs, width)]:
+    for line in [*table(found, width), *others(folders, jobs, width)]:
         print(line)
 
 

@@ -83,14 +83,14 @@ def describe(bill: Bill, site: Site) -> list[str]:
     memory = unknown
     if bill.memory is not None:
         of = f" of {DEVICES[site.gpu].memory_bytes / 2**30:.0f}" if site.gpu else ""
-        memory = f"about {bill.memory.total / 2**30:.1f} GiB{of} with {bill.micro_batch} images at a time"
+        memory = f"about {bill.memory.total / 2**30:.3g} GiB{of} with {bill.micro_batch} images at a time"
     time = f"{unknown} (give gpu in cluster.yaml{'' if bill.images else ', and data.num_samples'})"
     money = f"{unknown} (give gpu and price_per_gpu_hour in cluster.yaml)"
     if bill.hours is not None:
-        time = (f"{_hours(bill.hours)}, {bill.hours * bill.ranks:,.0f} GPU-hours, assuming {ASSUMED_MFU:.0%} MFU on {site.gpu}: "
+        time = (f"{_hours(bill.hours)}, {bill.hours * bill.ranks:,.1f} GPU-hours, assuming {ASSUMED_MFU:.0%} MFU on {site.gpu}: "
                 "an assumption, not a measurement")
     if bill.cost is not None:
-        money = f"{bill.cost:,.0f} at {site.price_per_gpu_hour:g} a GPU-hour"
+        money = f"{bill.cost:,.2f} at {site.price_per_gpu_hour:g} a GPU-hour"
     rows = [
         ("model", f"{bill.params:,} parameters"),
         ("ranks", f"{bill.ranks}: {site.nodes} {'node' if site.nodes == 1 else 'nodes'} of {bill.ranks // site.nodes}"),
@@ -103,4 +103,4 @@ def describe(bill: Bill, site: Site) -> list[str]:
 
 
 def _hours(hours: float) -> str:
-    return f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours"
+    return f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours" if hours >= 2 else f"{60 * hours:.1f} minutes"

@@ -73,8 +73,9 @@ def _state(folder: Path, holder: Holder, queued: Sequence[Queued], submitted: bo
     working = next((entry for entry in queued if entry.state == "RUNNING"), None)
     if working is not None:
         return "starting", f"for {working.elapsed}"
-    if queued:
-        return "queued", queued[0].reason
+    waiting = next((entry for entry in queued if entry.state != "COMPLETING"), None)     # what is completing has said what it had to say
+    if waiting is not None:
+        return "queued", waiting.reason
     outcome = read_object(folder / OUTCOME)
     said, reason = outcome.get("state"), outcome.get("reason")
     if isinstance(said, str) and holder.has_ended(folder / OUTCOME):
@@ -144,11 +145,11 @@ def table(found: Sequence[Status], width: int) -> list[str]:
     return lines
 
 
-def others(found: Sequence[Status], queue: Sequence[Queued] | None, width: int) -> list[str]:
-    """Lines for the user's jobs that belong to none of these runs, and for the want of SLURM."""
+def others(folders: Sequence[Path], queue: Sequence[Queued] | None, width: int) -> list[str]:
+    """Lines for the user's jobs that belong to none of these runs, and for the want of SLURM where it has run some of them."""
+    shown = {job for folder in folders for job in jobs_of(folder)}
     if queue is None:
-        return ["", "SLURM's queue is not to be had here"] if any(one.job for one in found) else []
-    shown = {one.job for one in found}
+        return ["", "what is in SLURM's queue is not known here"] if shown else []
     lines = [f"{job.job}  {printable(job.name)}  {job.state.lower()}  {job.elapsed}  {printable(job.reason)}" for job in queue
              if job.job not in shown]
     if not lines:

@@ -1,0 +1,159 @@
+"""What follows the end of the ranks: the verdict from srun's code, rank 0's own word and whether training had begun."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitscale.checkpoint.lease import STALE_S, Lease
+from vitscale.cluster import runfolder
+from vitscale.cluster.attempt import NOT_BEGUN, RunOver, Verdict, begin, verdict
+from vitscale.errors import RecipeError
+from vitscale.resilience.outcome import FILE, write_outcome
+
+NAME = ["name=x"]
+
+
+def began(folder: Path, env: dict[str, str] | None = None) -> Path:
+    return begin("quickstart", [f"runs_dir={folder}", *NAME], env or {"SLURM_JOB_ID": "7"})
+
+
+def hold(folder: Path) -> None:
+    """As rank 0 does."""
+    Lease.take(folder).release()
+
+
+def test_what_is_noted(tmp_path: Path):
+    folder = began(tmp_path, {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "1", "SLURM_RESTART_COUNT": "2",
+                              "SLURM_JOB_NODELIST": "n[1-2]"})
+    assert folder == tmp_path / "x"
+    noted = json.loads((folder / runfolder.BEGUN).read_text())
+    assert (noted["job"], noted["restart"], noted["nodes"]) == ("8_1", 2, "n[1-2]")
+
+
+def test_a_mistake_in_the_recipe_is_found_before_any_rank_starts(tmp_path: Path):
+    with pytest.raises(RecipeError, match="did you mean lr"):
+        begin("quickstart", [f"runs_dir={tmp_path}", "optim.lrr=1"], {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_folder_that_cannot_be(tmp_path: Path):
+    (tmp_path / "x").touch()
+    with pytest.raises(RecipeError, match=r"runs_dir: the run folder .* cannot be written"):
+        began(tmp_path)
+
+
+@pytest.mark.parametrize(("code", "then"), [(0, 0), (2, 2), (3, 3), (75, 75), (1, 75), (137, 75), (143, 75), (255, 75)])
+def test_by_the_code_alone_once_training_had_begun(tmp_path: Path, code: int, then: int):
+    """1 and 255: a traceback of a rank that was not rank 0, or srun's own."""
+    folder = began(tmp_path)
+    hold(folder)
+    assert verdict(folder, code) == Verdict(then)
+
+
+@pytest.mark.parametrize(("code", "then"), [(0, 0), (2, 2), (3, 3), (75, NOT_BEGUN), (1, NOT_BEGUN), (137, NOT_BEGUN)])
+def test_an_attempt_that_nobody_held_the_folder_in_has_not_begun(tmp_path: Path, code: int, then: int):
+    (tmp_path / "x").mkdir()
+    hold(tmp_path / "x")        # the one before it did
+    assert verdict(began(tmp_path), code) == Verdict(then)
+
+
+@pytest.mark.parametrize(("said", "code"), list(itertools.product((0, 2, 3), (75, 137, 1))))
+def test_rank_0s_last_word_counts_before_what_the_others_made_of_it(tmp_path: Path, said: int, code: int):
+    """Alone with their peer's death, the other ranks end with 75, the highest of all codes but a kill's."""
+    folder = began(tmp_path)
+    hold(folder)
+    write_outcome(folder, said, "as tested")
+    assert verdict(folder, code).code == said
+
+
+def test_the_word_of_an_earlier_attempt_does_not_count(tmp_path: Path):
+    (tmp_path / "x").mkdir()
+    write_outcome(tmp_path / "x", 3, "long ago", exclude=["n9"])
+    folder = began(tmp_path)
+    assert verdict(folder, 137) == Verdict(NOT_BEGUN)
+    hold(folder)
+    assert verdict(folder, 137) == Verdict(75)
+
+
+def test_a_mistake_found_by_rank_0_before_it_held_the_folder(tmp_path: Path):
+    folder = began(tmp_path)
+    write_outcome(folder, 2, "no such shards")
+    assert verdict(folder, 75) == Verdict(2)
+
+
+@pytest.mark.parametrize(("written", "left_out"), [
+    (["n2"], ("n2",)), (["gpu-node_1.cluster", "n3"], ("gpu-node_1.cluster", "n3")), (["n2,n3", "$(x)", 4, None, "", "a b", "n1"], ("n1",)),
+    ("n2", ()), ({"n2": 1}, ()), (None, ()),
+])
+def test_nodes_to_leave_out(tmp_path: Path, written: Any, left_out: tuple[str, ...]):
+    folder = began(tmp_path)
+    write_outcome(folder, 75, "a GPU is gone", exclude=written)
+    assert verdict(folder, 75) == Verdict(75, left_out)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b'{"exit_code": "3"}', b'{"exit_code": [3]}', b"[" * 100_000])
+def test_a_damaged_outcome_is_none(tmp_path: Path, content: bytes):
+    folder = began(tmp_path)
+    hold(folder)
+    (folder / FILE).write_bytes(content)
+    assert verdict(folder, 137) == Verdict(75)
+    (folder / runfolder.BEGUN).write_bytes(content)
+    assert verdict(folder, 137).code in (75, NOT_BEGUN)
+
+
+def chain(folder: Path, jobs: object) -> None:
+    runfolder.write_object(folder / runfolder.JOB, {"jobs": jobs, "outcome_before": runfolder.mark(folder / FILE)})
+
+
+@pytest.mark.parametrize("code", [0, 2, 3])
+def test_what_is_left_of_a_chain_ends_at_once_when_the_run_is_over(tmp_path: Path, code: int):
+    folder = began(tmp_path)
+    write_outcome(folder, 3, "of long ago")
+    chain(folder, ["6", "7", "8"])
+    began(tmp_path, {"SLURM_JOB_ID": "7"})                       # its predecessor died without a word: the old one does not count
+    write_outcome(folder, code, "the end")
+    began(tmp_path, {"SLURM_JOB_ID": "6"})                       # the first of a chain was submitted to train on
+    began(tmp_path, {"SLURM_JOB_ID": "99"})
+    with pytest.raises(RunOver, match="the end") as caught:
+        began(tmp_path, {"SLURM_JOB_ID": "8"})
+    assert caught.value.exit_code == code
+    write_outcome(folder, 75, "the time limit")
+    began(tmp_path, {"SLURM_JOB_ID": "8"})
+
+
+@pytest.mark.parametrize("jobs", [None, 7, "678", {"7": 1}, [["7"]], [7, 7]])
+def test_a_damaged_note_of_a_chain_is_none(tmp_path: Path, jobs: object):
+    folder = began(tmp_path)
+    chain(folder, jobs)
+    write_outcome(folder, 0, "done")
+    began(tmp_path)
+
+
+def test_the_commands(tmp_path: Path):
+    """As launch/batch.sh calls them: the folder, or the nodes, alone on standard output; the verdict as exit code."""
+    environment = {**os.environ, "SLURM_JOB_ID": "7", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def job(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "vitscale", "job", *arguments], capture_output=True, text=True, cwd=tmp_path,
+                              timeout=60, env=environment)
+
+    first = job("begin", "quickstart", *NAME, "--accept-changes")
+    assert (first.returncode, first.stdout, first.stderr) == (0, "runs/x\n", "")
+    write_outcome(tmp_path / "runs" / "x", 75, "two nodes are bad", exclude=["n2", "n4"])
+    last = job("end", "runs/x", "137")
+    assert (last.returncode, last.stdout, last.stderr) == (75, "n2,n4\n", "")
+    wrong = job("begin", "quickstart", "optim.lrr=1")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+
+
+def test_names_of_files_are_those_that_others_write():
+    package = Path(runfolder.__file__).parents[1]
+    assert runfolder.OUTCOME == FILE
+    assert runfolder.STALE_S == STALE_S
+    assert f'METRICS_FILE = "{runfolder.METRICS}"\n' in (package / "train" / "record.py").read_text()      # importing it takes torch
