@@ -32,6 +32,7 @@ class Case:
     clip_norm: float | None = 0.5
     poison_step: int | None = None      # the step in which one rank's loss is not a number
     sizes: tuple[int, ...] = ()         # of the global batches, when they differ (a masked tail)
+    optim: Optim = OPTIM
 
     @property
     def parallel(self) -> Parallel:
@@ -65,7 +66,7 @@ def train(world: World, case: Case) -> dict:
     with torch.device("meta"):
         skeleton = build_model(MODEL)
     model = engine.materialise(lambda: build_model(MODEL), lambda name, shape: head_too(skeleton, name, shape))
-    engine.adopt(model, build_optimizer(model, OPTIM))
+    engine.adopt(model, build_optimizer(model, case.optim))
     task = build_task(MODEL, Classification())
     losses, norms, applied = [], [], []
     for step in range(STEPS):
@@ -85,7 +86,7 @@ def train(world: World, case: Case) -> dict:
                     loss = loss * float("nan")
                 engine.backward(loss * (world.size / size))
             total += loss.detach()
-        engine.set_lr(OPTIM.lr * (1 - step / STEPS))
+        engine.set_lr(case.optim.lr * (1 - step / STEPS))
         update = engine.step()
         losses.append(float(world.sum_(total)) / size)
         norms.append(update.grad_norm)
@@ -111,12 +112,12 @@ def sharding_of(engine: object) -> dict[str, float]:
         inner = engine._engine.optimizer
         total = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in parameters.values())
         held = sum(p.ds_tensor.numel() if hasattr(p, "ds_tensor") else p.numel() for p in parameters.values())
-        moments = sum(s["exp_avg"].numel() for s in inner.optimizer.state.values())
+        moments = sum(next(m for key, m in s.items() if key != "step").numel() for s in inner.optimizer.state.values())
         return {"parameters": held / total, "optimizer": moments / total, "stage": engine._engine.zero_optimization_stage(),
                 "partitions_gradients": engine._engine.zero_optimization_partition_gradients()}
     total = sum(p.numel() for p in parameters.values())
     held = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in parameters.values())
-    moments = [s["exp_avg"] for s in engine.optimizer.state.values()]
+    moments = [next(m for key, m in s.items() if key != "step") for s in engine.optimizer.state.values()]
     held_moments = sum(m.to_local().numel() if isinstance(m, DTensor) else m.numel() for m in moments)
     return {"parameters": held / total, "optimizer": held_moments / total}
 
@@ -133,6 +134,10 @@ ENGINES = [Case("ddp"), Case("fsdp"), Case("fsdp", recompute="blocks"), Case("fs
 TAILS = tuple(replace(case, sizes=(10, 10, 4, 10, 1, 10, 10, 3, 10, 2)) for case in ENGINES)
 POISONED = tuple(replace(case, poison_step=4) for case in ENGINES)
 BF16 = tuple(replace(case, precision="bf16") for case in ENGINES if case.engine != "accelerate" and case.recompute == "none")
+OPTIMS = {name: Optim(name=name, lr=lr, betas=(0.9, 0.99), weight_decay=0.1) for name, lr in (("lamb", 0.02), ("lion", 1e-3), ("sgd", 0.1))}
+OTHERS = tuple(
+    replace(case, optim=optim) for name, optim in OPTIMS.items() for case in (Case("ddp"), Case("fsdp"), Case("zero", 2), Case("zero", 3))
+    if (name, case.engine) != ("lamb", "zero"))
 
 
 def name_of(case: Case) -> str:
@@ -142,14 +147,14 @@ def name_of(case: Case) -> str:
 @pytest.fixture(scope="module")
 def one() -> dict[Case, dict]:
     """One process with the same arithmetic: even batches, and with tails."""
-    cases = [ENGINES[0], TAILS[0]]
+    cases = [ENGINES[0], TAILS[0], *(replace(ENGINES[0], optim=optim) for optim in OPTIMS.values())]
     return dict(zip(cases, train_all(Place(), cases), strict=True))
 
 
 @pytest.fixture(scope="module")
 def two() -> dict[Case, list[dict]]:
     """Every case on two ranks."""
-    cases = [*ENGINES, *TAILS, *POISONED, *BF16]
+    cases = [*ENGINES, *TAILS, *POISONED, *BF16, *OTHERS]
     found: dict[Case, list[dict]] = {}
     for engine in ("ddp", "fsdp", "zero", "accelerate"):
         mine = [case for case in cases if case.engine == engine]
@@ -179,6 +184,16 @@ def test_two_ranks_equal_one(case: Case, one: dict[Case, dict], two: dict[Case, 
         assert (first["sharded"]["parameters"] < 0.6) == (case.stage == 3)
     if case.engine == "ddp":
         assert first["sharded"]["parameters"] == 1
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: f"{case.optim.name}-{name_of(case)}")
+def test_other_optimizers(case: Case, one: dict[Case, dict], two: dict[Case, list[dict]]) -> None:
+    """LAMB's lengths are those of whole tensors.  Lion's signs flip where a gradient is nothing but rounding, so its weights may differ."""
+    alone, (found, _) = one[replace(ENGINES[0], optim=case.optim)], two[case]
+    assert found["losses"] == pytest.approx(alone["losses"], abs=1e-4 if case.optim.name == "lion" else 1e-5)
+    assert alone["losses"][-1] != pytest.approx(alone["losses"][0], abs=1e-3)
+    if case.optim.name != "lion":
+        assert largest_gap(found["state"], alone["state"]) < 1e-4
 
 
 @pytest.mark.parametrize("case", TAILS, ids=name_of)

@@ -40,6 +40,13 @@ def test_zero_stages_follow_the_papers_formulas(stage, bytes_per_parameter):
     assert states == pytest.approx(bytes_per_parameter * n + gathered, abs=8)
 
 
+@pytest.mark.parametrize(("name", "moments"), [("lamb", 2), ("lion", 1), ("sgd", 1)])
+def test_the_optimizer_s_moments(name, moments):
+    section = recipe()
+    section = section.model_copy(update={"optim": section.optim.model_copy(update={"name": name})})
+    assert estimate(section, 8, 1).optimizer == 4 * moments * count_params(section.model)
+
+
 def test_offload_takes_the_optimizer_off_the_device():
     assert estimate(recipe(engine="zero", zero_offload=True), 2, 1).optimizer == 0
     assert estimate(recipe(engine="zero"), 2, 1).optimizer == 4 * count_params(Vit(**SMALL))

@@ -64,6 +64,7 @@ def test_the_sound_one_is_sound():
     (["optim.schedule=wsd", "optim.cooldown=9 epochs", "optim.warmup=2 epochs"], "optim.warmup", "take 1100 images, more than the 1000"),
     (["evaluate.early_stopping={}"], "evaluate.early_stopping", "wants data.val and evaluate.every"),
     (["ema.decay=0.9", "parallel.engine=zero"], "ema", "ema: null"),
+    (["optim.name=lamb", "parallel.engine=zero"], "optim.name", "lengths of whole tensors"),
     (["parallel.zero_offload=true"], "parallel.zero_offload", "not to ddp"),
     (["parallel.recompute_every=2"], "parallel.recompute_every", "not to none"),
 ])

@@ -7,6 +7,8 @@ import torch
 
 from vitscale.models import Backbone
 from vitscale.optim.groups import decay_groups
+from vitscale.optim.lamb import Lamb
+from vitscale.optim.lion import Lion
 from vitscale.recipe import Optim
 
 
@@ -15,7 +17,22 @@ def _adamw(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 
-OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], Optim], torch.optim.Optimizer]] = {"adamw": _adamw}
+def _sgd(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.Optimizer:
+    """SGD with momentum betas[0]; its decay is added to the gradient, as torch and all published recipes have it."""
+    return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.betas[0], nesterov=optim.betas[0] > 0, foreach=True)
+
+
+def _lamb(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.Optimizer:
+    return Lamb(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+
+
+def _lion(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.Optimizer:
+    return Lion(groups, lr=optim.lr, betas=optim.betas)
+
+
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], Optim], torch.optim.Optimizer]] = {
+    "adamw": _adamw, "lamb": _lamb, "lion": _lion, "sgd": _sgd,
+}
 
 
 def build_optimizer(model: Backbone, optim: Optim) -> torch.optim.Optimizer:

@@ -18,7 +18,7 @@ class Memory:
 
     weights: int        # what is computed with, the parts gathered for the moment included
     gradients: int
-    optimizer: int      # AdamW's two moments, and with ZeRO in bf16 the fp32 master copy, as Rajbhandari et al. 2020 count it
+    optimizer: int      # two moments of each parameter (Lion and SGD: one), and with ZeRO in bf16 the fp32 master copy, as Rajbhandari et al. 2020 count it
     ema: int
     activations: int
 
@@ -83,6 +83,7 @@ def estimate(recipe: Recipe, world_size: int, micro_batch: int) -> Memory:
     block, outer = max(blocks), n - sum(blocks)
     gathered = outer + max(sum(blocks[at:at + 2]) for at in range(len(blocks)))
     parallel, element = recipe.parallel, _element(recipe)
+    moments = n * (4 if recipe.optim.name in ("lion", "sgd") else 8)
 
     def share(num_bytes: int) -> int:
         return _ceil(num_bytes, world_size)
@@ -90,16 +91,16 @@ def estimate(recipe: Recipe, world_size: int, micro_batch: int) -> Memory:
     if parallel.engine == "fsdp":
         weights = share(4 * n) + element * gathered
         gradients = share(4 * n) + (element + 4) * max(block, outer)        # one unit's, and its fp32 copy on the way to its shards
-        optimizer = share(8 * n)
+        optimizer = share(moments)
     elif parallel.engine == "zero":
         master = element == 2
         weights = share(element * n) + element * gathered if parallel.zero_stage == 3 else element * n
         gradients = element * n if parallel.zero_stage == 1 else share(element * n) + element * max(block, outer)
         gradients += share(4 * n) if master else 0                          # the fp32 copy that the update reads
-        optimizer = 0 if parallel.zero_offload else share((12 if master else 8) * n)
+        optimizer = 0 if parallel.zero_offload else share(moments + (4 * n if master else 0))
     else:
         weights = 4 * n + (2 * n if _autocast(recipe) else 0)
-        gradients, optimizer = 4 * n, 8 * n
+        gradients, optimizer = 4 * n, moments
     average = 0 if recipe.ema is None else share(4 * n) if parallel.engine == "fsdp" else 4 * n
     return Memory(weights, gradients, optimizer, average, micro_batch * activation_bytes(recipe))
 

@@ -90,6 +90,8 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
 
     if recipe.evaluate.early_stopping and (data.val is None or recipe.evaluate.every is None):
         wrong("evaluate.early_stopping", "wants data.val and evaluate.every")
+    if optim.name == "lamb" and parallel.engine == "zero":
+        wrong("optim.name", "lamb wants the lengths of whole tensors, which DeepSpeed's shards cut across; use parallel.engine fsdp or ddp")
     if recipe.ema is not None and parallel.engine == "zero":
         wrong("ema", "DeepSpeed has no fp32 shard of the weights to average in every stage; use parallel.engine fsdp or ddp, or ema: null")
     if parallel.zero_offload and parallel.engine != "zero":

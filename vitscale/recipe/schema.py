@@ -220,11 +220,11 @@ class Data(Section):
 
 
 class Optim(Section):
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "lamb", "lion", "sgd"] = "adamw"
     lr: NotNegative                         # peak learning rate
-    betas: Annotated[tuple[Rate, Rate], BeforeValidator(_pair)] = (0.9, 0.999)
-    eps: Positive = 1e-8
-    weight_decay: NotNegative = 0.05        # decoupled; norms, biases, positions and tokens are exempt
+    betas: Annotated[tuple[Rate, Rate], BeforeValidator(_pair)] = (0.9, 0.999)     # of lion usually (0.9, 0.99); sgd's momentum is the first
+    eps: Positive = 1e-8                    # of adamw and lamb
+    weight_decay: NotNegative = 0.05        # decoupled but for sgd; norms, biases, positions and tokens are exempt
     schedule: Literal["cosine", "linear", "rsqrt", "wsd", "constant"] = "cosine"
     warmup: Duration = Duration(0, "steps")
     cooldown: Duration | None = None        # linear fall to min_lr at the end: rsqrt, wsd
