@@ -18,7 +18,7 @@ class Memory:
 
     weights: int        # what is computed with, the parts gathered for the moment included
     gradients: int
-    optimizer: int      # two moments of each parameter (Lion and SGD: one), and with ZeRO in bf16 the fp32 master copy, as Rajbhandari et al. 2020 count it
+    optimizer: int      # two moments (Lion, SGD: one), and with ZeRO in bf16 the fp32 master copy, as Rajbhandari et al. 2020 count it
     ema: int
     activations: int
 
