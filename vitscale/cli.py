@@ -71,9 +71,12 @@ def doctor(
 
     Exit code 0: nothing would end a run; 2: something would, and the table says what.
     """
+    from vitscale.recipe import load_recipe
+
+    read = load_recipe(recipe or "quickstart", overrides or [])
     from vitscale.train.doctor import doctor as examine
 
-    raise typer.Exit(examine(recipe, overrides or [], as_json))
+    raise typer.Exit(examine(read, recipe is not None, as_json))
 
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or the name of one in ./runs.")]
