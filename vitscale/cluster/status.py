@@ -15,6 +15,8 @@ from vitscale.recipe.text import read_yaml
 
 MARKS = (JOB, BEGUN, OUTCOME, METRICS, RECIPE)      # a folder with one of these is a run's
 
+LARGEST_RECIPE_BYTES = 1 << 16      # a larger file is none, and takes seconds to find out
+
 
 @dataclass(frozen=True)
 class Status:
@@ -99,6 +101,8 @@ def _number(value: object) -> float | None:
 def _progress(recipe: Path, step: float | None, images: float | None) -> tuple[float | None, float | None]:
     """(share of the run that is done, images left), by the keys of its recipe that say so; the rest of it may be of another version."""
     try:
+        if recipe.stat().st_size > LARGEST_RECIPE_BYTES:
+            return None, None
         values = read_yaml(recipe.read_text(encoding="utf-8"), str(recipe))
         duration, batch = Duration.parse(values["duration"]), float(values["global_batch"])
         samples = values["data"].get("num_samples")
