@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
-from vitscale.resilience.outcome import FILE, read_outcome, write_outcome
+from vitscale.resilience.outcome import FILE, cause_of_stop, read_outcome, write_outcome
 
 
 @pytest.mark.parametrize(("code", "state", "cause"), [
@@ -52,3 +52,22 @@ def test_what_is_not_there_or_damaged_says_nothing(content: bytes | None, tmp_pa
     if content is not None:
         (tmp_path / FILE).write_bytes(content)
     assert read_outcome(tmp_path) == {}
+
+
+@pytest.mark.parametrize(("sent", "job", "ends_in_s", "cause"), [
+    ("SIGTERM", None, None, "signal"),
+    ("SIGINT", "7", 60, "signal"),                  # from a keyboard
+    ("SIGUSR2", "7", 120, "time_limit"),
+    ("SIGTERM", "7", 120, "time_limit"),
+    ("SIGUSR2", "7", 7200, "preemption"),           # a site may send the one signal for both reasons
+    ("SIGUSR2", "7", None, "time_limit"),           # older SLURMs do not say when the job would end
+    ("SIGTERM", "7", None, "preemption"),
+    (None, "7", None, "preemption"),                # another rank received it
+])
+def test_why_a_run_was_asked_to_stop(sent: str | None, job: str | None, ends_in_s: float | None, cause: str,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_JOB_ID": job, "SLURM_JOB_END_TIME": ends_in_s and str(int(time.time() + ends_in_s))}.items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert cause_of_stop(sent) == cause
