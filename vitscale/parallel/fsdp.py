@@ -47,4 +47,10 @@ class FsdpEngine(Engine):
         yield
 
     def forward(self, images: Tensor, keep: Tensor | None, *more: Tensor) -> Any:
-        return self.model(images, keep, *more)
+        output = self.model(images, keep, *more)
+        if not torch.is_grad_enabled():
+            # The root keeps its gathered weights for a backward that never comes; its parameters would be others than the optimizer's,
+            # and a checkpoint would lack what the optimizer knows of them.
+            assert isinstance(self.model, FSDPModule)
+            self.model.reshard()
+        return output
