@@ -6,7 +6,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vitscale.data.batch import Fetcher, MicroBatch, Plan, Report
+from vitscale.data.shards_ahead import ShardsAhead
 from vitscale.errors import DataError
 
 OnBad = Callable[[dict[str, Any]], None]
@@ -30,15 +34,24 @@ class Ahead:
         self.skipped: Counter[str] = Counter()      # bad ones among them, by reason
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._plans: Iterator[Plan] = iter(())
+        self._shards = ShardsAhead(fetcher.reader) if fetcher.reader.caches else None
+        self._made = 0                              # plans that are or were under way
         self._queue: deque[tuple[MicroBatch, list[Future[Report]]]] = deque()
 
-    def follow(self, plans: Iterator[Plan]) -> None:
-        """Forget what is under way and follow these plans from now on."""
+    @property
+    def wants_shards(self) -> bool:
+        """Whether it is of use to give follow() the shards."""
+        return self._shards is not None
+
+    def follow(self, plans: Iterator[Plan], shards: Iterator[NDArray[np.int64]]) -> None:
+        """Forget what is under way and follow these plans from now on.  shards: of each of them, as ShardsAhead takes them."""
         for _, tasks in self._queue:
             for task in tasks:
                 task.cancel()
         self._queue.clear()
-        self._plans = plans
+        self._plans, self._made = plans, 0
+        if self._shards:
+            self._shards.follow(shards)
 
     def take(self) -> MicroBatch | None:
         """The next micro-batch, waited for; None after the last plan.  Raises what a thread raised, and DataError past max_bad_fraction."""
@@ -49,6 +62,8 @@ class Ahead:
         for task in tasks:
             self._book(task.result())
         self._top_up()
+        if self._shards:            # only now, so that what is wanted at once comes first
+            self._shards.reached(self._made - 1)
         return micro
 
     def close(self) -> None:
@@ -56,6 +71,8 @@ class Ahead:
         self.fetcher.stopping.set()
         self._queue.clear()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._shards:
+            self._shards.close()
         self.fetcher.reader.close()
 
     def _top_up(self) -> None:
@@ -63,6 +80,7 @@ class Ahead:
             plan = next(self._plans, None)
             if plan is None:
                 return
+            self._made += 1
             fetcher, group = self.fetcher, self.fetcher.group
             micro = plan.allocate(fetcher.image, fetcher.channels, self.pin, fetcher.targets)
             chunk = min(_CHUNK, math.ceil(plan.size / self.workers))

@@ -60,6 +60,18 @@ class ShardCache:
             return None
         return descriptor
 
+    def fetch(self, url: str, facts: Facts, stop: Event | None = None) -> int | None:
+        """Have a shard here that is not wanted yet.  A descriptor keeps it here; None if it was here already, or unless there is room for
+        two, so that whoever wants another now still finds some.  Raises OSError, also for trouble with the disk, and DataError as
+        remote.read does."""
+        folder, name = self._made(), hashlib.sha256(url.encode()).hexdigest()
+        with _held(folder, name, url, stop):
+            descriptor = self._ready(folder, name, facts, check=True)
+            if descriptor is None:
+                return self._fetch(folder, name, url, facts, stop, spare=facts.size)
+        os.close(descriptor)
+        return None
+
     def _made(self) -> Path:
         with self._lock:
             if self._folder is None:
@@ -98,11 +110,11 @@ class ShardCache:
         os.close(descriptor)
         return None
 
-    def _fetch(self, folder: Path, name: str, url: str, facts: Facts, stop: Event | None) -> int | None:
+    def _fetch(self, folder: Path, name: str, url: str, facts: Facts, stop: Event | None, spare: int = 0) -> int | None:
         for left in folder.glob(f"{name}.*.part"):          # by a process that was killed: we hold the lock of this name
             left.unlink(missing_ok=True)
         part = folder / f"{name}.{os.getpid()}-{os.urandom(4).hex()}.part"
-        descriptor = self._reserve(folder, part, facts.size)
+        descriptor = self._reserve(folder, part, facts.size, spare)
         if descriptor is None:
             return None
         try:
@@ -127,10 +139,15 @@ class ShardCache:
             raise
         return descriptor
 
-    def _reserve(self, folder: Path, part: Path, size: int) -> int | None:
-        """An open file of `size` bytes that counts against the limit from now on; None, with a warning, when there is no room for it."""
+    def _reserve(self, folder: Path, part: Path, size: int, spare: int) -> int | None:
+        """An open file of `size` bytes that counts against the limit from now on; None, with a warning, when there is no room for it.
+
+        spare: bytes that must remain beside it; if they do not, that is no reason for a warning.
+        """
         with FileLock(folder / "room.lock", poll_interval=0.02):
-            if not self._make_room(folder, size):
+            if not self._make_room(folder, size + spare):
+                if spare:
+                    return None
                 self._warn(f"{size} bytes are wanted, the limit is {self.limit_bytes} and the rest is in use or the disk is full")
                 return None
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

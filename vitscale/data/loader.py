@@ -1,5 +1,6 @@
 """The one data path of a rank: recipe, index and place among the ranks -> micro-batches, in the exact order, resumable anywhere."""
 
+import copy
 import math
 import time
 from collections import Counter
@@ -7,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Self, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitscale.data import remote
 from vitscale.data.ahead import Ahead, OnBad
@@ -134,6 +136,10 @@ class Stream:
         return self._ahead.read
 
     @property
+    def skipped(self) -> Counter[str]:
+        return self._ahead.skipped
+
+    @property
     def progress(self) -> int:
         """A number that grows as long as reading gets on, whether or not a step is whole.  Any thread may ask."""
         return self._ahead.fetched + remote.progress()
@@ -184,7 +190,15 @@ class Stream:
                 "group": order.group, "repeats": order.repeats, "set_lanes": order.set_lanes}
 
     def _follow(self) -> None:
-        self._ahead.follow(plan for batch in self.order.batches(self.position) for plan in self._plans(batch))
+        shards = self._coming(copy.deepcopy(self.order), self.position) if self._ahead.wants_shards else iter(())
+        self._ahead.follow((plan for batch in self.order.batches(self.position) for plan in self._plans(batch)), shards)
+
+    def _coming(self, order: Order, position: int) -> Iterator[NDArray[np.int64]]:
+        """The shards of each plan.  order: one of its own, since what Order keeps at hand is not for two threads."""
+        for batch in order.batches(position):
+            shard, _ = order.locate(order.sample_ids(batch.start, order.share(batch, self._rank, self._world)))
+            for micro in range(self.num_micro):
+                yield shard[micro * self.micro_batch:(micro + 1) * self.micro_batch]
 
     def _plans(self, batch: Batch) -> Iterator[Plan]:
         order, augment = self.order, self._augment
@@ -235,7 +249,7 @@ class EvalStream:
         return self.num_micro
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        self._ahead.follow(self._plans())
+        self._ahead.follow(self._plans(), (plan.shard for plan in self._plans()))
         while (micro := self._ahead.take()) is not None:
             yield micro
 

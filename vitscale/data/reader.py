@@ -84,6 +84,23 @@ class ShardReader:
         """`size` bytes at `offset` of a shard.  Raises as read()."""
         return _pread(self._opened(shard), offset, size)
 
+    @property
+    def caches(self) -> bool:
+        """Whether fetch() can do anything."""
+        return self._away and self.cache is not None
+
+    def fetch(self, shard: int) -> object:
+        """Have a remote shard in the cache before it is read, if that has room to spare.  What was fetched stays there as long as what is
+        given is kept.  Raises as ShardCache.fetch()."""
+        url = self.index.urls[shard]
+        if self.cache is None or not remote.is_remote(url):
+            return None
+        descriptor = self.cache.fetch(url, self._facts(shard), self.stopping)
+        return None if descriptor is None else _File(descriptor)
+
+    def is_open(self, shard: int) -> bool:
+        return shard in self._files
+
     def close(self) -> None:
         with self._lock:
             self._files.clear()
@@ -124,9 +141,12 @@ class ShardReader:
         return file
 
     def _remote(self, shard: int) -> _File | _Ranged:
-        url, facts = self.index.urls[shard], remote.Facts(int(self.index.bytes[shard]), int(self.index.mtime_ns[shard]))
+        url, facts = self.index.urls[shard], self._facts(shard)
         descriptor = self.cache.open(url, facts, self.stopping) if self.cache else None
         return _Ranged(url, facts, self.stopping) if descriptor is None else _File(descriptor)
+
+    def _facts(self, shard: int) -> remote.Facts:
+        return remote.Facts(int(self.index.bytes[shard]), int(self.index.mtime_ns[shard]))
 
 
 def _pread(file: _File | _Ranged, offset: int, size: int) -> bytes:
