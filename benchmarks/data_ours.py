@@ -11,18 +11,28 @@ import numpy as np
 from measure import serve
 
 from vitscale.data import Order, SetIndex, ShardReader, open_index
+from vitscale.data.sound import SoundImages
 
 
-def crop(files: list[str], draws: list[list[Sequence[float]]], size: int, keep: str | None = None) -> dict[str, Any]:
-    """Decode, crop and resize images that lie in memory, by the decoder that the loader calls."""
+_SOUND: dict[int, SoundImages] = {}
+
+
+def crop(files: list[str], draws: list[list[Sequence[float]]], size: int, first: bool, keep: str | None = None) -> dict[str, Any]:
+    """Decode, crop and resize images that lie in memory, as the loader does.  first: as in a first epoch, each image whole; else those that
+    an earlier call has decoded are known again."""
     from vitscale.data.crop import RandomCrop
     from vitscale.data.decode import decode
 
     data, rule = [Path(file).read_bytes() for file in files], RandomCrop()
     slot, kept = np.empty((size, size, 3), np.uint8), []
     for rows in draws:
-        for one, row in zip(data, rows, strict=True):
-            slot[:] = decode(one, rule, size, draws=row)            # into a batch that is there, as the loader does
+        sound = SoundImages(len(data)) if first else _SOUND.setdefault(len(data), SoundImages(len(data)))
+        for number, (one, row) in enumerate(zip(data, rows, strict=True)):
+            found = sound.sum_of(one)
+            known = sound.knows(number, found)
+            slot[:] = decode(one, rule, size, draws=row, sound=known)           # into a batch that is there
+            if not known:
+                sound.note(number, found)
             kept += [slot.copy()] * bool(keep)
     if keep:
         np.save(keep, np.stack(kept))
