@@ -1,6 +1,7 @@
 """attempts.jsonl: why each attempt was needed, and when attempts that get nowhere are enough."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def test_the_verdict_of_a_launcher_that_knows_of_no_attempt_counts(tmp_path: Pat
     begin(tmp_path, 1)
     write_outcome(tmp_path, EXIT_REQUEUE, "rank 1 was ended by SIGKILL", attempt=None)
     assert begin(tmp_path, 2)[-1].reason == "rank 1 was ended by SIGKILL"
+
+
+def test_an_outcome_from_a_node_whose_clock_is_ahead_is_not_the_next_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(tmp_path, 1)
+    ahead = time.time() + 60
+    monkeypatch.setattr(time, "time", lambda: ahead)
+    write_outcome(tmp_path, EXIT_REQUEUE, "the end of 1", cause="signal", attempt=1)
+    monkeypatch.undo()
+    assert begin(tmp_path, 2)[-1].cause == "signal"
+    assert begin(tmp_path, 3)[-1].cause == "killed"
 
 
 def test_a_torn_row_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
