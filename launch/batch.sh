@@ -55,6 +55,7 @@ train() {
 run_ranks() {
     local folder=$1 tasks=${SLURM_TASKS_PER_NODE%%[(,]*}
     shift
+    [ -z "$CONTAINER$PREFIX" ] || export_meeting_point
     # Since SLURM 22.05 srun does not take over the job's --cpus-per-task by itself.
     LOGS=$folder/logs srun --kill-on-bad-exit=0 --wait=$LAST_RANK_S --cpus-per-task="${SLURM_CPUS_PER_TASK:-$((SLURM_CPUS_ON_NODE / tasks))}" \
         $CONTAINER bash "$home/launch/node.sh" train "$@" &
@@ -69,10 +70,21 @@ run_ranks() {
     wait $ranks
 }
 
+# Where the ranks meet; outside of containers they ask scontrol themselves, which containers do not have.
+export_meeting_point() {
+    local first
+    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    getent hosts "$first" > /dev/null || first=$(scontrol show node "$first" --oneliner | sed 's/.* NodeAddr=\([^ ]*\) .*/\1/')
+    export MASTER_ADDR=$first MASTER_PORT=$((20000 + (SLURM_JOB_ID + 1009 * ${SLURM_RESTART_COUNT:-0}) % 10000))
+}
+
 tell_ranks() {
-    local end
+    local end now
+    now=$(date +%s)
     end=$(date -d "$(squeue --noheader --jobs="$job" --format=%e)" +%s 2>/dev/null)
-    stop_by=$((${end:-$(date +%s)+86400} - MARGIN_S))
+    end=${end:-$((now + 86400))}
+    # A preempted job ends with its partition's GraceTime, which may be shorter than the margin.
+    stop_by=$((end - now < 3 * MARGIN_S ? now + (end - now) * 2 / 3 : end - MARGIN_S))
     say "USR2: the ranks are told to save and stop"
     [ -z "$ranks" ] || kill -USR2 $ranks 2>/dev/null     # srun passes it on
 }
