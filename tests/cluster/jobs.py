@@ -33,10 +33,10 @@ class Job:
     run: Run
 
     @classmethod
-    def submit(cls, cluster: Cluster, yard: Path, name: str, *overrides: str, nodes: str = "n1,n2", options: tuple[str, ...] = ()) -> "Job":
-        """Two ranks on each of `nodes`."""
-        where = (f"--nodes={len(nodes.split(','))}", f"--nodelist={nodes}", "--ntasks-per-node=2", "--gpus-per-node=2", *options)
-        job = cluster.sbatch(yard, *where, "slurm/vit_huge.sh", *TINY, f"name={name}", *overrides)
+    def submit(cls, cluster: Cluster, yard: Path, name: str, *overrides: str, options: tuple[str, ...] = ()) -> "Job":
+        """On two nodes, unless `options` say otherwise, with two ranks on each."""
+        job = cluster.sbatch(yard, "--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", *options, "slurm/vit_huge.sh",
+                             *TINY, f"name={name}", *overrides)
         return cls(cluster, job, yard, Run(yard / "runs" / name))
 
     @property

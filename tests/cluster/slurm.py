@@ -18,7 +18,7 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
 NODES = ("n1", "n2", "n3", "n4")
 REPOSITORY = Path(__file__).parents[2]
-START_S = 120       # for the daemons on a loaded machine
+WAIT_S = 120        # for what takes seconds, on a loaded machine
 JOB_S = 240         # for a job to get somewhere
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY")
 
@@ -110,9 +110,9 @@ class Cluster:
         munge = folder / "munge"
         self._run("munged", "--foreground", "--force", f"--key-file={key}", f"--socket={munge}/munge.socket",
                   f"--pid-file={munge}/munged.pid", f"--log-file={munge}/munged.log", f"--seed-file={munge}/munged.seed")
-        self._wait_until(lambda: (munge / "munge.socket").exists(), "munged made no socket")
+        self.wait_until(lambda: (munge / "munge.socket").exists(), "munged made no socket")
         self._run("slurmctld", "-D", "-f", str(self.configuration))
-        self._wait_until(lambda: self.command("scontrol", "ping", check=False).returncode == 0, "slurmctld does not answer")
+        self.wait_until(lambda: self.command("scontrol", "ping", check=False).returncode == 0, "slurmctld does not answer")
         for node in NODES:
             self.start_node(node)
         self.wait_for_nodes(NODES)
@@ -205,10 +205,11 @@ class Cluster:
             lines = self.command("sinfo", "--noheader", "--Node", "--partition=normal", "--format=%N %t", check=False).stdout.splitlines()
             return wanted <= {line.split()[0] for line in lines if line.split()[1] == "idle"}
 
-        self._wait_until(idle, f"nodes {', '.join(sorted(wanted))} did not become idle")
+        self.wait_until(idle, f"nodes {', '.join(sorted(wanted))} did not become idle")
 
-    def _wait_until(self, condition: Callable[[], bool], otherwise: str) -> None:
-        deadline = time.monotonic() + START_S
+    def wait_until(self, condition: Callable[[], object], otherwise: str) -> None:
+        """Fails with `otherwise` and the logs when it takes too long, or a daemon ends."""
+        deadline = time.monotonic() + WAIT_S
         while not condition():
             dead = [name for name, daemon in self._daemons.items() if daemon.poll() is not None]
             assert not dead, f"{', '.join(dead)} ended\n{self.logs()}"

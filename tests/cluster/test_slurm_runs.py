@@ -16,8 +16,10 @@ pytestmark = pytest.mark.slow       # whole jobs: four processes start on two co
 def side_by_side(*stories: Callable[[], None]) -> None:
     """Jobs on nodes of their own, at once, since most of a story is waiting for SLURM."""
     with ThreadPoolExecutor(len(stories)) as threads:
-        for told in [threads.submit(story) for story in stories]:
-            told.result()
+        told = [threads.submit(story) for story in stories]
+    errors = [error for story in told if isinstance(error := story.exception(), Exception)]
+    if errors:
+        raise ExceptionGroup("not as told", errors)
 
 
 def test_fsdp_through_a_killed_rank_and_a_signal(cluster: Cluster, yard: Path, alone: Run) -> None:
@@ -44,9 +46,9 @@ def test_fsdp_through_a_killed_rank_and_a_signal(cluster: Cluster, yard: Path, a
     assert {row["node"] for row in job.attempts} == {"n1"}      # rank 0's
 
 
-def test_preempted_then_on_the_one_node_that_is_left(cluster: Cluster, yard: Path, alone: Run) -> None:
+def test_zero_preempted_then_on_the_one_node_that_is_left(cluster: Cluster, yard: Path, alone: Run) -> None:
     """Four ranks make way for a job of the partition `high`; then one of their nodes is set down, and two ranks go on."""
-    job = Job.submit(cluster, yard, "p", "duration=60 steps", nodes="n1,n2", options=("--nodes=1-2",))
+    job = Job.submit(cluster, yard, "p", "duration=60 steps", "parallel.engine=zero", options=("--nodes=1-2", "--exclude=n3,n4"))
     job.wait_for_step(12)
     urgent = cluster.sbatch(yard, "--partition=high", "--nodes=4", "--exclusive", "--output=urgent.log", "--wrap=sleep 1")
     job.wait_for_restart(1)
@@ -65,28 +67,66 @@ def test_preempted_then_on_the_one_node_that_is_left(cluster: Cluster, yard: Pat
     assert job.attempts[1]["step"] == preempted["step"]
 
 
-def test_zero_through_the_time_limit_beside_a_node_that_loses_its_slurmd(cluster: Cluster, yard: Path, alone: Run) -> None:
+def test_the_time_limit_beside_a_node_that_loses_its_slurmd(cluster: Cluster, yard: Path, alone: Run) -> None:
     def time_limit() -> None:
-        job = Job.submit(cluster, yard, "z", "duration=2000 steps", "parallel.engine=zero", options=("--time=2", "--signal=B:USR2@75"))
+        job = Job.submit(cluster, yard, "t", "duration=2000 steps",       # SLURM sends the signal up to half a minute early
+                         options=("--exclude=n3,n4", "--ntasks-per-node=1", "--time=3", "--signal=B:USR2@90"))
         job.wait_for_restart(1)
         stopped = job.run.outcome
         assert (stopped["state"], stopped["cause"]) == ("stopped early", "time_limit"), stopped
         job.wait_for_step(stopped["step"] + 10, attempt=2)
         cluster.command("scancel", job.id)
         cluster.wait_for(job.id, "CANCELLED")
-        assert job.attempts[1]["step"] == stopped["step"] == job.run.outcome["step"]
+        assert job.attempts[1]["step"] == stopped["step"]
         job.goes_like(alone, min(stopped["step"] + 10, 200))
 
     def lost_slurmd() -> None:
         """SLURM gives the node up and starts the job on another, while the old batch script and its ranks are still at work."""
-        job = Job.submit(cluster, yard, "o", "duration=2000 steps", nodes="n3,n4", options=("--nodes=1",))
+        job = Job.submit(cluster, yard, "o", "duration=2000 steps", options=("--nodes=1", "--exclude=n1,n2"))
         job.wait_for_step(12)
         node = cluster.job(job.id)["BatchHost"]
         orphans = cluster.processes(f"SLURM_JOB_ID={job.id}")
-        assert len(orphans) >= 4        # srun, two ranks, the batch script
+        assert len(orphans) >= 4        # the batch script, srun, two ranks
         cluster.kill_node(node)
         job.wait_for_restart(1)
-        assert [pid for pid in orphans if pid in cluster.processes()] == orphans
         job.wait_for_step(30, attempt=2)
+        cluster.wait_until(lambda: not set(cluster.processes()) & set(orphans), "the old attempt does not end")
+        assert "given up by SLURM" in job.log
+        assert cluster.job(job.id)["Restarts"] == "1"
+        assert cluster.job(job.id)["BatchHost"] != node
+        assert [row["attempt"] for row in job.attempts] == [1, 2]
+        steps = [row["step"] for row in job.run.rows() if row["attempt"] == 1]
+        assert steps == sorted(steps)
+        job.goes_like(alone, 30)
 
     side_by_side(time_limit, lost_slurmd)
+
+
+def test_a_step_daemon_that_dies_beside_a_run_that_gets_nowhere(cluster: Cluster, yard: Path, alone: Run) -> None:
+    def killed_daemon() -> None:
+        """SLURM never hears of the ranks again whose slurmstepd was killed."""
+        job = Job.submit(cluster, yard, "d", "duration=600 steps", "resilience.hang_timeout=10",
+                         options=("--exclude=n3,n4", "--export=ALL,LAST_RANK_S=15"))
+        job.wait_for_step(12)
+        job.kill_step_daemon(0)
+        job.wait_for_restart(1)
+        job.wait_for_step(60, attempt=2)
+        cluster.command("scancel", job.id)
+        cluster.wait_for(job.id, "CANCELLED")
+        job.goes_like(alone, 60)
+
+    def gets_nowhere() -> None:
+        """Killed as often as it starts; the fourth attempt is not made."""
+        job = Job.submit(cluster, yard, "n", "duration=600 steps", "checkpoint.every=200 steps", "parallel.engine=ddp",
+                         options=("--nodes=1", "--exclude=n1,n2"))
+        for attempt in (1, 2, 3):
+            job.wait_for_step(1, attempt)
+            job.kill_rank(1)
+            job.wait_for_restart(attempt)
+        known = cluster.wait_for(job.id, "FAILED", restarts=3)
+        assert known["ExitCode"] == "3:0"
+        assert job.run.outcome["state"] == "failed"
+        assert job.run.outcome["cause"] == "restarts"
+        assert "3 attempts in a row began at the very beginning" in job.log
+
+    side_by_side(killed_daemon, gets_nowhere)
