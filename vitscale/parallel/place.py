@@ -21,7 +21,7 @@ class Place:
 
 
 def node_name() -> str:
-    """What SLURM calls this node, else what it calls itself."""
+    """What this machine is called: by SLURM, which may run several nodes on one host, or by itself."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 

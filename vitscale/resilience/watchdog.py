@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import socket
 import sys
 import threading
 import time
@@ -32,11 +31,6 @@ _CALL = "call.json"
 # from a dead one by less; reading one back waits for the same disk.  A rank that does not answer is found there all the same.
 _LONG = ("checkpoint", "restore")
 _Batch = TypeVar("_Batch")
-
-
-def node_name() -> str:
-    """What this machine is called: by SLURM, which may run several nodes on one host, or by itself."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 class Watchdog:

@@ -23,7 +23,7 @@ from vitscale.optim.build import build_optimizer
 from vitscale.optim.ema import Ema
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.launch import hold_lifeline
-from vitscale.parallel.place import Place
+from vitscale.parallel.place import Place, node_name
 from vitscale.parallel.world import World, joined, lost_a_peer
 from vitscale.recipe import Recipe
 from vitscale.resilience.guard import Guard, Verdict
@@ -31,7 +31,7 @@ from vitscale.resilience.outcome import cause_of_stop, write_outcome
 from vitscale.resilience.preflight import preflight
 from vitscale.resilience.restarts import begin_attempt, refuse_loop
 from vitscale.resilience.signals import StopFlag
-from vitscale.resilience.watchdog import Watchdog, node_name
+from vitscale.resilience.watchdog import Watchdog
 from vitscale.train.evaluate import evaluate
 from vitscale.train.facts import facts_of
 from vitscale.train.pace import PROBE_EVERY, Probe
