@@ -162,8 +162,8 @@ def _faulty(train_step: Callable[..., Any], wanted: Sequence[_Armed]) -> Callabl
         def faulty_forward(*inputs: Any) -> Any:
             while waiting:
                 waiting.pop().strike()
-            logits = forward(*inputs)
-            return logits * float("nan") if "nan" in kinds else logits
+            output = forward(*inputs)
+            return _spoiled(output) if "nan" in kinds else output
 
         engine.forward = faulty_forward
         if "spike" in kinds:
@@ -174,6 +174,11 @@ def _faulty(train_step: Callable[..., Any], wanted: Sequence[_Armed]) -> Callabl
             engine.forward, engine.set_lr = forward, set_lr
 
     return step
+
+
+def _spoiled(output: Any) -> Any:
+    """NaN for every number of what a model gives: a tensor, or several."""
+    return type(output)(map(_spoiled, output)) if isinstance(output, (tuple, list)) else output * float("nan")
 
 
 def _wrap(module: ModuleType, path: Sequence[str], armed: _Armed) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vitscale.errors import DataError
-from vitscale.resilience.skips import FILE, remember, remembered
+from vitscale.resilience.skips import FILE, remember, remembered, rollbacks, undone_by
 
 
 def test_what_is_remembered_comes_back_sorted_and_once(tmp_path: Path) -> None:
@@ -62,3 +62,24 @@ def test_an_unreadable_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=rf"{FILE}: line 2 is unreadable"):
             act()
     assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_a_rollback_is_a_decision_that_says_which_checkpoints_it_undid(tmp_path: Path) -> None:
+    remember(tmp_path, 0, 64, "by hand")
+    remember(tmp_path, 640, 704, "a spike", cause="spike", before_step=21)
+    assert rollbacks(tmp_path) == [{"start": 640, "end": 704, "reason": "a spike", "cause": "spike", "before_step": 21}]
+    assert remembered(tmp_path) == [(0, 64), (640, 704)]
+
+
+def test_a_checkpoint_is_undone_if_it_holds_the_update_at_fault() -> None:
+    first = {"start": 640, "end": 704, "before_step": 21}
+    second = {"start": 320, "end": 352, "before_step": 10}
+    assert undone_by([], 99, []) is None
+    assert undone_by([first], 20, []) is None
+    assert undone_by([first], 21, []) == first
+    assert undone_by([first], 30, [(0, 64), (704, 736)]) == first
+    assert undone_by([first], 30, [(640, 672)]) == first
+    assert undone_by([first], 30, [[600, 800]]) is None         # of the run that went on without those batches; lists, as JSON gives them
+    assert undone_by([first, second], 30, [(640, 704)]) == second
+    assert undone_by([first, second], 30, [(640, 704), (320, 352)]) is None
+    assert undone_by([first, second], 9, []) is None
