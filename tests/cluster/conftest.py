@@ -45,5 +45,5 @@ def alone(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Run:
     folder = tmp_path_factory.mktemp("alone")
     (folder / "data").mkdir()
     (folder / "data" / "digits").symlink_to(digits)
-    train(folder, *TINY, "name=alone", "duration=200 steps", recipe="vit_huge")
+    train(folder, *TINY, "name=alone", "duration=120 steps", recipe="vit_huge")
     return Run(folder / "runs" / "alone")

@@ -23,7 +23,7 @@ JOB_S = 240         # for a job to get somewhere
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY")
 
 # The cores, memory and GPUs are lies that SLURM believes (config_overrides).  A job that is requeued is held until its old credential has
-# expired: cred_expire is 120 s by default.  FirstJobId: ports of jobs follow from their numbers, and two of these may run at once.
+# expired: cred_expire is 120 s by default.  ReturnToService=1: a node set down stays down.  FirstJobId: ports of jobs follow from their numbers, and two of these may run at once.
 CONFIGURATION = """\
 ClusterName=emulated
 SlurmctldHost=localhost
@@ -46,7 +46,7 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
 MpiDefault=none
-ReturnToService=2
+ReturnToService=1
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
@@ -134,7 +134,7 @@ class Cluster:
         for node in NODES:
             if node not in self._daemons:
                 self.start_node(node)
-        self.command("scontrol", "update", "nodename=n[1-4]", "state=resume", check=False)     # "Invalid node state" if none is down
+            self.command("scontrol", "update", f"nodename={node}", "state=resume", check=False)    # an error unless it is down
         self.wait_for_nodes(NODES)
         _end(lambda: [pid for pid in self.processes() if _has(pid, "SLURM_JOB_ID=")])
 

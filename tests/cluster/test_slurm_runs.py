@@ -78,7 +78,7 @@ def test_the_time_limit_beside_a_node_that_loses_its_slurmd(cluster: Cluster, ya
         cluster.command("scancel", job.id)
         cluster.wait_for(job.id, "CANCELLED")
         assert job.attempts[1]["step"] == stopped["step"]
-        job.goes_like(alone, min(stopped["step"] + 10, 200))
+        job.goes_like(alone, min(stopped["step"] + 10, 120))
 
     def lost_slurmd() -> None:
         """SLURM gives the node up and starts the job on another, while the old batch script and its ranks are still at work."""
