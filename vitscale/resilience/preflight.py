@@ -143,7 +143,7 @@ def _gemm(world: World, recipe: Recipe) -> tuple[float | None, Finding]:
     on_gpu = world.device.type == "cuda"
     dtype = torch.bfloat16 if on_gpu and recipe.parallel.precision == "bf16" else torch.float32
     try:
-        flops = speed.matmul_flops(world.device, dtype, 8192 if on_gpu else 256, budget_s=0.05)
+        flops = speed.matmul_flops(world.device, dtype, 8192 if on_gpu else 256, budget_s=0.1)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         return None, Finding("GEMM", "failed", "", "", f"the device does not multiply matrices: {reason}; leave this node out")
