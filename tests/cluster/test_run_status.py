@@ -76,7 +76,8 @@ def test_states_in_the_order_of_a_runs_life(tmp_path: Path):
         return found.state, found.detail
 
     assert state() == ("submitted", "but not in the queue")
-    assert state(queued("7"), queued("8", reason="Dependency"), queued("99", "RUNNING")) == ("queued", "Priority")
+    assert state(queued("8", reason="Dependency"), queued("7"), queued("99", "RUNNING")) == ("queued", "Priority")
+    assert status_of(folder, [queued("8"), queued("7")]).job == "7"
     assert state(queued("7", "RUNNING"), queued("8")) == ("starting", "for 1:00")
     a_run(folder)
     lease = Lease.take(folder)

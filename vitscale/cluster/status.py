@@ -57,7 +57,7 @@ def status_of(folder: Path, queue: Sequence[Queued] | None, now: float | None = 
     now = time.time() if now is None else now
     holder, row = holder_of(folder, now), last_row(folder / METRICS, "loss")
     jobs = jobs_of(folder)
-    queued = [entry for entry in queue or () if entry.job in jobs]
+    queued = sorted((entry for entry in queue or () if entry.job in jobs), key=lambda entry: jobs.index(entry.job))
     state, detail = _state(folder, holder, queued, bool(jobs))
     step, speed, timestamp = (_number(row.get(column)) for column in ("step", "images_per_second", "time"))
     done, left = _progress(folder / RECIPE, step, _number(row.get("images")))
