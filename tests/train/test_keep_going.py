@@ -27,12 +27,18 @@ def test_two_kills_cost_what_the_books_say(place: Path, unbroken: Run) -> None:
     same_as(unbroken, run)
 
     rows = attempts_of(run.folder)
-    assert [(row.attempt, row.step, row.ranks, row.cause) for row in rows] == [(1, 0, 2, None), (2, 16, 2, "killed"), (3, 40, 2, "killed")]
+    assert [(row.attempt, row.ranks, row.cause) for row in rows] == [(1, 2, None), (2, 2, "killed"), (3, 2, "killed")]
+    # of checkpoints, which are written behind the steps
+    assert [row.step % 8 for row in rows] == [0, 0, 0]
+    assert rows[0].step == 0
+    assert rows[1].step <= 16
+    assert rows[1].step <= rows[2].step <= 40
+    assert [row.images for row in rows] == [32 * row.step for row in rows]
     assert rows[1].reason == "rank 1 was ended by SIGKILL"
     spent, wall_s = run.outcome["run_seconds"], run.outcome["time"] - began
     assert sum(spent.values()) == pytest.approx(wall_s, rel=0.01, abs=0.2)
     assert min(spent.values()) >= 0
-    assert spent["repeated"] > 0                        # steps 17 to 19 and 41 to 43
+    assert spent["repeated"] > 0                        # steps 17 to 19 and 41 to 43 at least
     assert spent["waiting"] < 0.2 * wall_s              # the launcher starts them at once
     assert run.outcome["goodput_ratio"] == goodput_ratio(spent) > 0
     books = read_books(run.folder)
