@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 import timeit
 from collections.abc import Callable
@@ -146,9 +147,18 @@ class Case:
     files: dict[str, str] = field(default_factory=dict)     # that are there before
 
 
-def _left(attempt: int, step: int) -> dict[str, str]:
-    """The sighting of a rank 1 that is no more."""
-    return {"logs/stuck/rank-1.json": json.dumps(asdict(Sighting(1, "n1", 1, attempt, 7, step, 0, "compute", 0.0, 2.0, True, "?")))}
+def _left(attempt: int, written: int) -> str:
+    """What a rank 1 wrote that is far on."""
+    return json.dumps(asdict(Sighting(1, "n1", 1, attempt, written, 500, 0, "compute", 0.0, 2.0, True, "?")))
+
+
+def _orphan(path: Path, until: threading.Event) -> None:
+    """A rank 1 of attempt 1 that its SLURM has forgotten: it still writes what it sees."""
+    written = 0
+    while not until.wait(0.1):
+        written += 1
+        path.with_name(".orphan").write_text(_left(1, written))
+        os.replace(path.with_name(".orphan"), path)
 
 
 CASES = {
@@ -156,12 +166,12 @@ CASES = {
     "one waits for another that gets on": Case((_waits, _gets_on)),
     "checkpoint": Case((_writes_a_checkpoint, _writes_a_checkpoint)),
     "evaluation": Case((_evaluates,)),
-    "first step": Case((_waits,), first_step=True),
+    "first step": Case((_waits,), absent=1, first_step=True),
     "hang": Case((_waits, _hangs, _waits)),
     "reading": Case((_reads_slowly_then_not_at_all,)),
-    "gone, known of an earlier attempt": Case((_waits,), absent=1, files=_left(1, 3) | {"outcome.json": json.dumps(
+    "gone, known of an earlier attempt": Case((_waits,), absent=1, files={"logs/stuck/rank-1.json": _left(1, 0), "outcome.json": json.dumps(
         {"cause": "hang", "attempt": 1, "reason": "of attempt 1", "time": 0.0})}),
-    "gone after it had answered": Case((_waits,), absent=1, files=_left(2, 500)),
+    "gone after it had answered": Case((_waits,), absent=1, files={"logs/stuck/rank-1.json": _left(2, 7)}),
     "the run folder is lost": Case((_hangs,), files={"lease/3": ""}),
 }
 
@@ -204,10 +214,14 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
         started[name] = folder, [context.Process(target=_rank, args=(case, folder, rank)) for rank in range(len(case.acts))]
         for process in started[name][1]:
             process.start()
+    over = threading.Event()
+    path = started["gone, known of an earlier attempt"][0] / "logs" / "stuck" / "rank-1.json"
+    threading.Thread(target=_orphan, args=(path, over), daemon=True).start()
     for _, processes in started.values():
         for process in processes:
             process.join(90)
             process.kill()
+    over.set()
     return {name: Ended(folder, [process.exitcode for process in processes]) for name, (folder, processes) in started.items()}
 
 
