@@ -1,15 +1,21 @@
 """What every model offers to the rest of the program, and all that parallelism may rely on."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 
 class Backbone(nn.Module):
-    """forward(images (B, C, S, S), keep (2L, B) or None) -> logits (B, classes)."""
+    """forward(images (B, C, S, S), keep (R, B) or None) -> logits (B, classes)."""
 
-    drop_rates: tuple[float, ...]       # probability of dropping each residual branch (2L); the rows of `keep`
+    drop_rates: tuple[float, ...]       # probability of dropping each residual branch (R); the rows of `keep`
+    # First values that are one number, by the end of the parameter's name; the rest is initial_value's.
+    constants: Mapping[str, float]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.constants = {}
 
     @abstractmethod
     def units(self) -> Sequence[nn.Module]:

@@ -14,15 +14,16 @@ def drop_rates(depth: int, last: float) -> tuple[float, ...]:
 
 
 def add_branch(stream: Tensor, branch: Tensor, keep: Tensor | None, rate: float) -> Tensor:
-    """stream + branch, or where `keep` (B,) is 0 the stream alone; kept branches are scaled by 1 / (1 - rate).  All (B, N, D).
+    """stream + branch, or where `keep` (B,) is 0 the stream alone; kept branches are scaled by 1 / (1 - rate).  All (B, ..., D).
 
     So the expectation over keep ~ Bernoulli(1 - rate) is stream + branch.  `keep` None: nothing is dropped and nothing scaled.
     """
     if keep is None:
         return stream + branch
+    keep = keep.unflatten(0, (-1, *[1] * (stream.ndim - 1)))
     if torch.compiler.is_compiling():
         # a number would be built into the graph: one graph for each block's rate, and past eight of them none at all
         scale = keep.float() * (1.0 / (1.0 - rate))
-        return (stream.float() + branch.float() * scale[:, None, None]).to(stream.dtype)
+        return (stream.float() + branch.float() * scale).to(stream.dtype)
     # the scale goes in as a number, not through bf16, where 1 / (1 - rate) would be off by up to 0.4 %
-    return torch.addcmul(stream, branch, keep.to(stream.dtype)[:, None, None], value=1.0 / (1.0 - rate))
+    return torch.addcmul(stream, branch, keep.to(stream.dtype), value=1.0 / (1.0 - rate))

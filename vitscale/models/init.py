@@ -5,12 +5,15 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vitscale.models.backbone import Backbone
 from vitscale.models.names import leaf
 
+HEADS = ("head.weight", "head.fc.weight")
 
-def initial_value(model: nn.Module, name: str, shape: Sequence[int], seed: int) -> Tensor:
+
+def initial_value(model: Backbone, name: str, shape: Sequence[int], seed: int) -> Tensor:
     """The whole tensor of the parameter `name`, fp32 on the CPU; `shape` is its unsharded shape.
 
     As big_vision's vit.py (Beyer et al. 2022), whose deviations follow the width, so that small models train as well as large ones:
@@ -18,19 +21,21 @@ def initial_value(model: nn.Module, name: str, shape: Sequence[int], seed: int) 
     * matrices of attention and MLP uniform with variance 2 / (fan-in + fan-out) (Glorot & Bengio 2010); qkv counts as three;
     * positions and the MAP probe normal with variance 1 / D; the class token 0;
     * the patch projection normal with variance 1 / fan-in (LeCun et al. 1998);
-    * the classifier 0, so that the first loss is log(classes); biases 0, norms' weights 1, LayerScale's gammas `model.layer_scale`.
+    * other convolutions likewise; tables of relative positions 0: every direction alike at first;
+    * the classifier 0, so that the first loss is log(classes); biases 0, norms' weights 1; what `model.constants` names, that number.
 
     Nothing depends on the order of the parameters, the device, the engine or the sharding: a rank may make any tensor alone.
     """
     last = leaf(name)
-    if last in ("bias", "cls_token") or name == "head.weight":
+    for ending, number in model.constants.items():
+        if name.endswith(ending):
+            return torch.full(tuple(shape), number, device="cpu")
+    if last in ("bias", "q_bias", "v_bias", "cls_token", "relative_position_bias_table") or name in HEADS:
         return torch.zeros(*shape, device="cpu")
-    if last == "gamma":
-        return torch.full(tuple(shape), float(model.layer_scale), device="cpu")  # type: ignore[arg-type]
     if last == "weight" and len(shape) == 1:
         return torch.ones(*shape, device="cpu")
     value, generator = torch.empty(*shape, dtype=torch.float32, device="cpu"), _generator(seed, name)
-    if name == "patch_embed.proj.weight":
+    if len(shape) == 4:
         return value.normal_(0.0, 1 / math.sqrt(math.prod(shape[1:])), generator=generator)
     if last in ("pos_embed", "latent"):
         return value.normal_(0.0, 1 / math.sqrt(shape[-1]), generator=generator)
@@ -43,12 +48,12 @@ def initial_value(model: nn.Module, name: str, shape: Sequence[int], seed: int) 
     return value.uniform_(-bound, bound, generator=generator)
 
 
-def initialise(model: nn.Module, seed: int) -> None:
+def initialise(model: Backbone, seed: int) -> None:
     """Fill a materialised, unsharded model in place: parameters by initial_value, buffers by its reset_buffers()."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(initial_value(model, name, parameter.shape, seed))
-        model.reset_buffers()  # type: ignore[operator]
+        model.reset_buffers()
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-TABLES = ("cls_token", "pos_embed", "latent")       # learned vectors that stand in the place of tokens
+# learned vectors that stand in the place of tokens, biases of attention, temperatures
+TABLES = ("cls_token", "pos_embed", "latent", "relative_position_bias_table", "logit_scale")
 
 
 def leaf(name: str) -> str:

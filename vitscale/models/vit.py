@@ -69,7 +69,7 @@ class VisionTransformer(Backbone):
         self.position = model.position
         self.width = shape.width
         self.grid = (grid(model), grid(model))
-        self.layer_scale = model.layer_scale
+        self.constants = {} if model.layer_scale is None else {".gamma": model.layer_scale}
         self.drop_rates = drop_rates(shape.depth, model.drop_path)
 
         self.patch_embed = PatchEmbed(model.channels, model.patch, shape.width)

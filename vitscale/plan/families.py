@@ -4,13 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 from vitscale.errors import RecipeError
-from vitscale.plan import sizes, vit
+from vitscale.plan import convnext, sizes, swin, vit
 from vitscale.plan.anatomy import Anatomy
 from vitscale.recipe.schema import Model
 
 # family -> (what is wrong with a section once its size is known, the section taken apart)
 ANATOMIES: dict[str, tuple[Callable[[Any], list[tuple[str, str]]], Callable[[Any], Anatomy]]] = {
     "vit": (sizes.problems, vit.anatomy),
+    "swin": (swin.problems, swin.anatomy),
+    "convnext": (convnext.problems, convnext.anatomy),
 }
 
 

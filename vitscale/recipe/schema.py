@@ -116,6 +116,7 @@ class ConvNext(Model):
     size: Literal["atto", "femto", "pico", "nano", "tiny", "small", "base", "large", "xlarge", "huge"] | None = None
     widths: Depths | None = None            # channels of each stage
     depths: Depths | None = None            # blocks of each stage
+    layer_scale: Positive | None = None     # first value of version 1's gammas; null: 1e-6
 
 
 FAMILIES: dict[str, type[Model]] = {"vit": Vit, "deit": Deit, "swin": Swin, "convnext": ConvNext}

@@ -1,0 +1,179 @@
+"""ConvNeXt, version 1 (Liu et al. 2022) and version 2 (Woo et al. 2023), from images to logits."""
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from vitscale.models.backbone import Backbone
+from vitscale.models.drop_path import add_branch, drop_rates
+from vitscale.models.names import is_exempt
+from vitscale.plan.convnext import KERNEL, MLP_RATIO, STEM, Stage, layer_scale_of, stages_of
+from vitscale.recipe.schema import ConvNext
+
+EPS = 1e-6
+
+
+class ResponseNorm(nn.Module):
+    """Global response normalisation (Woo et al. 2023, section 3.1): channels compete by their norm over the whole image."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, height, width, D) -> the same."""
+        norms = features.norm(dim=(1, 2), keepdim=True)
+        share = norms / (norms.mean(dim=-1, keepdim=True) + EPS)
+        return features + torch.addcmul(self.bias, self.weight, features * share)
+
+
+class ConvMLP(nn.Module):
+    """Linear, GELU, response norm in version 2, linear, place by place."""
+
+    def __init__(self, width: int, version: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, MLP_RATIO * width)
+        self.act = nn.GELU()
+        self.grn = ResponseNorm(MLP_RATIO * width) if version == 2 else nn.Identity()
+        self.fc2 = nn.Linear(MLP_RATIO * width, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.fc2(self.grn(self.act(self.fc1(features))))
+
+
+class ConvNextBlock(nn.Module):
+    """Depthwise convolution, norm, MLP: one residual branch (Liu et al. 2022, figure 4).
+
+    Features are channels-last throughout, which convolutions on every device take as well and norms and linear layers want.
+    """
+
+    def __init__(self, width: int, version: int, layer_scale: float | None, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.conv_dw = nn.Conv2d(width, width, KERNEL, padding=KERNEL // 2, groups=width)
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.mlp = ConvMLP(width, version)
+        self.gamma = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
+
+    def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
+        """features (B, height, width, D), keep (B,) -> the same."""
+        branch = self.conv_dw(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        branch = self.mlp(self.norm(branch))
+        if self.gamma is not None:
+            branch = branch * self.gamma.to(branch.dtype)        # under autocast an fp32 gamma would widen the whole stream
+        return add_branch(features, branch, keep, self.rate)
+
+
+class Downsample(nn.Sequential):
+    """Norm, then 2 x 2 places to one; and the stem, P x P pixels to one place, then norm (Liu et al. 2022, section 2.2 and 2.6)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, height, width, D) -> (B, height / 2, width / 2, D')."""
+        for module in self:
+            is_conv = isinstance(module, nn.Conv2d)
+            features = module(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if is_conv else module(features)
+        return features
+
+
+class ConvNextStage(nn.Module):
+    """Downsampling, but in the first stage, then blocks."""
+
+    def __init__(self, before: int | None, stage: Stage, model: ConvNext, rates: Sequence[float]) -> None:
+        super().__init__()
+        self.downsample = nn.Identity() if before is None else Downsample(
+            nn.LayerNorm(before, eps=EPS), nn.Conv2d(before, stage.width, kernel_size=2, stride=2))
+        scale = layer_scale_of(model)
+        self.blocks = nn.ModuleList(ConvNextBlock(stage.width, model.version, scale, rate) for rate in rates)
+
+
+class ConvNextHead(nn.Module):
+    """The mean over all places, a norm, the classifier."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.fc = nn.Linear(width, classes) if classes else nn.Identity()
+
+
+class ConvNeXt(Backbone):
+    """Images to logits, or to pooled features where `classes` is 0.  Parameter names are timm's."""
+
+    def __init__(self, model: ConvNext) -> None:
+        """Raises RecipeError when the section contradicts itself."""
+        super().__init__()
+        stages = stages_of(model)
+        scale = layer_scale_of(model)
+        self.constants = {"grn.weight": 0.0} if scale is None else {".gamma": scale}
+        self.drop_rates = drop_rates(sum(stage.depth for stage in stages), model.drop_path)[::2]
+        self.stem = Downsample(nn.Conv2d(model.channels, stages[0].width, STEM, STEM), nn.LayerNorm(stages[0].width, eps=EPS))
+        built, first, before = [], 0, None
+        for stage in stages:
+            built.append(ConvNextStage(before, stage, model, self.drop_rates[first:first + stage.depth]))
+            first, before = first + stage.depth, stage.width
+        self.stages = nn.ModuleList(built)
+        self.head = ConvNextHead(stages[-1].width, model.classes)
+
+    @property
+    def _stages(self) -> Sequence[ConvNextStage]:
+        return cast(Sequence[ConvNextStage], self.stages)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """images (B, C, height, width) of any size, normalised -> logits (B, classes), or pooled features (B, D) where classes is 0.
+
+        `keep` (L, B), 1.0 or 0.0: row l the block l; None keeps all.
+        """
+        return self.head.fc(self.forward_features(images, keep, ("pooled",))["pooled"])
+
+    def forward_features(self, images: Tensor, keep: Tensor | None = None, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """The intermediates asked for by name; None: the last stage and `pooled`.
+
+        `stem` and `stages.0.blocks.0`, ... (B, height, width, D); `stages.0`, ... after a stage; `pooled` (B, D), normed.  Raises
+        ValueError for another name.
+        """
+        wanted = {f"stages.{len(self.stages) - 1}", "pooled"} if names is None else set(names)
+        unknown = wanted - set(self.feature_names())
+        if unknown:
+            raise ValueError(f"no such intermediates: {', '.join(sorted(unknown))}; there are {', '.join(self.feature_names())}")
+        if keep is not None and keep.shape != (len(self.drop_rates), images.shape[0]):
+            raise ValueError(f"keep wants the shape {(len(self.drop_rates), images.shape[0])}, got {tuple(keep.shape)}")
+        found: dict[str, Tensor] = {}
+
+        def note(name: str, value: Tensor) -> Tensor:
+            if name in wanted:
+                found[name] = value
+            return value
+
+        features, row = note("stem", self.stem(images.permute(0, 2, 3, 1))), 0
+        for number, stage in enumerate(self._stages):
+            features = stage.downsample(features)
+            for place, block in enumerate(stage.blocks):
+                features = note(f"stages.{number}.blocks.{place}", block(features, None if keep is None else keep[row]))
+                row += 1
+            note(f"stages.{number}", features)
+        note("pooled", self.head.norm(features.mean(dim=(1, 2))))
+        return found
+
+    def feature_names(self) -> list[str]:
+        """The names that forward_features knows, in the order of computation."""
+        names = ["stem"]
+        for number, stage in enumerate(self._stages):
+            names += [*(f"stages.{number}.blocks.{place}" for place in range(len(stage.blocks))), f"stages.{number}"]
+        return [*names, "pooled"]
+
+    def units(self) -> Sequence[nn.Module]:
+        """The blocks in order: what is recomputed, compiled and sharded one by one."""
+        return [block for stage in self._stages for block in stage.blocks]
+
+    def no_decay(self) -> set[str]:
+        """Names of the parameters exempt from weight decay: norms, biases, LayerScale, response norms."""
+        return {name for name, parameter in self.named_parameters() if is_exempt(name, parameter.shape)}
+
+    def reset_buffers(self) -> None:
+        """It has none."""
+
+
+def build(model: ConvNext) -> ConvNeXt:
+    """The model section -> the model, on torch's current default device.  Raises RecipeError."""
+    return ConvNeXt(model)
