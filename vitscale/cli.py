@@ -150,10 +150,13 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is added, until interrupted.")] = False,
 ) -> None:
     """What a rank of a run has written down last."""
+    import contextlib
+
     from vitscale.cluster.logs import logs_of, show
     from vitscale.cluster.runfolder import find_run
 
-    show(logs_of(find_run(run), rank), lines, follow, lambda line: print(line, flush=True))
+    with contextlib.suppress(KeyboardInterrupt):        # that is how following ends
+        show(logs_of(find_run(run), rank), lines, follow, lambda line: print(line, flush=True))
 
 
 @app.command()
