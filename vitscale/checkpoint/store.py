@@ -153,6 +153,9 @@ class Writer:
                 if self.on_failed is not None:
                     self.on_failed()
             raise
+        except LeaseLost:
+            shutil.rmtree(draft, ignore_errors=True)        # it is this attempt's own, and nobody else may come to clear it away
+            raise
         if self.rank == 0 and self.on_published is not None:
             self.on_published(time.monotonic() - started)
 
