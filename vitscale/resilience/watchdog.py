@@ -96,11 +96,13 @@ class Watchdog:
         self._sign, self._read_slack_s = sign, slack_s
 
     def give_way(self) -> None:
-        """For a main thread that has lost another rank: if that one was ended for a hang, this one ends with the same words here."""
-        if self.is_on and time.monotonic() - self._called_at < self._hang_s:
-            time.sleep(self._settle_s)
-            if reason := self._told():
-                self._end(reason)
+        """For a main thread that fails: if another rank was ended for a hang, this one ends with the same words and not with its own."""
+        if not self.is_on:
+            return
+        if time.monotonic() - self._called_at < self._hang_s:
+            time.sleep(self._settle_s)      # who was ended for it said so before
+        if reason := self._told():
+            self._end(reason)
 
     # The thread.
 
