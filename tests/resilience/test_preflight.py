@@ -145,14 +145,14 @@ def test_the_disk_is_held_against_the_checkpoints(tmp_path: Path) -> None:
 
     def with_share(share: float) -> Finding:
         """Of the free bytes, for one checkpoint."""
-        depth = max(int(free * share / (16 * 12 * 4096**2)), 1)
-        recipe = load_recipe("quickstart", ["model.width=4096", "model.heads=32", f"model.depth={depth}", "model.mlp=16384"])
-        assert checkpoint_bytes(recipe) == pytest.approx(free * share, rel=0.5) or depth == 1
+        depth = max(int(free * share / (16 * 12 * 1024**2)), 1)
+        recipe = load_recipe("quickstart", ["model.width=1024", "model.heads=16", f"model.depth={depth}", "model.mlp=4096"])
+        assert checkpoint_bytes(recipe) == pytest.approx(free * share, rel=0.2)
         assert retained_checkpoints(recipe) == 4
         return checks.disk_space(recipe, tmp_path)
 
-    if free < 40e9:
-        pytest.skip(f"wants a disk with 40 GB free, {tmp_path} has {free / 1e9:.0f}")
+    if free < 8e9:
+        pytest.skip(f"wants a disk with 8 GB free, {tmp_path} has {free / 1e9:.0f}")
     assert with_share(0.1).state == "ok"
     assert with_share(0.5).state == "warning"
     assert "lower checkpoint.keep (2)" in with_share(0.5).words
