@@ -79,3 +79,10 @@ def test_two_of_two_can_be_told_apart() -> None:
 def test_before_the_first_look() -> None:
     assert Stragglers(1.5).skew == 1.0
     assert Stragglers(1.5).look([0.0, 0.0], 0.0, 0.0) == []
+
+
+def test_also_one_that_stands_in_the_middle_is_held_against_the_others_alone() -> None:
+    one = Stragglers(1.5)
+    looks(one, SLOW, 0.5, 20)
+    ((_, notice),) = looks(one, [0.1, 0.14, 0.12, 0.16], 0.5, 30, start_s=20)
+    assert notice == Notice(2, "recovered", 0.12, 0.14, pytest.approx(0.12 / 0.14))
