@@ -37,7 +37,8 @@ def test_every_damaged_file_is_named_and_kept_and_the_last_whole_checkpoint_used
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output
     folder = run.folder / "checkpoints"
-    files = sorted(str(path.relative_to(folder / run.checkpoints[0])) for path in (folder / run.checkpoints[0]).rglob("*") if path.is_file())
+    oldest = folder / run.checkpoints[0]
+    files = sorted(str(path.relative_to(oldest)) for path in oldest.rglob("*") if path.is_file())
     assert files == ["ema.safetensors", "manifest.json", "model.safetensors", "run.json", "state/.metadata", "state/__0_0.distcp",
                      "state/__1_0.distcp"]
 

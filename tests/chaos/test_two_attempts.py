@@ -37,7 +37,7 @@ def signal_all(process: subprocess.Popen[str], number: int) -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file but the logs that people read."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*")
-            if path.is_file() and path.relative_to(folder).parts[0] != "logs" or path.name == "samples.jsonl"}
+            if (path.is_file() and path.relative_to(folder).parts[0] != "logs") or path.name == "samples.jsonl"}
 
 
 def test_an_attempt_that_was_thought_dead_does_no_harm(place: Path, unbroken: Run) -> None:
