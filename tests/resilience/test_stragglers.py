@@ -53,6 +53,9 @@ def test_a_rank_that_is_slow_now_and_then_is_not_named() -> None:
     one = Stragglers(1.5)
     for second in range(300):
         assert one.look(SLOW if second % 12 < 4 else EVEN, 0.5, float(second)) == []
+    short = Stragglers(1.5, window=1)
+    for second in range(300):
+        assert short.look(SLOW if second % 6 < 5 else EVEN, 0.5, float(second)) == []
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5, 64, 1024])

@@ -64,6 +64,7 @@ class Watchdog:
         self._call_text, self._called_at = "", -math.inf
         self._written, self._is_written = 0, False
         self._heard: dict[int, tuple[Sighting, float]] = {}     # of each rank the newest sighting, and when it was found to be new
+        self._hearing_since = time.monotonic()
         self._ending = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -148,6 +149,7 @@ class Watchdog:
                 self._call(now)
         elif called_s > 6 * self._tick_s:
             self._forget_sighting()
+            self._hearing_since = now
             return
         mine = self._sighting(idle_s)
         self._is_written = True
@@ -155,11 +157,13 @@ class Watchdog:
             self._write(f"rank-{self.rank}.json", asdict(mine))
         if reason := self._told():
             self._end(reason)
-        if idle_s >= patience_s - self._quiet_s + self._turn_s:
-            self._hear(now)
-        else:
+        if idle_s < patience_s - self._quiet_s - 3 * self._tick_s + self._turn_s:
             self._heard.clear()
-        if idle_s >= patience_s + self._turn_s:
+            self._hearing_since = now
+            return
+        self._hear(now)
+        # only who has listened for longer than that can tell a file that is written again and again from one that was left behind
+        if idle_s >= patience_s + self._turn_s and now - self._hearing_since > self._quiet_s:
             answering = {rank: sighting for rank, (sighting, at) in self._heard.items() if now - at <= self._quiet_s}
             verdict = judge(answering | {self.rank: mine}, self.nodes)
             if verdict is not None:
