@@ -56,8 +56,10 @@ run_ranks() {
     local folder=$1 tasks=${SLURM_TASKS_PER_NODE%%[(,]*}
     shift
     [ -z "$CONTAINER$PREFIX" ] || export_meeting_point
-    # Since SLURM 22.05 srun does not take over the job's --cpus-per-task by itself.
-    LOGS=$folder/logs srun --kill-on-bad-exit=0 --wait=$LAST_RANK_S --cpus-per-task="${SLURM_CPUS_PER_TASK:-$((SLURM_CPUS_ON_NODE / tasks))}" \
+    # Since SLURM 22.05 srun does not take over the job's --cpus-per-task by itself.  SLURM_NTASKS is the number that was submitted, also
+    # when the job was given fewer nodes since.
+    LOGS=$folder/logs srun --ntasks="$(count_tasks)" --kill-on-bad-exit=0 --wait=$LAST_RANK_S \
+        --cpus-per-task="${SLURM_CPUS_PER_TASK:-$((SLURM_CPUS_ON_NODE / tasks))}" \
         $CONTAINER bash "$home/launch/node.sh" train "$@" &
     ranks=$!
     while kill -0 $ranks 2>/dev/null; do        # `wait` alone would be ended by a signal
@@ -68,6 +70,17 @@ run_ranks() {
         sleep 1
     done
     wait $ranks
+}
+
+# The sum of SLURM_TASKS_PER_NODE: 20 for "8(x2),4".
+count_tasks() {
+    local part sum=0 times
+    for part in ${SLURM_TASKS_PER_NODE//,/ }; do
+        times=${part#*x}
+        [ "$times" != "$part" ] || times=1
+        sum=$((sum + ${part%%(*} * ${times%)}))
+    done
+    echo $sum
 }
 
 # Where the ranks meet; outside of containers they ask scontrol themselves, which containers do not have.
