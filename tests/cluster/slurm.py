@@ -23,7 +23,8 @@ JOB_S = 240         # for a job to get somewhere
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY")
 
 # The cores, memory and GPUs are lies that SLURM believes (config_overrides).  A job that is requeued is held until its old credential has
-# expired: cred_expire is 120 s by default.  ReturnToService=1: a node set down stays down.  FirstJobId: ports of jobs follow from their numbers, and two of these may run at once.
+# expired: cred_expire is 120 s by default.  ReturnToService=1: a node set down stays down.  FirstJobId: ports of jobs follow from their
+# numbers, and two of these clusters may run at once.
 CONFIGURATION = """\
 ClusterName=emulated
 SlurmctldHost=localhost
