@@ -105,8 +105,9 @@ def test_three_that_get_nowhere_are_enough(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("code", "cause"), [
     (EXIT_DONE, None), (EXIT_FAILED, None), (EXIT_FAILED, "nonfinite"), (EXIT_WRONG_INPUT, None), (EXIT_REQUEUE, "signal"),
+    (EXIT_REQUEUE, "preemption"),
 ])
-def test_what_a_person_starts_again_counts_afresh(tmp_path: Path, code: int, cause: str | None) -> None:
+def test_what_a_person_starts_again_or_was_preempted_counts_afresh(tmp_path: Path, code: int, cause: str | None) -> None:
     died(tmp_path, 1, 0)
     died(tmp_path, 2, 0, code, cause)
     died(tmp_path, 3, 0)

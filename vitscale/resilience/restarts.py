@@ -96,11 +96,12 @@ def refuse_loop(run_folder: Path, attempts: Sequence[Attempt], max_restarts: int
 
     An attempt counts if whoever started it would start it again by itself: it wished so (exit code 75), or it died without a word.  After
     any other end (done, wrong input, failed for good, this very refusal), or after a person's signal, a person must have started the next
-    one, has perhaps mended something, and the count begins afresh.
+    one, has perhaps mended something, and the count begins afresh.  So it does after a preemption: others wanted the nodes, nothing is
+    wrong with the run.
     """
     now, ends = attempts[-1], list[str]()
     for row, after in reversed(list(itertools.pairwise(attempts))):
-        if row.images != now.images or after.exit_code not in (None, EXIT_REQUEUE) or after.cause == "signal":
+        if row.images != now.images or after.exit_code not in (None, EXIT_REQUEUE) or after.cause in ("signal", "preemption"):
             break
         ends.insert(0, f"  attempt {row.attempt}: {after.cause} ({after.reason})")
     if len(ends) < max_restarts:
