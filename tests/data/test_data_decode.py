@@ -75,6 +75,17 @@ def test_centre_crops_are_those_of_timm(crop, turn):
         assert distance(decode(data, CentreCrop(crop), size), pil_centre(data, crop, size)) <= 0.3
 
 
+def test_what_is_resized_is_no_planes():
+    """Copying planes into a batch would take longer than resizing.  Crops as wide as the image are whole stretches of memory."""
+    pixels = np.array(CHINA)
+    for height, width in ((427, 640), (200, 640), (427, 300), (1, 640), (1, 1), (9, 5)):
+        for channels in (1, 3):
+            crop = pixels[:height, :width, :channels]
+            resized = [resize(one, *size) for size in ((224, 224), (8, 1), crop.shape[:2]) for one in (crop, crop.copy())]
+            assert all(one.flags.c_contiguous for one in resized)
+            assert all(np.array_equal(*pair) for pair in zip(resized[::2], resized[1::2], strict=True))
+
+
 def test_tiny_images_are_enlarged_as_by_pil():
     data = encode(CHINA.resize((8, 8)).convert("L"), "PNG")
     assert distance(decode(data, CentreCrop(1.0), 28, 1), pil_crop(data, (0, 0, 8, 8), 28, "L")) <= 0.5

@@ -49,7 +49,8 @@ def decode(
 
 def resize(pixels: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]:
     """(h, w, C) -> (height, width, C)"""
-    # said to be channels-last, which strides alone do not tell: else the result is planes, and copying it into a batch takes 0.4 ms
-    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
-    resized = torch.nn.functional.interpolate(planes, size=(height, width), mode="bicubic", antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
+    # with the strides of channels-last in every dimension, also that of the one image: else the result is planes, and copying it into a
+    # batch takes 0.4 ms
+    planes = torch.from_numpy(np.ascontiguousarray(pixels).reshape(1, *pixels.shape).transpose(0, 3, 1, 2))
+    resized: NDArray[np.uint8] = torch.nn.functional.interpolate(planes, size=(height, width), mode="bicubic", antialias=True).numpy()
+    return resized[0].transpose(1, 2, 0)
