@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from reference import pictures, renamed, shaken
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,33 +23,19 @@ RENAMED = [         # theirs, ours: applied in this order
 ]
 
 
-def renamed(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+def ours_from(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     ours = {}
     for key, value in theirs.items():
-        for old, new in RENAMED:
-            key = key.replace(old, new)
+        key = renamed(key, RENAMED)
         ours[f"head.{key}" if key.startswith("norm.") else key] = value.flatten() if ".grn." in key else value
     return ours
-
-
-def shaken(module: torch.nn.Module) -> torch.nn.Module:
-    """Every parameter random and large enough to matter: zeros and ones would hide a swap."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return module.eval()
-
-
-def pictures(height: int, width: int) -> Tensor:
-    return torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(2))
 
 
 def pair(version: int) -> tuple[torch.nn.Module, torch.nn.Module]:
     kind = "ConvNext" if version == 1 else "ConvNextV2"
     theirs = shaken(getattr(transformers, f"{kind}ForImageClassification")(getattr(transformers, f"{kind}Config")(**THEIRS)))
     ours = build_model(ConvNext(**TINY, version=version)).eval()
-    ours.load_state_dict(renamed(theirs.state_dict()), strict=True)
+    ours.load_state_dict(ours_from(theirs.state_dict()), strict=True)
     return ours, theirs
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from reference import fuse, pictures, renamed, shaken
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,48 +26,30 @@ RENAMED = [         # theirs, ours: applied in this order
 ]
 
 
-def renamed(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+def ours_from(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights under our names: queries, keys and values fused, merging at the head of the next stage."""
     ours: dict[str, Tensor] = {}
     for key, value in theirs.items():
         if "relative_position_index" in key or "relative_coords_table" in key:
             continue
-        for old, new in RENAMED:
-            key = key.replace(old, new)
+        key = renamed(key, RENAMED)
         if ".downsample." in key:
             _, number, rest = key.split(".", 2)
             key = f"layers.{int(number) + 1}.{rest}"
         ours[key] = value
-    for parts in (("query", "key", "value"), ("q_proj", "k_proj", "v_proj")):
-        for key in [key for key in ours if f".{parts[0]}.weight" in key]:
-            stem = key.removesuffix(f"{parts[0]}.weight")
-            ours[f"{stem}qkv.weight"] = torch.cat([ours.pop(f"{stem}{part}.weight") for part in parts])
-            biases = [ours.pop(f"{stem}{part}.bias", None) for part in parts]
-            if biases[1] is not None:
-                ours[f"{stem}qkv.bias"] = torch.cat(biases)
-            else:
-                ours[f"{stem}q_bias"], ours[f"{stem}v_bias"] = biases[0], biases[2]
+    fuse(ours, ("query", "key", "value"), "qkv")
+    fuse(ours, ("q_proj", "k_proj", "v_proj"), "qkv")
+    for name in [name for name in ours if "logit_scale" in name]:       # version 2: no bias of the keys
+        stem = name.removesuffix("logit_scale")
+        ours[f"{stem}q_bias"], _, ours[f"{stem}v_bias"] = ours.pop(f"{stem}qkv.bias").chunk(3)
     return ours
-
-
-def shaken(module: torch.nn.Module) -> torch.nn.Module:
-    """Every parameter random and large enough to matter: zeros and ones would hide a swap."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return module.eval()
-
-
-def pictures(height: int, width: int) -> Tensor:
-    return torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(2))
 
 
 def pair(version: int) -> tuple[torch.nn.Module, torch.nn.Module]:
     kind = "Swin" if version == 1 else "Swinv2"
     theirs = shaken(getattr(transformers, f"{kind}ForImageClassification")(getattr(transformers, f"{kind}Config")(**THEIRS)))
     ours = build_model(Swin(**TINY, version=version)).eval()
-    ours.load_state_dict(renamed(theirs.state_dict()), strict=True)
+    ours.load_state_dict(ours_from(theirs.state_dict()), strict=True)
     return ours, theirs
 
 

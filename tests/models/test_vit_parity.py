@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from reference import fuse, pictures, renamed, shaken
 from torch import Tensor
 
 from vitscale.models.vit import VisionTransformer
@@ -14,25 +15,29 @@ THEIRS = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "
 
 RENAMED = [         # theirs, ours: applied in this order
     ("vit.", ""), ("embeddings.cls_token", "cls_token"), ("embeddings.position_embeddings", "pos_embed"),
+    ("embeddings.register_tokens", "reg_token"), ("embeddings.patch_embeddings.weight", "patch_embed.proj.weight"),
+    ("embeddings.patch_embeddings.bias", "patch_embed.proj.bias"),
     ("embeddings.position_embedding.weight", "pos_embed"), ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
     ("embeddings.patch_embedding", "patch_embed.proj"), ("encoder.layers.", "blocks."), ("encoder.layer.", "blocks."),
-    ("layers.", "blocks."), ("head.probe", "attn_pool.latent"), ("head.attention.out_proj", "attn_pool.proj"),
+    ("model.layer.", "blocks."), ("layers.", "blocks."), ("head.probe", "attn_pool.latent"), ("head.attention.out_proj", "attn_pool.proj"),
     ("head.layernorm", "attn_pool.norm"), ("head.mlp", "attn_pool.mlp"), ("head.attention.in_proj_", "attn_pool.in_proj."),
     ("layernorm_before", "norm1"), ("layernorm_after", "norm2"), ("layer_norm1", "norm1"), ("layer_norm2", "norm2"),
     ("post_layernorm", "norm"), ("layernorm", "norm"), ("self_attn", "attn"), ("attention", "attn"), ("o_proj", "proj"),
-    ("out_proj", "proj"), ("layer_scale1.lambda1", "ls1.gamma"), ("layer_scale2.lambda1", "ls2.gamma"), ("classifier", "head"),
+    ("out_proj", "proj"), ("layer_scale1.lambda1", "ls1.gamma"), ("layer_scale2.lambda1", "ls2.gamma"), ("lambda_1", "ls1.gamma"),
+    ("lambda_2", "ls2.gamma"), ("relative_position_bias.relative", "attn.relative"), ("classifier", "head"),
 ]
 
 
-def renamed(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under our names, with queries, keys and values fused."""
+def ours_from(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under our names, with queries, keys and values fused, and gate and value of a gated MLP."""
     ours = {}
-    for key, value in theirs.items():
-        for old, new in RENAMED:
-            key = key.replace(old, new)
-        ours[key] = value[None] if key == "pos_embed" and value.ndim == 2 else value
-    for key in [key for key in ours if ".attn.q_proj." in key]:
-        ours[key.replace("q_proj", "qkv")] = torch.cat([ours.pop(key.replace("q_proj", f"{part}_proj")) for part in "qkv"])
+    for theirs_name, value in theirs.items():
+        name = renamed(theirs_name, RENAMED)
+        ours[name] = value[None] if name == "pos_embed" and value.ndim == 2 else value
+    fuse(ours, ("q_proj", "k_proj", "v_proj"), "qkv")
+    if any("gate_proj" in name for name in ours):
+        fuse(ours, ("gate_proj", "up_proj"), "fc1")
+    ours = {name.replace("up_proj", "fc1").replace("down_proj", "fc2"): value for name, value in ours.items()}
     for last in ("weight", "bias"):
         if f"attn_pool.in_proj.{last}" in ours:
             fused = ours.pop(f"attn_pool.in_proj.{last}")
@@ -41,26 +46,13 @@ def renamed(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def shaken(module: torch.nn.Module) -> torch.nn.Module:
-    """Every parameter random and large enough to matter: zeros and ones would hide a swap."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return module.eval()
-
-
-def pictures(height: int, width: int) -> Tensor:
-    return torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(2))
-
-
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 40), (24, 64), (16, 16)])
 def test_token_pooling_equals_vit_at_any_image_size(qkv_bias, height, width):
     config = transformers.ViTConfig(**THEIRS, intermediate_size=48, num_labels=5, qkv_bias=qkv_bias)
     theirs = shaken(transformers.ViTForImageClassification(config))
     ours = VisionTransformer(Vit(**SIZE, classes=5, qkv_bias=qkv_bias), eps=1e-3).eval()
-    ours.load_state_dict(renamed(theirs.state_dict()), strict=True)
+    ours.load_state_dict(ours_from(theirs.state_dict()), strict=True)
     images = pictures(height, width)
     with torch.no_grad():
         expected = theirs(images, interpolate_pos_encoding=True).logits
@@ -72,7 +64,7 @@ def test_attention_pooling_equals_siglip():
     config = transformers.SiglipVisionConfig(**THEIRS, intermediate_size=48, hidden_act="gelu")
     theirs = shaken(transformers.SiglipVisionModel(config))
     ours = VisionTransformer(Vit(**SIZE, classes=0, pool="attention"), eps=1e-3).eval()
-    ours.load_state_dict(renamed(theirs.state_dict()), strict=True)
+    ours.load_state_dict(ours_from(theirs.state_dict()), strict=True)
     with torch.no_grad():
         expected = theirs(pictures(32, 32)).pooler_output
         torch.testing.assert_close(ours(pictures(32, 32)), expected, rtol=0, atol=1e-5)
@@ -82,7 +74,45 @@ def test_layer_scale_equals_dinov2():
     config = transformers.Dinov2Config(**THEIRS, mlp_ratio=2)
     theirs = shaken(transformers.Dinov2Model(config))
     ours = VisionTransformer(Vit(**{**SIZE, "mlp": 64}, classes=0, layer_scale=0.1), eps=1e-3).eval()
-    ours.load_state_dict(renamed(theirs.state_dict()), strict=True)
+    ours.load_state_dict(ours_from(theirs.state_dict()), strict=True)
     with torch.no_grad():
         expected = theirs(pictures(32, 32)).last_hidden_state
         torch.testing.assert_close(ours.forward_features(pictures(32, 32))["norm"], expected, rtol=0, atol=1e-5)
+
+
+def test_registers_and_a_gated_mlp_equal_dinov2_with_registers():
+    config = transformers.Dinov2WithRegistersConfig(**THEIRS, mlp_ratio=2, num_register_tokens=3, use_swiglu_ffn=True)
+    theirs = shaken(transformers.Dinov2WithRegistersModel(config))
+    section = Vit(**{**SIZE, "mlp": theirs.encoder.layer[0].mlp.down_proj.in_features}, classes=0, layer_scale=0.1, registers=3, gated=True)
+    ours = VisionTransformer(section, eps=1e-3).eval()
+    ours.load_state_dict(ours_from(theirs.state_dict()), strict=True)
+    with torch.no_grad():
+        expected = theirs(pictures(32, 32)).last_hidden_state
+        torch.testing.assert_close(ours.forward_features(pictures(32, 32))["norm"], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 24)])
+def test_rotary_positions_equal_dinov3(height, width):
+    config = transformers.DINOv3ViTConfig(**THEIRS, intermediate_size=48, num_register_tokens=2, key_bias=True)
+    theirs = shaken(transformers.DINOv3ViTModel(config))
+    ours = VisionTransformer(Vit(**SIZE, classes=0, layer_scale=0.1, registers=2, position="rotary"), eps=1e-3).eval()
+    ours.load_state_dict(ours_from(theirs.state_dict()), strict=True)
+    with torch.no_grad():
+        expected = theirs(pictures(height, width)).last_hidden_state
+        torch.testing.assert_close(ours.forward_features(pictures(height, width))["norm"], expected, rtol=0, atol=1e-5)
+
+
+def test_a_relative_bias_and_a_norm_after_pooling_equal_beit():
+    """BEiT pools the patches' mean and norms it; its blocks have no norm after the last."""
+    config = transformers.BeitConfig(**THEIRS, intermediate_size=48, use_relative_position_bias=True, num_labels=5)
+    theirs = shaken(transformers.BeitForImageClassification(config))
+    ours = VisionTransformer(Vit(**SIZE, classes=5, layer_scale=0.1, position="relative", pool="mean", pool_norm=True, registers=1),
+                             eps=1e-3).eval()
+    weights = {name.removeprefix("beit."): value for name, value in theirs.state_dict().items()}
+    weights["embeddings.register_tokens"] = weights.pop("embeddings.cls_token")         # it has no position and is not pooled: a register
+    weights["fc_norm.weight"], weights["fc_norm.bias"] = weights.pop("pooler.layernorm.weight"), weights.pop("pooler.layernorm.bias")
+    ours.load_state_dict(ours_from(weights), strict=True)
+    with torch.no_grad():
+        expected = theirs(pictures(32, 32)).logits
+        assert expected.std() > 0.1
+        torch.testing.assert_close(ours(pictures(32, 32)), expected, rtol=0, atol=1e-5)

@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitscale.models import build_model
-from vitscale.plan import count_params, params_by_component
+from vitscale.plan import anatomy_of, count_params, forward_flops, params_by_component
 from vitscale.recipe import Vit
 
 PUBLISHED = [
@@ -40,11 +41,32 @@ def test_every_option_counts_as_built_component_by_component(pool, position, qkv
     assert params_by_component(model) == counted
 
 
+MORE = [
+    {"class_tokens": 3, "registers": 2}, {"pool": "mean", "registers": 4, "pool_norm": True}, {"pool": "attention", "registers": 1},
+    {"class_tokens": 2, "pool_norm": True, "head_hidden": 11}, {"gated": True}, {"parallel": True}, {"qk_norm": True},
+    {"position": "rotary"}, {"position": "none", "pool": "mean"}, {"position": "relative"}, {"position": "relative", "pool": "mean"},
+    {"position": "relative", "registers": 2, "gated": True, "qk_norm": True, "layer_scale": 0.1},
+]
+
+
+@pytest.mark.parametrize("options", MORE, ids=str)
+def test_further_options_count_as_built_and_as_torch_counts(options):
+    model = Vit(**{"width": 24, "depth": 3, "heads": 2, "mlp": 40, "patch": 4, "image": 20, **options})
+    counted = dict.fromkeys(params_by_component(model), 0)
+    for name, parameter in built(model).named_parameters():
+        counted[component(name)] += parameter.numel()
+    assert params_by_component(model) == counted
+    assert [unit.params for unit in anatomy_of(model).units] == [sum(p.numel() for p in unit.parameters()) for unit in built(model).units()]
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        build_model(model)(torch.empty(2, 3, 20, 20))
+    assert counter.get_total_flops() == 2 * forward_flops(model)
+
+
 def component(name: str) -> str:
     """Which component of the plan a parameter belongs to."""
     top = {
-        "patch_embed": "patch_embed", "pos_embed": "position", "cls_token": "cls_token",
-        "norm": "norms", "attn_pool": "pool", "head": "head",
+        "patch_embed": "patch_embed", "pos_embed": "position", "cls_token": "prefix_tokens", "reg_token": "prefix_tokens",
+        "norm": "norms", "fc_norm": "norms", "attn_pool": "pool", "head": "head", "pre_logits": "head",
     }
     parts = name.split(".")
     if parts[0] != "blocks":

@@ -94,7 +94,7 @@ def test_every_mistake_at_once(mistakes):
         "override 'nokey': wants key=value with a dotted key, such as optim.lr=3e-4",
         "override 'a..b=1': wants key=value with a dotted key, such as optim.lr=3e-4",
         "name wants text that matches ^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$, got '../x'",
-        "model.size wants one of tiny, small, base, large, huge, giant, gigantic, got 'giantic'",
+        "model.size wants one of tiny, small, base, large, so400m, huge, giant, gigantic, got 'giantic'",
         "data.train wants a brace URL or glob of shards, or a list of them, got 3",
         "data.augment.mean wants a longer list, got (1, 2)",
         "optim.lr wants a number, got 'abc'",

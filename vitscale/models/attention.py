@@ -1,32 +1,88 @@
 """Every token looks at every token."""
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitscale.models.position import offset_index, resample_offsets, turned
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an attention may know of its tokens besides themselves."""
+
+    grid: tuple[int, int]               # of the patches, which come last, row by row
+    before: int = 0                     # tokens that stand before them
+    angles: Tensor | None = None        # (patches, K) of rotary positions
+
 
 class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017, section 3.2) through torch's fused kernel."""
+    """Multi-head self-attention (Vaswani et al. 2017, section 3.2) through torch's fused kernel.  O(N^2 D + N D^2)."""
 
-    def __init__(self, width: int, heads: int, qkv_bias: bool = True, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, heads: int, qkv_bias: bool = True, dropout: float = 0.0, qk_norm: bool = False, eps: float = 1e-6,
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.q_norm = nn.LayerNorm(width // heads, eps=eps) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(width // heads, eps=eps) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor, return_map: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, layout: Layout | None = None, return_map: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """tokens (B, N, D) -> (B, N, D), and with `return_map` the map (B, H, N, N) of who looks at whom: rows sum to 1.
 
         Only with `return_map` are the N x N numbers of each head ever stored.
         """
-        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)    # (B, H, N, K) each
+        query, key, value = self.project(tokens, layout)
+        bias = self.bias(layout, query.dtype)
         if return_map:
-            weights = (query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])).softmax(dim=-1)
-            return self._out(weights @ value), weights
-        return self._out(F.scaled_dot_product_attention(query, key, value))
+            logits = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
+            weights = (logits if bias is None else logits + bias).softmax(dim=-1)
+            return self.out(weights @ value), weights
+        return self.out(F.scaled_dot_product_attention(query, key, value, attn_mask=bias))
 
-    def _out(self, mixed: Tensor) -> Tensor:
+    def project(self, tokens: Tensor, layout: Layout | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, D) -> queries, keys, values (B, H, N, K) each, normed and turned as the model asks."""
+        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        query, key = self.q_norm(query), self.k_norm(key)
+        if layout is not None and layout.angles is not None:
+            query, key = turned(query, layout.angles), turned(key, layout.angles)
+        return query, key, value
+
+    def bias(self, layout: Layout | None, dtype: torch.dtype) -> Tensor | None:
+        """(H, N, N) to be added to the logits; here None."""
+        return None
+
+    def out(self, mixed: Tensor) -> Tensor:
         """(B, H, N, K) -> (B, N, D)."""
         return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
+
+
+class RelativePositionAttention(Attention):
+    """A learned bias for each head and offset between patches (Shaw et al. 2018; as a bias: Raffel et al. 2020, Bao et al. 2022, BEiT)."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, width: int, heads: int, grid: tuple[int, int], before: int, **options: Any) -> None:
+        super().__init__(width, heads, **options)
+        self.grid, self.before = grid, before
+        rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + (3 if before else 0)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, heads))
+        self.register_buffer("relative_position_index", offset_index(grid, before), persistent=False)
+
+    def reset_buffers(self) -> None:
+        self.relative_position_index.copy_(offset_index(self.grid, self.before, "cpu"))
+
+    def bias(self, layout: Layout | None, dtype: torch.dtype) -> Tensor:
+        grid = self.grid if layout is None else layout.grid
+        table: Tensor = self.relative_position_bias_table
+        index = self.relative_position_index
+        if grid != self.grid:
+            table, index = resample_offsets(table, self.grid, grid), offset_index(grid, self.before, table.device)
+        return table[index].permute(2, 0, 1).to(dtype)

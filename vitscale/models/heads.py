@@ -1,4 +1,4 @@
-"""From the tokens of an image to one vector: attention pooling.  (The class token and the mean need no module.)"""
+"""From the tokens of an image to one vector: attention pooling (the class token and the mean need no module); and a hidden layer."""
 
 import torch
 import torch.nn.functional as F
@@ -30,3 +30,15 @@ class AttentionPool(nn.Module):
         key, value = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         pooled = self.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]
+
+
+class Hidden(nn.Module):
+    """A layer with tanh between the pooled features and the classifier (Dosovitskiy et al. 2021, section 3.1: the head of pretraining)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, hidden)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, D) -> (B, hidden)."""
+        return torch.tanh(self.fc(pooled))

@@ -10,7 +10,7 @@ from torch import Tensor
 from vitscale.models.backbone import Backbone
 from vitscale.models.names import leaf
 
-HEADS = ("head.weight", "head.fc.weight")
+HEADS = ("head.weight", "head.fc.weight", "head_dist.weight")
 
 
 def initial_value(model: Backbone, name: str, shape: Sequence[int], seed: int) -> Tensor:
@@ -19,7 +19,7 @@ def initial_value(model: Backbone, name: str, shape: Sequence[int], seed: int) -
     As big_vision's vit.py (Beyer et al. 2022), whose deviations follow the width, so that small models train as well as large ones:
 
     * matrices of attention and MLP uniform with variance 2 / (fan-in + fan-out) (Glorot & Bengio 2010); qkv counts as three;
-    * positions and the MAP probe normal with variance 1 / D; the class token 0;
+    * positions, registers and the MAP probe normal with variance 1 / D; class and distillation token 0;
     * the patch projection normal with variance 1 / fan-in (LeCun et al. 1998);
     * other convolutions likewise; tables of relative positions 0: every direction alike at first;
     * the classifier 0, so that the first loss is log(classes); biases 0, norms' weights 1; what `model.constants` names, that number.
@@ -30,14 +30,14 @@ def initial_value(model: Backbone, name: str, shape: Sequence[int], seed: int) -
     for ending, number in model.constants.items():
         if name.endswith(ending):
             return torch.full(tuple(shape), number, device="cpu")
-    if last in ("bias", "q_bias", "v_bias", "cls_token", "relative_position_bias_table") or name in HEADS:
+    if last in ("bias", "q_bias", "v_bias", "cls_token", "dist_token", "relative_position_bias_table") or name in HEADS:
         return torch.zeros(*shape, device="cpu")
     if last == "weight" and len(shape) == 1:
         return torch.ones(*shape, device="cpu")
     value, generator = torch.empty(*shape, dtype=torch.float32, device="cpu"), _generator(seed, name)
     if len(shape) == 4:
         return value.normal_(0.0, 1 / math.sqrt(math.prod(shape[1:])), generator=generator)
-    if last in ("pos_embed", "latent"):
+    if last in ("pos_embed", "latent", "reg_token"):
         return value.normal_(0.0, 1 / math.sqrt(shape[-1]), generator=generator)
     fan_out, fan_in = shape
     if name.endswith("qkv.weight"):

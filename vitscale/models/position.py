@@ -1,10 +1,11 @@
-"""Where a patch stands: tables of positions, and the same table for another grid."""
+"""Where a patch stands: tables of positions, turns of queries and keys, biases by offset; and the same for another grid."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 TEMPERATURE = 10_000.0      # of Vaswani et al. 2017, section 3.5
+ROTARY_BASE = 100.0         # of Siméoni et al. 2025 (DINOv3); Heo et al. 2024 (Rotary position embedding for ViT), section 3, has it too
 
 
 def sincos(grid: tuple[int, int], width: int, device: torch.device | str | None = None) -> Tensor:
@@ -35,3 +36,54 @@ def resample(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tenso
     patches = table[:, rows:].float().unflatten(1, old).permute(0, 3, 1, 2)
     patches = F.interpolate(patches, size=new, mode="bicubic", align_corners=False)
     return torch.cat([table[:, :rows], patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+
+
+def rotary(grid: tuple[int, int], width: int, device: torch.device | str | None = None) -> Tensor:
+    """Angles (patches, K) in fp32 by which queries and keys of width K are turned (Su et al. 2021, RoFormer) along both axes.
+
+    As in DINOv3 (Siméoni et al. 2025): a patch's centre lies in -1..1 on each axis, whatever the grid, so another size needs no
+    interpolation; K / 4 frequencies ROTARY_BASE ** (-4 i / K) for each axis; the second half of K repeats the first, since pair i is
+    (i, i + K / 2).
+    """
+    if width % 4:
+        raise ValueError(f"rotary positions want heads whose width is divisible by 4, got {width}")
+    rate = ROTARY_BASE ** (-torch.arange(0, 1, 4 / width, dtype=torch.float32, device=device))                     # (K / 4,)
+    down, across = (2 * (torch.arange(side, dtype=torch.float32, device=device) + 0.5) / side - 1 for side in grid)
+    places = torch.stack(torch.meshgrid(down, across, indexing="ij"), dim=-1).flatten(0, 1)                         # (patches, 2)
+    return (2 * torch.pi * places[:, :, None] * rate).flatten(1).tile(2)
+
+
+def turned(vectors: Tensor, angles: Tensor) -> Tensor:
+    """Queries or keys (B, H, N, K), the last of whose tokens are patches, turned by angles (patches, K); those before stay."""
+    before = vectors.shape[2] - angles.shape[0]
+    patches = vectors[:, :, before:].float()
+    first, second = patches.chunk(2, dim=-1)
+    patches = patches * angles.cos() + torch.cat([-second, first], dim=-1) * angles.sin()
+    return torch.cat([vectors[:, :, :before], patches.to(vectors.dtype)], dim=2)
+
+
+def offset_index(grid: tuple[int, int], before: int, device: torch.device | str | None = None) -> Tensor:
+    """The row of a table of relative positions that each pair of tokens has: (N, N) int64, `before` tokens standing before the patches.
+
+    Rows (2 h - 1)(2 w - 1) are the offsets between patches; then, if anything stands before them, one each for its looking at patches,
+    patches looking at it, and its looking at itself (Bao et al. 2022, BEiT).
+    """
+    height, width = grid
+    place = torch.stack(torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")).flatten(1)
+    down, across = (place[:, :, None] - place[:, None, :]).unbind(0)
+    patches = (down + height - 1) * (2 * width - 1) + across + width - 1
+    rows = (2 * height - 1) * (2 * width - 1)
+    index = torch.full((before + height * width,) * 2, rows + 2, dtype=torch.int64, device=device)
+    index[:before, before:], index[before:, :before], index[before:, before:] = rows, rows + 1, patches
+    return index
+
+
+def resample_offsets(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """A table of relative positions (rows, H) of the grid `old` -> that of the grid `new`, bicubic in fp32, in the table's dtype."""
+    if old == new:
+        return table
+    spans = (2 * old[0] - 1, 2 * old[1] - 1), (2 * new[0] - 1, 2 * new[1] - 1)
+    count = spans[0][0] * spans[0][1]
+    offsets = table[:count].float().T.unflatten(1, spans[0])[None]
+    offsets = F.interpolate(offsets, size=spans[1], mode="bicubic", align_corners=False)
+    return torch.cat([offsets[0].flatten(1).T.to(table.dtype), table[count:]])

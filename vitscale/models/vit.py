@@ -1,19 +1,20 @@
 """The Vision Transformer (Dosovitskiy et al. 2021), from images to logits."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from vitscale.models.attention import Attention
+from vitscale.models.attention import Attention, Layout, RelativePositionAttention
 from vitscale.models.backbone import Backbone
 from vitscale.models.drop_path import add_branch, drop_rates
-from vitscale.models.heads import AttentionPool
-from vitscale.models.mlp import MLP
+from vitscale.models.heads import AttentionPool, Hidden
+from vitscale.models.mlp import MLP, GatedMLP
 from vitscale.models.names import is_exempt
 from vitscale.models.patch_embed import PatchEmbed
-from vitscale.models.position import resample, sincos
-from vitscale.plan.sizes import Shape, grid, num_tokens, shape_of
+from vitscale.models.position import resample, rotary, sincos
+from vitscale.plan.sizes import Shape, grid, num_features, num_placed, shape_of
 from vitscale.recipe.schema import Vit
 
 
@@ -29,32 +30,45 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Norm, attention, add; norm, MLP, add (Dosovitskiy et al. 2021, equations 2 and 3)."""
+    """Norm, attention, add; norm, MLP, add (Dosovitskiy et al. 2021, equations 2 and 3); or both side by side behind one norm."""
 
-    def __init__(self, shape: Shape, qkv_bias: bool, layer_scale: float | None, dropout: float, rate: float, eps: float) -> None:
+    def __init__(self, model: Vit, shape: Shape, rate: float, eps: float) -> None:
         super().__init__()
-        width = shape.width
-        self.rate = rate
+        width, scale = shape.width, model.layer_scale
+        self.rate, self.parallel = rate, model.parallel
         self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attn = Attention(width, shape.heads, qkv_bias, dropout)
-        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
-        self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, shape.mlp, dropout)
-        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.attn = build_attention(model, shape, eps)
+        self.ls1 = nn.Identity() if scale is None else LayerScale(width, scale)
+        self.norm2 = nn.Identity() if model.parallel else nn.LayerNorm(width, eps=eps)
+        self.mlp = (GatedMLP if model.gated else MLP)(width, shape.mlp, model.dropout)
+        self.ls2 = nn.Identity() if scale is None else LayerScale(width, scale)
 
-    def forward(self, tokens: Tensor, keep: Tensor | None = None, return_map: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, keep: Tensor | None = None, layout: Layout | None = None, return_map: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """tokens (B, N, D), keep (2, B) for attention and MLP -> (B, N, D), and with `return_map` the attention map (B, H, N, N)."""
         for_attention, for_mlp = (None, None) if keep is None else keep.unbind(0)
-        attended = self.attn(self.norm1(tokens), return_map)
+        normed = self.norm1(tokens)
+        attended = self.attn(normed, layout, return_map)
         attended, weights = attended if return_map else (attended, None)
         tokens = add_branch(tokens, self.ls1(attended), for_attention, self.rate)
-        tokens = add_branch(tokens, self.ls2(self.mlp(self.norm2(tokens))), for_mlp, self.rate)
+        tokens = add_branch(tokens, self.ls2(self.mlp(normed if self.parallel else self.norm2(tokens))), for_mlp, self.rate)
         return tokens if weights is None else (tokens, weights)
+
+
+def build_attention(model: Vit, shape: Shape, eps: float) -> Attention:
+    """The attention that the section asks for."""
+    options: dict[str, Any] = {"qkv_bias": model.qkv_bias, "dropout": model.dropout, "qk_norm": model.qk_norm, "eps": eps}
+    if model.position == "relative":
+        before = num_placed(model) + model.registers
+        return RelativePositionAttention(shape.width, shape.heads, (grid(model), grid(model)), before, **options)
+    return Attention(shape.width, shape.heads, **options)
 
 
 class VisionTransformer(Backbone):
     """Images to logits, or to pooled features where `classes` is 0.  Parameter names are timm's.
 
+    The tokens are, in this order: class tokens, DeiT's distillation token (models/deit.py), registers, patches row by row.
     Built on any device, `meta` included; its numbers mean something after models.init.initialise or load_state_dict.
     It draws nothing at random but elementwise dropout: stochastic depth comes in as `keep`.
     """
@@ -65,26 +79,29 @@ class VisionTransformer(Backbone):
         """Raises RecipeError when the section contradicts itself.  `eps` of every LayerNorm."""
         super().__init__()
         shape = shape_of(model)
-        self.pool = model.pool
-        self.position = model.position
-        self.width = shape.width
-        self.grid = (grid(model), grid(model))
+        self.pool, self.position, self.class_tokens = model.pool, model.position, model.class_tokens
+        self.width, self.head_width = shape.width, shape.width // shape.heads
+        self.grid, self.before = (grid(model), grid(model)), num_placed(model) + model.registers
         self.constants = {} if model.layer_scale is None else {".gamma": model.layer_scale}
         self.drop_rates = drop_rates(shape.depth, model.drop_path)
 
         self.patch_embed = PatchEmbed(model.channels, model.patch, shape.width)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width)) if model.pool == "token" else None
+        self.cls_token = nn.Parameter(torch.zeros(1, model.class_tokens, shape.width)) if model.pool == "token" else None
+        self.reg_token = nn.Parameter(torch.zeros(1, model.registers, shape.width)) if model.registers else None
         if model.position == "learned":
-            self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens(model), shape.width))   # the class token's row first
-        else:
+            rows = num_placed(model) + grid(model) ** 2         # those of class and distillation token first; registers have none
+            self.pos_embed = nn.Parameter(torch.zeros(1, rows, shape.width))
+        elif model.position == "sincos":
             self.register_buffer("pos_embed", sincos(self.grid, shape.width), persistent=False)     # the class token has none
         self.pos_drop = nn.Dropout(model.dropout)
-        self.blocks = nn.ModuleList(
-            Block(shape, model.qkv_bias, model.layer_scale, model.dropout, rate, eps) for rate in self.drop_rates[::2]
-        )
-        self.norm = nn.LayerNorm(shape.width, eps=eps)
+        self.blocks = nn.ModuleList(Block(model, shape, rate, eps) for rate in self.drop_rates[::2])
+        features = num_features(model, shape.width)
+        self.norm = nn.Identity() if model.pool_norm else nn.LayerNorm(shape.width, eps=eps)
         self.attn_pool = AttentionPool(shape.width, shape.heads, shape.mlp, eps) if model.pool == "attention" else None
-        self.head = nn.Linear(shape.width, model.classes) if model.classes else nn.Identity()
+        self.fc_norm = nn.LayerNorm(features, eps=eps) if model.pool_norm else nn.Identity()
+        self.pre_logits = Hidden(features, model.head_hidden) if model.head_hidden else nn.Identity()
+        self.head_drop = nn.Dropout(model.head_dropout)
+        self.head = nn.Linear(model.head_hidden or features, model.classes) if model.classes else nn.Identity()
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """images (B, C, height, width), normalised -> logits (B, classes), or pooled features (B, D) where classes is 0.
@@ -92,13 +109,17 @@ class VisionTransformer(Backbone):
         Any height and width that the patch divides.  `keep` (2 L, B), 1.0 or 0.0, says which residual branches stay: row 2 l the
         attention of block l, row 2 l + 1 its MLP, each dropped at the rate drop_rates gives; None (evaluation) keeps all.
         """
-        return self.head(self.forward_features(images, keep, ("pooled",))["pooled"])
+        return self.classify(self.forward_features(images, keep, ("pooled",))["pooled"])
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Pooled features (B, D) -> logits (B, classes)."""
+        return self.head(self.head_drop(self.pre_logits(pooled)))
 
     def forward_features(self, images: Tensor, keep: Tensor | None = None, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The intermediates asked for by name; the others are not kept.  None: `norm` and `pooled`.
 
-        `patch_embed` (B, patches, D) projected patches; `embedded` (B, N, D) with class token and positions, what block 0 gets;
-        `blocks.0`, ... (B, N, D) after a block; `blocks.0.attention`, ... (B, H, N, N) its map, for which attention is not fused;
+        `patch_embed` (B, patches, D) projected patches; `embedded` (B, N, D) with what stands before them and positions, what block 0
+        gets; `blocks.0`, ... (B, N, D) after a block; `blocks.0.attention`, ... (B, H, N, N) its map, for which attention is not fused;
         `norm` (B, N, D) after the last norm; `pooled` (B, D).  Raises ValueError for another name.
         """
         wanted = {"norm", "pooled"} if names is None else set(names)
@@ -114,38 +135,52 @@ class VisionTransformer(Backbone):
                 found[name] = value
             return value
 
+        new_grid = self.patch_embed.grid(images)
+        layout = self.layout(new_grid, images.device)
         tokens = note("patch_embed", self.patch_embed(images))
-        tokens = note("embedded", self.embed(tokens, self.patch_embed.grid(images)))
+        tokens = note("embedded", self.embed(tokens, new_grid))
         for index, block in enumerate(self.blocks):
             masks = None if keep is None else keep[2 * index:2 * index + 2]
             if f"blocks.{index}.attention" in wanted:
-                tokens, found[f"blocks.{index}.attention"] = block(tokens, masks, return_map=True)
+                tokens, found[f"blocks.{index}.attention"] = block(tokens, masks, layout, return_map=True)
             else:
-                tokens = block(tokens, masks)
+                tokens = block(tokens, masks, layout)
             note(f"blocks.{index}", tokens)
         tokens = note("norm", self.norm(tokens))
         note("pooled", self.pooled(tokens))
         return found
 
+    def layout(self, new_grid: tuple[int, int], device: torch.device) -> Layout:
+        """What the blocks' attentions are told about tokens of a grid."""
+        angles = rotary(new_grid, self.head_width, device) if self.position == "rotary" else None
+        return Layout(new_grid, self.before, angles)
+
+    def placed_tokens(self) -> list[Tensor]:
+        """What stands before registers and patches and has a place in the table of positions: (1, T, D) each."""
+        return [] if self.cls_token is None else [self.cls_token]
+
     def embed(self, tokens: Tensor, new_grid: tuple[int, int]) -> Tensor:
-        """Patch tokens (B, patches, D) of a grid -> (B, N, D) with class token and positions, interpolated if the grid is new."""
-        position = resample(self.pos_embed, self.grid, new_grid).to(tokens.dtype)
-        if self.cls_token is None:
-            return self.pos_drop(tokens + position)
-        token = self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
-        if self.position == "learned":
-            return self.pos_drop(torch.cat([token, tokens], dim=1) + position)
-        return self.pos_drop(torch.cat([token, tokens + position], dim=1))
+        """Patch tokens (B, patches, D) of a grid -> (B, N, D) with what stands before them and positions, interpolated to a new grid."""
+        before = [token.expand(tokens.shape[0], -1, -1).to(tokens.dtype) for token in self.placed_tokens()]
+        count = sum(token.shape[1] for token in before)
+        if self.position in ("learned", "sincos"):
+            position = resample(self.pos_embed, self.grid, new_grid).to(tokens.dtype)
+            if self.position == "learned" and before:       # these have rows of their own, the first ones
+                before, position = [torch.cat(before, dim=1) + position[:, :count]], position[:, count:]
+            tokens = tokens + position
+        if self.reg_token is not None:
+            before.append(self.reg_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype))
+        return self.pos_drop(torch.cat([*before, tokens], dim=1) if before else tokens)
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """Normed tokens (B, N, D) -> (B, D).
 
-        The norm comes before the mean, as in Zhai et al. 2022 and big_vision (timm: global_pool="avg", fc_norm=False), not after it
-        as in MAE's fine-tuning, so that `norm` means the same for every pooling.
+        The norm comes before the mean, as in Zhai et al. 2022 and big_vision (timm: global_pool="avg", fc_norm=False), unless
+        `pool_norm` asks for it after it, as in MAE's fine-tuning.  The mean is over the patches, attention pooling over all tokens.
         """
         if self.attn_pool is not None:
             return self.attn_pool(tokens)
-        return tokens[:, 0] if self.pool == "token" else tokens.mean(dim=1)
+        return self.fc_norm(tokens[:, :self.class_tokens].flatten(1) if self.pool == "token" else tokens[:, self.before:].mean(dim=1))
 
     def feature_names(self) -> list[str]:
         """The names that forward_features knows, in the order of computation."""
@@ -157,13 +192,16 @@ class VisionTransformer(Backbone):
         return list(self.blocks)
 
     def no_decay(self) -> set[str]:
-        """Names of the parameters exempt from weight decay: norms, biases, LayerScale, class token, positions, probe."""
+        """Names of the parameters exempt from weight decay: norms, biases, LayerScale, tokens, positions, probe."""
         return {name for name, parameter in self.named_parameters() if is_exempt(name, parameter.shape)}
 
     def reset_buffers(self) -> None:
         """Fill the buffers, in place, with what they hold by definition; to_empty leaves them undefined."""
         if self.position == "sincos":
             self.pos_embed.copy_(sincos(self.grid, self.width, device="cpu"))
+        if self.position == "relative":
+            for block in self.blocks:
+                cast(RelativePositionAttention, block.attn).reset_buffers()
 
 
 def build(model: Vit) -> VisionTransformer:

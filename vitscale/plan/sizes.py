@@ -21,6 +21,7 @@ SIZES = {
     "small": Shape(384, 12, 6, 1536),           # S:  Touvron et al. 2021 (DeiT), table 1
     "base": Shape(768, 12, 12, 3072),           # B:  Dosovitskiy et al. 2021, table 1
     "large": Shape(1024, 24, 16, 4096),         # L:  Dosovitskiy et al. 2021, table 1
+    "so400m": Shape(1152, 27, 16, 4304),        # SoViT-400m: Alabdulmohsin et al. 2023, section 4
     "huge": Shape(1280, 32, 16, 5120),          # H:  Dosovitskiy et al. 2021, table 1
     "giant": Shape(1408, 40, 16, 6144),         # g:  Zhai et al. 2022, table 2
     "gigantic": Shape(1664, 48, 16, 8192),      # G:  Zhai et al. 2022, table 2
@@ -48,6 +49,8 @@ def problems(model: Vit) -> list[tuple[str, str]]:
     origin = f" of size {model.size}" if model.size and model.width is None else ""
     if shape.width % shape.heads:
         found.append(("model.heads", f"{shape.heads} heads do not divide the width {shape.width}{origin}"))
+    if model.position == "rotary" and shape.width % (4 * shape.heads) and not shape.width % shape.heads:
+        found.append(("model.position", f"rotary positions want heads whose width is divisible by 4, got {shape.width // shape.heads}"))
     if model.position == "sincos" and shape.width % 4:
         found.append(("model.width", f"sin-cos positions want a width divisible by 4, got {shape.width}{origin}"))
     if model.image % model.patch:
@@ -70,6 +73,16 @@ def grid(model: Vit) -> int:
     return model.image // model.patch
 
 
+def num_placed(model: Vit) -> int:
+    """Tokens that come before the patches and have a row in the table of learned positions: class tokens, DeiT's distillation token."""
+    return (model.class_tokens if model.pool == "token" else 0) + (model.family == "deit")
+
+
 def num_tokens(model: Vit) -> int:
-    """N: the patches, and the class token where the pooling is `token`."""
-    return grid(model) ** 2 + (model.pool == "token")
+    """N: the patches, and what stands before them: class tokens where the pooling is `token`, a distillation token, registers."""
+    return grid(model) ** 2 + num_placed(model) + model.registers
+
+
+def num_features(model: Vit, width: int) -> int:
+    """Numbers in what the pooling gives the head."""
+    return width * (model.class_tokens if model.pool == "token" else 1)

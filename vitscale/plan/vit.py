@@ -1,7 +1,7 @@
 """A Vision Transformer taken apart.  Parameters are those of the built model, FLOPs those that torch counts, exactly."""
 
 from vitscale.plan.anatomy import Anatomy, Unit
-from vitscale.plan.sizes import Shape, grid, num_tokens, shape_of
+from vitscale.plan.sizes import Shape, grid, num_features, num_placed, num_tokens, shape_of
 from vitscale.recipe.schema import Vit
 
 
@@ -16,50 +16,66 @@ def anatomy(model: Vit) -> Anatomy:
     )
 
 
+def bias_rows(model: Vit) -> int:
+    """Rows of the table of relative positions: offsets between patches; to, from and among the tokens before them (BEiT)."""
+    return (2 * grid(model) - 1) ** 2 + (3 if num_placed(model) + model.registers else 0)
+
+
 def _params(model: Vit, shape: Shape) -> dict[str, int]:
     """A sin-cos position table is a buffer, hence 0.
 
     Biases everywhere (Dosovitskiy et al. 2021, whose code has them), but of queries, keys and values only with `qkv_bias`.
     """
     width, norm = shape.width, 2 * shape.width                  # a norm's scale and shift
-    one_mlp, square = _mlp_params(shape), width * width + width     # a D x D layer with its bias
+    square, heads = width * width + width, 2 if model.family == "deit" else 1   # a D x D layer with its bias; DeiT's second classifier
+    features = num_features(model, width)
+    hidden = model.head_hidden
+    pool_mlp = (width * shape.mlp + shape.mlp) + (shape.mlp * width + width)
     return {
         "patch_embed": model.channels * model.patch**2 * width + width,
-        "position": num_tokens(model) * width if model.position == "learned" else 0,
-        "cls_token": width if model.pool == "token" else 0,
+        "position": (grid(model) ** 2 + num_placed(model)) * width if model.position == "learned" else 0,
+        "prefix_tokens": (num_placed(model) + model.registers) * width,
         "attention": shape.depth * _attention_params(model, shape),
-        "mlp": shape.depth * one_mlp,
-        "norms": shape.depth * 2 * norm + norm,
+        "mlp": shape.depth * _mlp_params(model, shape),
+        "norms": shape.depth * (1 if model.parallel else 2) * norm + (2 * features if model.pool_norm else norm),
         "layer_scale": shape.depth * 2 * width if model.layer_scale is not None else 0,
         # MAP head (Zhai et al. 2022, section 3.2): probe; queries, keys, values, projection; norm; MLP
-        "pool": width + 4 * square + norm + one_mlp if model.pool == "attention" else 0,
-        "head": width * model.classes + model.classes,
+        "pool": width + 4 * square + norm + pool_mlp if model.pool == "attention" else 0,
+        "head": heads * ((hidden or features) * model.classes + model.classes) + (hidden * features + hidden if hidden else 0),
     }
 
 
 def _attention_params(model: Vit, shape: Shape) -> int:
     width = shape.width
-    return 3 * width * width + (3 * width if model.qkv_bias else 0) + width * width + width
+    found = 3 * width * width + (3 * width if model.qkv_bias else 0) + width * width + width
+    if model.qk_norm:
+        found += 2 * 2 * width // shape.heads
+    if model.position == "relative":
+        found += bias_rows(model) * shape.heads
+    return found
 
 
-def _mlp_params(shape: Shape) -> int:
-    return (shape.width * shape.mlp + shape.mlp) + (shape.mlp * shape.width + shape.width)
+def _mlp_params(model: Vit, shape: Shape) -> int:
+    first = shape.mlp * (2 if model.gated else 1)
+    return (shape.width * first + first) + (shape.mlp * shape.width + shape.width)
 
 
 def _flops(model: Vit, shape: Shape) -> dict[str, int]:
     """Attention counts its two products of N x N x D."""
     tokens, width, mlp = num_tokens(model), shape.width, shape.mlp
     square = 2 * width * width                                  # one token through a D x D layer
+    features, hidden = num_features(model, width), model.head_hidden
     pool = 0
     if model.pool == "attention":                               # one query (the probe) per image over all tokens
         pool = square + tokens * 2 * square + 2 * (2 * tokens * width) + square + 2 * (2 * width * mlp)
+    heads = 2 if model.family == "deit" else 1
     return {
         "patch_embed": 2 * grid(model) ** 2 * model.channels * model.patch**2 * width,
         "attention_linear": shape.depth * tokens * 4 * square,
         "attention_product": shape.depth * 2 * (2 * tokens * tokens * width),
-        "mlp": shape.depth * tokens * 2 * (2 * width * mlp),
+        "mlp": shape.depth * tokens * (3 if model.gated else 2) * (2 * width * mlp),
         "pool": pool,
-        "head": 2 * width * model.classes,
+        "head": heads * 2 * (hidden or features) * model.classes + (2 * features * hidden if hidden else 0),
     }
 
 
@@ -70,17 +86,21 @@ def _unit(model: Vit, shape: Shape) -> Unit:
     34 D + 5 N H bytes in 16 bits.  Flash attention never stores the N x N terms but one fp32 log-sum-exp per head; dropout masks
     (1 byte each, two of D) are there only with dropout; the MLP is M wide, not 4 D.  In numbers per token that leaves norm inputs
     2 D, qkv input D, q, k, v 3 D, attention output D, MLP input D, GELU input and output 2 M, and in fp32 H.  LayerScale keeps its two
-    inputs, 2 D.
+    inputs, 2 D; normed queries and keys are 2 D more; a gate keeps both its factors, silu's output and the product, 4 M; a parallel
+    block has one norm, whose output both branches share.
     """
     tokens, width, mlp = num_tokens(model), shape.width, shape.mlp
-    scaled = model.layer_scale is not None
+    scaled, first = model.layer_scale is not None, 2 * mlp if model.gated else mlp
+    norms = 1 if model.parallel else 2
+    inner = 4 * mlp if model.gated else 2 * mlp
+    kept = 2 * norms * width + 4 * width + inner + (2 * width if scaled else 0) + (2 * width if model.qk_norm else 0)
     return Unit(
-        params=_attention_params(model, shape) + _mlp_params(shape) + 4 * width + (2 * width if scaled else 0),
+        params=_attention_params(model, shape) + _mlp_params(model, shape) + 2 * norms * width + (2 * width if scaled else 0),
         stream=tokens * width,
-        kept=tokens * (8 * width + 2 * mlp + (2 * width if scaled else 0)),
-        normed=tokens * 2 * width,
+        kept=tokens * kept,
+        normed=tokens * norms * width,
         kept_fp32=tokens * shape.heads,
-        outputs=tokens * (7 * width + mlp),                 # input; qkv 3, attention, proj, fc2; fc1
+        outputs=tokens * (7 * width + first),               # input; qkv 3, attention, proj, fc2; fc1
         mask_bytes=tokens * 2 * width if model.dropout else 0,
-        in_flight=tokens * 2 * mlp,                         # inside the MLP
+        in_flight=tokens * inner,                           # inside the MLP
     )

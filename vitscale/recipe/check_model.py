@@ -21,4 +21,12 @@ def _vit(model: Vit) -> list[tuple[str, str]]:
         found.append(("model.heads", f"{model.heads} heads do not divide the width {model.width}"))
     if model.position == "sincos" and model.width and model.width % 4:
         found.append(("model.width", f"sin-cos positions want a width divisible by 4, got {model.width}"))
+    if model.class_tokens > 1 and model.pool != "token":
+        found.append(("model.class_tokens", f"belongs to model.pool token, not to {model.pool}"))
+    if model.pool_norm and model.pool == "attention":
+        found.append(("model.pool_norm", "attention pooling has norms of its own; it belongs to model.pool token or mean"))
+    if model.parallel and model.layer_scale is not None:
+        found.append(("model.layer_scale", "does not go with model.parallel, whose paper has none"))
+    if model.position == "relative" and model.attention != "full":
+        found.append(("model.position", f"a bias for each offset belongs to model.attention full, not to {model.attention}"))
     return found

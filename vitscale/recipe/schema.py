@@ -77,15 +77,24 @@ class Vit(Model):
     """A Vision Transformer (Dosovitskiy et al. 2021).  Sizes and their sources: vitscale/plan/sizes.py."""
 
     family: Literal["vit"] = "vit"
-    size: Literal["tiny", "small", "base", "large", "huge", "giant", "gigantic"] | None = None
+    size: Literal["tiny", "small", "base", "large", "so400m", "huge", "giant", "gigantic"] | None = None
     width: Count | None = None              # D; with depth, heads and mlp it overrides, or stands in for, the size
     depth: Count | None = None              # L, number of blocks
     heads: Count | None = None              # H; divides the width
     mlp: Count | None = None                # hidden width of a block's MLP
     patch: Count = 16                       # P, pixels on a side; divides the image
+    class_tokens: Count = 1                 # of pool token; several are laid side by side for the head
+    registers: CountOrZero = 0              # tokens without a place or a use of their own (Darcet et al. 2024)
     pool: Literal["token", "mean", "attention"] = "token"
-    position: Literal["learned", "sincos"] = "learned"
+    pool_norm: bool = False                 # the last norm comes after the pooling (MAE's fine-tuning, timm's fc_norm), not before it
+    head_hidden: Count | None = None        # width of a hidden layer (tanh) before the classifier, as Dosovitskiy et al. 2021 pretrain; null: none
+    head_dropout: Rate = 0.0                # before the classifier
+    position: Literal["learned", "sincos", "rotary", "relative", "none"] = "learned"   # vitscale/models/position.py; relative: a bias
+    attention: Literal["full"] = "full"     # who looks at whom: vitscale/models/attention.py
     qkv_bias: bool = True
+    qk_norm: bool = False                   # LayerNorm of queries and keys, head by head (Dehghani et al. 2023, ViT-22B)
+    gated: bool = False                     # SwiGLU in place of GELU, mlp wide after the gate (Shazeer 2020)
+    parallel: bool = False                  # attention and MLP side by side behind one norm (Dehghani et al. 2023, ViT-22B)
     layer_scale: Positive | None = None     # initial value of LayerScale's gamma (Touvron et al. 2021); null: none
 
 
