@@ -206,6 +206,7 @@ def test_the_last_lines_of_a_rank(tmp_path: Path):
         said(logs)
 
 
+@pytest.mark.timeout(120)       # one that misses something waits for ever
 def test_following_shows_whole_lines_as_they_come(tmp_path: Path):
     logs = tmp_path / "logs"
     logs.mkdir()

@@ -98,11 +98,9 @@ def last_row(path: Path, column: str) -> dict[str, Any]:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - TAIL_BYTES, 0))
-            lines = file.read(TAIL_BYTES).split(b"\n")
+            lines = file.read(TAIL_BYTES).split(b"\n")     # of the first, a part may be missing; then it is no JSON
     except OSError:
         return {}
-    if size > TAIL_BYTES:
-        lines = lines[1:]       # cut in its middle
     for line in reversed(lines):
         try:
             row = json.loads(line)
