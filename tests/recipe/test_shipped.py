@@ -1,9 +1,14 @@
 """Every recipe that is shipped loads, is sound, says where it comes from, and fits the schema that editors use."""
 
+import re
+from functools import cache
+
 import jsonschema
 import pytest
 import yaml
 
+from vitscale.plan.flops import training_flops_per_image
+from vitscale.plan.params import count_params
 from vitscale.recipe import RECIPES, Recipe, load_recipe, recipe_files
 from vitscale.recipe.jsonschema import recipe_schema
 from vitscale.recipe.load import check_recipe
@@ -12,9 +17,25 @@ from vitscale.recipe.text import read_yaml, write_yaml
 FILES = recipe_files()
 shipped = pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
 
+# As published: parameters with the recipe's classes and image size, samples of a step, length.
+PUBLISHED = {
+    "vit_s16_in1k": (21_974_632, 1024, "90 epochs"),        # no class token; fixed positions
+    "vit_b16_in21k": (103_184_977, 4096, "90 epochs"),      # 86,567,656 with 1000 classes, and the hidden layer
+    "vit_large_in21k": (326_738_257, 4096, "90 epochs"),    # 304,326,632 with 1000 classes, and the hidden layer
+    "vit_huge_in21k": (658_740_561, 4096, "90 epochs"),     # 632,045,800 with 1000 classes and a class token
+    "deit_s16_in1k": (22_050_664, 1024, "300 epochs"),
+    "deit_b16_in1k": (86_567_656, 1024, "300 epochs"),
+    "deit3_l16_in1k": (304_322_536, 2048, "800 epochs"),    # 304,374,760 at 224 pixels, without the class token's position
+    "deit3_h14_in1k": (631_954_920, 2048, "800 epochs"),    # 632,126,440 at 224 pixels, without the class token's position
+    "swin_b_in1k": (87_768_224, 1024, "300 epochs"),
+    "convnext_b_in1k": (88_591_464, 4096, "300 epochs"),
+    "convnext_l_in1k": (197_767_336, 4096, "300 epochs"),
+    "vit_so400m14": (427_680_704 + 29_593 * 1_153, 16_384, "40000000000 images"),
+}
+
 
 def test_there_are_recipes():
-    assert {"quickstart", "vit_s16_in1k", "vit_b16_in21k", "vit_large", "vit_huge"} <= {file.stem for file in FILES}
+    assert {load_recipe(file).name for file in FILES} == PUBLISHED.keys() | {"quickstart"}
 
 
 def test_names_are_not_shared():
@@ -37,6 +58,38 @@ def test_its_head_tells_source_command_cost_and_accuracy(file):
     assert f"recipes/{file.relative_to(RECIPES)}" in head
     if load_recipe(file).data.prepare is None:
         assert "Not measured here." in " ".join(head.replace("#", " ").split())
+
+
+@shipped
+def test_it_is_what_was_published(file):
+    recipe = load_recipe(file)
+    if recipe.data.prepare:         # our own settings
+        return
+    parameters, batch, duration = PUBLISHED[recipe.name]
+    assert count_params(recipe.model) == parameters
+    assert str(recipe.duration) == duration
+    if recipe.data.repeats == 1:
+        assert recipe.global_batch == batch
+    else:                           # DeiT's three copies do not divide its batches
+        assert 0 < batch - recipe.global_batch <= batch // 16
+
+
+@shipped
+def test_its_cost_is_the_planners(file):
+    recipe = load_recipe(file)
+    cost = " ".join(file.read_text(encoding="utf-8").split("\n# Accuracy")[0].split("\n# Cost")[1].replace("#", " ").split())
+    images = recipe.duration.images(recipe.data.num_samples, recipe.global_batch, recipe.data.repeats)
+    flops = training_flops_per_image(recipe.model)
+
+    def told(pattern):
+        [number] = re.findall(pattern, cost)
+        return float(number.replace(",", ""))
+
+    assert told(r"^([\d.e]+) FLOP") == pytest.approx(images * flops, rel=0.02)
+    if recipe.data.prepare is None:
+        assert told(r"\(([\d.]+) GFLOP an image") == pytest.approx(flops / 1e9, rel=0.005)
+        hours = images * flops / (0.4 * 989e12) / 3600
+        assert told(r"([\d,.]+) GPU-hours of an H200 at 40 % MFU of its 989 TFLOP/s") == pytest.approx(hours, rel=0.02)
 
 
 @shipped
@@ -72,6 +125,7 @@ def test_other_yaml_readers_see_the_same_sections():
         assert list(yaml.safe_load(file.read_text(encoding="utf-8"))) == list(read_yaml(file.read_text(encoding="utf-8"), "r"))
 
 
+@cache
 def validator():
     schema = recipe_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
