@@ -1,5 +1,6 @@
 """Who is at fault when a run does not get on: by numbers, and by real processes with real watchdogs."""
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -116,6 +117,11 @@ def _hangs(dog: Watchdog) -> None:
     time.sleep(60)
 
 
+def _is_blocked(dog: Watchdog) -> None:
+    dog.changed("compute")
+    ctypes.PyDLL(None).sleep(60)        # PyDLL keeps Python's lock
+
+
 def _reads_slowly_then_not_at_all(dog: Watchdog) -> None:
     signs = [0]
     dog.reading(lambda: signs[0], slack_s=0.5)
@@ -168,6 +174,7 @@ CASES = {
     "evaluation": Case((_evaluates,)),
     "first step": Case((_waits,), absent=1, first_step=True),
     "hang": Case((_waits, _hangs, _waits)),
+    "blocked": Case((_is_blocked,)),
     "reading": Case((_reads_slowly_then_not_at_all,)),
     "gone, known of an earlier attempt": Case((_waits,), absent=1, files={"logs/stuck/rank-1.json": _left(1, 0), "outcome.json": json.dumps(
         {"cause": "hang", "attempt": 1, "reason": "of attempt 1", "time": 0.0})}),
@@ -250,6 +257,11 @@ class TestRealWatchdogs:
         assert run.outcome["stuck"] == [{"rank": 1, "node": "n1"}]
         assert run.reason.startswith("rank 1 on n1 has been in h2d of step 13 for 2 s; the other 2 ranks wait for it")
         assert " in _hangs" in (run.folder / "logs" / "stacks-rank-1.txt").read_text()
+
+    def test_one_that_is_blocked_and_alone(self, ended: dict[str, Ended]) -> None:
+        """Nobody can say so, but it ends, and the stacks are left."""
+        assert ended["blocked"].codes == [75]
+        assert " in _is_blocked" in (ended["blocked"].folder / "logs" / "stacks-rank-0.txt").read_text()
 
     def test_reading_that_stands_still(self, ended: dict[str, Ended]) -> None:
         run = ended["reading"]

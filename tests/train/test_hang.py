@@ -86,6 +86,7 @@ def test_a_rank_that_hangs_in_the_forward_pass(place: Path, engine: str, kind: s
         assert " in strike" in stacks(run, rank)
 
 
+@pytest.mark.all        # a watchdog alone is tested so in tests/resilience
 def test_one_process_that_is_blocked(place: Path) -> None:
     """No other rank is there to say so, and no Python runs any more: the stacks and the exit code are left."""
     run, _ = hang(place, "o", Fault("block", step=12, seconds=600))
@@ -98,7 +99,7 @@ def test_what_takes_long_is_no_hang_and_a_slow_rank_is_named(place: Path) -> Non
     slow = [
         Fault("sleep", step=5, until=60, rank=1, seconds=0.2, always=True),
         Fault("sleep", before="vitscale.train.evaluate:device_inputs", nth=1, rank=0, seconds=HANG_S + 1),
-        *(Fault("sleep", before="vitscale.train.evaluate:device_inputs", nth=nth, rank=1, seconds=1) for nth in range(2, 9)),
+        *(Fault("sleep", before="vitscale.train.evaluate:device_inputs", nth=nth, rank=1, seconds=1) for nth in range(2, 7)),
         Fault("sleep", before="vitscale.checkpoint.store:Writer._publish", rank=0, seconds=HANG_S + 1),
     ]
     process = start(place, *SMALL, "name=s", "duration=44 steps", "checkpoint.every=40 steps", "checkpoint.background=false", *TWO,
@@ -109,7 +110,7 @@ def test_what_takes_long_is_no_hang_and_a_slow_rank_is_named(place: Path) -> Non
         process.kill()
         raise
     assert process.returncode == 0, output
-    assert len(list((place / "faults").glob("sleep-*-rank-*"))) == 9        # all of them came
+    assert len(list((place / "faults").glob("sleep-*-rank-*"))) == 7        # all of them came
     assert "rank 1 on " in output
     assert " is slow: it takes 0.2" in output
     run = Run(place / "runs" / "s")
