@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from vitscale.recipe.duration import Duration
@@ -87,7 +87,7 @@ class Vit(Model):
     registers: CountOrZero = 0              # tokens without a place or a use of their own (Darcet et al. 2024)
     pool: Literal["token", "mean", "attention"] = "token"
     pool_norm: bool = False                 # the last norm comes after the pooling (MAE's fine-tuning, timm's fc_norm), not before it
-    head_hidden: Count | None = None        # width of a hidden layer (tanh) before the classifier, as Dosovitskiy et al. 2021 pretrain; null: none
+    head_hidden: Count | None = None        # width of a hidden layer (tanh) before the classifier (Dosovitskiy et al. 2021, section 3.1)
     head_dropout: Rate = 0.0                # before the classifier
     position: Literal["learned", "sincos", "rotary", "relative", "none"] = "learned"   # vitscale/models/position.py; relative: a bias
     attention: Literal["full"] = "full"     # who looks at whom: vitscale/models/attention.py
@@ -136,6 +136,9 @@ class Objective(Section):
 
     name: str
 
+    wants_labels: ClassVar[bool] = True     # else they are not even read
+    tells_top1: ClassVar[bool] = True       # an evaluation reports eval_top1 besides eval_loss
+
 
 class Classification(Objective):
     name: Literal["classification"] = "classification"
@@ -148,16 +151,64 @@ class Distillation(Classification):
 
     name: Literal["distillation"]  # type: ignore[assignment]
     teacher: str                            # a run folder, or a folder of transformers' with config.json and model.safetensors
+    kind: Literal["hard", "soft"] = "hard"  # the teacher's choice as a label, or its distribution
+    alpha: Fraction = 0.5                   # the teacher's share of the loss; DeiT: 0.5 hard, 0.1 soft
+    temperature: Positive = 3.0             # of soft: logits are divided by it
+
+
+class MaeDecoder(Section):
+    """A small Transformer that is thrown away after pretraining; its MLP is 4 times as wide as its tokens."""
+
+    width: Count = 512
+    depth: Count = 8                        # number of blocks
+    heads: Count = 16                       # divides the width
 
 
 class Mae(Objective):
-    """Masked autoencoding (He et al. 2022)."""
+    """Masked autoencoding (He et al. 2022).  Defaults are the paper's (section 4, table 1)."""
 
     name: Literal["mae"]
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75     # share of the patches that the encoder never sees
+    norm_pix: bool = False                  # each patch's pixels are to be told as deviations from its own mean (tables 1d and 3: better)
+    decoder: MaeDecoder = MaeDecoder()
+
+    wants_labels: ClassVar[bool] = False
+    tells_top1: ClassVar[bool] = False
 
 
-OBJECTIVES: dict[str, type[Objective]] = {"classification": Classification, "distillation": Distillation, "mae": Mae}
+class Inpainting(Objective):
+    """Masked patches are told from the others (Pathak et al. 2016) by masked tokens and one layer (Xie et al. 2022, SimMIM)."""
+
+    name: Literal["inpainting"]
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6      # share of the squares that are masked
+    mask_patch: Count = 32                  # pixels on a side of what is masked as one: a multiple of model.patch; divides the image
+
+    wants_labels: ClassVar[bool] = False
+    tells_top1: ClassVar[bool] = False
+
+
+class Rotation(Objective):
+    """By which quarter turn an image was rotated (Gidaris et al. 2018): four classes."""
+
+    name: Literal["rotation"]
+
+    wants_labels: ClassVar[bool] = False
+
+
+class Jigsaw(Objective):
+    """In which of some permutations the tiles of an image were laid (Noroozi & Favaro 2016)."""
+
+    name: Literal["jigsaw"]
+    grid: Annotated[int, Field(ge=2), BeforeValidator(_whole)] = 2      # tiles on a side; divides the image into whole patches
+    permutations: Annotated[int, Field(ge=2), BeforeValidator(_whole)] = 24     # that are told apart; of 2 x 2 tiles there are 24
+
+    wants_labels: ClassVar[bool] = False
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "classification": Classification, "distillation": Distillation, "mae": Mae, "inpainting": Inpainting, "rotation": Rotation,
+    "jigsaw": Jigsaw,
+}
 
 
 class RandAugment(Section):
@@ -232,7 +283,7 @@ class Data(Section):
 class Optim(Section):
     name: Literal["adamw", "lamb", "lion", "sgd"] = "adamw"
     lr: NotNegative                         # peak learning rate
-    betas: Annotated[tuple[Rate, Rate], BeforeValidator(_pair)] = (0.9, 0.999)     # of lion usually (0.9, 0.99); sgd's momentum is the first
+    betas: Annotated[tuple[Rate, Rate], BeforeValidator(_pair)] = (0.9, 0.999)     # of lion usually (0.9, 0.99); sgd's momentum: the first
     eps: Positive = 1e-8                    # of adamw and lamb
     weight_decay: NotNegative = 0.05        # decoupled but for sgd; norms, biases, positions and tokens are exempt
     schedule: Literal["cosine", "linear", "rsqrt", "wsd", "constant"] = "cosine"
@@ -258,12 +309,12 @@ class Parallel(Section):
 class Checkpoint(Section):
     every: Duration | None = None           # null: only at the end and when stopped
     keep: Count = 3                         # the newest this many; the best one is kept besides
-    best: Literal["eval_top1", "eval_loss"] | None = "eval_top1"
+    best: Literal["eval_top1", "eval_loss"] | None = "eval_top1"    # of an objective without an accuracy: eval_loss
     background: bool = True                 # write from a staged copy while training goes on
 
 
 class EarlyStopping(Section):
-    metric: Literal["eval_top1", "eval_loss"] = "eval_top1"
+    metric: Literal["eval_top1", "eval_loss"] = "eval_top1"         # of an objective without an accuracy: eval_loss
     patience: Count = 10                    # evaluations without a gain of min_gain
     min_gain: NotNegative = 0.0
 
@@ -324,7 +375,8 @@ class Recipe(Section):
         _chosen("family", "vit")]
     data: Data
     objective: Annotated[
-        Annotated[Classification, Tag("classification")] | Annotated[Distillation, Tag("distillation")] | Annotated[Mae, Tag("mae")],
+        Annotated[Classification, Tag("classification")] | Annotated[Distillation, Tag("distillation")] | Annotated[Mae, Tag("mae")]
+        | Annotated[Inpainting, Tag("inpainting")] | Annotated[Rotation, Tag("rotation")] | Annotated[Jigsaw, Tag("jigsaw")],
         _chosen("name", "classification")] = Classification()
     optim: Optim
     global_batch: Count                     # samples of one optimizer step over all ranks
@@ -339,3 +391,26 @@ class Recipe(Section):
     seed: Annotated[CountOrZero, Field(lt=2**64)] = 0
     runs_dir: str = "runs"                  # the run folder is runs_dir/name
     init: str | None = None                 # run folder, checkpoint or .safetensors whose weights a new run starts from
+
+    @model_validator(mode="before")
+    @classmethod
+    def _judge_by_loss(cls, values: Any) -> Any:
+        """Where an objective tells no accuracy, the best checkpoint is that of the lowest loss, and so is what early stopping waits for."""
+        objective = values.get("objective") if isinstance(values, dict) else None
+        name = objective.get("name") if isinstance(objective, dict) else getattr(objective, "name", None)
+        if not isinstance(name, str) or name not in OBJECTIVES or OBJECTIVES[name].tells_top1:
+            return values
+        found = values | {"checkpoint": _with_default(values.get("checkpoint", {}), "best", "eval_loss")}
+        evaluate = values.get("evaluate")
+        stopping = evaluate.get("early_stopping") if isinstance(evaluate, dict) else getattr(evaluate, "early_stopping", None)
+        if stopping is not None:
+            stopping = {"early_stopping": _with_default(stopping, "metric", "eval_loss")}
+            found["evaluate"] = evaluate | stopping if isinstance(evaluate, dict) else evaluate.model_copy(update=stopping)
+        return found
+
+
+def _with_default(section: Any, key: str, value: Any) -> Any:
+    """A section, as plain values or built, whose `key` is `value` if it was not given; what is no section stays for others to refuse."""
+    if isinstance(section, Section):
+        return section if key in section.model_fields_set else section.model_copy(update={key: value})
+    return {key: value} | section if isinstance(section, dict) else section
