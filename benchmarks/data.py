@@ -85,8 +85,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure_crop(bench: Bench) -> None:
-    """One core.  All get the same bytes and the same boxes; PIL's pixels are the oracle of the error.  Ours decodes an image to its end when it
-    meets it first, here before the rounds, as in every epoch but the first; the first epoch is measured beside it."""
+    """One core.  All get the same bytes and the same boxes; PIL's pixels are the oracle of the error.  Ours decodes an image to its end
+    when it meets it first, here before the rounds, as in every epoch but the first; the first epoch is measured beside it."""
     files: list[str] = []
     sizes: list[tuple[int, int]] = []
     with_image = [(shard, number) for shard, count in enumerate(bench.index.counts.tolist()) for number in range(count)]

@@ -13,7 +13,6 @@ from measure import serve
 from vitscale.data import Order, SetIndex, ShardReader, open_index
 from vitscale.data.sound import SoundImages
 
-
 _SOUND: dict[int, SoundImages] = {}
 
 
