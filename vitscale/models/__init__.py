@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from vitscale.models import convnext, swin, vit
+from vitscale.models import convnext, deit, swin, vit
 from vitscale.models.backbone import Backbone
 from vitscale.models.init import initial_value, initialise
 from vitscale.recipe.schema import Model
 
-MODELS: dict[str, Callable[[Any], Backbone]] = {"vit": vit.build, "swin": swin.build, "convnext": convnext.build}
+MODELS: dict[str, Callable[[Any], Backbone]] = {"vit": vit.build, "deit": deit.build, "swin": swin.build, "convnext": convnext.build}
 
 __all__ = ["MODELS", "Backbone", "build_model", "initial_value", "initialise"]
 

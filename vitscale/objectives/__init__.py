@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from vitscale.objectives.classification import Classifying, multilabel_hits, per_sample_loss, topk_correct
+from vitscale.objectives.distillation import Distilling
 from vitscale.objectives.task import Seen, Task
 from vitscale.recipe.schema import Model, Objective
 
-OBJECTIVES: dict[str, Callable[[Model, Any], Task]] = {"classification": Classifying}
+OBJECTIVES: dict[str, Callable[[Model, Any], Task]] = {"classification": Classifying, "distillation": Distilling}
 
 __all__ = ["OBJECTIVES", "Seen", "Task", "build_task", "multilabel_hits", "per_sample_loss", "topk_correct"]
 

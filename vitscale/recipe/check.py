@@ -1,7 +1,9 @@
 """What single keys cannot show: combinations that contradict each other.  Needs no shards and no torch."""
 
+from vitscale.errors import RecipeError
 from vitscale.recipe.check_model import model_contradictions
-from vitscale.recipe.schema import Augment, Recipe
+from vitscale.recipe.schema import Augment, Distillation, Recipe
+from vitscale.recipe.teacher import teacher_classes
 
 
 def mixes(recipe: Recipe) -> bool:
@@ -90,6 +92,7 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
 
     if recipe.evaluate.early_stopping and (data.val is None or recipe.evaluate.every is None):
         wrong("evaluate.early_stopping", "wants data.val and evaluate.every")
+    found += _objective(recipe)
     if optim.name == "lamb" and parallel.engine == "zero":
         wrong("optim.name", "lamb wants the lengths of whole tensors, which DeepSpeed's shards cut across; use parallel.engine fsdp or ddp")
     if recipe.ema is not None and parallel.engine == "zero":
@@ -98,6 +101,25 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         wrong("parallel.zero_offload", f"belongs to parallel.engine zero, not to {parallel.engine}")
     if parallel.recompute_every > 1 and parallel.recompute != "blocks":
         wrong("parallel.recompute_every", f"belongs to parallel.recompute blocks, not to {parallel.recompute}")
+    return found
+
+
+def _objective(recipe: Recipe) -> list[tuple[str, str]]:
+    """Models that an objective does not go with."""
+    model, objective = recipe.model, recipe.objective
+    found: list[tuple[str, str]] = []
+    if model.family == "deit" and objective.name != "distillation":
+        found.append(("objective.name", f"family deit has a head that learns from a teacher: it wants distillation, not {objective.name}; "
+                      "without a teacher use model.family vit"))
+    if isinstance(objective, Distillation):
+        try:
+            classes = teacher_classes(objective.teacher)
+        except RecipeError as error:
+            return [*found, ("objective.teacher", str(error).removeprefix("objective.teacher: "))]
+        if classes is not None and classes != model.classes:
+            found.append(("objective.teacher", f"{objective.teacher} tells {classes} classes apart, model.classes are {model.classes}"))
+        if recipe.data.multi_label and objective.kind == "hard":
+            found.append(("objective.kind", "a teacher's one choice says nothing of several labels; with data.multi_label use soft"))
     return found
 
 

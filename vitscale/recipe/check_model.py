@@ -21,6 +21,8 @@ def _vit(model: Vit) -> list[tuple[str, str]]:
         found.append(("model.heads", f"{model.heads} heads do not divide the width {model.width}"))
     if model.position == "sincos" and model.width and model.width % 4:
         found.append(("model.width", f"sin-cos positions want a width divisible by 4, got {model.width}"))
+    if model.family == "deit" and (model.pool != "token" or model.pool_norm):
+        found.append(("model.pool", "family deit has a token for each of its two heads: it wants model.pool token without model.pool_norm"))
     if model.class_tokens > 1 and model.pool != "token":
         found.append(("model.class_tokens", f"belongs to model.pool token, not to {model.pool}"))
     if model.pool_norm and model.pool == "attention":

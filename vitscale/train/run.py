@@ -42,6 +42,7 @@ from vitscale.train.rollback import decide
 from vitscale.train.size import size_up
 from vitscale.train.state import Moment, due
 from vitscale.train.step import train_step
+from vitscale.train.teacher import give_teacher
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
     work = size_up(recipe, prepared.train, world)
     engine = open_engine(recipe.parallel, world, work)
     task = build_task(recipe.model, recipe.objective)
+    give_teacher(task, recipe, world.device)
     model = engine.materialise(task.build, first_values(recipe, task, start))
     drop_rates = model.drop_rates
     engine.adopt(model, build_optimizer(model, recipe.optim))

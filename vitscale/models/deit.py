@@ -1,0 +1,38 @@
+"""DeiT (Touvron et al. 2021): a Vision Transformer with a second token and head that learn from a teacher."""
+
+import torch
+from torch import Tensor, nn
+
+from vitscale.models.vit import VisionTransformer
+from vitscale.plan.sizes import shape_of
+from vitscale.recipe.schema import Deit
+
+
+class DistilledVisionTransformer(VisionTransformer):
+    """The distillation token follows the class tokens.  Parameter names are timm's."""
+
+    def __init__(self, model: Deit, eps: float = 1e-6) -> None:
+        """Raises RecipeError when the section contradicts itself."""
+        super().__init__(model, eps)
+        width = shape_of(model).width
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.head_dist = nn.Linear(width, model.classes) if model.classes else nn.Identity()
+
+    def placed_tokens(self) -> list[Tensor]:
+        return [*super().placed_tokens(), self.dist_token]
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+        """In training the logits (B, classes) of the class and of the distillation token; in evaluation their mean, as section 5 has it.
+
+        images and keep as VisionTransformer's.  Where classes is 0: the class token's features (B, D).
+        """
+        found = self.forward_features(images, keep, ("norm", "pooled"))
+        if isinstance(self.head, nn.Identity):
+            return found["pooled"]
+        by_label, by_teacher = self.classify(found["pooled"]), self.head_dist(found["norm"][:, self.class_tokens])
+        return (by_label, by_teacher) if self.training else (by_label + by_teacher) / 2
+
+
+def build(model: Deit) -> DistilledVisionTransformer:
+    """The model section -> the model, on torch's current default device.  Raises RecipeError."""
+    return DistilledVisionTransformer(model)

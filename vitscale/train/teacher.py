@@ -1,0 +1,83 @@
+"""A frozen teacher: a run of ours, or a folder of transformers', that looks at the student's images in its own way."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitscale.checkpoint.weights import read_weights
+from vitscale.errors import CheckpointError, RecipeError
+from vitscale.models import build_model
+from vitscale.objectives import Task
+from vitscale.objectives.distillation import Distilling
+from vitscale.recipe import Recipe, load_recipe
+from vitscale.recipe.teacher import CONFIG_FILE, RECIPE_FILE
+
+Colour = tuple[float, float, float]
+
+
+class FrozenTeacher:
+    """images (b, C, S, S), normalised as the student's are -> logits (b, classes).
+
+    They are normalised as the teacher was trained, and resized if it was trained at another size.
+    """
+
+    def __init__(self, model: nn.Module, size: int, mean: Colour, std: Colour, recipe: Recipe, device: torch.device) -> None:
+        self.model, self.size = model.to(device).eval().requires_grad_(False), size
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.parallel.precision == "bf16")
+        ours, theirs = recipe.data.augment, torch.tensor([mean, std])
+        # (x std + mean - mean') / std', as one factor and one shift
+        self.factor = (torch.tensor(ours.std) / theirs[1])[:, None, None].to(device)
+        self.shift = ((torch.tensor(ours.mean) - theirs[0]) / theirs[1])[:, None, None].to(device)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        images = images * self.factor + self.shift if images.shape[1] == 3 else images
+        if images.shape[-1] != self.size:
+            images = F.interpolate(images, size=(self.size, self.size), mode="bicubic", antialias=True)
+        with self.autocast:
+            output: Any = self.model(images)
+        return output if isinstance(output, Tensor) else output.logits
+
+
+def give_teacher(task: Task, recipe: Recipe, device: torch.device) -> None:
+    """Read the teacher of a task that has one.  Raises RecipeError or CheckpointError for one that cannot be used."""
+    if isinstance(task, Distilling):
+        folder = Path(task.objective.teacher)
+        if (folder / RECIPE_FILE).is_file():
+            task.teacher = _of_a_run(folder, recipe, device)
+        elif (folder / CONFIG_FILE).is_file():
+            task.teacher = _of_transformers(folder, recipe, device)
+        else:
+            raise RecipeError(f"objective.teacher: {folder} holds neither {RECIPE_FILE} (a run's folder) nor {CONFIG_FILE} (transformers')")
+
+
+def _of_a_run(folder: Path, recipe: Recipe, device: torch.device) -> FrozenTeacher:
+    theirs = load_recipe(folder / RECIPE_FILE)
+    model = build_model(theirs.model)
+    model.load_state_dict(read_weights(folder, {name: tuple(value.shape) for name, value in model.named_parameters()}), strict=False)
+    if theirs.model.channels != recipe.model.channels:
+        raise RecipeError(f"objective.teacher: {folder} wants {theirs.model.channels} channels, model.channels is {recipe.model.channels}")
+    augment = theirs.data.augment
+    return FrozenTeacher(model, theirs.model.image, augment.mean, augment.std, recipe, device)
+
+
+def _of_transformers(folder: Path, recipe: Recipe, device: torch.device) -> FrozenTeacher:
+    """Safetensors only, and no code from the folder."""
+    try:
+        from transformers import AutoModelForImageClassification
+    except ImportError:
+        raise RecipeError(f"objective.teacher: {folder} is a folder of transformers'; pip install 'vitscale[hf]' to read it") from None
+    try:
+        model = AutoModelForImageClassification.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False)
+        about = folder / "preprocessor_config.json"
+        given = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"objective.teacher: {folder} cannot be read by transformers ({error})") from None
+    ours = recipe.data.augment
+    mean, std = tuple(given.get("image_mean", ours.mean)), tuple(given.get("image_std", ours.std))
+    return FrozenTeacher(model, int(getattr(model.config, "image_size", recipe.model.image)), mean, std, recipe, device)
