@@ -211,7 +211,8 @@ def recipes_check(
             print(f"{path}: holds no recipes (*.yaml)", file=sys.stderr)
         for file in files:
             try:
-                print(f"{file}: sound; {count_params(load_recipe(file).model):,} parameters")
+                recipe = load_recipe(file)
+                print(f"{file}: sound; {count_params(recipe.model, recipe.objective):,} parameters")
             except RecipeError as error:
                 wrong += 1
                 text = str(error)

@@ -50,13 +50,13 @@ def bill(recipe: Recipe, site: Site) -> Bill:
             raise RecipeError(f"micro_batch: {micro_batch} images at a time need about {memory.total / 2**30:.1f} GiB; {USABLE:.0%} of a "
                               f"{site.gpu}'s {device.memory_bytes / 2**30:.1f} GiB is to be had: take a smaller one, or null")
     images = _images(recipe)
-    flops = None if images is None else float(images * training_flops_per_image(recipe.model))
+    flops = None if images is None else float(images * training_flops_per_image(recipe.model, recipe.objective))
     hours = cost = None
     if device is not None and flops is not None:
         peak = device.bf16_flops if recipe.parallel.precision == "bf16" else device.fp32_flops
         hours = flops / (ranks * peak * ASSUMED_MFU) / 3600
         cost = None if site.price_per_gpu_hour is None else hours * ranks * site.price_per_gpu_hour
-    return Bill(count_params(recipe.model), ranks, micro_batch, memory, images, flops, hours, cost)
+    return Bill(count_params(recipe.model, recipe.objective), ranks, micro_batch, memory, images, flops, hours, cost)
 
 
 def _images(recipe: Recipe) -> int | None:

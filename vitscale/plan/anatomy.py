@@ -24,6 +24,7 @@ class Anatomy:
     params: dict[str, int]      # by component; their sum is the model's
     flops: dict[str, int]       # of the forward pass by component; a multiply-add is 2
     units: tuple[Unit, ...]     # in order
-    normed: int                 # numbers that the last norm gets
-    pooled: int = 0             # numbers that the pooling keeps
+    normed: int                 # numbers that the last norms get
+    outputs: int                # numbers that the model gives: logits, pixels
+    pooled: int = 0             # numbers that the pooling, or the layers about a decoder, keep
     mask_bytes: int = 0         # masks of elementwise dropout outside the units

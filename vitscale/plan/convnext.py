@@ -97,7 +97,7 @@ def anatomy(model: ConvNext) -> Anatomy:
         "head": 2 * last.width * model.classes,
     }
     return Anatomy(params=params, flops=flops, units=tuple(_unit(model, stage) for stage in stages for _ in range(stage.depth)),
-                   normed=last.width)
+                   normed=last.width, outputs=model.classes)
 
 
 def _mlp_params(width: int) -> int:

@@ -17,6 +17,7 @@ ANATOMIES: dict[str, tuple[Callable[[Any], list[tuple[str, str]]], Callable[[Any
 }
 
 
+BY_LABEL = Classification()
 TURNS = 4       # classes of rotation: quarter turns
 
 
@@ -27,7 +28,7 @@ def trained_section(model: Model, objective: Objective) -> Model:
     return model.model_copy(update={"classes": objective.permutations}) if isinstance(objective, Jigsaw) else model
 
 
-def anatomy_of(model: Model, objective: Objective = Classification()) -> Anatomy:  # noqa: B008  frozen
+def anatomy_of(model: Model, objective: Objective = BY_LABEL) -> Anatomy:
     """What an objective trains on a model section, taken apart.  Raises RecipeError when the section contradicts itself."""
     check_model(model)
     if isinstance(objective, Mae | Inpainting):

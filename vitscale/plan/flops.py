@@ -1,26 +1,26 @@
 """How many floating-point operations an image costs.  Exact: equal to torch's FlopCounterMode on the built model."""
 
-from vitscale.plan.families import anatomy_of
-from vitscale.recipe.schema import Model
+from vitscale.plan.families import BY_LABEL, anatomy_of
+from vitscale.recipe.schema import Model, Objective
 
 
-def flops_by_component(model: Model) -> dict[str, int]:
+def flops_by_component(model: Model, objective: Objective = BY_LABEL) -> dict[str, int]:
     """FLOPs of one image's forward pass by component; their sum is forward_flops.  Raises RecipeError.
 
     A multiply-add is 2 FLOPs; matrix products and convolutions count, elementwise work does not (Kaplan et al. 2020, section 2.1).
     What DeiT and timm print as GFLOPs are multiply-adds: half of this.
     """
-    return anatomy_of(model).flops
+    return anatomy_of(model, objective).flops
 
 
-def forward_flops(model: Model) -> int:
+def forward_flops(model: Model, objective: Objective = BY_LABEL) -> int:
     """FLOPs of one image's forward pass.  Raises RecipeError."""
-    return sum(flops_by_component(model).values())
+    return sum(flops_by_component(model, objective).values())
 
 
-def training_flops_per_image(model: Model) -> int:
+def training_flops_per_image(model: Model, objective: Objective = BY_LABEL) -> int:
     """3 x forward: the backward pass is two products per product of the forward (Kaplan et al. 2020, section 2.1).
 
     Recomputation is not counted, as model FLOPs utilisation wants it (Chowdhery et al. 2022, PaLM, appendix B).
     """
-    return 3 * forward_flops(model)
+    return 3 * forward_flops(model, objective)

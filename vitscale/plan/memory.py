@@ -62,12 +62,12 @@ def _kept_bytes(recipe: Recipe, units: Sequence[Unit]) -> int:
 
 def activation_bytes(recipe: Recipe) -> int:
     """Bytes of one image at the start of the backward pass: the peak.  Proportional to the micro-batch."""
-    model, parts, element = recipe.model, anatomy_of(recipe.model), _element(recipe)
+    model, parts, element = recipe.model, anatomy_of(recipe.model, recipe.objective), _element(recipe)
     image = model.channels * model.image**2 * (4 if element == 4 else 4 + element)      # the batch, and its cast copy
     norm = parts.normed * (4 if _autocast(recipe) else element)
-    logits = 2 * 4 * model.classes                                  # fp32 logits and log-probabilities
+    outputs = 2 * 4 * parts.outputs                                 # fp32 logits and log-probabilities; pixels and their differences
     in_flight = element * parts.units[-1].in_flight                 # of the block being differentiated
-    return image + parts.mask_bytes + _kept_bytes(recipe, parts.units) + norm + parts.pooled * element + logits + in_flight
+    return image + parts.mask_bytes + _kept_bytes(recipe, parts.units) + norm + parts.pooled * element + outputs + in_flight
 
 
 def estimate(recipe: Recipe, world_size: int, micro_batch: int) -> Memory:
@@ -78,7 +78,7 @@ def estimate(recipe: Recipe, world_size: int, micro_batch: int) -> Memory:
     ahead); `zero` shards the optimizer (1), gradients (2), weights (3).  `accelerate` is taken for DDP, its least frugal form.
     Communication buckets are not counted; DDP's gradients are taken to be views of its buckets.
     """
-    parts = anatomy_of(recipe.model)
+    parts = anatomy_of(recipe.model, recipe.objective)
     n, blocks = sum(parts.params.values()), [unit.params for unit in parts.units]
     block, outer = max(blocks), n - sum(blocks)
     gathered = outer + max(sum(blocks[at:at + 2]) for at in range(len(blocks)))

@@ -10,7 +10,7 @@ def checkpoint_bytes(recipe: Recipe) -> int:
     Names, tables and archives around the numbers are not counted: some 2 kB for each tensor (checkpoint/room.py counts them).
     """
     copies = 4 if recipe.ema is None else 6
-    return 4 * copies * count_params(recipe.model)
+    return 4 * copies * count_params(recipe.model, recipe.objective)
 
 
 def retained_checkpoints(recipe: Recipe) -> int:

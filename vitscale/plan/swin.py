@@ -93,6 +93,7 @@ def anatomy(model: Swin) -> Anatomy:
     return Anatomy(
         params=_params(model, stages), flops=_flops(model, stages),
         units=tuple(_unit(model, stage) for stage in stages for _ in range(stage.depth)), normed=last.grid**2 * last.width,
+        outputs=model.classes,
     )
 
 

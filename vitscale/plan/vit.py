@@ -10,7 +10,9 @@ def anatomy(model: Vit) -> Anatomy:
     shape = shape_of(model)
     tokens = num_tokens(model)
     return Anatomy(
-        params=_params(model, shape), flops=_flops(model, shape), units=(_unit(model, shape),) * shape.depth, normed=tokens * shape.width,
+        params=_params(model, shape), flops=_flops(model, shape),
+        units=(unit_of(model, shape, tokens),) * shape.depth, normed=tokens * shape.width,
+        outputs=model.classes,
         pooled=3 * tokens * shape.width if model.pool == "attention" else 0,        # keys and values, and what they came from
         mask_bytes=tokens * shape.width if model.dropout else 0,
     )
@@ -71,15 +73,23 @@ def _flops(model: Vit, shape: Shape) -> dict[str, int]:
     heads = 2 if model.family == "deit" else 1
     return {
         "patch_embed": 2 * grid(model) ** 2 * model.channels * model.patch**2 * width,
-        "attention_linear": shape.depth * tokens * 4 * square,
-        "attention_product": shape.depth * 2 * (2 * tokens * tokens * width),
-        "mlp": shape.depth * tokens * (3 if model.gated else 2) * (2 * width * mlp),
+        **block_flops(model, shape, tokens),
         "pool": pool,
         "head": heads * 2 * (hidden or features) * model.classes + (2 * features * hidden if hidden else 0),
     }
 
 
-def _unit(model: Vit, shape: Shape) -> Unit:
+def block_flops(model: Vit, shape: Shape, tokens: int) -> dict[str, int]:
+    """Of all blocks, which `tokens` go through."""
+    width, mlp = shape.width, shape.mlp
+    return {
+        "attention_linear": shape.depth * tokens * 4 * (2 * width * width),
+        "attention_product": shape.depth * 2 * (2 * tokens * tokens * width),
+        "mlp": shape.depth * tokens * (3 if model.gated else 2) * (2 * width * mlp),
+    }
+
+
+def unit_of(model: Vit, shape: Shape, tokens: int) -> Unit:
     """What one block keeps for its backward pass.
 
     Korthikanti et al. 2022 (Reducing activation recomputation in large transformer models, section 4.1) count per token and layer
@@ -89,7 +99,7 @@ def _unit(model: Vit, shape: Shape) -> Unit:
     inputs, 2 D; normed queries and keys are 2 D more; a gate keeps both its factors, silu's output and the product, 4 M; a parallel
     block has one norm, whose output both branches share.
     """
-    tokens, width, mlp = num_tokens(model), shape.width, shape.mlp
+    width, mlp = shape.width, shape.mlp
     scaled, first = model.layer_scale is not None, 2 * mlp if model.gated else mlp
     norms = 1 if model.parallel else 2
     inner = 4 * mlp if model.gated else 2 * mlp

@@ -176,7 +176,7 @@ def _disk(world: World, recipe: Recipe, folder: Path) -> list[Finding]:
 
 def _exchange(world: World, recipe: Recipe) -> Finding:
     """An all-reduce of as many bytes as the gradient has, at most 64 MiB."""
-    num_bytes = max(min(4 * count_params(recipe.model), _LARGEST_EXCHANGE), _SMALLEST_EXCHANGE)
+    num_bytes = max(min(4 * count_params(recipe.model, recipe.objective), _LARGEST_EXCHANGE), _SMALLEST_EXCHANGE)
     where = f"{node_name()} (rank {world.rank})"
     try:
         latency_s, bandwidth = speed.exchange(world.device, num_bytes)

@@ -129,7 +129,8 @@ def _fits(recipe: Recipe, prepared: Prepared, world: World) -> Finding:
     from vitscale.plan.memory import estimate
 
     wanted = estimate(recipe, world.size, work.micro_batch).total
-    words = f"of {there} per rank, with micro_batch {work.micro_batch} and {count_params(recipe.model):,} parameters, as estimated"
+    params = count_params(recipe.model, recipe.objective)
+    words = f"of {there} per rank, with micro_batch {work.micro_batch} and {params:,} parameters, as estimated"
     if wanted > device_bytes(world):
         return Finding("memory", "failed", wanted / 1e9, "GB", f"{words}; leave micro_batch to vitscale, or see `vitscale plan`")
     return Finding("memory", "ok", wanted / 1e9, "GB", words)

@@ -50,7 +50,7 @@ class Recorder:
                  goodput: Goodput | None, start: Moment, nodes: Sequence[str]) -> None:
         self.recipe, self.prepared, self.world, self.lease, self.meters, self.goodput = recipe, prepared, world, lease, meters, goodput
         self._steps_since_row, self._checkpoint_failures = 0, 0
-        meters.rate(training_flops_per_image(recipe.model), device_peak_flops(recipe, world), world.size)
+        meters.rate(training_flops_per_image(recipe.model, recipe.objective), device_peak_flops(recipe, world), world.size)
         self._pace = Pace(nodes, recipe.resilience.straggler_ratio) if world.is_first and world.size > 1 else None
         self._open = contextlib.ExitStack()
         self._files = _Files(self._open, recipe, prepared, lease, start) if lease is not None else None
