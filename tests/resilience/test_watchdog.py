@@ -119,6 +119,7 @@ def _hangs(dog: Watchdog) -> None:
 
 def _is_blocked(dog: Watchdog) -> None:
     dog.changed("compute")
+    time.sleep(0.5)
     ctypes.PyDLL(None).sleep(60)        # PyDLL keeps Python's lock
 
 

@@ -133,9 +133,11 @@ class Watchdog:
                 os.unlink(self._stacks.name)
 
     def _watch(self) -> None:
-        while not self._stop.wait(self._tick_s):
+        while True:
             limit_s = self._limit_s()
             self._backstop.set(limit_s + 1, limit_s + max(5.0, limit_s / 4))
+            if self._stop.wait(self._tick_s):
+                return
             try:
                 self._look(time.monotonic())
             except Exception:       # a run must not die of its watchdog; a full disk is not its business
