@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
-from vitscale.plan.flops import training_flops_per_image
+from vitscale.plan.flops import forward_flops, training_flops_per_image
 from vitscale.plan.params import count_params
 from vitscale.recipe import RECIPES, Recipe, load_recipe, recipe_files
 from vitscale.recipe.jsonschema import recipe_schema
@@ -30,6 +30,8 @@ PUBLISHED = {
     "swin_b_in1k": (87_768_224, 1024, "300 epochs"),
     "convnext_b_in1k": (88_591_464, 4096, "300 epochs"),
     "convnext_l_in1k": (197_767_336, 4096, "300 epochs"),
+    "mae_l16_in1k": (329_541_888 - 197 * (1024 + 512), 4096, "800 epochs"),     # the fixed positions are no parameters here
+    "mae_h14_in1k": (657_074_508 - 257 * (1280 + 512), 4096, "1600 epochs"),
     "vit_so400m14": (427_680_704 + 29_593 * 1_153, 16_384, "40000000000 images"),
 }
 
@@ -66,7 +68,7 @@ def test_it_is_what_was_published(file):
     if recipe.data.prepare:         # our own settings
         return
     parameters, batch, duration = PUBLISHED[recipe.name]
-    assert count_params(recipe.model) == parameters
+    assert count_params(recipe.model, recipe.objective) == parameters
     assert str(recipe.duration) == duration
     if recipe.data.repeats == 1:
         assert recipe.global_batch == batch
@@ -79,7 +81,7 @@ def test_its_cost_is_the_planners(file):
     recipe = load_recipe(file)
     cost = " ".join(file.read_text(encoding="utf-8").split("\n# Accuracy")[0].split("\n# Cost")[1].replace("#", " ").split())
     images = recipe.duration.images(recipe.data.num_samples, recipe.global_batch, recipe.data.repeats)
-    flops = training_flops_per_image(recipe.model)
+    flops = training_flops_per_image(recipe.model, recipe.objective)
 
     def told(pattern):
         [number] = re.findall(pattern, cost)
@@ -90,6 +92,20 @@ def test_its_cost_is_the_planners(file):
         assert told(r"\(([\d.]+) GFLOP an image") == pytest.approx(flops / 1e9, rel=0.005)
         hours = images * flops / (0.4 * 989e12) / 3600
         assert told(r"([\d,.]+) GPU-hours of an H200 at 40 % MFU of its 989 TFLOP/s") == pytest.approx(hours, rel=0.02)
+
+
+def test_the_table_of_recipes_has_them_all():
+    """docs/recipes.md: recipe, architecture, source, parameters, GFLOP an image forward, GPU-hours, published, measured."""
+    table = (RECIPES.parent / "docs" / "recipes.md").read_text(encoding="utf-8").split("\n\n")[2].splitlines()[2:]
+    rows = {cells[1].strip(" `"): [cell.strip() for cell in cells[2:-1]] for cells in (line.split("|") for line in table)}
+    assert rows.keys() == {file.stem for file in FILES}
+    for file in FILES:
+        recipe, row = load_recipe(file), rows[file.stem]
+        assert row[2] == f"{count_params(recipe.model, recipe.objective):,}"
+        assert row[3] == f"{forward_flops(recipe.model, recipe.objective) / 1e9:.4g}"
+        head = " ".join(file.read_text(encoding="utf-8").split("\nname:")[0].replace("#", " ").split())
+        assert row[4] == "none" or f"{row[4]} GPU-hours" in head
+        assert all(figure in head for figure in re.findall(r"[\d.]+ %", " ".join(row[5:])))
 
 
 @shipped
