@@ -1,0 +1,94 @@
+"""One tiny model of each kind, and a few steps of its training that are the same everywhere."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitscale.models import initial_value
+from vitscale.objectives import Seen, Task, build_task
+from vitscale.objectives.distillation import Distilling
+from vitscale.optim.build import build_optimizer
+from vitscale.parallel.engine import Work
+from vitscale.parallel.engines import open_engine
+from vitscale.parallel.world import World
+from vitscale.recipe import Classification, Optim, Parallel, Vit
+from vitscale.recipe.schema import ConvNext, Deit, Distillation, Model, Objective, Swin
+
+IMAGE, CLASSES, BATCH = 16, 5, 4
+_VIT = {"width": 16, "depth": 2, "heads": 2, "mlp": 24, "patch": 4, "image": IMAGE, "classes": CLASSES, "drop_path": 0.3}
+_SWIN = {"family": "swin", "width": 8, "depths": (2, 2), "heads": (2, 4), "window": 2, "patch": 2, "image": IMAGE, "classes": CLASSES,
+         "drop_path": 0.3}
+_CONVNEXT = {"family": "convnext", "widths": (8, 16), "depths": (1, 2), "image": IMAGE, "classes": CLASSES, "drop_path": 0.3,
+             "layer_scale": 0.1}
+
+BACKBONES: dict[str, tuple[Model, Objective]] = {
+    "vit": (Vit(**_VIT), Classification()),
+    "vit-modern": (Vit(**{**_VIT, "mlp": 20}, registers=2, position="rotary", gated=True, qk_norm=True, layer_scale=0.1, pool="mean"),
+                   Classification(loss="binary_cross_entropy")),
+    "vit-relative": (Vit(**_VIT, position="relative", class_tokens=2, head_hidden=12), Classification(label_smoothing=0.1)),
+    "vit-parallel": (Vit(**_VIT, parallel=True, pool="attention"), Classification()),
+    "deit": (Deit(family="deit", **_VIT), Distillation(name="distillation", teacher="")),
+    "swin": (Swin(**_SWIN), Classification()),
+    "swin-v2": (Swin(**_SWIN, version=2), Classification()),
+    "convnext": (ConvNext(**_CONVNEXT), Classification()),
+    "convnext-v2": (ConvNext(**{**_CONVNEXT, "layer_scale": None}, version=2), Classification()),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    backbone: str
+    parallel: Parallel
+    steps: int
+
+
+def task_of(backbone: str) -> Task:
+    task = build_task(*BACKBONES[backbone])
+    if isinstance(task, Distilling):
+        weights = torch.randn(3 * IMAGE * IMAGE, CLASSES, generator=torch.Generator().manual_seed(5))
+        task.teacher = lambda images: images.flatten(1) @ weights
+    return task
+
+
+def batch_of(step: int, task: Task) -> tuple[Seen, Tensor]:
+    """A whole batch and what is drawn for it (keep as uniforms (BATCH, 64)), by the step alone."""
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randn(BATCH, 3, IMAGE, IMAGE, generator=generator)
+    labels = torch.randint(CLASSES, (BATCH,), generator=generator)
+    draws = torch.rand(BATCH, task.num_draws, generator=generator) if task.num_draws else None
+    return Seen(images, labels, draws), torch.rand(BATCH, 64, generator=generator)
+
+
+def losses_of(world: World, case: Case) -> list[float]:
+    """The mean loss of each step; AdamW, stochastic depth on."""
+    share = BATCH // world.size
+    task, optim = task_of(case.backbone), Optim(lr=5e-3, weight_decay=0.1)
+    engine = open_engine(case.parallel, world, Work(share, 1, 1.0))
+    with torch.device("meta"):
+        skeleton = task.build()
+    first = skeleton.named_parameters()
+    matrix = max((name for name, value in first if value.ndim == 2 and "head" not in name), key=len)
+
+    def value(name: str, shape: torch.Size) -> Tensor:
+        """The first value, but heads that are not zero, so that the first step already tests every gradient."""
+        head = name.startswith("head") and name.endswith("weight") and len(shape) == 2
+        return initial_value(skeleton, matrix if head else name, shape, seed=1)
+
+    model = engine.materialise(task.build, value)
+    rates = torch.tensor(model.drop_rates)
+    engine.adopt(model, build_optimizer(model, optim))
+    engine.set_lr(optim.lr)
+    engine.model.train()
+    mine, losses = slice(share * world.rank, share * (world.rank + 1)), []
+    for step in range(case.steps):
+        whole, uniforms = batch_of(step, task)
+        seen = Seen(whole.images[mine], whole.labels[mine], None if whole.draws is None else whole.draws[mine])
+        keep = (uniforms[mine, :len(rates)] >= rates).T.float()
+        images, *more = task.inputs(seen)
+        with engine.micro_step(last=True):
+            loss = task.losses(engine.forward(images, keep, *more), seen).sum()
+            engine.backward(loss * (world.size / BATCH))
+        engine.step()
+        losses.append(float(world.sum_(loss.detach())) / BATCH)
+    return losses
