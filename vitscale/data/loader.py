@@ -60,7 +60,9 @@ def open_stream(
         raise DataError(f"micro_batch: {micro_batch} is not a multiple of data.group {group}")
     random = train and data.augment.crop == "random"
     crop = RandomCrop(data.augment.scale, data.augment.ratio) if random else CentreCrop(recipe.evaluate.crop)
-    label = LabelRule.of(data.label, data.class_map, data.multi_label) if data.label is not None else None
+    label = None
+    if recipe.objective.wants_labels and data.label is not None:
+        label = LabelRule.of(data.label, data.class_map, data.multi_label)
     fetcher = Fetcher(
         index, label=label, classes=model.classes, image=model.image, channels=model.channels, group=group, crop=crop,
         exif=data.exif_orientation == "apply", cache=ShardCache(data.cache_dir, data.cache_bytes),

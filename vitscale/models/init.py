@@ -19,7 +19,7 @@ def initial_value(model: Backbone, name: str, shape: Sequence[int], seed: int) -
     As big_vision's vit.py (Beyer et al. 2022), whose deviations follow the width, so that small models train as well as large ones:
 
     * matrices of attention and MLP uniform with variance 2 / (fan-in + fan-out) (Glorot & Bengio 2010); qkv counts as three;
-    * positions, registers and the MAP probe normal with variance 1 / D; class and distillation token 0;
+    * positions, registers, the mask token and the MAP probe normal with variance 1 / D; class and distillation token 0;
     * the patch projection normal with variance 1 / fan-in (LeCun et al. 1998);
     * other convolutions likewise; tables of relative positions 0: every direction alike at first;
     * the classifier 0, so that the first loss is log(classes); biases 0, norms' weights 1; what `model.constants` names, that number.
@@ -37,7 +37,7 @@ def initial_value(model: Backbone, name: str, shape: Sequence[int], seed: int) -
     value, generator = torch.empty(*shape, dtype=torch.float32, device="cpu"), _generator(seed, name)
     if len(shape) == 4:
         return value.normal_(0.0, 1 / math.sqrt(math.prod(shape[1:])), generator=generator)
-    if last in ("pos_embed", "latent", "reg_token"):
+    if last in ("pos_embed", "latent", "reg_token", "mask_token"):
         return value.normal_(0.0, 1 / math.sqrt(shape[-1]), generator=generator)
     fan_out, fan_in = shape
     if name.endswith("qkv.weight"):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 # learned vectors that stand in the place of tokens, biases of attention, temperatures
-TABLES = ("cls_token", "dist_token", "reg_token", "pos_embed", "latent", "relative_position_bias_table", "logit_scale")
+TABLES = ("cls_token", "dist_token", "reg_token", "mask_token", "pos_embed", "latent", "relative_position_bias_table", "logit_scale")
 
 
 def leaf(name: str) -> str:

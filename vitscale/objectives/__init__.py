@@ -5,10 +5,15 @@ from typing import Any
 
 from vitscale.objectives.classification import Classifying, multilabel_hits, per_sample_loss, topk_correct
 from vitscale.objectives.distillation import Distilling
+from vitscale.objectives.masked import Inpaint, MaskedAutoencoding
+from vitscale.objectives.pretext import Puzzling, Rotating
 from vitscale.objectives.task import Seen, Task
 from vitscale.recipe.schema import Model, Objective
 
-OBJECTIVES: dict[str, Callable[[Model, Any], Task]] = {"classification": Classifying, "distillation": Distilling}
+OBJECTIVES: dict[str, Callable[[Any, Any], Task]] = {
+    "classification": Classifying, "distillation": Distilling, "mae": MaskedAutoencoding, "inpainting": Inpaint, "rotation": Rotating,
+    "jigsaw": Puzzling,
+}
 
 __all__ = ["OBJECTIVES", "Seen", "Task", "build_task", "multilabel_hits", "per_sample_loss", "topk_correct"]
 

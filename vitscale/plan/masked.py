@@ -5,6 +5,7 @@ from dataclasses import replace
 from vitscale.plan import vit
 from vitscale.plan.anatomy import Anatomy
 from vitscale.plan.sizes import grid, num_placed, shape_of
+from vitscale.recipe.check_objective import num_visible
 from vitscale.recipe.schema import Inpainting, Mae, Vit
 
 
@@ -19,11 +20,6 @@ def decoder_section(model: Vit, objective: Mae) -> Vit:
     width, depth, heads = objective.decoder.width, objective.decoder.depth, objective.decoder.heads
     return Vit(width=width, depth=depth, heads=heads, mlp=4 * width, patch=model.patch, image=model.image, channels=model.channels,
                classes=0, pool="mean", position="sincos")
-
-
-def num_visible(patches: int, mask_ratio: float) -> int:
-    """Patches that MAE's encoder sees, rounded down as in the paper's code."""
-    return int(patches * (1 - mask_ratio))
 
 
 def num_pixels(model: Vit) -> int:

@@ -2,6 +2,7 @@
 
 from vitscale.errors import RecipeError
 from vitscale.recipe.check_model import model_contradictions
+from vitscale.recipe.check_objective import objective_contradictions
 from vitscale.recipe.schema import Augment, Distillation, Recipe
 from vitscale.recipe.teacher import teacher_classes
 
@@ -43,9 +44,7 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         found.append((key, sentence))
 
     found += model_contradictions(model)
-    if model.classes == 0:
-        wrong("model.classes", "classification wants at least 1 class, got 0")
-
+    found += objective_contradictions(recipe)
     group, batch, lanes = default_group(recipe), recipe.global_batch, default_lanes(recipe)
     if batch % group:
         wrong("global_batch", f"{batch} is not a multiple of data.group {group}")
@@ -168,8 +167,6 @@ def _labels(recipe: Recipe) -> list[tuple[str, str]]:
     """What cannot be a label, or is missing one."""
     label, found = recipe.data.label, []
     if label is None:
-        if recipe.objective.name == "classification":
-            found.append(("data.label", "classification wants labels, got null"))
         if recipe.data.class_map:
             found.append(("data.class_map", "names the classes of labels, but data.label is null"))
         if recipe.data.multi_label:

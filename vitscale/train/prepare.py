@@ -56,7 +56,7 @@ def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = Non
         lost = f" and {train.lost} lost to damage" if train.lost else ""
         raise DataError(f"data.num_samples says {declared}, the shards hold {train.num_samples}{lost}; correct it, or check data.train")
     for index in (train, val):
-        if look and index is not None and recipe.data.label is not None:
+        if look and index is not None and recipe.objective.wants_labels and recipe.data.label is not None:
             check_labels(index, recipe.data.label, recipe.model.classes, class_map=recipe.data.class_map,
                          multi_label=recipe.data.multi_label)
     order_of(recipe, train)     # lanes, batch and group against the number of samples

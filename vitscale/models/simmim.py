@@ -1,0 +1,31 @@
+"""Masked patches told from the others by the Vision Transformer itself and one layer (Xie et al. 2022, SimMIM)."""
+
+import torch
+from torch import Tensor, nn
+
+from vitscale.models.vit import VisionTransformer
+from vitscale.plan.masked import encoder_section, num_pixels
+from vitscale.recipe.schema import Vit
+
+
+class Inpainter(VisionTransformer):
+    """A VisionTransformer without a head, whose weights are a classifier's, a token for what is masked and a layer that paints."""
+
+    def __init__(self, model: Vit, eps: float = 1e-6) -> None:
+        """Raises RecipeError when the section contradicts itself.  `eps` of every LayerNorm."""
+        super().__init__(encoder_section(model), eps)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.width))
+        self.decoder_pred = nn.Linear(self.width, num_pixels(model))
+
+    def forward(self, images: Tensor, keep: Tensor | None, mask: Tensor) -> Tensor:  # type: ignore[override]
+        """images (B, C, height, width), keep as VisionTransformer's, mask (B, N) bool -> pixels (B, N, P P C) of every patch.
+
+        A masked patch's own pixels reach nothing.  Pixels lie row by row, channels last.
+        """
+        new_grid = self.patch_embed.grid(images)
+        layout = self.layout(new_grid, images.device)
+        tokens = self.patch_embed(images)
+        tokens = self.embed(torch.where(mask[:, :, None], self.mask_token.to(tokens.dtype), tokens), new_grid)
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens, None if keep is None else keep[2 * index:2 * index + 2], layout)
+        return self.decoder_pred(self.norm(tokens)[:, self.before:])

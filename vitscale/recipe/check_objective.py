@@ -1,0 +1,80 @@
+"""What an objective asks of the rest of a recipe, and where it contradicts itself."""
+
+import math
+
+from vitscale.recipe.schema import Inpainting, Jigsaw, Mae, Recipe, Vit
+
+
+def num_visible(patches: int, mask_ratio: float) -> int:
+    """Patches that MAE's encoder sees, rounded down as in the paper's code."""
+    return int(patches * (1 - mask_ratio))
+
+
+def num_masked(squares: int, mask_ratio: float) -> int:
+    """Squares that inpainting masks, rounded up as in SimMIM's code."""
+    return math.ceil(squares * mask_ratio)
+
+
+def objective_contradictions(recipe: Recipe) -> list[tuple[str, str]]:
+    """(dotted key, sentence) for every combination that cannot work."""
+    objective, data, found = recipe.objective, recipe.data, []
+    if objective.wants_labels:
+        if recipe.model.classes == 0:
+            found.append(("model.classes", f"{objective.name} wants at least 1 class, got 0"))
+        if data.label is None:
+            found.append(("data.label", f"{objective.name} wants labels, got null"))
+    else:
+        found += [(f"data.augment.{key}", f"mixes labels, of which {objective.name} has none; leave it out")
+                  for key in ("mixup", "cutmix") if getattr(data.augment, key) > 0]
+    if not objective.tells_top1:
+        stopping = recipe.evaluate.early_stopping
+        metrics = {"checkpoint.best": recipe.checkpoint.best, "evaluate.early_stopping.metric": stopping.metric if stopping else None}
+        found += [(key, f"{objective.name} tells no accuracy; take eval_loss, or leave it out")
+                  for key, metric in metrics.items() if metric == "eval_top1"]
+    if isinstance(objective, Mae | Inpainting):
+        if type(recipe.model) is not Vit:
+            return [*found, ("objective.name", f"{objective.name} wants model.family vit, whose patches can be hidden one by one, "
+                             f"not {recipe.model.family}")]
+        return found + (_mae(recipe.model, objective) if isinstance(objective, Mae) else _inpainting(recipe.model, objective))
+    return found + (_jigsaw(recipe, objective) if isinstance(objective, Jigsaw) else [])
+
+
+def _mae(model: Vit, objective: Mae) -> list[tuple[str, str]]:
+    found = []
+    if model.position not in ("learned", "sincos"):
+        found.append(("model.position", f"mae leaves patches out, so each must bring its place along: it wants learned or sincos, "
+                      f"not {model.position}"))
+    if model.attention != "full":
+        found.append(("model.attention", f"mae leaves patches out, so there is no grid for attention {model.attention}: it wants full"))
+    patches = (model.image // model.patch) ** 2
+    visible = num_visible(patches, objective.mask_ratio)
+    if not 0 < visible < patches:
+        found.append(("objective.mask_ratio", f"{objective.mask_ratio:g} of {patches} patches leaves {visible} to be seen: it wants some "
+                      "patches masked and some not"))
+    decoder = objective.decoder
+    if decoder.width % decoder.heads:
+        found.append(("objective.decoder.heads", f"{decoder.heads} heads do not divide the decoder's width {decoder.width}"))
+    if decoder.width % 4:
+        found.append(("objective.decoder.width", f"sin-cos positions want a width divisible by 4, got {decoder.width}"))
+    return found
+
+
+def _inpainting(model: Vit, objective: Inpainting) -> list[tuple[str, str]]:
+    side = objective.mask_patch
+    if side % model.patch or model.image % side:
+        return [("objective.mask_patch", f"{side} is not a multiple of model.patch {model.patch} that divides model.image {model.image}")]
+    squares = (model.image // side) ** 2
+    if num_masked(squares, objective.mask_ratio) == squares:
+        return [("objective.mask_ratio", f"{objective.mask_ratio:g} masks all {squares} squares; take less, or a smaller mask_patch")]
+    return []
+
+
+def _jigsaw(recipe: Recipe, objective: Jigsaw) -> list[tuple[str, str]]:
+    image, grid, patch = recipe.model.image, objective.grid, getattr(recipe.model, "patch", 1)
+    found = []
+    if image % grid or image // grid % patch:
+        found.append(("objective.grid", f"{grid} tiles on a side must be whole patches of {patch} pixels, but model.image is {image}"))
+    if objective.permutations > math.factorial(grid**2):
+        found.append(("objective.permutations", f"of {grid} x {grid} tiles there are {math.factorial(grid**2)}, "
+                      f"got {objective.permutations}"))
+    return found
