@@ -29,9 +29,9 @@ def evaluate(engine: Engine, batches: Iterable[MicroBatch], task: Task, augment:
         judged = task.judged(output, seen)
         counted = weight > 0
         values = torch.stack([value.double() for value in (weight, task.losses(output, seen), *judged.values())])
-        if len(names) == 2:
+        if len(sums) < len(values):     # the first batch shows what the task judges
             names += judged
-            sums = sums.new_zeros(len(names))
+            sums = sums.new_zeros(len(values))
         sums += torch.where(counted, values, 0.0).sum(dim=1)     # not a product: a dummy's loss must not count even if it is not finite
     count, *totals = world.sum_(sums).tolist()
     means = {f"eval_{name}": total / count if count else math.nan for name, total in zip(names[1:], totals, strict=True)}
