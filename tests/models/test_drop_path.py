@@ -25,6 +25,7 @@ def pictures(count: int) -> torch.Tensor:
 def test_rates_rise_linearly_and_are_shared_by_a_blocks_branches():
     assert drop_rates(5, 0.4) == pytest.approx((0, 0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4))
     assert drop_rates(1, 0.4) == (0.0, 0.0)
+    assert drop_rates(3, 0.4, "constant") == (0.4,) * 6
     assert model(0.5).drop_rates == (0.0, 0.0, 0.25, 0.25, 0.5, 0.5)
 
 

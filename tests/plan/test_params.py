@@ -41,7 +41,15 @@ def test_every_option_counts_as_built_component_by_component(pool, position, qkv
     assert params_by_component(model) == counted
 
 
+@pytest.mark.parametrize(("size", "patch", "expected"), [("large", 16, 304_374_760), ("huge", 14, 632_126_440)])
+def test_deit3_has_its_published_count(size, patch, expected):
+    """Touvron et al. 2022: LayerScale, and no position of the class token."""
+    model = Vit(size=size, patch=patch, layer_scale=1e-4, class_position=False)
+    assert count_params(model) == sum(p.numel() for p in built(model).parameters()) == expected
+
+
 MORE = [
+    {"class_position": False, "class_tokens": 2},
     {"class_tokens": 3, "registers": 2}, {"pool": "mean", "registers": 4, "pool_norm": True}, {"pool": "attention", "registers": 1},
     {"class_tokens": 2, "pool_norm": True, "head_hidden": 11}, {"gated": True}, {"parallel": True}, {"qk_norm": True},
     {"position": "rotary"}, {"position": "none", "pool": "mean"}, {"position": "relative"}, {"position": "relative", "pool": "mean"},

@@ -25,8 +25,8 @@ PUBLISHED = {
     "vit_huge_in21k": (658_740_561, 4096, "90 epochs"),     # 632,045,800 with 1000 classes and a class token
     "deit_s16_in1k": (22_050_664, 1024, "300 epochs"),
     "deit_b16_in1k": (86_567_656, 1024, "300 epochs"),
-    "deit3_l16_in1k": (304_322_536, 2048, "800 epochs"),    # 304,374,760 at 224 pixels, without the class token's position
-    "deit3_h14_in1k": (631_954_920, 2048, "800 epochs"),    # 632,126,440 at 224 pixels, without the class token's position
+    "deit3_l16_in1k": (304_321_512, 2048, "800 epochs"),    # 304,374,760 at 224 pixels
+    "deit3_h14_in1k": (631_953_640, 2048, "800 epochs"),    # 632,126,440 at 224 pixels
     "swin_b_in1k": (87_768_224, 1024, "300 epochs"),
     "convnext_b_in1k": (88_591_464, 4096, "300 epochs"),
     "convnext_l_in1k": (197_767_336, 4096, "300 epochs"),

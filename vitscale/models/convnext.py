@@ -106,7 +106,7 @@ class ConvNeXt(Backbone):
         stages = stages_of(model)
         scale = layer_scale_of(model)
         self.constants = {"grn.weight": 0.0} if scale is None else {".gamma": scale}
-        self.drop_rates = drop_rates(sum(stage.depth for stage in stages), model.drop_path)[::2]
+        self.drop_rates = drop_rates(sum(stage.depth for stage in stages), model.drop_path, model.drop_path_schedule)[::2]
         self.stem = Downsample(nn.Conv2d(model.channels, stages[0].width, STEM, STEM), nn.LayerNorm(stages[0].width, eps=EPS))
         built, first, before = [], 0, None
         for stage in stages:

@@ -4,12 +4,14 @@ import torch
 from torch import Tensor
 
 
-def drop_rates(depth: int, last: float) -> tuple[float, ...]:
-    """Rates of the 2 L branches, rising linearly from 0 in the first block to `last` in the last (Huang et al. 2016, section 4).
+def drop_rates(depth: int, last: float, schedule: str = "linear") -> tuple[float, ...]:
+    """Rates of the 2 L branches: `last` in all blocks (constant), or rising linearly from 0 in the first block to it in the last (Huang et
+    al. 2016, section 4).
 
     Row 2 l is the attention of block l, row 2 l + 1 its MLP; both have the block's rate.  A single block has rate 0.
     """
-    rates = [last * block / (depth - 1) if depth > 1 else 0.0 for block in range(depth)]
+    rising = [last * block / (depth - 1) if depth > 1 else 0.0 for block in range(depth)]
+    rates = [last] * depth if schedule == "constant" else rising
     return tuple(rate for rate in rates for _ in range(2))
 
 

@@ -224,7 +224,7 @@ class SwinTransformer(Backbone):
         super().__init__()
         stages = stages_of(model)
         self.constants = {".logit_scale": math.log(10)}
-        self.drop_rates = drop_rates(sum(stage.depth for stage in stages), model.drop_path)
+        self.drop_rates = drop_rates(sum(stage.depth for stage in stages), model.drop_path, model.drop_path_schedule)
         self.patch_embed = SwinPatchEmbed(model.channels, model.patch, stages[0].width)
         layers, first = [], 0
         for number, stage in enumerate(stages):

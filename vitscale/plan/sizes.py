@@ -74,8 +74,13 @@ def grid(model: Vit) -> int:
 
 
 def num_placed(model: Vit) -> int:
-    """Tokens that come before the patches and have a row in the table of learned positions: class tokens, DeiT's distillation token."""
+    """Tokens that come before the patches and may have a place in the table of learned positions: class tokens, a distillation token."""
     return (model.class_tokens if model.pool == "token" else 0) + (model.family == "deit")
+
+
+def num_positions(model: Vit) -> int:
+    """Rows of the table of learned positions: those of class and distillation tokens first, if they have any; registers have none."""
+    return (num_placed(model) if model.class_position else 0) + grid(model) ** 2
 
 
 def num_tokens(model: Vit) -> int:

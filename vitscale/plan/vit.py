@@ -1,7 +1,8 @@
 """A Vision Transformer taken apart.  Parameters are those of the built model, FLOPs those that torch counts, exactly."""
 
 from vitscale.plan.anatomy import Anatomy, Unit
-from vitscale.plan.sizes import Shape, grid, num_features, num_placed, num_tokens, shape_of
+from vitscale.plan.attention import mixing
+from vitscale.plan.sizes import Shape, grid, num_features, num_placed, num_positions, num_tokens, shape_of
 from vitscale.recipe.schema import Vit
 
 
@@ -35,7 +36,7 @@ def _params(model: Vit, shape: Shape) -> dict[str, int]:
     pool_mlp = (width * shape.mlp + shape.mlp) + (shape.mlp * width + width)
     return {
         "patch_embed": model.channels * model.patch**2 * width + width,
-        "position": (grid(model) ** 2 + num_placed(model)) * width if model.position == "learned" else 0,
+        "position": num_positions(model) * width if model.position == "learned" else 0,
         "prefix_tokens": (num_placed(model) + model.registers) * width,
         "attention": shape.depth * _attention_params(model, shape),
         "mlp": shape.depth * _mlp_params(model, shape),
@@ -63,7 +64,6 @@ def _mlp_params(model: Vit, shape: Shape) -> int:
 
 
 def _flops(model: Vit, shape: Shape) -> dict[str, int]:
-    """Attention counts its two products of N x N x D."""
     tokens, width, mlp = num_tokens(model), shape.width, shape.mlp
     square = 2 * width * width                                  # one token through a D x D layer
     features, hidden = num_features(model, width), model.head_hidden
@@ -80,11 +80,11 @@ def _flops(model: Vit, shape: Shape) -> dict[str, int]:
 
 
 def block_flops(model: Vit, shape: Shape, tokens: int) -> dict[str, int]:
-    """Of all blocks, which `tokens` go through."""
+    """Of all blocks, which `tokens` go through.  Full attention counts its two products of N x N x D."""
     width, mlp = shape.width, shape.mlp
     return {
         "attention_linear": shape.depth * tokens * 4 * (2 * width * width),
-        "attention_product": shape.depth * 2 * (2 * tokens * tokens * width),
+        "attention_product": shape.depth * mixing(model, shape, tokens).flops,
         "mlp": shape.depth * tokens * (3 if model.gated else 2) * (2 * width * mlp),
     }
 
@@ -103,14 +103,15 @@ def unit_of(model: Vit, shape: Shape, tokens: int) -> Unit:
     scaled, first = model.layer_scale is not None, 2 * mlp if model.gated else mlp
     norms = 1 if model.parallel else 2
     inner = 4 * mlp if model.gated else 2 * mlp
-    kept = 2 * norms * width + 4 * width + inner + (2 * width if scaled else 0) + (2 * width if model.qk_norm else 0)
+    attention = mixing(model, shape, tokens)
+    kept = 2 * norms * width + inner + (2 * width if scaled else 0) + (2 * width if model.qk_norm else 0)
     return Unit(
         params=_attention_params(model, shape) + _mlp_params(model, shape) + 2 * norms * width + (2 * width if scaled else 0),
         stream=tokens * width,
-        kept=tokens * kept,
+        kept=tokens * kept + attention.kept,
         normed=tokens * norms * width,
-        kept_fp32=tokens * shape.heads,
-        outputs=tokens * (7 * width + first),               # input; qkv 3, attention, proj, fc2; fc1
+        kept_fp32=attention.kept_fp32,
+        outputs=tokens * (6 * width + first) + attention.outputs,       # input; qkv 3, proj, fc2; fc1
         mask_bytes=tokens * 2 * width if model.dropout else 0,
         in_flight=tokens * inner,                           # inside the MLP
     )

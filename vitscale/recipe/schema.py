@@ -70,7 +70,8 @@ class Model(Section):
     channels: Literal[1, 3] = 3
     classes: CountOrZero = 1000             # 0: no head, forward() gives pooled features
     dropout: Rate = 0.0
-    drop_path: Rate = 0.0                   # stochastic depth of the last block; rises linearly from 0 (Huang et al. 2016)
+    drop_path: Rate = 0.0                   # stochastic depth of the last block (Huang et al. 2016)
+    drop_path_schedule: Literal["linear", "constant"] = "linear"    # rises linearly from 0 in the first block, or is that of all (DeiT III)
 
 
 class Vit(Model):
@@ -90,7 +91,12 @@ class Vit(Model):
     head_hidden: Count | None = None        # width of a hidden layer (tanh) before the classifier (Dosovitskiy et al. 2021, section 3.1)
     head_dropout: Rate = 0.0                # before the classifier
     position: Literal["learned", "sincos", "rotary", "relative", "none"] = "learned"   # vitscale/models/position.py; relative: a bias
-    attention: Literal["full"] = "full"     # who looks at whom: vitscale/models/attention.py
+    attention: Literal["full", "local", "axial", "sparse", "linear"] = "full"   # who looks at whom: vitscale/models/attention*.py
+    window: Count = 7                       # of local: patches on a side of a window, as in Swin; divides the grid of patches
+    halo: CountOrZero = 3                   # of local: patches around its window that it sees besides (Vaswani et al. 2021, HaloNet)
+    sparse_block: Count = 14                # of sparse: patches of a block, in the order of rows; 14 are a row of 224 / 16
+    sparse_random: CountOrZero = 3          # of sparse: blocks that a block sees besides its neighbours (Zaheer et al. 2020, BigBird)
+    class_position: bool = True             # learned positions have rows for class and distillation tokens; DeiT III: false
     qkv_bias: bool = True
     qk_norm: bool = False                   # LayerNorm of queries and keys, head by head (Dehghani et al. 2023, ViT-22B)
     gated: bool = False                     # SwiGLU in place of GELU, mlp wide after the gate (Shazeer 2020)
@@ -200,7 +206,7 @@ class Jigsaw(Objective):
 
     name: Literal["jigsaw"]
     grid: Annotated[int, Field(ge=2), BeforeValidator(_whole)] = 2      # tiles on a side; divides the image into whole patches
-    permutations: Annotated[int, Field(ge=2), BeforeValidator(_whole)] = 24     # that are told apart; of 2 x 2 tiles there are 24
+    permutations: Annotated[int, Field(ge=2, le=1000), BeforeValidator(_whole)] = 24    # that are told apart; of 2 x 2 tiles there are 24
 
     wants_labels: ClassVar[bool] = False
 
