@@ -54,6 +54,9 @@ MORE = [
     {"class_tokens": 2, "pool_norm": True, "head_hidden": 11}, {"gated": True}, {"parallel": True}, {"qk_norm": True},
     {"position": "rotary"}, {"position": "none", "pool": "mean"}, {"position": "relative"}, {"position": "relative", "pool": "mean"},
     {"position": "relative", "registers": 2, "gated": True, "qk_norm": True, "layer_scale": 0.1},
+    {"attention": "local", "window": 5, "halo": 1, "registers": 2}, {"attention": "local", "window": 1, "halo": 0, "pool": "mean"},
+    {"attention": "axial", "heads": 3}, {"attention": "axial", "pool": "mean"}, {"attention": "sparse", "sparse_block": 3, "registers": 1},
+    {"attention": "sparse", "sparse_block": 4, "sparse_random": 0, "qk_norm": True}, {"attention": "linear", "registers": 3},
 ]
 
 

@@ -40,12 +40,10 @@ class Attention(nn.Module):
         Only with `return_map` are the N x N numbers of each head ever stored.
         """
         query, key, value = self.project(tokens, layout)
-        bias = self.bias(layout, query.dtype)
         if return_map:
-            logits = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
-            weights = (logits if bias is None else logits + bias).softmax(dim=-1)
+            weights = self.map(query, key, layout)
             return self.out(weights @ value), weights
-        return self.out(F.scaled_dot_product_attention(query, key, value, attn_mask=bias))
+        return self.out(self.mix(query, key, value, layout))
 
     def project(self, tokens: Tensor, layout: Layout | None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, D) -> queries, keys, values (B, H, N, K) each, normed and turned as the model asks."""
@@ -55,9 +53,22 @@ class Attention(nn.Module):
             query, key = turned(query, layout.angles), turned(key, layout.angles)
         return query, key, value
 
-    def bias(self, layout: Layout | None, dtype: torch.dtype) -> Tensor | None:
-        """(H, N, N) to be added to the logits; here None."""
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout | None) -> Tensor:
+        """Queries, keys, values (B, H, N, K) each -> what each token sees (B, H, N, K)."""
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias(layout, query))
+
+    def map(self, query: Tensor, key: Tensor, layout: Layout | None) -> Tensor:
+        """The weights (B, H, N, N) with which mix() would add up the values."""
+        logits = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
+        bias = self.bias(layout, query)
+        return (logits if bias is None else logits + bias).softmax(dim=-1)
+
+    def bias(self, layout: Layout | None, query: Tensor) -> Tensor | None:
+        """(H or 1, N, N) to be added to the logits, in the queries' type; here None."""
         return None
+
+    def reset_buffers(self) -> None:
+        """Fill the buffers, of which there are none here, again."""
 
     def out(self, mixed: Tensor) -> Tensor:
         """(B, H, N, K) -> (B, N, D)."""
@@ -79,10 +90,10 @@ class RelativePositionAttention(Attention):
     def reset_buffers(self) -> None:
         self.relative_position_index.copy_(offset_index(self.grid, self.before, "cpu"))
 
-    def bias(self, layout: Layout | None, dtype: torch.dtype) -> Tensor:
+    def bias(self, layout: Layout | None, query: Tensor) -> Tensor:
         grid = self.grid if layout is None else layout.grid
         table: Tensor = self.relative_position_bias_table
         index = self.relative_position_index
         if grid != self.grid:
             table, index = resample_offsets(table, self.grid, grid), offset_index(grid, self.before, table.device)
-        return table[index].permute(2, 0, 1).to(dtype)
+        return table[index].permute(2, 0, 1).to(query.dtype)

@@ -7,6 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from vitscale.models.attention import Attention, Layout, RelativePositionAttention
+from vitscale.models.attention_axial import AxialAttention
+from vitscale.models.attention_linear import LinearAttention
+from vitscale.models.attention_local import LocalAttention
+from vitscale.models.attention_sparse import SparseAttention
 from vitscale.models.backbone import Backbone
 from vitscale.models.drop_path import add_branch, drop_rates
 from vitscale.models.heads import AttentionPool, Hidden
@@ -14,7 +18,7 @@ from vitscale.models.mlp import MLP, GatedMLP
 from vitscale.models.names import is_exempt
 from vitscale.models.patch_embed import PatchEmbed
 from vitscale.models.position import resample, rotary, sincos
-from vitscale.plan.sizes import Shape, grid, num_features, num_placed, shape_of
+from vitscale.plan.sizes import Shape, grid, num_features, num_placed, num_positions, shape_of
 from vitscale.recipe.schema import Vit
 
 
@@ -32,12 +36,13 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """Norm, attention, add; norm, MLP, add (Dosovitskiy et al. 2021, equations 2 and 3); or both side by side behind one norm."""
 
-    def __init__(self, model: Vit, shape: Shape, rate: float, eps: float) -> None:
+    def __init__(self, model: Vit, shape: Shape, rate: float, eps: float, layer: int = 0) -> None:
+        """`rate` of stochastic depth; `layer` is the block's number, counted from 0, by which sparse attention draws."""
         super().__init__()
         width, scale = shape.width, model.layer_scale
         self.rate, self.parallel = rate, model.parallel
         self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attn = build_attention(model, shape, eps)
+        self.attn = build_attention(model, shape, eps, layer)
         self.ls1 = nn.Identity() if scale is None else LayerScale(width, scale)
         self.norm2 = nn.Identity() if model.parallel else nn.LayerNorm(width, eps=eps)
         self.mlp = (GatedMLP if model.gated else MLP)(width, shape.mlp, model.dropout)
@@ -56,13 +61,22 @@ class Block(nn.Module):
         return tokens if weights is None else (tokens, weights)
 
 
-def build_attention(model: Vit, shape: Shape, eps: float) -> Attention:
+def build_attention(model: Vit, shape: Shape, eps: float, layer: int) -> Attention:
     """The attention that the section asks for."""
+    width, heads = shape.width, shape.heads
     options: dict[str, Any] = {"qkv_bias": model.qkv_bias, "dropout": model.dropout, "qk_norm": model.qk_norm, "eps": eps}
     if model.position == "relative":
         before = num_placed(model) + model.registers
-        return RelativePositionAttention(shape.width, shape.heads, (grid(model), grid(model)), before, **options)
-    return Attention(shape.width, shape.heads, **options)
+        return RelativePositionAttention(width, heads, (grid(model), grid(model)), before, **options)
+    if model.attention == "local":
+        return LocalAttention(width, heads, model.window, model.halo, **options)
+    if model.attention == "axial":
+        return AxialAttention(width, heads, **options)
+    if model.attention == "sparse":
+        return SparseAttention(width, heads, model.sparse_block, model.sparse_random, layer, **options)
+    if model.attention == "linear":
+        return LinearAttention(width, heads, **options)
+    return Attention(width, heads, **options)
 
 
 class VisionTransformer(Backbone):
@@ -83,18 +97,18 @@ class VisionTransformer(Backbone):
         self.width, self.head_width = shape.width, shape.width // shape.heads
         self.grid, self.before = (grid(model), grid(model)), num_placed(model) + model.registers
         self.constants = {} if model.layer_scale is None else {".gamma": model.layer_scale}
-        self.drop_rates = drop_rates(shape.depth, model.drop_path)
+        self.drop_rates = drop_rates(shape.depth, model.drop_path, model.drop_path_schedule)
 
         self.patch_embed = PatchEmbed(model.channels, model.patch, shape.width)
         self.cls_token = nn.Parameter(torch.zeros(1, model.class_tokens, shape.width)) if model.pool == "token" else None
         self.reg_token = nn.Parameter(torch.zeros(1, model.registers, shape.width)) if model.registers else None
+        self.before_placed = model.position == "learned" and model.class_position
         if model.position == "learned":
-            rows = num_placed(model) + grid(model) ** 2         # those of class and distillation token first; registers have none
-            self.pos_embed = nn.Parameter(torch.zeros(1, rows, shape.width))
+            self.pos_embed = nn.Parameter(torch.zeros(1, num_positions(model), shape.width))
         elif model.position == "sincos":
             self.register_buffer("pos_embed", sincos(self.grid, shape.width), persistent=False)     # the class token has none
         self.pos_drop = nn.Dropout(model.dropout)
-        self.blocks = nn.ModuleList(Block(model, shape, rate, eps) for rate in self.drop_rates[::2])
+        self.blocks = nn.ModuleList(Block(model, shape, rate, eps, layer) for layer, rate in enumerate(self.drop_rates[::2]))
         features = num_features(model, shape.width)
         self.norm = nn.Identity() if model.pool_norm else nn.LayerNorm(shape.width, eps=eps)
         self.attn_pool = AttentionPool(shape.width, shape.heads, shape.mlp, eps) if model.pool == "attention" else None
@@ -165,7 +179,7 @@ class VisionTransformer(Backbone):
         count = sum(token.shape[1] for token in before)
         if self.position in ("learned", "sincos"):
             position = resample(self.pos_embed, self.grid, new_grid).to(tokens.dtype)
-            if self.position == "learned" and before:       # these have rows of their own, the first ones
+            if self.before_placed and before:       # these have rows of their own, the first ones
                 before, position = [torch.cat(before, dim=1) + position[:, :count]], position[:, count:]
             tokens = tokens + position
         if self.reg_token is not None:
@@ -199,9 +213,8 @@ class VisionTransformer(Backbone):
         """Fill the buffers, in place, with what they hold by definition; to_empty leaves them undefined."""
         if self.position == "sincos":
             self.pos_embed.copy_(sincos(self.grid, self.width, device="cpu"))
-        if self.position == "relative":
-            for block in self.blocks:
-                cast(RelativePositionAttention, block.attn).reset_buffers()
+        for block in self.blocks:
+            cast(Attention, block.attn).reset_buffers()
 
 
 def build(model: Vit) -> VisionTransformer:

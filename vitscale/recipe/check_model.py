@@ -29,6 +29,19 @@ def _vit(model: Vit) -> list[tuple[str, str]]:
         found.append(("model.pool_norm", "attention pooling has norms of its own; it belongs to model.pool token or mean"))
     if model.parallel and model.layer_scale is not None:
         found.append(("model.layer_scale", "does not go with model.parallel, whose paper has none"))
+    for key, kind in (("window", "local"), ("halo", "local"), ("sparse_block", "sparse"), ("sparse_random", "sparse")):
+        if model.attention != kind and getattr(model, key) != Vit.model_fields[key].default:
+            found.append((f"model.{key}", f"belongs to model.attention {kind}, not to {model.attention}"))
+    side = model.image // model.patch
+    if model.attention == "local" and side % model.window:
+        fitting = ", ".join(str(window) for window in range(1, side + 1) if side % window == 0)
+        found.append(("model.window", f"{model.window} does not divide the {side} patches on a side; these do: {fitting}"))
+    if model.attention == "axial" and model.heads == 1:
+        found.append(("model.heads", "axial attention wants at least two: one along rows, one along columns"))
+    num_blocks = -(-side * side // model.sparse_block)
+    if model.attention == "sparse" and num_blocks <= 3 + model.sparse_random:
+        found.append(("model.sparse_block", f"{model.sparse_block} of {side * side} patches are {num_blocks} blocks, of which each"
+                      f" would see {3 + model.sparse_random}, which is all: smaller blocks, or model.attention full"))
     if model.position == "relative" and model.attention != "full":
         found.append(("model.position", f"a bias for each offset belongs to model.attention full, not to {model.attention}"))
     return found
