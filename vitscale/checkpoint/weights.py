@@ -1,13 +1,19 @@
 """Weights alone, as `init`, teachers and exports take them: from a run folder, a checkpoint or a .safetensors file."""
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vitscale.checkpoint.store import MANIFEST, WEIGHTS, checkpoints_in, damage_in
+from vitscale.checkpoint.store import FACTS, MANIFEST, WEIGHTS, checkpoints_in, damage_in, read_facts
 from vitscale.errors import CheckpointError
+from vitscale.models.names import CLASSIFIERS, HEAD, PAINTER
+from vitscale.recipe.schema import OBJECTIVES
+
+log = logging.getLogger(__name__)
 
 
 def find_weights(source: Path) -> Path:
@@ -26,13 +32,51 @@ def find_weights(source: Path) -> Path:
                           "or a .safetensors file")
 
 
-def read_weights(source: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def read_weights(source: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """name -> fp32 value for exactly the parameters in `shapes`.  Raises CheckpointError naming the first that does not fit."""
     path = find_weights(source)
+    return _fitting(path, _load(path), shapes)
+
+
+def read_backbone(source: Path, shapes: Mapping[str, tuple[int, ...]], objective: str) -> dict[str, Tensor]:
+    """As read_weights, but what was trained for another objective without labels leaves its own parts behind: the decoder of hidden pixels,
+    the classifier of a change.  Then the head may lack in what is returned, and is to begin at first values; the log says so.
+
+    A checkpoint says what its objective was; of a bare file the decoder tells it.
+    """
+    path = find_weights(source)
+    weights = _load(path)
+    before = _objective_of(path)
+    own = [name for name in weights if name.startswith(PAINTER)]
+    if before is not None and before != objective and not OBJECTIVES[before].wants_labels:
+        own += [name for name in weights if name in CLASSIFIERS]
+    if not own or any(name.startswith(PAINTER) for name in shapes):
+        return _fitting(path, weights, shapes)
+    if "norm.weight" not in shapes and "fc_norm.weight" in shapes:      # the last norm comes after the pooling now: another one
+        own += [name for name in weights if name.startswith("norm.")]
+    kept = {name: value for name, value in weights.items() if name not in own}
+    fresh = [name for name in shapes if name.startswith(HEAD) and name not in kept]
+    log.info("init=%s: %d of its tensors belong to %s alone and are left behind (%s); these begin at first values: %s", source, len(own),
+             before or "its pretraining", ", ".join(sorted({name.partition(".")[0] for name in own})), ", ".join(fresh) or "none")
+    return _fitting(path, kept, {name: shape for name, shape in shapes.items() if name not in fresh})
+
+
+def _objective_of(path: Path) -> str | None:
+    """What the weights in a checkpoint's folder were trained for; None if they lie elsewhere, or are of a kind unknown here."""
+    if not (path.parent / FACTS).is_file():
+        return None
+    name = read_facts(path.parent).recipe.get("objective", {}).get("name")
+    return name if name in OBJECTIVES else None
+
+
+def _load(path: Path) -> dict[str, Tensor]:
     try:
-        weights = load_file(path)
+        return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from None
+
+
+def _fitting(path: Path, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     for name, shape in shapes.items():
         if name not in weights:
             raise CheckpointError(f"{path}: has no '{name}'; these are the weights of another model")

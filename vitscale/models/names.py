@@ -5,6 +5,10 @@ from collections.abc import Sequence
 # learned vectors that stand in the place of tokens, biases of attention, temperatures
 TABLES = ("cls_token", "dist_token", "reg_token", "mask_token", "pos_embed", "latent", "relative_position_bias_table", "logit_scale")
 
+CLASSIFIERS = ("head.weight", "head.bias", "head.fc.weight", "head.fc.bias", "head_dist.weight", "head_dist.bias")
+HEAD = (*CLASSIFIERS, "fc_norm.", "pre_logits.", "attn_pool.")      # how names begin of what comes after the backbone
+PAINTER = ("decoder_", "mask_token")                                # and of what only hidden pixels are for
+
 
 def leaf(name: str) -> str:
     """`blocks.0.attn.qkv.weight` -> `weight`."""

@@ -10,7 +10,7 @@ import torch
 from vitscale.checkpoint.lease import Lease
 from vitscale.checkpoint.resume import newest_whole, refuse_changes, set_aside
 from vitscale.checkpoint.store import STATE, Facts, checkpoints_in, read_facts, read_into, shapes_in, step_of
-from vitscale.checkpoint.weights import read_weights
+from vitscale.checkpoint.weights import read_backbone
 from vitscale.data import Stream
 from vitscale.errors import CheckpointError
 from vitscale.models import initial_value
@@ -86,8 +86,9 @@ def first_values(recipe: Recipe, task: Task, start: Start) -> ValueOf:
     with torch.device("meta"):
         skeleton = task.build()
     if recipe.init is not None and start.checkpoint is None:
-        weights = read_weights(Path(recipe.init), {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()})
-        return lambda name, shape: weights[name]
+        shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
+        weights = read_backbone(Path(recipe.init), shapes, recipe.objective.name)
+        return lambda name, shape: weights[name] if name in weights else initial_value(skeleton, name, shape, recipe.seed)
     return lambda name, shape: initial_value(skeleton, name, shape, recipe.seed)
 
 
