@@ -48,8 +48,9 @@ class Watchdog:
         """`nodes`: the name of each rank's machine.  Made by the main thread, which is the one that is watched."""
         self.run_folder, self.rank, self.nodes, self.attempt = run_folder, rank, nodes, attempt
         self.is_on = settings.hang_timeout is not None
-        self._hang_s, self._startup_s = settings.hang_timeout or math.inf, settings.startup_timeout
-        self._tick_s = min(max(self._hang_s / 30, 0.1), 2.0)
+        promised_s, self._startup_s = settings.hang_timeout or math.inf, settings.startup_timeout
+        self._tick_s = min(max(promised_s / 30, 0.1), 2.0)
+        self._hang_s = promised_s - 2 * self._tick_s        # a look comes every tick: by then a hang is to be named, not suspected
         self._quiet_s = min(max(4 * self._tick_s, 2.0), self._hang_s / 2)      # who has not written for so long does not answer
         # if all lower ranks are silent, the next ones judge: 1, 2, 4, ... of them, so that not every rank reads what all have written
         self._turn_s = 2 * self._tick_s * int(math.log2(rank + 1))
