@@ -22,8 +22,7 @@ RENAMED = [         # theirs, ours: applied in this order
 ]
 
 
-@pytest.fixture
-def pair():
+def pair() -> tuple[torch.nn.Module, torch.nn.Module]:
     theirs = shaken(transformers.DeiTForImageClassificationWithTeacher(transformers.DeiTConfig(**THEIRS)))
     weights = {renamed(name, RENAMED): value for name, value in theirs.state_dict().items()}
     fuse(weights, ("q_proj", "k_proj", "v_proj"), "qkv")
@@ -33,8 +32,8 @@ def pair():
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 40)])
-def test_both_heads_equal_transformers(pair, height, width):
-    ours, theirs = pair
+def test_both_heads_equal_transformers(height, width):
+    ours, theirs = pair()
     with torch.no_grad():
         expected = theirs(pictures(height, width), interpolate_pos_encoding=True)
         assert (expected.cls_logits - expected.distillation_logits).std() > 0.1

@@ -1,5 +1,7 @@
 """The same logits as transformers' independent implementations with the same weights."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from reference import fuse, pictures, renamed, shaken
@@ -46,73 +48,81 @@ def ours_from(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
+Output = Callable[[Tensor], Tensor]
+
+
+def pair(theirs: torch.nn.Module, section: Vit, weights: dict[str, Tensor] | None = None) -> tuple[VisionTransformer, torch.nn.Module]:
+    """Ours with the weights of theirs, shaken."""
+    ours = VisionTransformer(section, eps=1e-3).eval()
+    ours.load_state_dict(ours_from(theirs.state_dict() if weights is None else weights), strict=True)
+    return ours, theirs
+
+
+def token(qkv_bias: bool = True) -> tuple[Output, Output]:
+    config = transformers.ViTConfig(**THEIRS, intermediate_size=48, num_labels=5, qkv_bias=qkv_bias)
+    ours, theirs = pair(shaken(transformers.ViTForImageClassification(config)), Vit(**SIZE, classes=5, qkv_bias=qkv_bias))
+    return ours, lambda images: theirs(images, interpolate_pos_encoding=True).logits
+
+
+def attention_pooling() -> tuple[Output, Output]:
+    config = transformers.SiglipVisionConfig(**THEIRS, intermediate_size=48, hidden_act="gelu")
+    ours, theirs = pair(shaken(transformers.SiglipVisionModel(config)), Vit(**SIZE, classes=0, pool="attention"))
+    return ours, lambda images: theirs(images).pooler_output
+
+
+def _last_tokens(ours: VisionTransformer, theirs: torch.nn.Module) -> tuple[Output, Output]:
+    return lambda images: ours.forward_features(images)["norm"], lambda images: theirs(images).last_hidden_state
+
+
+def layer_scale() -> tuple[Output, Output]:
+    theirs = shaken(transformers.Dinov2Model(transformers.Dinov2Config(**THEIRS, mlp_ratio=2)))
+    return _last_tokens(*pair(theirs, Vit(**{**SIZE, "mlp": 64}, classes=0, layer_scale=0.1)))
+
+
+def registers_and_gate() -> tuple[Output, Output]:
+    config = transformers.Dinov2WithRegistersConfig(**THEIRS, mlp_ratio=2, num_register_tokens=3, use_swiglu_ffn=True)
+    theirs = shaken(transformers.Dinov2WithRegistersModel(config))
+    hidden = theirs.encoder.layer[0].mlp.down_proj.in_features
+    return _last_tokens(*pair(theirs, Vit(**{**SIZE, "mlp": hidden}, classes=0, layer_scale=0.1, registers=3, gated=True)))
+
+
+def rotary() -> tuple[Output, Output]:
+    config = transformers.DINOv3ViTConfig(**THEIRS, intermediate_size=48, num_register_tokens=2, key_bias=True)
+    theirs = shaken(transformers.DINOv3ViTModel(config))
+    return _last_tokens(*pair(theirs, Vit(**SIZE, classes=0, layer_scale=0.1, registers=2, position="rotary")))
+
+
+def relative() -> tuple[Output, Output]:
+    """BEiT pools the patches' mean and norms it; its blocks have no norm after the last."""
+    config = transformers.BeitConfig(**THEIRS, intermediate_size=48, use_relative_position_bias=True, num_labels=5)
+    theirs = shaken(transformers.BeitForImageClassification(config))
+    weights = {name.removeprefix("beit."): value for name, value in theirs.state_dict().items()}
+    weights["embeddings.register_tokens"] = weights.pop("embeddings.cls_token")         # it has no position and is not pooled: a register
+    weights["fc_norm.weight"], weights["fc_norm.bias"] = weights.pop("pooler.layernorm.weight"), weights.pop("pooler.layernorm.bias")
+    section = Vit(**SIZE, classes=5, layer_scale=0.1, position="relative", pool="mean", pool_norm=True, registers=1)
+    ours, _ = pair(theirs, section, weights)
+    return ours, lambda images: theirs(images).logits
+
+
+@torch.no_grad()
+def assert_equal(outputs: tuple[Output, Output], height: int = 32, width: int = 32) -> None:
+    ours, theirs = outputs
+    expected = theirs(pictures(height, width))
+    assert expected.std() > 0.1
+    torch.testing.assert_close(ours(pictures(height, width)), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 40), (24, 64), (16, 16)])
 def test_token_pooling_equals_vit_at_any_image_size(qkv_bias, height, width):
-    config = transformers.ViTConfig(**THEIRS, intermediate_size=48, num_labels=5, qkv_bias=qkv_bias)
-    theirs = shaken(transformers.ViTForImageClassification(config))
-    ours = VisionTransformer(Vit(**SIZE, classes=5, qkv_bias=qkv_bias), eps=1e-3).eval()
-    ours.load_state_dict(ours_from(theirs.state_dict()), strict=True)
-    images = pictures(height, width)
-    with torch.no_grad():
-        expected = theirs(images, interpolate_pos_encoding=True).logits
-        assert expected.std() > 0.1
-        torch.testing.assert_close(ours(images), expected, rtol=0, atol=1e-5)
-
-
-def test_attention_pooling_equals_siglip():
-    config = transformers.SiglipVisionConfig(**THEIRS, intermediate_size=48, hidden_act="gelu")
-    theirs = shaken(transformers.SiglipVisionModel(config))
-    ours = VisionTransformer(Vit(**SIZE, classes=0, pool="attention"), eps=1e-3).eval()
-    ours.load_state_dict(ours_from(theirs.state_dict()), strict=True)
-    with torch.no_grad():
-        expected = theirs(pictures(32, 32)).pooler_output
-        torch.testing.assert_close(ours(pictures(32, 32)), expected, rtol=0, atol=1e-5)
-
-
-def test_layer_scale_equals_dinov2():
-    config = transformers.Dinov2Config(**THEIRS, mlp_ratio=2)
-    theirs = shaken(transformers.Dinov2Model(config))
-    ours = VisionTransformer(Vit(**{**SIZE, "mlp": 64}, classes=0, layer_scale=0.1), eps=1e-3).eval()
-    ours.load_state_dict(ours_from(theirs.state_dict()), strict=True)
-    with torch.no_grad():
-        expected = theirs(pictures(32, 32)).last_hidden_state
-        torch.testing.assert_close(ours.forward_features(pictures(32, 32))["norm"], expected, rtol=0, atol=1e-5)
-
-
-def test_registers_and_a_gated_mlp_equal_dinov2_with_registers():
-    config = transformers.Dinov2WithRegistersConfig(**THEIRS, mlp_ratio=2, num_register_tokens=3, use_swiglu_ffn=True)
-    theirs = shaken(transformers.Dinov2WithRegistersModel(config))
-    section = Vit(**{**SIZE, "mlp": theirs.encoder.layer[0].mlp.down_proj.in_features}, classes=0, layer_scale=0.1, registers=3, gated=True)
-    ours = VisionTransformer(section, eps=1e-3).eval()
-    ours.load_state_dict(ours_from(theirs.state_dict()), strict=True)
-    with torch.no_grad():
-        expected = theirs(pictures(32, 32)).last_hidden_state
-        torch.testing.assert_close(ours.forward_features(pictures(32, 32))["norm"], expected, rtol=0, atol=1e-5)
+    assert_equal(token(qkv_bias), height, width)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 24)])
 def test_rotary_positions_equal_dinov3(height, width):
-    config = transformers.DINOv3ViTConfig(**THEIRS, intermediate_size=48, num_register_tokens=2, key_bias=True)
-    theirs = shaken(transformers.DINOv3ViTModel(config))
-    ours = VisionTransformer(Vit(**SIZE, classes=0, layer_scale=0.1, registers=2, position="rotary"), eps=1e-3).eval()
-    ours.load_state_dict(ours_from(theirs.state_dict()), strict=True)
-    with torch.no_grad():
-        expected = theirs(pictures(height, width)).last_hidden_state
-        torch.testing.assert_close(ours.forward_features(pictures(height, width))["norm"], expected, rtol=0, atol=1e-5)
+    assert_equal(rotary(), height, width)
 
 
-def test_a_relative_bias_and_a_norm_after_pooling_equal_beit():
-    """BEiT pools the patches' mean and norms it; its blocks have no norm after the last."""
-    config = transformers.BeitConfig(**THEIRS, intermediate_size=48, use_relative_position_bias=True, num_labels=5)
-    theirs = shaken(transformers.BeitForImageClassification(config))
-    ours = VisionTransformer(Vit(**SIZE, classes=5, layer_scale=0.1, position="relative", pool="mean", pool_norm=True, registers=1),
-                             eps=1e-3).eval()
-    weights = {name.removeprefix("beit."): value for name, value in theirs.state_dict().items()}
-    weights["embeddings.register_tokens"] = weights.pop("embeddings.cls_token")         # it has no position and is not pooled: a register
-    weights["fc_norm.weight"], weights["fc_norm.bias"] = weights.pop("pooler.layernorm.weight"), weights.pop("pooler.layernorm.bias")
-    ours.load_state_dict(ours_from(weights), strict=True)
-    with torch.no_grad():
-        expected = theirs(pictures(32, 32)).logits
-        assert expected.std() > 0.1
-        torch.testing.assert_close(ours(pictures(32, 32)), expected, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("outputs", [attention_pooling, layer_scale, registers_and_gate, relative])
+def test_other_options_equal_siglip_dinov2_and_beit(outputs):
+    assert_equal(outputs())

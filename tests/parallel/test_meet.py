@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vitscale.parallel.meet import who_is_missing
+from vitscale.parallel.meet import _slurm_port, who_is_missing
 
 RANK = """
 import logging, sys, time
@@ -75,3 +75,13 @@ def test_the_words() -> None:
     came = {0: "n1", 1: "n1", 6: "n4"}
     assert who_is_missing(came, 8, ["n1", "n2", "n3", "n4"]) == (
         "rank(s) 2-5, 7 of 8 have not come; nobody came from n2, n3; ranks came from n1, n4", ["n2", "n3"])
+
+
+def test_another_port_for_each_attempt_and_step() -> None:
+    """Orphans of earlier attempts, and a second step of the job, may hold theirs on the same node."""
+    job = {"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0"}
+    assert _slurm_port(job) == 24711
+    others = [{"SLURM_RESTART_COUNT": str(restart), "SLURM_STEP_ID": str(step)} for restart in range(8) for step in range(4)]
+    ports = [_slurm_port(job | other) for other in others]
+    assert len(set(ports)) == len(ports)
+    assert all(20000 <= port < 30000 for port in ports)
