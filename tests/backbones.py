@@ -13,7 +13,19 @@ from vitscale.parallel.engine import Work
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.world import World
 from vitscale.recipe import Classification, Optim, Parallel, Vit
-from vitscale.recipe.schema import ConvNext, Deit, Distillation, Model, Objective, Swin
+from vitscale.recipe.schema import (
+    ConvNext,
+    Deit,
+    Distillation,
+    Inpainting,
+    Jigsaw,
+    Mae,
+    MaeDecoder,
+    Model,
+    Objective,
+    Rotation,
+    Swin,
+)
 
 IMAGE, CLASSES, BATCH = 16, 5, 4
 _VIT = {"width": 16, "depth": 2, "heads": 2, "mlp": 24, "patch": 4, "image": IMAGE, "classes": CLASSES, "drop_path": 0.3}
@@ -33,6 +45,10 @@ BACKBONES: dict[str, tuple[Model, Objective]] = {
     "swin-v2": (Swin(**_SWIN, version=2), Classification()),
     "convnext": (ConvNext(**_CONVNEXT), Classification()),
     "convnext-v2": (ConvNext(**{**_CONVNEXT, "layer_scale": None}, version=2), Classification()),
+    "vit-mae": (Vit(**_VIT, position="sincos", registers=1), Mae(name="mae", norm_pix=True, decoder=MaeDecoder(width=8, depth=2, heads=2))),
+    "vit-inpainting": (Vit(**_VIT, position="relative"), Inpainting(name="inpainting", mask_patch=8)),
+    "convnext-rotation": (ConvNext(**_CONVNEXT), Rotation(name="rotation")),
+    "vit-jigsaw": (Vit(**_VIT), Jigsaw(name="jigsaw")),
 }
 
 
