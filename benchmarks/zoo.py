@@ -1,11 +1,11 @@
-"""Writes docs/models.md: every architecture, its source, its size, and how far its output is from an independent implementation's.
+"""Writes docs/models.md and README's table: every architecture, its source, its size, how far it is from an independent implementation.
 
     python benchmarks/zoo.py            compares with transformers, same weights, fp32
 """
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +29,7 @@ from vitscale.plan.families import BY_LABEL
 from vitscale.recipe import Vit
 from vitscale.recipe.schema import ConvNext, Deit, Mae, Model, Objective, Swin
 
+BEGIN, END = "<!-- zoo -->\n", "<!-- /zoo -->"
 Outputs = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
 
@@ -105,7 +106,8 @@ def _short(value: float) -> str:
     return f"{value:.0e}" if value else "0"
 
 
-def table() -> str:
+def table(found: Mapping[Entry, float]) -> str:
+    """docs/models.md."""
     lines = [
         "# Architectures", "",
         f"Written by `python benchmarks/zoo.py` with torch {version('torch').split('+')[0]} and transformers {version('transformers')}; "
@@ -115,17 +117,30 @@ def table() -> str:
         "over the standard deviation of the outputs, of a small model; 0 is equal in every bit.", "",
         "| architecture | source | parameters | GFLOP forward | of | held against | error |", "|---|---|---|---|---|---|---|",
     ]
-    for entry in ENTRIES:
+    for entry, apart in found.items():
         params, flops = count_params(entry.section, entry.objective), forward_flops(entry.section, entry.objective)
         lines.append(f"| {entry.name} | {entry.source} | {params:,} | {flops / 1e9:.1f} | {entry.shown} | {entry.against} "
-                     f"| {_short(error(entry))} |")
+                     f"| {_short(apart)} |")
+    return "\n".join(lines) + "\n"
+
+
+def short_table(found: Mapping[Entry, float]) -> str:
+    """README's."""
+    lines = ["| architecture | source | parameters | of | error |", "|---|---|---|---|---|"]
+    for entry, apart in found.items():
+        params = count_params(entry.section, entry.objective)
+        lines.append(f"| {entry.name} | {entry.source} | {params:,} | {entry.shown} | {_short(apart)} |")
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "models.md")
-    parser.parse_args(arguments).out.write_text(table(), encoding="utf-8")
+    parser.add_argument("--root", type=Path, default=HERE.parent, help="where README.md and docs/ are")
+    root = parser.parse_args(arguments).root
+    found = {entry: error(entry) for entry in ENTRIES}
+    (root / "docs" / "models.md").write_text(table(found), encoding="utf-8")
+    before, _, rest = (root / "README.md").read_text(encoding="utf-8").partition(BEGIN)
+    (root / "README.md").write_text(before + BEGIN + short_table(found) + END + rest.partition(END)[2], encoding="utf-8")
 
 
 if __name__ == "__main__":
