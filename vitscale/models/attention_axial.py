@@ -11,7 +11,7 @@ class AxialAttention(PatternAttention):
     """Half of the heads (rounded up) look along rows, the others along columns.
 
     Ho et al. 2019 (Axial attention in multidimensional transformers) and Wang et al. 2020 (Axial-DeepLab) have one layer for rows and
-    another for columns; that both share a layer, each with half of the heads, is Dong et al. 2022 (CSWin, section 3.1), here with stripes
+    another for columns; that both share a layer, each with half of the heads, is Dong et al. 2022 (CSWin), here with stripes
     one patch wide.  So a layer has as many parameters as any other attention.  O(N^1.5 D + N D^2) on a square grid.
     """
 

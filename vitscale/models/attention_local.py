@@ -11,7 +11,7 @@ from vitscale.models.attention_pattern import PatternAttention, group_attention,
 
 
 class LocalAttention(PatternAttention):
-    """Windows of w x w patches that look at themselves and `halo` patches around (Vaswani et al. 2021, HaloNet, section 2.2).
+    """Windows of w x w patches that look at themselves and `halo` patches around (Vaswani et al. 2021, HaloNet).
 
     Without a halo these are Swin's windows, unshifted.  A grid that the window does not divide is filled up below and to the right with
     patches that nobody looks at.  O(N (w + 2 halo)^2 D + N D^2).

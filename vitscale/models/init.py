@@ -10,6 +10,7 @@ from torch import Tensor
 from vitscale.models.backbone import Backbone
 from vitscale.models.names import leaf
 
+BOXES = "patch_embed.boxes.weight"
 HEADS = ("head.weight", "head.fc.weight", "head_dist.weight")
 
 
@@ -21,7 +22,8 @@ def initial_value(model: Backbone, name: str, shape: Sequence[int], seed: int) -
     * matrices of attention and MLP uniform with variance 2 / (fan-in + fan-out) (Glorot & Bengio 2010); qkv counts as three;
     * positions, registers, the mask token and the MAP probe normal with variance 1 / D; class and distillation token 0;
     * the patch projection normal with variance 1 / fan-in (LeCun et al. 1998);
-    * other convolutions likewise; tables of relative positions 0: every direction alike at first;
+    * other convolutions likewise; tables of relative positions 0: every direction alike at first; boxes of adaptive patches 0: at
+      first the regular grid;
     * the classifier 0, so that the first loss is log(classes); biases 0, norms' weights 1; what `model.constants` names, that number.
 
     Nothing depends on the order of the parameters, the device, the engine or the sharding: a rank may make any tensor alone.
@@ -30,7 +32,7 @@ def initial_value(model: Backbone, name: str, shape: Sequence[int], seed: int) -
     for ending, number in model.constants.items():
         if name.endswith(ending):
             return torch.full(tuple(shape), number, device="cpu")
-    if last in ("bias", "q_bias", "v_bias", "cls_token", "dist_token", "relative_position_bias_table") or name in HEADS:
+    if last in ("bias", "q_bias", "v_bias", "cls_token", "dist_token", "relative_position_bias_table") or name in (*HEADS, BOXES):
         return torch.zeros(*shape, device="cpu")
     if last == "weight" and len(shape) == 1:
         return torch.ones(*shape, device="cpu")

@@ -16,8 +16,11 @@ from vitscale.models.drop_path import add_branch, drop_rates
 from vitscale.models.heads import AttentionPool, Hidden
 from vitscale.models.mlp import MLP, GatedMLP
 from vitscale.models.names import is_exempt
-from vitscale.models.patch_embed import PatchEmbed
+from vitscale.models.patch_embed import OverlappingPatchEmbed, PatchEmbed, Patches, PositionalPatchEmbed
+from vitscale.models.patch_embed_adaptive import AdaptivePatchEmbed
+from vitscale.models.patch_embed_conv import ConvStemPatchEmbed, HybridPatchEmbed
 from vitscale.models.position import resample, rotary, sincos
+from vitscale.plan.patch_embed import hybrid_depths
 from vitscale.plan.sizes import Shape, grid, num_features, num_placed, num_positions, shape_of
 from vitscale.recipe.schema import Vit
 
@@ -79,6 +82,22 @@ def build_attention(model: Vit, shape: Shape, eps: float, layer: int) -> Attenti
     return Attention(width, heads, **options)
 
 
+def build_patch_embed(model: Vit, shape: Shape, eps: float) -> Patches:
+    """The patch embedding that the section asks for."""
+    channels, patch, width = model.channels, model.patch, shape.width
+    if model.patch_embed == "overlap":
+        return OverlappingPatchEmbed(channels, patch, width, eps)
+    if model.patch_embed == "hybrid":
+        return HybridPatchEmbed(channels, patch, width, model.hybrid_width, hybrid_depths(model))
+    if model.patch_embed == "conv_stem":
+        return ConvStemPatchEmbed(channels, patch, width)
+    if model.patch_embed == "positional":
+        return PositionalPatchEmbed(channels, patch, width)
+    if model.patch_embed == "adaptive":
+        return AdaptivePatchEmbed(channels, patch, width)
+    return PatchEmbed(channels, patch, width)
+
+
 class VisionTransformer(Backbone):
     """Images to logits, or to pooled features where `classes` is 0.  Parameter names are timm's.
 
@@ -99,7 +118,7 @@ class VisionTransformer(Backbone):
         self.constants = {} if model.layer_scale is None else {".gamma": model.layer_scale}
         self.drop_rates = drop_rates(shape.depth, model.drop_path, model.drop_path_schedule)
 
-        self.patch_embed = PatchEmbed(model.channels, model.patch, shape.width)
+        self.patch_embed = build_patch_embed(model, shape, eps)
         self.cls_token = nn.Parameter(torch.zeros(1, model.class_tokens, shape.width)) if model.pool == "token" else None
         self.reg_token = nn.Parameter(torch.zeros(1, model.registers, shape.width)) if model.registers else None
         self.before_placed = model.position == "learned" and model.class_position

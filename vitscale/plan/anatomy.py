@@ -27,4 +27,5 @@ class Anatomy:
     normed: int                 # numbers that the last norms get
     outputs: int                # numbers that the model gives: logits, pixels
     pooled: int = 0             # numbers that the pooling, or the layers about a decoder, keep
+    stem: int = 0               # numbers that a patch embedding keeps besides the image
     mask_bytes: int = 0         # masks of elementwise dropout outside the units

@@ -67,7 +67,7 @@ def activation_bytes(recipe: Recipe) -> int:
     norm = parts.normed * (4 if _autocast(recipe) else element)
     outputs = 2 * 4 * parts.outputs                                 # fp32 logits and log-probabilities; pixels and their differences
     in_flight = element * parts.units[-1].in_flight                 # of the block being differentiated
-    return image + parts.mask_bytes + _kept_bytes(recipe, parts.units) + norm + parts.pooled * element + outputs + in_flight
+    return image + parts.mask_bytes + _kept_bytes(recipe, parts.units) + norm + (parts.stem + parts.pooled) * element + outputs + in_flight
 
 
 def estimate(recipe: Recipe, world_size: int, micro_batch: int) -> Memory:
@@ -76,13 +76,17 @@ def estimate(recipe: Recipe, world_size: int, micro_batch: int) -> Memory:
     Model states after Rajbhandari et al. 2020 (ZeRO), sections 3.1 and 5, with n parameters and w ranks: fp32 everywhere but for
     bf16's computing copies; `fsdp` shards everything and gathers the outer parameters and two blocks (one used, one fetched
     ahead); `zero` shards the optimizer (1), gradients (2), weights (3).  `accelerate` is taken for DDP, its least frugal form.
+    With parallel.tensor (Shoeybi et al. 2019, section 3) a block is gathered in part and what stands outside the blocks is sharded over
+    fewer ranks; the activations that it saves are not counted, so that its estimate is an upper bound.
     Communication buckets are not counted; DDP's gradients are taken to be views of its buckets.
     """
     parts = anatomy_of(recipe.model, recipe.objective)
     n, blocks = sum(parts.params.values()), [unit.params for unit in parts.units]
     block, outer = max(blocks), n - sum(blocks)
-    gathered = outer + max(sum(blocks[at:at + 2]) for at in range(len(blocks)))
     parallel, element = recipe.parallel, _element(recipe)
+    gathered = outer + max(sum(blocks[at:at + 2]) for at in range(len(blocks))) // parallel.tensor
+    n += (parallel.tensor - 1) * outer      # each rank that shares a block's matrices holds these for itself
+    block //= parallel.tensor
     moments = n * (4 if recipe.optim.name in ("lion", "sgd") else 8)
 
     def share(num_bytes: int) -> int:

@@ -55,7 +55,22 @@ def problems(model: Vit) -> list[tuple[str, str]]:
         found.append(("model.width", f"sin-cos positions want a width divisible by 4, got {shape.width}{origin}"))
     if model.image % model.patch:
         found.append(("model.image", f"{model.image} is not divisible by model.patch {model.patch}"))
-    return found
+    return found + _stem_problems(model, shape.width)
+
+
+def _stem_problems(model: Vit, width: int) -> list[tuple[str, str]]:
+    """Of the patch embeddings that halve the image time and again."""
+    halvings, kind = model.patch.bit_length() - 1, model.patch_embed
+    if kind not in ("conv_stem", "hybrid"):
+        return []
+    least = 2 if kind == "conv_stem" else 4
+    if model.patch != 2**halvings or model.patch < least:
+        return [("model.patch", f"{kind} halves the image time and again: it wants a power of 2, {least} at least, got {model.patch}")]
+    if kind == "conv_stem" and width % 2 ** (halvings - 1):
+        return [("model.width", f"conv_stem doubles its channels {halvings - 1} times: {width} is not divisible by {2 ** (halvings - 1)}")]
+    if kind == "hybrid" and model.hybrid_depths is not None and len(model.hybrid_depths) != halvings - 1:
+        return [("model.hybrid_depths", f"patch {model.patch} takes {halvings - 1} stages, got {len(model.hybrid_depths)} numbers")]
+    return []
 
 
 def shape_of(model: Vit) -> Shape:

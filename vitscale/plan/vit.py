@@ -1,5 +1,6 @@
 """A Vision Transformer taken apart.  Parameters are those of the built model, FLOPs those that torch counts, exactly."""
 
+from vitscale.plan import patch_embed
 from vitscale.plan.anatomy import Anatomy, Unit
 from vitscale.plan.attention import mixing
 from vitscale.plan.sizes import Shape, grid, num_features, num_placed, num_positions, num_tokens, shape_of
@@ -15,7 +16,7 @@ def anatomy(model: Vit) -> Anatomy:
         units=(unit_of(model, shape, tokens),) * shape.depth, normed=tokens * shape.width,
         outputs=model.classes,
         pooled=3 * tokens * shape.width if model.pool == "attention" else 0,        # keys and values, and what they came from
-        mask_bytes=tokens * shape.width if model.dropout else 0,
+        stem=patch_embed.kept(model, shape.width), mask_bytes=tokens * shape.width if model.dropout else 0,
     )
 
 
@@ -35,7 +36,7 @@ def _params(model: Vit, shape: Shape) -> dict[str, int]:
     hidden = model.head_hidden
     pool_mlp = (width * shape.mlp + shape.mlp) + (shape.mlp * width + width)
     return {
-        "patch_embed": model.channels * model.patch**2 * width + width,
+        "patch_embed": patch_embed.params(model, width),
         "position": num_positions(model) * width if model.position == "learned" else 0,
         "prefix_tokens": (num_placed(model) + model.registers) * width,
         "attention": shape.depth * _attention_params(model, shape),
@@ -72,7 +73,7 @@ def _flops(model: Vit, shape: Shape) -> dict[str, int]:
         pool = square + tokens * 2 * square + 2 * (2 * tokens * width) + square + 2 * (2 * width * mlp)
     heads = 2 if model.family == "deit" else 1
     return {
-        "patch_embed": 2 * grid(model) ** 2 * model.channels * model.patch**2 * width,
+        "patch_embed": patch_embed.flops(model, width),
         **block_flops(model, shape, tokens),
         "pool": pool,
         "head": heads * 2 * (hidden or features) * model.classes + (2 * features * hidden if hidden else 0),

@@ -32,6 +32,10 @@ def _vit(model: Vit) -> list[tuple[str, str]]:
     for key, kind in (("window", "local"), ("halo", "local"), ("sparse_block", "sparse"), ("sparse_random", "sparse")):
         if model.attention != kind and getattr(model, key) != Vit.model_fields[key].default:
             found.append((f"model.{key}", f"belongs to model.attention {kind}, not to {model.attention}"))
+    if model.patch_embed != "hybrid" and (model.hybrid_width, model.hybrid_depths) != (64, None):
+        found.append(("model.hybrid_width", f"with hybrid_depths it belongs to model.patch_embed hybrid, not to {model.patch_embed}"))
+    if model.hybrid_width % 32:
+        found.append(("model.hybrid_width", f"{model.hybrid_width} is not divisible into groups of 32"))
     side = model.image // model.patch
     if model.attention == "local" and side % model.window:
         fitting = ", ".join(str(window) for window in range(1, side + 1) if side % window == 0)

@@ -84,6 +84,9 @@ class Vit(Model):
     heads: Count | None = None              # H; divides the width
     mlp: Count | None = None                # hidden width of a block's MLP
     patch: Count = 16                       # P, pixels on a side; divides the image
+    patch_embed: Literal["patch", "overlap", "hybrid", "conv_stem", "positional", "adaptive"] = "patch"   # vitscale/models/patch_embed*.py
+    hybrid_width: Count = 64                # of hybrid: channels of its ResNet's stem, in groups of 32
+    hybrid_depths: Depths | None = None     # of hybrid: blocks of each ResNet stage; null: two each; R50+ViT-B/16: [3, 4, 9]
     class_tokens: Count = 1                 # of pool token; several are laid side by side for the head
     registers: CountOrZero = 0              # tokens without a place or a use of their own (Darcet et al. 2024)
     pool: Literal["token", "mean", "attention"] = "token"
@@ -304,6 +307,7 @@ class Parallel(Section):
     engine: Literal["ddp", "fsdp", "zero", "accelerate"] = "ddp"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     processes: Count | None = None          # ranks that `train` starts on this node; null: one per GPU, on a CPU one
+    tensor: Count = 1                       # fsdp: ranks of a node that share each block's matrices (Shoeybi et al. 2019, Megatron-LM)
     zero_stage: Literal[1, 2, 3] = 2        # DeepSpeed: what is sharded (1 optimizer, 2 and gradients, 3 and parameters)
     zero_offload: bool = False              # DeepSpeed: optimizer state in host memory
     precision: Literal["fp32", "bf16"] = "fp32"   # bf16 compute, fp32 master weights and gradient reduction
