@@ -1,0 +1,53 @@
+"""The benchmarks of models run in their smallest forms, and the tables of architectures are those of today's models."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    yield
+    sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def figures(row: Path) -> dict[str, float]:
+    return {figure["name"]: figure["value"] for figure in json.loads(row.read_text())["figures"]}
+
+
+def test_steps_against_transformers(tmp_path):
+    import models
+
+    models.main(["--rounds", "1", "--batch", "1", "--models", "ViT-micro", "--rows", str(tmp_path)])
+    found = figures(tmp_path / "models-step.json")
+    assert found["ViT-micro: vitscale"] > 0
+    assert 0.1 < found["ViT-micro: ratio of speed"] < 10        # no speed is asserted but a collapse
+
+
+@pytest.mark.slow       # four real runs, each several seconds to start
+def test_a_student_with_a_teacher(tmp_path):
+    import distillation
+
+    small = ["model.width=16", "model.depth=1", "model.heads=2", "model.mlp=24", "observe.exporter=false"]
+    distillation.main(["--seeds", "1", "--epochs", "1", "--teacher-epochs", "1", "--rows", str(tmp_path), "--student", *small])
+    found = figures(tmp_path / "distillation.json")
+    assert {name.partition(":")[0] for name in found} == {"teacher", *distillation.STUDENTS}
+    assert found["teacher: top-1"] > 20                         # ten digits
+
+
+def test_the_tables_of_architectures_are_those_of_today(tmp_path):
+    import zoo
+
+    found = {entry: zoo.error(entry) for entry in zoo.ENTRIES}
+    assert max(found.values()) < 1e-5
+    readme, page = (ROOT / "README.md").read_text(), (ROOT / "docs" / "models.md").read_text()
+    for entry in found:
+        start = f"| {entry.name} | {entry.source} | {zoo.count_params(entry.section, entry.objective):,} |"
+        assert start in readme
+        assert start in page
