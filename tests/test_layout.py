@@ -2,9 +2,9 @@
 
 import ast
 import os
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -167,9 +167,11 @@ def test_the_check_would_see_torch() -> None:
 
 
 def test_help_is_quick() -> None:
+    """In seconds of a processor: a busy machine takes nothing from them."""
     def once() -> float:
-        begin = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "vitscale", "--help"], check=True, capture_output=True, env={**os.environ, "COLUMNS": "100"})
-        return time.perf_counter() - begin
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(once() for _ in range(3)) < 0.6
+    assert min(once() for _ in range(3)) < 0.5
