@@ -1,9 +1,26 @@
 """What every model offers to the rest of the program, and all that parallelism may rely on."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
+
+
+class Wanted:
+    """Of the intermediates of a forward pass, those that were asked for by name; the others are not kept."""
+
+    def __init__(self, names: Iterable[str], known: Sequence[str]) -> None:
+        """Raises ValueError for a name that is not known."""
+        self.names = frozenset(names)
+        self.found: dict[str, Tensor] = {}
+        if unknown := self.names - frozenset(known):
+            raise ValueError(f"no such intermediates: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+
+    def note(self, name: str, value: Tensor) -> Tensor:
+        """The value, kept if it is wanted."""
+        if name in self.names:
+            self.found[name] = value
+        return value
 
 
 class Backbone(nn.Module):
@@ -16,6 +33,12 @@ class Backbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.constants = {}
+
+    def check_keep(self, keep: Tensor | None, images: Tensor) -> None:
+        """Raises ValueError when `keep` does not say for each residual branch and image whether it stays."""
+        wanted = (len(self.drop_rates), images.shape[0])
+        if keep is not None and keep.shape != wanted:
+            raise ValueError(f"keep wants the shape {wanted}, got {tuple(keep.shape)}")
 
     @abstractmethod
     def units(self) -> Sequence[nn.Module]:

@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vitscale.models.backbone import Backbone
+from vitscale.models.backbone import Backbone, Wanted
 from vitscale.models.drop_path import add_branch, drop_rates
 from vitscale.models.names import is_exempt
 from vitscale.plan.convnext import KERNEL, MLP_RATIO, STEM, Stage, layer_scale_of, stages_of
@@ -132,19 +132,9 @@ class ConvNeXt(Backbone):
         `stem` and `stages.0.blocks.0`, ... (B, height, width, D); `stages.0`, ... after a stage; `pooled` (B, D), normed.  Raises
         ValueError for another name.
         """
-        wanted = {f"stages.{len(self.stages) - 1}", "pooled"} if names is None else set(names)
-        unknown = wanted - set(self.feature_names())
-        if unknown:
-            raise ValueError(f"no such intermediates: {', '.join(sorted(unknown))}; there are {', '.join(self.feature_names())}")
-        if keep is not None and keep.shape != (len(self.drop_rates), images.shape[0]):
-            raise ValueError(f"keep wants the shape {(len(self.drop_rates), images.shape[0])}, got {tuple(keep.shape)}")
-        found: dict[str, Tensor] = {}
-
-        def note(name: str, value: Tensor) -> Tensor:
-            if name in wanted:
-                found[name] = value
-            return value
-
+        self.check_keep(keep, images)
+        wanted = Wanted((f"stages.{len(self.stages) - 1}", "pooled") if names is None else names, self.feature_names())
+        note = wanted.note
         features, row = note("stem", self.stem(images.permute(0, 2, 3, 1))), 0
         for number, stage in enumerate(self._stages):
             features = stage.downsample(features)
@@ -153,7 +143,7 @@ class ConvNeXt(Backbone):
                 row += 1
             note(f"stages.{number}", features)
         note("pooled", self.head.norm(features.mean(dim=(1, 2))))
-        return found
+        return wanted.found
 
     def feature_names(self) -> list[str]:
         """The names that forward_features knows, in the order of computation."""

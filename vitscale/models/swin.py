@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitscale.models.backbone import Backbone
+from vitscale.models.backbone import Backbone, Wanted
 from vitscale.models.drop_path import add_branch, drop_rates
 from vitscale.models.mlp import MLP
 from vitscale.models.names import is_exempt
@@ -253,19 +253,9 @@ class SwinTransformer(Backbone):
         (B, windows, H, M^2, M^2); `layers.0`, ... after a stage; `norm` (B, height, width, D); `pooled` (B, D).  Raises ValueError for
         another name.
         """
-        wanted = {"norm", "pooled"} if names is None else set(names)
-        unknown = wanted - set(self.feature_names())
-        if unknown:
-            raise ValueError(f"no such intermediates: {', '.join(sorted(unknown))}; there are {', '.join(self.feature_names())}")
-        if keep is not None and keep.shape != (len(self.drop_rates), images.shape[0]):
-            raise ValueError(f"keep wants the shape {(len(self.drop_rates), images.shape[0])}, got {tuple(keep.shape)}")
-        found: dict[str, Tensor] = {}
-
-        def note(name: str, value: Tensor) -> Tensor:
-            if name in wanted:
-                found[name] = value
-            return value
-
+        self.check_keep(keep, images)
+        wanted = Wanted(("norm", "pooled") if names is None else names, self.feature_names())
+        note = wanted.note
         tokens, row = note("patch_embed", self.patch_embed(images)), 0
         for number, layer in enumerate(self._stages):
             tokens = layer.downsample(tokens)
@@ -273,15 +263,15 @@ class SwinTransformer(Backbone):
             for place, block in enumerate(layer.blocks):
                 name, masks = f"layers.{number}.blocks.{place}", None if keep is None else keep[row:row + 2]
                 block_mask, row = mask if block.shift else None, row + 2
-                if f"{name}.attention" in wanted:
-                    tokens, found[f"{name}.attention"] = block(tokens, block_mask, masks, return_map=True)
+                if f"{name}.attention" in wanted.names:
+                    tokens, wanted.found[f"{name}.attention"] = block(tokens, block_mask, masks, return_map=True)
                 else:
                     tokens = block(tokens, block_mask, masks)
                 note(name, tokens)
             note(f"layers.{number}", tokens)
         tokens = note("norm", self.norm(tokens))
         note("pooled", tokens.mean(dim=(1, 2)))
-        return found
+        return wanted.found
 
     def feature_names(self) -> list[str]:
         """The names that forward_features knows, in the order of computation."""

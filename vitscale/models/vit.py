@@ -11,7 +11,7 @@ from vitscale.models.attention_axial import AxialAttention
 from vitscale.models.attention_linear import LinearAttention
 from vitscale.models.attention_local import LocalAttention
 from vitscale.models.attention_sparse import SparseAttention
-from vitscale.models.backbone import Backbone
+from vitscale.models.backbone import Backbone, Wanted
 from vitscale.models.drop_path import add_branch, drop_rates
 from vitscale.models.heads import AttentionPool, Hidden
 from vitscale.models.mlp import MLP, GatedMLP
@@ -155,33 +155,23 @@ class VisionTransformer(Backbone):
         gets; `blocks.0`, ... (B, N, D) after a block; `blocks.0.attention`, ... (B, H, N, N) its map, for which attention is not fused;
         `norm` (B, N, D) after the last norm; `pooled` (B, D).  Raises ValueError for another name.
         """
-        wanted = {"norm", "pooled"} if names is None else set(names)
-        unknown = wanted - set(self.feature_names())
-        if unknown:
-            raise ValueError(f"no such intermediates: {', '.join(sorted(unknown))}; there are {', '.join(self.feature_names())}")
-        if keep is not None and keep.shape != (len(self.drop_rates), images.shape[0]):
-            raise ValueError(f"keep wants the shape {(len(self.drop_rates), images.shape[0])}, got {tuple(keep.shape)}")
-        found: dict[str, Tensor] = {}
-
-        def note(name: str, value: Tensor) -> Tensor:
-            if name in wanted:
-                found[name] = value
-            return value
-
+        self.check_keep(keep, images)
+        wanted = Wanted(("norm", "pooled") if names is None else names, self.feature_names())
+        note = wanted.note
         new_grid = self.patch_embed.grid(images)
         layout = self.layout(new_grid, images.device)
         tokens = note("patch_embed", self.patch_embed(images))
         tokens = note("embedded", self.embed(tokens, new_grid))
         for index, block in enumerate(self.blocks):
             masks = None if keep is None else keep[2 * index:2 * index + 2]
-            if f"blocks.{index}.attention" in wanted:
-                tokens, found[f"blocks.{index}.attention"] = block(tokens, masks, layout, return_map=True)
+            if f"blocks.{index}.attention" in wanted.names:
+                tokens, wanted.found[f"blocks.{index}.attention"] = block(tokens, masks, layout, return_map=True)
             else:
                 tokens = block(tokens, masks, layout)
             note(f"blocks.{index}", tokens)
         tokens = note("norm", self.norm(tokens))
         note("pooled", self.pooled(tokens))
-        return found
+        return wanted.found
 
     def layout(self, new_grid: tuple[int, int], device: torch.device) -> Layout:
         """What the blocks' attentions are told about tokens of a grid."""
