@@ -53,7 +53,8 @@ def test_two_ranks_hide_the_same_patches_and_learn_the_same(mae: tuple[Run, str]
 def test_a_classifier_starts_from_mae(mae: tuple[Run, str], place: Path) -> None:
     """It says what it leaves behind; nothing is learned at a rate of 0, so its weights are where it began."""
     run, _ = mae
-    settings = [*SMALL, "model.position=sincos", "optim.lr=0", "optim.warmup=0 steps", "data.val=null", "duration=1 steps", f"init={run.folder}"]
+    settings = [*SMALL, "model.position=sincos", "optim.lr=0", "optim.warmup=0 steps", "data.val=null", "duration=1 steps",
+                f"init={run.folder}"]
     output = train(place, *settings, "name=tuned")
     assert "belong to mae alone and are left behind (decoder_blocks, decoder_embed, decoder_norm, decoder_pred, mask_token)" in output
     assert "these begin at first values: head.weight, head.bias" in output
