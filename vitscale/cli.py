@@ -201,6 +201,7 @@ def recipes_check(
     """Check recipes without opening a shard; lists every mistake of every file."""
     from vitscale.errors import EXIT_WRONG_INPUT, RecipeError
     from vitscale.plan.params import count_params
+    from vitscale.plan.tensor import check_tensor
     from vitscale.recipe import RECIPES, load_recipe, recipe_files
 
     wrong = 0
@@ -212,6 +213,7 @@ def recipes_check(
         for file in files:
             try:
                 recipe = load_recipe(file)
+                check_tensor(recipe)
                 print(f"{file}: sound; {count_params(recipe.model, recipe.objective):,} parameters")
             except RecipeError as error:
                 wrong += 1

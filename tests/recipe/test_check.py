@@ -13,6 +13,9 @@ SOUND = {
 }
 
 
+CUT = ["parallel.engine=fsdp", "parallel.tensor=2"]
+
+
 def recipe_with(*overrides: str) -> Recipe:
     values = dict(SOUND)
     for override in overrides:
@@ -67,6 +70,14 @@ def test_the_sound_one_is_sound():
     (["optim.name=lamb", "parallel.engine=zero"], "optim.name", "lengths of whole tensors"),
     (["parallel.zero_offload=true"], "parallel.zero_offload", "not to ddp"),
     (["parallel.recompute_every=2"], "parallel.recompute_every", "not to none"),
+    (["parallel.tensor=2"], "parallel.tensor", "belongs to parallel.engine fsdp, not to ddp"),
+    ([*CUT, "parallel.processes=3"], "parallel.tensor", "2 does not divide parallel.processes 3"),
+    ([*CUT, "parallel.compile=true"], "parallel.tensor", "parallel.compile"),
+    ([*CUT, "model={family: swin}"], "parallel.tensor", "not those of swin"),
+    ([*CUT, "model.attention=linear"], "parallel.tensor", "model.attention linear"),
+    ([*CUT, "model.qk_norm=true", "model.gated=true"], "parallel.tensor", "model.qk_norm True, model.gated True"),
+    ([*CUT, "model.position=relative"], "parallel.tensor", "does not go with model.position relative"),
+    ([*CUT, "objective={name: rotation}"], "parallel.tensor", "classification and distillation, not with rotation"),
 ])
 def test_a_contradiction_is_found(overrides, key, sentence):
     found = contradictions(recipe_with(*overrides))

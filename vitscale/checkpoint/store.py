@@ -89,6 +89,11 @@ class Writer:
         """Stage the state and write it.  Collective.  `tensors` are named as `Engine.tensors` names them (and `ema.NAME`)."""
         self.settle()
         started = time.monotonic()
+        if self._host_mesh is None:
+            meshes = [tensor.device_mesh for tensor in tensors.values() if isinstance(tensor, DTensor)]
+            whole = max(meshes, key=lambda mesh: mesh.ndim, default=None)
+            if whole is not None and whole.device_type != "cpu":
+                self._host_mesh = init_device_mesh("cpu", tuple(whole.shape), mesh_dim_names=whole.mesh_dim_names)
         staged = {name: self._staged(tensor) for name, tensor in tensors.items()}
         self._pending = self._pool.submit(self._write, staged, facts, started)
         self.last_step = facts.step
@@ -129,9 +134,9 @@ class Writer:
         local = tensor.to_local().detach().to("cpu", copy=True)
         mesh = tensor.device_mesh
         if mesh.device_type != "cpu":
-            if self._host_mesh is None:
-                self._host_mesh = init_device_mesh("cpu", tuple(mesh.shape), mesh_dim_names=mesh.mesh_dim_names)
-            mesh = self._host_mesh
+            assert self._host_mesh is not None
+            names = mesh.mesh_dim_names or ()
+            mesh = self._host_mesh if mesh.ndim == self._host_mesh.ndim else self._host_mesh[names]
         return DTensor.from_local(local, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride())
 
     def _write(self, staged: dict[str, Tensor], facts: Facts, started: float) -> None:

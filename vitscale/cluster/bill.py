@@ -35,12 +35,12 @@ def ranks_per_node(recipe: Recipe, site: Site) -> int:
 def bill(recipe: Recipe, site: Site) -> Bill:
     """Raises RecipeError when the recipe has too few samples in a batch for so many ranks, or cannot fit into the site's GPUs."""
     ranks = site.nodes * ranks_per_node(recipe, site)
-    groups = recipe.global_batch // default_group(recipe)
-    if ranks > groups:
+    shares, groups = max(ranks // recipe.parallel.tensor, 1), recipe.global_batch // default_group(recipe)
+    if shares > groups:
         raise RecipeError(f"global_batch: {recipe.global_batch} is shared out in groups of {default_group(recipe)} (data.group), which is "
-                          f"enough for {groups} ranks, not for {ranks}; take fewer nodes, or a larger batch")
+                          f"enough for {groups} ranks, not for {shares}; take fewer nodes, or a larger batch")
     device = DEVICES[site.gpu] if site.gpu and site.gpus_per_node else None
-    share = -(-recipe.global_batch // ranks)
+    share = -(-recipe.global_batch // shares)
     micro_batch, memory = recipe.micro_batch, None
     if micro_batch is None and device is not None:
         micro_batch = fitting_micro_batch(recipe, ranks, device.memory_bytes, share)

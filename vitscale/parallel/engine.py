@@ -31,7 +31,8 @@ class Work:
 class Engine(ABC):
     """Order of use: materialise -> (build the optimizer) -> adopt -> restore or not -> steps.
 
-    A step is `micro_steps` times {with micro_step(last): forward, backward}, then step().  Gradients are *averaged* over ranks.
+    A step is `micro_steps` times {with micro_step(last): forward, backward}, then step().  Gradients are *averaged* over the ranks that are
+    given samples of their own (World.data_size).
     """
 
     def __init__(self, parallel: Parallel, world: World, work: Work) -> None:
@@ -58,6 +59,10 @@ class Engine(ABC):
     @abstractmethod
     def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
         """Take the model and its optimizer over; ZeRO shards here."""
+
+    def agreed(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """What was read of a micro-batch, alike on all ranks that are given the same samples: one of them may have failed to read one."""
+        return tensors
 
     @contextlib.contextmanager
     def micro_step(self, last: bool) -> Iterator[None]:

@@ -1,21 +1,28 @@
-"""Fully sharded data parallel, torch's FSDP2 (Zhao et al. 2023): parameters, gradients and optimizer state are sharded over all ranks."""
+"""Fully sharded data parallel, torch's FSDP2 (Zhao et al. 2023): parameters, gradients and optimizer state are sharded over all ranks.
+
+With parallel.tensor the ranks form a grid: along its rows they share the matrices of each block (parallel/tensor.py), along its columns
+what each of them holds is sharded as above."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from vitscale.models import Backbone
 from vitscale.parallel.engine import Engine, prepared
 from vitscale.parallel.state import ValueOf, fill_parameters_
+from vitscale.parallel.tensor import cut_
 
 
 class FsdpEngine(Engine):
     """Each unit is gathered for its own forward and backward only.  bf16 computes in bf16 and reduces gradients in fp32."""
+
+    _tensor: DeviceMesh | None = None       # the ranks that are given the same samples
 
     @property
     def is_forward_local(self) -> bool:
@@ -24,7 +31,13 @@ class FsdpEngine(Engine):
     def materialise(self, build: Callable[[], Backbone], value_of: ValueOf) -> Backbone:
         model = prepared(build, self.parallel)
         device = self.world.device
-        mesh = init_device_mesh(device.type, (self.world.size,), mesh_dim_names=("shard",))
+        if self.world.tensor == 1:
+            mesh = init_device_mesh(device.type, (self.world.size,), mesh_dim_names=("shard",))
+        else:
+            grid = init_device_mesh(device.type, (self.world.data_size, self.world.tensor), mesh_dim_names=("shard", "tensor"))
+            grid._flatten("ranks")      # so that norms over the whole grid are added up in one exchange
+            mesh, self._tensor = grid["shard"], grid["tensor"]
+            cut_(model.units(), self._tensor)
         policy = MixedPrecisionPolicy()
         if self.parallel.precision == "bf16":
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -38,6 +51,14 @@ class FsdpEngine(Engine):
 
     def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
+
+    def agreed(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if self._tensor is None:
+            return tensors
+        same = tuple(tensor.contiguous() for tensor in tensors)
+        for tensor in same:
+            dist.broadcast(tensor, group=self._tensor.get_group(), group_src=0)
+        return same
 
     @contextlib.contextmanager
     def micro_step(self, last: bool) -> Iterator[None]:

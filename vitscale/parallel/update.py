@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from vitscale.optim.local import by_mesh
+
 
 @dataclass(frozen=True)
 class Update:
@@ -20,12 +22,12 @@ def clip_and_step(model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm:
 
     After the reduction every rank holds (its part of) the same gradient, so the norm, and with it the decision, is the same on all.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
+    groups = by_mesh(parameter for parameter in model.parameters() if parameter.grad is not None)
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups]
+    norm = torch.nn.utils.get_total_norm([one.full_tensor() if isinstance(one, DTensor) else one for one in norms])
     if clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        for group in groups:
+            torch.nn.utils.clip_grads_with_norm_(group, clip_norm, norm)
     value = float(norm)
     applied = value == value and abs(value) != float("inf")
     if applied:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from vitscale.errors import ClusterError
 from vitscale.parallel.meet import meet
-from vitscale.parallel.place import Place
+from vitscale.parallel.place import Place, node_name
 from vitscale.recipe import Parallel
 
 log = logging.getLogger(__name__)
@@ -29,10 +29,26 @@ class World:
     local_size: int
     device: torch.device
     host_group: Any             # gloo group over all ranks for small host-side exchanges; None for one process
+    tensor: int = 1             # neighbouring ranks that share each block's matrices, and so are given the same samples
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def data_size(self) -> int:
+        """Into how many parts a global batch is divided."""
+        return self.size // self.tensor
+
+    @property
+    def data_rank(self) -> int:
+        """Whose part of the global batch this rank is given."""
+        return self.rank // self.tensor
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank answers for its samples; the others that are given the same ones keep silent."""
+        return self.rank % self.tensor == 0
 
     def barrier(self) -> None:
         if self.host_group is not None:
@@ -60,6 +76,10 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def sum_over_samples(self, values: torch.Tensor) -> torch.Tensor:
+        """Of `values` that add up samples, the sum over every sample once."""
+        return self.sum_(values if self.leads else torch.zeros_like(values))
+
 
 def lost_a_peer(error: Exception) -> bool:
     """Whether an exception only says that another rank is gone; the cause is to be looked for there."""
@@ -81,9 +101,18 @@ def choose_device(parallel: Parallel, place: Place) -> torch.device:
     return torch.device("cuda", place.local_rank if count > 1 else 0)
 
 
+def refuse_uneven_groups(parallel: Parallel, place: Place) -> None:
+    """Raises ClusterError when the ranks, or those of this node, do not fall into whole groups that share their blocks' matrices."""
+    for count, what in ((place.size, "rank(s) of the run"), (place.local_size, f"rank(s) on {node_name()}")):
+        if count % parallel.tensor:
+            raise ClusterError(f"parallel.tensor: {parallel.tensor} does not divide the {count} {what}; start a multiple of "
+                               f"{parallel.tensor} ranks on each node, or set parallel.tensor to a divisor of {count}")
+
+
 @contextlib.contextmanager
 def joined(parallel: Parallel, place: Place, timeout_s: float = 600.0) -> Iterator[World]:
     """Connect to the other ranks for the length of a `with` block.  Raises Absent, which names them, if some do not come."""
+    refuse_uneven_groups(parallel, place)
     device = choose_device(parallel, place)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -96,7 +125,7 @@ def joined(parallel: Parallel, place: Place, timeout_s: float = 600.0) -> Iterat
                                 device_id=device if device.type == "cuda" else None)
         group = dist.new_group(backend="gloo", timeout=timeout)
     try:
-        yield World(place.rank, place.size, place.local_rank, place.local_size, device, group)
+        yield World(place.rank, place.size, place.local_rank, place.local_size, device, group, parallel.tensor)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

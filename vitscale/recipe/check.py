@@ -3,7 +3,7 @@
 from vitscale.errors import RecipeError
 from vitscale.recipe.check_model import model_contradictions
 from vitscale.recipe.check_objective import objective_contradictions
-from vitscale.recipe.schema import Augment, Distillation, Recipe
+from vitscale.recipe.schema import Augment, Classification, Distillation, Recipe, Vit
 from vitscale.recipe.teacher import teacher_classes
 
 
@@ -98,9 +98,34 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         wrong("ema", "DeepSpeed has no fp32 shard of the weights to average in every stage; use parallel.engine fsdp or ddp, or ema: null")
     if parallel.zero_offload and parallel.engine != "zero":
         wrong("parallel.zero_offload", f"belongs to parallel.engine zero, not to {parallel.engine}")
+    found += _tensor(recipe)
     if parallel.recompute_every > 1 and parallel.recompute != "blocks":
         wrong("parallel.recompute_every", f"belongs to parallel.recompute blocks, not to {parallel.recompute}")
     return found
+
+
+def _tensor(recipe: Recipe) -> list[tuple[str, str]]:
+    """What sharing each block's matrices does not go with; that it divides heads and MLP, vitscale/plan/tensor.py sees to."""
+    model, parallel, count = recipe.model, recipe.parallel, recipe.parallel.tensor
+    if count == 1:
+        return []
+    why = ""
+    if parallel.engine != "fsdp":
+        why = f"belongs to parallel.engine fsdp, not to {parallel.engine}"
+    elif parallel.compile:
+        why = "does not go with parallel.compile"
+    elif parallel.processes is not None and parallel.processes % count:
+        why = f"{count} does not divide parallel.processes {parallel.processes}"
+    elif not isinstance(model, Vit):
+        why = f"cuts the blocks of model.family vit and deit, not those of {model.family}"
+    elif not isinstance(recipe.objective, Classification):
+        why = f"goes with the objectives classification and distillation, not with {recipe.objective.name}"
+    else:
+        sound = {"attention": "full", "qk_norm": False, "gated": False}
+        odd = [f"model.{key} {getattr(model, key)}" for key, value in sound.items() if getattr(model, key) != value]
+        odd += ["model.position relative"] if model.position == "relative" else []
+        why = f"cuts plain blocks alone, and does not go with {', '.join(odd)}" if odd else ""
+    return [("parallel.tensor", why)] if why else []
 
 
 def _objective(recipe: Recipe) -> list[tuple[str, str]]:

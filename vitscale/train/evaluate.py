@@ -9,7 +9,7 @@ from vitscale.data import MicroBatch
 from vitscale.objectives import Task
 from vitscale.parallel.engine import Engine
 from vitscale.recipe import Augment
-from vitscale.train.step import device_inputs
+from vitscale.train.step import agreed, device_inputs
 
 
 @torch.no_grad()
@@ -24,6 +24,7 @@ def evaluate(engine: Engine, batches: Iterable[MicroBatch], task: Task, augment:
     names, sums = ["images", "loss"], torch.zeros(2, dtype=torch.float64, device=world.device)
     for micro in batches:
         seen, weight, _ = device_inputs(micro, world.device, augment)
+        seen, weight = agreed(engine, seen, weight)
         images, *more = task.inputs(seen)
         output = engine.forward(images, None, *more)
         judged = task.judged(output, seen)
@@ -33,6 +34,6 @@ def evaluate(engine: Engine, batches: Iterable[MicroBatch], task: Task, augment:
             names += judged
             sums = sums.new_zeros(len(values))
         sums += torch.where(counted, values, 0.0).sum(dim=1)     # not a product: a dummy's loss must not count even if it is not finite
-    count, *totals = world.sum_(sums).tolist()
+    count, *totals = world.sum_over_samples(sums).tolist()
     means = {f"eval_{name}": total / count if count else math.nan for name, total in zip(names[1:], totals, strict=True)}
     return {"eval_images": count} | means

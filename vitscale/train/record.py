@@ -156,7 +156,7 @@ class Recorder:
 
     def _log_samples(self, batch: StepBatch, now: Moment) -> None:
         """{"step", "position", "ids"}: the ids that the ranks really trained on, in the order of the global batch."""
-        pairs = ((micro.index.tolist(), micro.ids.tolist()) for micro in batch.micro)
+        pairs = ((micro.index.tolist(), micro.ids.tolist()) for micro in (batch.micro if self.world.leads else ()))
         mine = [(index, sample) for indices, ids in pairs for index, sample in zip(indices, ids, strict=True) if index >= 0]
         parts = self.world.gather(mine)
         if parts is not None and self._files is not None:

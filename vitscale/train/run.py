@@ -104,11 +104,12 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
     schedule, num_samples = prepared.schedule, prepared.train.num_samples
 
     with contextlib.ExitStack() as stack:
-        bad: list[dict[str, Any]] = []      # this rank's unreadable samples of the step
+        bad: list[dict[str, Any]] = []      # unreadable samples of the step that this rank answers for
         on_gpu = world.device.type == "cuda"
         stream = stack.enter_context(open_stream(
-            recipe, prepared.train, "train", rank=world.rank, world=world.size, micro_batch=work.micro_batch, drop_rates=drop_rates,
-            num_draws=task.num_draws, local_ranks=world.local_size, pin=on_gpu, on_bad=bad.append))
+            recipe, prepared.train, "train", rank=world.data_rank, world=world.data_size, micro_batch=work.micro_batch,
+            drop_rates=drop_rates, num_draws=task.num_draws, local_ranks=world.local_size, pin=on_gpu,
+            on_bad=bad.append if world.leads else None))
         dog.reading(lambda: stream.progress, slack_s=PATIENCE.silence_s if stream.is_remote else 0.0)
         with meters.phase("restore"):
             progress = restore(start, engine, ema, stream)
@@ -132,8 +133,9 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
             assert prepared.val is not None
             unusable: list[dict[str, Any]] = []
             with meters.phase("evaluate"):
-                val = open_stream(_patient(recipe), prepared.val, "val", rank=world.rank, world=world.size, micro_batch=work.micro_batch,
-                                  num_draws=task.num_draws, local_ranks=world.local_size, pin=on_gpu, on_bad=unusable.append)
+                val = open_stream(
+                    _patient(recipe), prepared.val, "val", rank=world.data_rank, world=world.data_size, micro_batch=work.micro_batch,
+                    num_draws=task.num_draws, local_ranks=world.local_size, pin=on_gpu, on_bad=unusable.append if world.leads else None)
                 with val:
                     result = evaluate(engine, dog.over(val), task, recipe.data.augment)
                     found = list(unusable)
@@ -186,7 +188,7 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
                     record.last_bad(bad)
                     raise
             if recipe.model.dropout:    # the one draw that is not made by sample: by step and rank, so that it repeats on as many ranks
-                torch.manual_seed(hash((recipe.seed, batch.step, world.rank)))
+                torch.manual_seed(hash((recipe.seed, batch.step, world.data_rank)))
             lr = schedule.lr(batch.end)
             result = train_step(engine, batch, task, recipe.data.augment, lr, bool(stop), len(bad), meters,
                                 probe if batch.step % PROBE_EVERY == 0 else None)

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 def size_up(recipe: Recipe, train: SetIndex, world: World) -> Work:
     """Micro-batch (given, or what fits) and micro-steps, the same on every rank, enough for the rank with the largest share."""
-    share = order_of(recipe, train).max_share(world.size)
+    share = order_of(recipe, train).max_share(world.data_size)
     micro_batch = recipe.micro_batch
     if micro_batch is None:
         micro_batch = fitting_micro_batch(recipe, world.size, world.broadcast(device_bytes(world)), share)
@@ -29,7 +29,8 @@ def size_up(recipe: Recipe, train: SetIndex, world: World) -> Work:
         micro_batch = -(-share // group) * group
         log.info("micro_batch %d is more than the %d samples of one rank; %d is used", recipe.micro_batch, share, micro_batch)
     steps = -(-share // micro_batch)
-    log.info("%d rank(s) x %d micro-step(s) x %d image(s) for a global batch of %d", world.size, steps, micro_batch, recipe.global_batch)
+    log.info("%d rank(s) x %d micro-step(s) x %d image(s) for a global batch of %d%s", world.data_size, steps, micro_batch,
+             recipe.global_batch, f"; each stands for {world.tensor} that share its matrices" if world.tensor > 1 else "")
     return Work(micro_batch, steps, recipe.optim.clip_norm)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from vitscale.errors import EXIT_FAILED, EXIT_REQUEUE, UserError
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.plan.families import check_model
+from vitscale.plan.tensor import check_tensor
 from vitscale.recipe import load_recipe
 from vitscale.resilience.signals import StopFlag
 
@@ -27,6 +28,7 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
     setup_logging(make_console())
     recipe = load_recipe(file, overrides)
     check_model(recipe.model)       # raises what shows only once the size is known
+    check_tensor(recipe)
     from vitscale.parallel.place import place_from_environment
 
     place = place_from_environment()

@@ -1,5 +1,6 @@
 """One optimizer step over a global batch."""
 
+import dataclasses
 import time
 from dataclasses import dataclass
 
@@ -43,14 +44,20 @@ def device_inputs(micro: MicroBatch, device: torch.device, settings: Augment) ->
     return seen, weight, None if micro.keep is None else move(micro.keep)
 
 
+def agreed(engine: Engine, seen: Seen, weight: Tensor) -> tuple[Seen, Tensor]:
+    """The samples as every rank that is given them sees them."""
+    images, labels, weight = engine.agreed(seen.images, seen.labels, weight)
+    return dataclasses.replace(seen, images=images, labels=labels), weight
+
+
 def train_step(
     engine: Engine, batch: StepBatch, task: Task, settings: Augment, lr: float, stop: bool, bad: int, meters: Meters,
     probe: Probe | None = None,
 ) -> StepResult:
     """Forward and backward of every micro-batch, one update, and one small exchange of what all ranks must know.
 
-    The denominator is the size of the global batch by the index, known to every rank.  A rank's loss is its local sum times the world
-    size over it, so that averaging gradients over ranks is exact for uneven shares, masked samples and accumulation.  `stop` and
+    The denominator is the size of the global batch by the index, known to every rank.  A rank's loss is its local sum times the number
+    of shares over it, so that averaging gradients over ranks is exact for uneven shares, masked samples and accumulation.  `stop` and
     `bad` (samples of this rank that could not be read) travel with the loss, and so do the times that each rank takes by itself: waiting
     for data, moving it, the forward pass where that waits for nobody, and the `probe`, if there is one (on all ranks or on none).
     """
@@ -61,15 +68,16 @@ def train_step(
     for number, micro in enumerate(batch.micro):
         with meters.phase("h2d"):
             seen, weight, keep = device_inputs(micro, world.device, settings)
-            images, *more = task.inputs(seen)
         with meters.phase("compute"), engine.micro_step(last=number == len(batch.micro) - 1):
             started = time.perf_counter()
+            seen, weight = agreed(engine, seen, weight)
+            images, *more = task.inputs(seen)
             losses = task.losses(engine.forward(images, keep, *more), seen)
             # where, not a product: a dummy's loss must not count even if it is not finite
             loss = torch.where(weight > 0, losses * weight, 0.0).sum()
             forward_s += time.perf_counter() - started
             meters.further()        # so that a watchdog can tell who computes from who waits in the reduction
-            engine.backward(loss * (world.size / batch.size))
+            engine.backward(loss * (world.data_size / batch.size))
             total += loss.detach()
     with meters.phase("optimizer"):
         engine.set_lr(lr)
@@ -78,6 +86,7 @@ def train_step(
         times = torch.zeros(1 + (probe is not None), world.size, dtype=torch.float64)      # the sum over ranks puts them side by side
         times[:, world.rank] = torch.tensor([own_s, probe_s][: len(times)])
         known = torch.cat([torch.tensor([stop, bad]), times.flatten()]).to(world.device, non_blocking=True)
-        mean_loss, votes, all_bad, *all_s = world.sum_(torch.cat([total.double()[None] / batch.size, known])).tolist()
+        own = total.double()[None] / batch.size * world.leads
+        mean_loss, votes, all_bad, *all_s = world.sum_(torch.cat([own, known])).tolist()
     return StepResult(mean_loss, update.grad_norm, update.applied, votes > 0, int(all_bad),
                       own_s=tuple(all_s[:world.size]), probe_s=tuple(all_s[world.size:]))
