@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vitscale.models.drop_path import add_branch, drop_rates
+from vitscale.models.drop_path import DropPath, add_branch, drop_rates
 from vitscale.models.init import initialise
 from vitscale.models.vit import VisionTransformer
 from vitscale.recipe import Vit
@@ -88,3 +88,14 @@ def test_a_dropped_branch_gets_no_gradient():
 def test_masks_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"keep wants the shape \(6, 2\), got \(3, 2\)"):
         model()(pictures(2), torch.ones(3, 2))
+
+
+def test_the_module_for_ported_code_does_what_the_blocks_do():
+    stream, branch, keep = torch.randn(4, 5, 6), torch.randn(4, 5, 6), torch.tensor([1.0, 0.0, 0.0, 1.0])
+    drop = DropPath(0.25)
+    torch.testing.assert_close(stream + drop(branch, keep), add_branch(stream, branch, keep, 0.25))
+    assert (drop(branch, keep)[1] == 0).all()
+    with pytest.raises(ValueError, match=r"in training at rate 0\.25 give keep"):
+        drop(branch)
+    assert DropPath()(branch) is branch
+    assert drop.eval()(branch) is branch

@@ -25,6 +25,8 @@ SMALL = ["model.image=32", "model.patch=8"]
     ([*INPAINTING, "model={family: convnext, size: tiny}"], "objective.name", "inpainting wants model.family vit"),
     ([*MAE, "model.position=rotary"], "model.position", "it wants learned or sincos, not rotary"),
     ([*MAE, "model.position=relative"], "model.position", "it wants learned or sincos, not relative"),
+    ([*MAE, "model.patch_embed=overlap"], "model.patch_embed", "mae hides patches, of which overlap would see more"),
+    ([*INPAINTING, "model.patch_embed=hybrid"], "model.patch_embed", "inpainting hides patches, of which hybrid would see more"),
     ([*MAE, "model.attention=axial"], "model.attention", "there is no grid for attention axial"),
     ([*MAE, *SMALL, "objective.mask_ratio=0.95"], "objective.mask_ratio", "0.95 of 16 patches leaves 0 to be seen"),
     ([*MAE, "objective.decoder.heads=7"], "objective.decoder.heads", "7 heads do not divide the decoder's width 512"),

@@ -4,13 +4,37 @@ from collections.abc import Callable
 from typing import Any
 
 from vitscale.models import convnext, deit, swin, vit
+from vitscale.models.attention import Attention, Layout, RelativePositionAttention
+from vitscale.models.attention_axial import AxialAttention
+from vitscale.models.attention_linear import LinearAttention
+from vitscale.models.attention_local import LocalAttention
+from vitscale.models.attention_sparse import SparseAttention
 from vitscale.models.backbone import Backbone
+from vitscale.models.convnext import ConvNeXt
+from vitscale.models.deit import DistilledVisionTransformer
+from vitscale.models.drop_path import DropPath
 from vitscale.models.init import initial_value, initialise
-from vitscale.recipe.schema import Model
+from vitscale.models.mlp import MLP, GatedMLP
+from vitscale.models.patch_embed import OverlappingPatchEmbed, PatchEmbed, PositionalPatchEmbed, resample_kernel
+from vitscale.models.patch_embed_adaptive import AdaptivePatchEmbed
+from vitscale.models.patch_embed_conv import ConvStemPatchEmbed, HybridPatchEmbed
+from vitscale.models.swin import SwinTransformer
+from vitscale.models.vit import Block, VisionTransformer
+from vitscale.recipe.check_model import model_contradictions
+from vitscale.recipe.load import check_section
+from vitscale.recipe.schema import Model, Vit
 
 MODELS: dict[str, Callable[[Any], Backbone]] = {"vit": vit.build, "deit": deit.build, "swin": swin.build, "convnext": convnext.build}
 
-__all__ = ["MODELS", "Backbone", "build_model", "initial_value", "initialise"]
+MultiHeadAttention = Attention      # what the field calls these
+Mlp = MLP
+
+__all__ = [
+    "MLP", "MODELS", "AdaptivePatchEmbed", "Attention", "AxialAttention", "Backbone", "Block", "ConvNeXt", "ConvStemPatchEmbed",
+    "DistilledVisionTransformer", "DropPath", "GatedMLP", "HybridPatchEmbed", "Layout", "LinearAttention", "LocalAttention", "Mlp",
+    "MultiHeadAttention", "OverlappingPatchEmbed", "PatchEmbed", "PositionalPatchEmbed", "RelativePositionAttention", "SparseAttention",
+    "SwinTransformer", "VisionTransformer", "build_model", "create_vit_model", "initial_value", "initialise", "resample_kernel",
+]
 
 
 def build_model(model: Model) -> Backbone:
@@ -19,3 +43,16 @@ def build_model(model: Model) -> Backbone:
     Its numbers mean something after initialise() or load_state_dict().  Raises RecipeError when the section contradicts itself.
     """
     return MODELS[model.family](model)
+
+
+def create_vit_model(size: str, seed: int = 0, **options: Any) -> VisionTransformer:
+    """A Vision Transformer of a named size with its first values; `options` are keys of a recipe's model section.
+
+    create_vit_model("base", patch=16, classes=10).  Raises RecipeError, naming every option that is wrong.
+    """
+    def contradictions(section: Vit) -> list[tuple[str, str]]:
+        return [(key.removeprefix("model."), sentence) for key, sentence in model_contradictions(section)]
+
+    model = vit.build(check_section(Vit, {"size": size, **options}, f"create_vit_model({size!r})", contradictions=contradictions))
+    initialise(model, seed)
+    return model

@@ -1,7 +1,7 @@
 """Stochastic depth: which residual branches are left out, and how the others make up for it.  Draws nothing at random."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def drop_rates(depth: int, last: float, schedule: str = "linear") -> tuple[float, ...]:
@@ -29,3 +29,26 @@ def add_branch(stream: Tensor, branch: Tensor, keep: Tensor | None, rate: float)
         return (stream.float() + branch.float() * scale).to(stream.dtype)
     # the scale goes in as a number, not through bf16, where 1 / (1 - rate) would be off by up to 0.4 %
     return torch.addcmul(stream, branch, keep.to(stream.dtype), value=1.0 / (1.0 - rate))
+
+
+class DropPath(nn.Module):
+    """add_branch as the module that ported code looks for: tokens + drop_path(branch, keep).
+
+    Elsewhere a module of this name draws which samples to drop; here that is told, as everything random is.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor, keep: Tensor | None = None) -> Tensor:
+        """branch (B, ..., D), keep (B,) of 1.0 or 0.0 -> the branch, scaled by 1 / (1 - rate), or 0.  In evaluation the branch itself.
+
+        Raises ValueError in training without `keep`, where the others would have dropped something.
+        """
+        if not self.training or not self.rate:
+            return branch
+        if keep is None:
+            raise ValueError(f"nothing is drawn here: in training at rate {self.rate:g} give keep, 1.0 or 0.0 for each sample, "
+                             "for example torch.rand(B) >= rate as floats")
+        return add_branch(torch.zeros_like(branch), branch, keep, self.rate)

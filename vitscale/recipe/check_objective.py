@@ -35,6 +35,9 @@ def objective_contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         if type(recipe.model) is not Vit:
             return [*found, ("objective.name", f"{objective.name} wants model.family vit, whose patches can be hidden one by one, "
                              f"not {recipe.model.family}")]
+        if recipe.model.patch_embed != "patch":
+            found.append(("model.patch_embed", f"{objective.name} hides patches, of which {recipe.model.patch_embed} would see more than "
+                          "their own tokens: it wants patch"))
         return found + (_mae(recipe.model, objective) if isinstance(objective, Mae) else _inpainting(recipe.model, objective))
     return found + (_jigsaw(recipe, objective) if isinstance(objective, Jigsaw) else [])
 
