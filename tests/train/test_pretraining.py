@@ -69,7 +69,8 @@ def test_a_classifier_starts_from_mae(mae: tuple[Run, str], place: Path) -> None
 
 def test_rotation_tells_an_accuracy(place: Path) -> None:
     """Of its own classes: those of the samples are not even looked for."""
-    train(place, *COMMON, "objective.name=rotation", "data.label=absent", "model.classes=1000", "optim.lr=3e-3", "name=run", f"duration={2 * STEPS} steps")
+    train(place, *COMMON, "objective.name=rotation", "data.label=absent", "model.classes=1000", "optim.lr=3e-3", "name=run",
+          f"duration={2 * STEPS} steps")
     run = Run(place / "runs" / "run")
     assert run.losses[1] == pytest.approx(1.386294, abs=1e-5)       # log 4: chance
     assert run.outcome["eval_images"] == 359
