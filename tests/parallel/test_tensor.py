@@ -166,6 +166,7 @@ def test_a_checkpoint_moves(one: dict, four: dict) -> None:
         assert all(rank["state"][f"model.{name}"] == value.tolist() for name, value in saved.items())
 
 
+@pytest.mark.all        # three more processes; two by two exchange rows already
 def test_three_ranks_with_all_the_same_samples(one: dict) -> None:
     """Each holds all of the queries', keys' or values' heads and computes a third of all three."""
     for (found,) in run_ranks(3, go, [Leg(cut(3))]):
