@@ -256,6 +256,25 @@ def test_all_blocks_share_one_graph(options):
     assert graphs <= 2
 
 
+@pytest.mark.all        # half a minute of C++ compiler for each
+@pytest.mark.parametrize("options", SECTIONS, ids=lambda options: options["attention"])
+def test_compiled_blocks_have_the_same_gradients(options):
+    """torch's own compiler has had gradients of gathers wrong."""
+    torch._dynamo.reset()
+    model = build_model(Vit(**SMALL, **options))
+    initialise(model, 0)
+    images, found = torch.randn(2, 3, 24, 24), []
+    for _ in range(2):
+        model.zero_grad()
+        norm = model.forward_features(images)["norm"]
+        norm.square().sum().backward()
+        found.append([norm.detach(), *(parameter.grad.clone() for name, parameter in model.blocks.named_parameters())])
+        for unit in model.units():
+            unit.forward = torch.compile(unit.forward)
+    for plain, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("options", SECTIONS, ids=lambda options: options["attention"])
 def test_built_on_meta_it_is_the_same_once_filled(options):
     direct = build_model(Vit(**SMALL, **options))

@@ -41,9 +41,11 @@ class LocalAttention(PatternAttention):
         image = patches.unflatten(2, grid)
         if halo or down or across:
             image = F.pad(image, (0, 0, halo, halo + across, halo, halo + down))
-        side = self.window + 2 * halo
-        cut = image.unfold(2, side, self.window).unfold(3, side, self.window)                       # (B, H, down, across, K, side, side)
-        return cut.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5).flatten(2, 3)
+        # gathered by index: the compiler of torch 2.13 gets the gradient of unfold() wrong on a CPU and writes beyond its memory
+        inside = torch.arange(self.window + 2 * halo, device=patches.device)
+        rows, columns = (torch.arange(0, length, self.window, device=patches.device)[:, None] + inside for length in grid)
+        cut = image[:, :, rows[:, None, :, None], columns[None, :, None, :]]                        # (B, H, down, across, side, side, K)
+        return cut.flatten(4, 5).flatten(2, 3)
 
     def allowed(self, grid: tuple[int, int], device: torch.device) -> Tensor:
         down, across = (self.near(length, device) for length in grid)
