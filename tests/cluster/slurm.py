@@ -86,7 +86,8 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         """For commands of SLURM and, through sbatch, for jobs: this interpreter's programs, this checkout, one thread a rank."""
-        ours = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_", "PYTEST_"))}
+        foreign = ("SLURM_", "SBATCH_", "PYTEST_", "VENV", "SETUP", "PREFIX", "CONTAINER")     # make hands its own VENV on
+        ours = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin"])
         return {**ours, "SLURM_CONF": str(self.configuration), "PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
