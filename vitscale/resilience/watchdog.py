@@ -65,7 +65,7 @@ class Watchdog:
         self._call_text, self._called_at = "", -math.inf
         self._written, self._is_written = 0, False
         self._heard: dict[int, tuple[Sighting, float]] = {}     # of each rank the newest sighting, and when it was found to be new
-        self._hearing_since = time.monotonic()
+        self._hearing_since = math.inf                      # the first look at what they have written; inf: not yet
         self._ending = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -152,7 +152,7 @@ class Watchdog:
                 self._call(now)
         elif called_s > 6 * self._tick_s:
             self._forget_sighting()
-            self._hearing_since = now
+            self._hearing_since = math.inf
             return
         mine = self._sighting(idle_s)
         self._is_written = True
@@ -162,8 +162,9 @@ class Watchdog:
             self._end(reason)
         if idle_s < patience_s - self._quiet_s - 3 * self._tick_s + self._turn_s:
             self._heard.clear()
-            self._hearing_since = now
+            self._hearing_since = math.inf
             return
+        self._hearing_since = min(self._hearing_since, now)
         self._hear(now)
         # only who has listened for longer than that can tell a file that is written again and again from one that was left behind
         if idle_s >= patience_s + self._turn_s and now - self._hearing_since > self._quiet_s:
