@@ -1,12 +1,12 @@
 """A disk that fills up, for real (a small file system in memory), under one rank and under two: nothing half-written stays."""
 
 import logging
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from disks import small_disk
 from ranks import run_ranks
 
 from vitscale.checkpoint.room import Unwritten, checkpoint_bytes, free_bytes
@@ -21,15 +21,8 @@ MB = 1 << 20
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, text=True)
-    if mount.returncode:
-        pytest.skip(f"a file system of a given size cannot be mounted here: {mount.stderr.strip()}; run this as root")
-    try:
+    with small_disk(tmp_path / "small", megabytes=8) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(folder: Path, leave: int = 0) -> Path:

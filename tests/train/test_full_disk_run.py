@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from disks import small_disk
 from faults import Fault, faults
 from running import SMALL, TIMEOUT_S, Run, same_as, start, train
 
@@ -18,15 +19,8 @@ pytestmark = pytest.mark.slow       # whole runs of real processes
 @pytest.fixture
 def small(place: Path) -> Iterator[Path]:
     """The runs/ folder: a file system of its own of 4 MiB."""
-    folder = place / "runs"
-    folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, text=True)
-    if mount.returncode:
-        pytest.skip(f"a file system of a given size cannot be mounted here: {mount.stderr.strip()}; run this as root")
-    try:
+    with small_disk(place / "runs", megabytes=4) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(folder: Path) -> Path:
