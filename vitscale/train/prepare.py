@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitscale.cluster.runfolder import run_folder
 from vitscale.data.index import SetIndex, open_index
 from vitscale.data.labels import check_labels
 from vitscale.data.mixture import order_of
@@ -26,10 +27,6 @@ class Prepared:
     train: SetIndex
     val: SetIndex | None
     schedule: Schedule
-
-
-def run_folder(recipe: Recipe) -> Path:
-    return Path(recipe.runs_dir) / recipe.name
 
 
 def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = None, look: bool = True) -> Prepared:

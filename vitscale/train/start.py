@@ -34,7 +34,8 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
     place = place_from_environment()
     if place is None:
         from vitscale.checkpoint.lease import refuse_if_held
-        from vitscale.train.prepare import prepare, run_folder
+        from vitscale.cluster.runfolder import run_folder
+        from vitscale.train.prepare import prepare
 
         refuse_if_held(run_folder(recipe))
         prepared = prepare(recipe, on_progress=_show_indexing)
