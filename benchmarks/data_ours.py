@@ -29,7 +29,7 @@ def crop(files: list[str], draws: list[list[Sequence[float]]], size: int, first:
         for number, (one, row) in enumerate(zip(data, rows, strict=True)):
             found = sound.sum_of(one)
             known = sound.knows(number, found)
-            slot[:] = decode(one, rule, size, draws=row, sound=known)           # into a batch that is there
+            decode(one, rule, size, draws=row, sound=known, out=slot)           # into a batch that is there
             if not known:
                 sound.note(number, found)
             kept += [slot.copy()] * bool(keep)
