@@ -25,8 +25,9 @@ def build(into: Path = HERE, flags: Sequence[str] = ()) -> str:
         if shutil.which("cc") is None:
             return "there is no C compiler"
     unfinished = into / f".{NAME}.{os.getpid()}"
+    sources = [str(HERE / source) for source in _SOURCES]
     command = [*compiler, "-std=gnu11", "-O3", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden", *flags,
-               f"-I{sysconfig.get_paths()['include']}", *(str(HERE / source) for source in _SOURCES), "-ljpeg", "-lm", "-o", str(unfinished)]
+               f"-I{sysconfig.get_paths()['include']}", *sources, "-ljpeg", "-lm", "-o", str(unfinished)]
     if sys.platform == "darwin":
         command += ["-undefined", "dynamic_lookup"]
     try:

@@ -64,30 +64,13 @@ static boolean next_mcu(j_decompress_ptr cinfo, JBLOCKROW *blocks)
     return TRUE;
 }
 
-static int created(workspace *self)
-{
-    self->cinfo.err = jpeg_std_error(&self->errors);
-    self->errors.error_exit = leave;
-    self->errors.emit_message = strict_message;
-    if (setjmp(self->way_out))
-        return 0;
-    jpeg_create_decompress(&self->cinfo);
-    return 1;
-}
-
 workspace *workspace_new(void)
 {
-    workspace *self = calloc(1, sizeof *self);
-    if (self != NULL && !created(self)) {
-        free(self);
-        return NULL;
-    }
-    return self;
+    return calloc(1, sizeof(workspace));
 }
 
 void workspace_free(workspace *self)
 {
-    jpeg_destroy_decompress(&self->cinfo);
     entropy_free(&self->coded);
     axis_free(&self->along);
     axis_free(&self->across);
@@ -114,9 +97,9 @@ static void reserve(workspace *self, size_t bytes)
     free(self->memory);
     self->capacity = 0;
     self->memory = NULL;
-    if (posix_memalign((void **)&self->memory, 64, bytes + bytes / 4))
+    if (posix_memalign((void **)&self->memory, 64, bytes))
         refuse(&self->cinfo, "no memory");
-    self->capacity = bytes + bytes / 4;
+    self->capacity = bytes;
 }
 
 /* Decode the rows that matter, and resize them along their length, two at a time.  length: bytes of each of the two. */
@@ -191,11 +174,17 @@ static void work(workspace *self, const request *asked)
 
 const char *crop(workspace *self, const request *asked)
 {
+    /* libjpeg's own state is made anew: it would keep tables, and an image without any would be decoded with another's */
+    memset(&self->cinfo, 0, sizeof self->cinfo);
+    self->cinfo.err = jpeg_std_error(&self->errors);
+    self->errors.error_exit = leave;
+    self->errors.emit_message = strict_message;
     if (setjmp(self->way_out)) {
-        jpeg_abort_decompress(&self->cinfo);
+        jpeg_destroy_decompress(&self->cinfo);
         return self->why;
     }
+    jpeg_create_decompress(&self->cinfo);
     work(self, asked);
-    jpeg_abort_decompress(&self->cinfo);
+    jpeg_destroy_decompress(&self->cinfo);
     return NULL;
 }

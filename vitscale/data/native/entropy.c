@@ -110,18 +110,18 @@ static void unstuff(entropy *state, j_decompress_ptr cinfo)
     if (state->capacity < room) {
         free(state->bytes);
         state->capacity = 0;
-        state->bytes = malloc(room + room / 4);
+        state->bytes = malloc(room);
         if (state->bytes == NULL)
             refuse(cinfo, "no memory");
-        state->capacity = room + room / 4;
+        state->capacity = room;
     }
     if (state->ends_capacity < stretches) {
         free(state->ends);
         state->ends_capacity = 0;
-        state->ends = malloc(2 * stretches * sizeof *state->ends);
+        state->ends = malloc(stretches * sizeof *state->ends);
         if (state->ends == NULL)
             refuse(cinfo, "no memory");
-        state->ends_capacity = 2 * stretches;
+        state->ends_capacity = stretches;
     }
     uint8_t *to = state->bytes;
     state->num_stretches = 0;

@@ -10,10 +10,12 @@
 
 #include <jpeglib.h>
 
+#ifndef MOST_IDLE
 #define MOST_IDLE 64            /* workspaces that are kept; as many as there were threads at work, up to this */
+#endif
 
 /* Taken and given back only while Python's lock is held. */
-static workspace *idle[MOST_IDLE];
+static workspace *idle[MOST_IDLE + 1];
 static int num_idle;
 
 PyDoc_STRVAR(crop_doc,
