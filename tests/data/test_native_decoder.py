@@ -163,8 +163,6 @@ HURTS = st.lists(st.tuples(st.sampled_from(["overwritten", "zeroed", "cut_out", 
                            st.integers(0, 10_000), st.integers(1, 600), st.integers(0, 255)), min_size=1, max_size=3)
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.sampled_from(SMALL), HURTS)
 def made_of(data, row):
     try:
         return decode(data, RandomCrop(), 24, 3, row)
@@ -175,11 +173,11 @@ def made_of(data, row):
 ROWS = uniforms(0, 0, 0, range(8), 0, DRAWS).tolist()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(SMALL), HURTS, st.sampled_from(ROWS))
 def test_what_comes_of_damage_is_what_the_libraries_make_of_it(data, hurts, row):
     for hurt in hurts:
-        data = damaged(data, *hurt)
+        data = damaged(data, *hurt) or b"\xff"
     ours = made_of(data, row)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "_module", None)
