@@ -3,6 +3,7 @@
 Stands alone: it is run before there is a vitscale to import.
 """
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -17,6 +18,12 @@ NAME = "_crop.abi3.so"                  # for every Python from 3.11 on
 _SOURCES = ("entropy.c", "resize.c", "crop.c", "module.c")
 
 
+def digest() -> str:
+    """Of the sources: a build says from which it came."""
+    names = sorted(path for path in HERE.iterdir() if path.suffix in (".c", ".h"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in names)).hexdigest()[:16]
+
+
 def build(into: Path = HERE, flags: Sequence[str] = ()) -> str:
     """Compile into a folder; -> "" or, in the compiler's words, why it could not be done.  flags: for the compiler, after its own."""
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
@@ -26,7 +33,8 @@ def build(into: Path = HERE, flags: Sequence[str] = ()) -> str:
             return "there is no C compiler"
     unfinished = into / f".{NAME}.{os.getpid()}"
     sources = [str(HERE / source) for source in _SOURCES]
-    command = [*compiler, "-std=gnu11", "-O3", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden", *flags,
+    command = [*compiler, "-std=gnu11", "-O3", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden",
+               f'-DSOURCES="{digest()}"', *flags,
                f"-I{sysconfig.get_paths()['include']}", *sources, "-ljpeg", "-lm", "-o", str(unfinished)]
     if sys.platform == "darwin":
         command += ["-undefined", "dynamic_lookup"]

@@ -76,6 +76,7 @@ PyMODINIT_FUNC PyInit__crop(void)
 {
     PyObject *module = PyModule_Create(&definition);
     if (module && (PyModule_AddStringConstant(module, "LIBJPEG", "libjpeg-turbo " TEXT(LIBJPEG_TURBO_VERSION)) ||
+                   PyModule_AddStringConstant(module, "SOURCES", SOURCES) ||
                    PyModule_AddStringConstant(module, "INSTRUCTIONS", instructions()))) {
         Py_DECREF(module);
         return NULL;
