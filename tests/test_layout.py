@@ -16,7 +16,7 @@ import vitscale
 PACKAGE = Path(vitscale.__file__).parent
 # from the ground up
 FLOORS = ("errors", "recipe", "plan", "scaling", "cluster", "models", "objectives", "data", "optim", "parallel", "checkpoint", "resilience",
-          "observe", "train", "evaluate", "explain", "export", "cli")
+          "observe", "train", "bench", "evaluate", "explain", "export", "cli")
 EVERYTHING = ("cli", "__main__")        # the roof may import all
 WITHOUT_TORCH = ("errors", "recipe", "plan", "scaling", "cluster", "cli")
 

@@ -44,9 +44,7 @@ def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = Non
         raise RecipeError(f"runs_dir: the run folder {folder} cannot be made ({error.strerror}); choose another runs_dir") from None
     if not writable:
         raise RecipeError(f"runs_dir: the run folder {folder} is not writable; choose another runs_dir, or another name")
-    if recipe.data.prepare == "digits":
-        pack_digits(Path(train_urls(recipe)[0]).parent)
-    train = open_index(train_urls(recipe), recipe.data.index_dir, on_progress)
+    train = training_set(recipe, on_progress)
     val = open_index(recipe.data.val, recipe.data.index_dir, on_progress) if recipe.data.val else None
     declared = recipe.data.num_samples
     if declared is not None and declared != train.num_samples:
@@ -60,3 +58,10 @@ def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = Non
     epoch = None if recipe.data.mix else train.num_samples
     schedule = Schedule.of(recipe.optim, recipe.duration, epoch, recipe.global_batch, recipe.data.repeats)
     return Prepared(folder, train, val, schedule)
+
+
+def training_set(recipe: Recipe, on_progress: Callable[[int, int], None] | None = None) -> SetIndex:
+    """The index of the training shards; a built-in set is packed if it is absent.  Raises DataError."""
+    if recipe.data.prepare == "digits":
+        pack_digits(Path(train_urls(recipe)[0]).parent)
+    return open_index(train_urls(recipe), recipe.data.index_dir, on_progress)
