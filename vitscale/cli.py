@@ -168,6 +168,24 @@ def cancel(runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run
     print(f"cancelled: {' '.join(cancel_runs([find_run(run) for run in runs]))}")
 
 
+@app.command()
+def monitor(
+    runs: Annotated[Path, typer.Argument(help="The folder of the runs.")] = Path("runs"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0: a free one.")] = 8420,
+    host: Annotated[str, typer.Option(help="The address that the page is served at.")] = "127.0.0.1",
+    prometheus: Annotated[Path | None, typer.Option(metavar="DIR", help="Instead: write what Prometheus and Grafana want there.")] = None,
+) -> None:
+    """A page that shows the runs of a folder while they go; or the files for Prometheus and Grafana."""
+    if prometheus is not None:
+        from vitscale.observe.prometheus_files import write_prometheus
+
+        print("\n".join(write_prometheus(runs, prometheus)))
+        return
+    from vitscale.observe.dashboard import serve
+
+    serve(runs, host=host, port=port)
+
+
 @recipes_app.command("list")
 def recipes_list() -> None:
     """Every recipe that vitscale ships, with the first line of its header."""
