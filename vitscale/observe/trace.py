@@ -98,8 +98,8 @@ def page(glances: Sequence[Glance | None], nodes: Sequence[str], steps: str) -> 
                      f"| {kernel.calls / first.steps:.4g} |")
     lines += ["", "## Memory that torch holds, over the time of these steps", ""]
     if first.memory:
-        low = min(held for _, held in first.memory)
-        lines += ["```", sparkline(first.memory, first.seconds), "```", f"from {_bytes(low)} to {_bytes(first.peak_bytes)}"]
+        low, since = min(held for _, held in first.memory), "" if first.on_gpu else ", of what was taken since the profile began"
+        lines += ["```", sparkline(first.memory, first.seconds), "```", f"from {_bytes(low)} to {_bytes(first.peak_bytes)}{since}"]
     else:
         lines.append("not told")
     lines += ["", "The traces are beside this page as `rank-N.json.gz`: https://ui.perfetto.dev opens them, in the browser alone.", ""]
