@@ -1,9 +1,12 @@
 """A real Prometheus scrapes a real run of four ranks on two nodes of a real SLURM: every picture shows data, an alert fires."""
 
 import json
+import shutil
+import socket
 import subprocess
 import sys
 import tarfile
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +19,11 @@ from nvml import replayed
 from prometheus import Prometheus, missing
 
 from slurm import ADDRESSES, REPOSITORY, Cluster
+from vitscale.observe.exporter import Exporter
 from vitscale.observe.grafana import BOARDS
 from vitscale.observe.names import METRICS
 from vitscale.observe.prometheus_files import MONITORING
-from vitscale.observe.targets import FOLDER
+from vitscale.observe.targets import FOLDER, target_file
 
 pytestmark = pytest.mark.slow       # a whole job of four processes, and scrapes enough to take rates from
 NAME = "watched"
@@ -126,3 +130,53 @@ def test_every_panel_and_every_rule_shows_data_and_an_alert_fires(cluster: Clust
         server.until(lambda: [path.name for path in targets.glob("*.json")] == ["replayed@gpu.json"], f"not withdrawn: {targets}")
         server.until(lambda: server.value(f'sum(up{{run="{NAME}"}})') is None, "a target is kept after its file has gone")
         assert json.loads((targets / "replayed@gpu.json").read_text())[0]["targets"] == [gpu]
+
+
+def monitor_job(cluster: Cluster, yard: Path, *options: str, port: int = 9090) -> str:
+    """`sbatch slurm/monitor.sh`, edited as its header invites to."""
+    (yard / "runs").mkdir(exist_ok=True)
+    script = yard / "monitor.sh"
+    script.write_text((REPOSITORY / "slurm" / "monitor.sh").read_text().replace("port=9090", f"port={port}"))
+    return cluster.sbatch(yard, *options, str(script), "runs")
+
+
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+def test_prometheus_as_a_job_follows_the_runs_until_it_is_cancelled(cluster: Cluster, yard: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    job = monitor_job(cluster, yard, port=port)
+    log = yard / f"monitor-{job}.log"
+
+    def targets() -> list[str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/targets", timeout=5) as answer:
+                return [one["labels"]["run"] for one in json.load(answer)["data"]["activeTargets"]]
+        except OSError:
+            return []
+
+    exporter = Exporter(discovery=target_file(yard / "runs" / "a", "n1"), labels={"run": "a", "node": "n1"})
+    try:
+        cluster.wait_until(lambda: targets() == ["a"], "Prometheus does not follow the run")
+    except AssertionError as error:
+        error.add_note(log.read_text() if log.exists() else "no log")
+        raise
+    finally:
+        exporter.close()
+    assert f"then http://127.0.0.1:{port}" in log.read_text()
+    cluster.command("scancel", job)
+    cluster.wait_for(job, "CANCELLED")
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason=str(missing()))
+def test_without_prometheus_the_job_says_so_in_one_line(cluster: Cluster, yard: Path) -> None:
+    programs = yard / "programs"
+    programs.mkdir()
+    for folder in ("/usr/sbin", "/bin", "/usr/bin", str(Path(sys.executable).parent)):
+        for program in Path(folder).iterdir():
+            if program.name != "prometheus" and not (programs / program.name).is_symlink():
+                (programs / program.name).symlink_to(program)
+    job = monitor_job(cluster, yard, f"--export=ALL,PATH={programs}")
+    assert cluster.wait_for(job, "FAILED")["ExitCode"] == "2:0"
+    lines = [line for line in (yard / f"monitor-{job}.log").read_text().splitlines() if "prometheus" in line]
+    assert lines == ["vitscale: no program `prometheus` on n1: install it, or load it by SETUP"]

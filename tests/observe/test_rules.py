@@ -79,3 +79,8 @@ def test_what_an_alert_says_stands_beside_what_to_do() -> None:
     for rule in rules("alerts.yml"):
         assert set(rule["annotations"]) == {"summary", "description"}, rule["alert"]
         assert rule["labels"]["severity"] in ("warning", "critical")
+
+
+def test_the_guide_names_every_alert() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
+    assert re.findall(r"^\| (Vitscale\w+) \|", guide, re.MULTILINE) == [rule["alert"] for rule in rules("alerts.yml")]
