@@ -170,12 +170,13 @@ def cancel(runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run
 
 @app.command()
 def monitor(
-    runs: Annotated[Path, typer.Argument(help="The folder of the runs.")] = Path("runs"),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0: a free one.")] = 8420,
-    host: Annotated[str, typer.Option(help="The address that the page is served at.")] = "127.0.0.1",
+    runs: Annotated[Path, typer.Argument(help="A folder of runs, or one run's.")] = Path("runs"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8420,
+    host: Annotated[str, typer.Option(help="The address to listen at; other than loopback a token is asked for.")] = "127.0.0.1",
+    token: Annotated[str | None, typer.Option(help="To be asked for; default: none on loopback, elsewhere one is made.")] = None,
     prometheus: Annotated[Path | None, typer.Option(metavar="DIR", help="Instead: write what Prometheus and Grafana want there.")] = None,
 ) -> None:
-    """A page that shows the runs of a folder while they go; or the files for Prometheus and Grafana."""
+    """The dashboard of all runs under a folder, in a browser; or the files for Prometheus and Grafana."""
     if prometheus is not None:
         from vitscale.observe.prometheus_files import write_prometheus
 
@@ -183,7 +184,7 @@ def monitor(
         return
     from vitscale.observe.dashboard import serve
 
-    serve(runs, host=host, port=port)
+    serve(runs, host=host, port=port, token=token)
 
 
 @recipes_app.command("list")

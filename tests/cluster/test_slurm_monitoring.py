@@ -155,6 +155,7 @@ def test_prometheus_as_a_job_follows_the_runs_until_it_is_cancelled(cluster: Clu
         except OSError:
             return []
 
+    (yard / "runs" / "a").mkdir()
     exporter = Exporter(discovery=target_file(yard / "runs" / "a", "n1"), labels={"run": "a", "node": "n1"})
     try:
         cluster.wait_until(lambda: targets() == ["a"], "Prometheus does not follow the run")
@@ -172,11 +173,11 @@ def test_prometheus_as_a_job_follows_the_runs_until_it_is_cancelled(cluster: Clu
 def test_without_prometheus_the_job_says_so_in_one_line(cluster: Cluster, yard: Path) -> None:
     programs = yard / "programs"
     programs.mkdir()
-    for folder in ("/usr/sbin", "/bin", "/usr/bin", str(Path(sys.executable).parent)):
+    for folder in ("/usr/sbin", "/bin", "/usr/bin"):
         for program in Path(folder).iterdir():
             if program.name != "prometheus" and not (programs / program.name).is_symlink():
                 (programs / program.name).symlink_to(program)
-    job = monitor_job(cluster, yard, f"--export=ALL,PATH={programs}")
+    job = monitor_job(cluster, yard, f"--export=ALL,PATH={Path(sys.executable).parent}:{programs}")
     assert cluster.wait_for(job, "FAILED")["ExitCode"] == "2:0"
     lines = [line for line in (yard / f"monitor-{job}.log").read_text().splitlines() if "prometheus" in line]
     assert lines == ["vitscale: no program `prometheus` on n1: install it, or load it by SETUP"]
