@@ -19,6 +19,7 @@ from vitscale.objectives import build_task
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.observe.goodput import Goodput
 from vitscale.observe.meters import Meters
+from vitscale.observe.profile import Profile
 from vitscale.optim.build import build_optimizer
 from vitscale.optim.ema import Ema
 from vitscale.parallel.engines import open_engine
@@ -114,7 +115,9 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
         with meters.phase("restore"):
             progress = restore(start, engine, ema, stream)
         guard = Guard(recipe.resilience, progress.now.step, progress.guard)
-        record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, goodput, progress.now, dog.nodes))
+        record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, goodput, progress.now, dog.nodes,
+                                              engine, stream))
+        profile = stack.enter_context(Profile(recipe.profile, prepared.folder, world, dog.nodes))
         writer = stack.enter_context(contextlib.closing(Writer(
             prepared.folder / "checkpoints", rank=world.rank, lease=lease, attempt=start.attempt, settings=recipe.checkpoint,
             on_published=record.checkpoint_published, on_failed=record.checkpoint_failed)))
@@ -193,6 +196,7 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
             except EvaluationLeft:
                 return leave()
         while not stream.ends_at(schedule.total) and not patience_over:
+            profile.begin(progress.now.step + 1)
             with meters.phase("data_wait"):
                 try:
                     batch = next(stream)
@@ -210,9 +214,10 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
                 ema.update()
             record.step(batch, result, lr, progress.now, bad)
             bad.clear()
+            finished = stream.ends_at(schedule.total)
+            profile.end(progress.now.step, finished or result.stop)
 
             verdict = guard.judge(progress.now.step, batch.position, batch.end, result.loss, result.applied)
-            finished = stream.ends_at(schedule.total)
             if result.stop and not finished:    # an evaluation that is due now is made up: there may be half a minute left
                 progress.owes_evaluation = prepared.val is not None and due(recipe.evaluate.every, before, progress.now, num_samples)
                 return leave()
