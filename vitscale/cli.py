@@ -168,6 +168,31 @@ def cancel(runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run
     print(f"cancelled: {' '.join(cancel_runs([find_run(run) for run in runs]))}")
 
 
+@app.command()
+def monitor(
+    runs: Annotated[Path, typer.Argument(help="A folder of runs, or one run's.")] = Path("runs"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8420,
+    host: Annotated[str, typer.Option(help="The address to listen at; other than loopback a token is asked for.")] = "127.0.0.1",
+    token: Annotated[str | None, typer.Option(help="To be asked for; default: none on loopback, elsewhere one is made.")] = None,
+) -> None:
+    """The dashboard of all runs under a folder, in a browser."""
+    from vitscale.observe.dashboard import serve
+
+    serve(runs, host=host, port=port, token=token)
+
+
+@app.command()
+def report(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html in the run folder.")] = None,
+) -> None:
+    """Write a run's page as one file that needs neither server nor network."""
+    from vitscale.cluster.runfolder import find_run
+    from vitscale.observe.report import write_report
+
+    print(f"wrote {write_report(find_run(run), out)}")
+
+
 @recipes_app.command("list")
 def recipes_list() -> None:
     """Every recipe that vitscale ships, with the first line of its header."""
