@@ -51,6 +51,7 @@ class Facts:
     best: dict[str, Any] | None = None      # {"step", "metric", "value"} of the best evaluation so far
     stopping: dict[str, Any] = field(default_factory=dict)     # early stopping's memory
     guard: dict[str, Any] = field(default_factory=dict)        # the losses against which the next ones are judged
+    owes_evaluation: bool = False       # the evaluation of this step was left when the run was asked to stop
     versions: dict[str, str] = field(default_factory=dict)
 
 

@@ -26,7 +26,8 @@ def facts_of(recipe: Recipe, prepared: Prepared, world: World, progress: Progres
     assert data["position"] == progress.now.images
     engine = recipe.parallel.engine + (f" stage {recipe.parallel.zero_stage}" if recipe.parallel.engine == "zero" else "")
     return Facts(step=progress.now.step, data=data, recipe=redacted(recipe.model_dump(mode="json")), engine=engine, world_size=world.size,
-                 best=progress.best, stopping=progress.stopping, guard=progress.guard, versions=versions())
+                 best=progress.best, stopping=progress.stopping, guard=progress.guard, owes_evaluation=progress.owes_evaluation,
+                 versions=versions())
 
 
 def versions() -> dict[str, str]:
