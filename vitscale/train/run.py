@@ -114,7 +114,8 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
         with meters.phase("restore"):
             progress = restore(start, engine, ema, stream)
         guard = Guard(recipe.resilience, progress.now.step, progress.guard)
-        record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, goodput, progress.now, dog.nodes))
+        record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, goodput, progress.now, dog.nodes,
+                                              engine, stream))
         writer = stack.enter_context(contextlib.closing(Writer(
             prepared.folder / "checkpoints", rank=world.rank, lease=lease, attempt=start.attempt, settings=recipe.checkpoint,
             on_published=record.checkpoint_published, on_failed=record.checkpoint_failed)))
