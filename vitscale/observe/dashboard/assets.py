@@ -24,6 +24,7 @@ def index_page() -> str:
 
 def document(title: str, head: str, body: str = "") -> str:
     """`title` and what is in `head` and `body` must be HTML already."""
-    return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    return ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<title>{title}</title><link rel="icon" href="data:,">{head}</head><body><div id="page"></div>'
             f'<noscript>This page draws its charts with JavaScript; the numbers stand in metrics.jsonl.</noscript>{body}</body></html>')

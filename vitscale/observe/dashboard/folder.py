@@ -1,23 +1,32 @@
 """The runs under a folder, each under a name that is safe in an address; one line of the overview for each."""
 
-import hashlib
 import itertools
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from vitscale.cluster.runfolder import BEGUN, JOB, METRICS, OUTCOME, RECIPE, TAIL_BYTES, holder_of, last_row, mark, printable, read_object
+from vitscale.cluster.runfolder import (
+    BEGUN,
+    ENVIRONMENT,
+    JOB,
+    METRICS,
+    OUTCOME,
+    RECIPE,
+    holder_of,
+    last_row,
+    mark,
+    page_id,
+    printable,
+    read_object,
+)
 from vitscale.cluster.slurm import Queued, queue
 from vitscale.cluster.status import MARKS, status_of
 from vitscale.errors import ClusterError
 from vitscale.observe.dashboard.table import number, sampled
 from vitscale.observe.meters import data_wait_share
 
-ENVIRONMENT = "environment.json"
-GOODPUT = "goodput.json"
 SWEEP_MARKS = ("fit.json", "runs.csv", "sweep.yaml")
 _SPARKS = 48            # points of the small picture of a run's speed
 _QUEUE_S = 10.0         # how long an answer of SLURM's is believed
@@ -73,9 +82,8 @@ class Runs:
         return next((place for place in itertools.chain(runs, groups) if place.id == wanted), None)
 
     def _place(self, path: Path, group: str | None) -> Place:
-        below = os.fsencode(path.relative_to(self.root))
         name = path.name if path != self.root else self.root.absolute().name
-        return Place(hashlib.sha256(below).hexdigest()[:16], path, printable(name), group)
+        return Place(page_id(str(path.relative_to(self.root))), path, printable(name), group)
 
     def overview(self) -> dict[str, Any]:
         runs, groups, others = self.places()
@@ -121,7 +129,7 @@ class Runs:
             "mfu": _or_none(number(row.get("mfu"))), "loss": status.loss, "top1": _or_none(number(evaluation.get("eval_top1"))),
             "data_wait": _wait(row), "restarts": status.restarts, "step_time": _or_none(number(row.get("time"))),
             "checkpoint_time": None if status.checkpoint_age_s is None else now - status.checkpoint_age_s,
-            "job": status.job, "spark": spark, "bytes": size, "tail_lost": size > TAIL_BYTES and not row,
+            "job": status.job, "spark": spark, "bytes": size,
         }
         self._lines[place.id] = (known, found)
         return found

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vitscale.cluster.runfolder import RECIPE
+from vitscale.cluster.runfolder import ENVIRONMENT, RECIPE, read_object
 from vitscale.cluster.status import LARGEST_RECIPE_BYTES
 from vitscale.data.bad import BadSample
 from vitscale.data.image import image_size
@@ -46,10 +46,12 @@ def _shards_of(folder: Path) -> tuple[str, ...]:
     try:
         if (folder / RECIPE).stat().st_size > LARGEST_RECIPE_BYTES:
             return ()
+        here = read_object(folder / ENVIRONMENT).get("directory")       # patterns are relative to where the run was started
         data: Any = read_yaml((folder / RECIPE).read_text(encoding="utf-8"), RECIPE)["data"]
         mix = [part["shards"] for part in data.get("mix") or []]
         found = [urls for urls in (data.get("train"), data.get("val"), *mix) if urls]
-        return tuple(shard for urls in found for shard in expand(tuple([urls] if isinstance(urls, str) else urls)))
+        patterns = [url for urls in found for url in ([urls] if isinstance(urls, str) else urls) if "://" not in url]
+        return tuple(expand([os.path.join(here if isinstance(here, str) else "", url) for url in patterns]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecipeError, DataError):
         return ()
 

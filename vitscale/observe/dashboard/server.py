@@ -129,7 +129,7 @@ def _json(value: Any, tag: str | None = None) -> Response:
 
 
 class _Guard:
-    """Refuses what no page of ours asked for: another Host (a foreign site whose name was pointed here), no token where one is asked for."""
+    """Refuses what no page of ours asked for: another Host (a foreign site whose name was pointed here), or one without the token."""
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str] | None, token: str | None) -> None:
         self.app, self.hosts, self.token = app, hosts, token
@@ -183,16 +183,20 @@ def serve(runs: Path, *, host: str = "127.0.0.1", port: int = 8420, token: str |
     """
     found = Runs(runs)
     listening = _listen(host, port)
-    local = _is_loopback(host)
-    token = token or (None if local else secrets.token_urlsafe(18))
+    local, token = _is_loopback(host), token_for(host, token)
     everywhere = host in ("0.0.0.0", "::", "")
-    names = {"localhost", "127.0.0.1", "::1", host.lower()} if local else {host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
+    names = {host.lower(), *(("localhost", "127.0.0.1", "::1") if local else (socket.gethostname().lower(), socket.getfqdn().lower()))}
     app = make_app(found, hosts=None if everywhere else frozenset(names), token=token)
     shown = f"[{host}]" if ":" in host else socket.gethostname() if everywhere else host
     say(f"http://{shown}:{listening.getsockname()[1]}/" + (f"?token={quote(token)}" if token else ""))
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=1, lifespan="off")
     with listening:
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def token_for(host: str, given: str | None) -> str | None:
+    """What is asked for at this address: what was given, else nothing on loopback, else something new."""
+    return given or (None if _is_loopback(host) else secrets.token_urlsafe(18))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -208,7 +212,8 @@ def _listen(host: str, port: int) -> socket.socket:
             raise
         return opened
     except OSError as error:
-        raise ClusterError(f"{host}:{port} cannot be had ({error.strerror or error}); choose another --port, or --port 0 for a free one") from None
+        raise ClusterError(f"{host}:{port} cannot be had ({error.strerror or error}); choose another --port, or --port 0 for a free "
+                           "one") from None
 
 
 def _is_loopback(host: str) -> bool:

@@ -4,8 +4,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from vitscale.cluster.runfolder import METRICS, last_row, printable, read_object
-from vitscale.observe.dashboard.folder import ENVIRONMENT, Runs
+from vitscale.cluster.runfolder import ENVIRONMENT, METRICS, last_row, printable, read_object
+from vitscale.observe.dashboard.folder import Runs
 from vitscale.observe.dashboard.table import number
 
 _MOST_ROWS = 5000

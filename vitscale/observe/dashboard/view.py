@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 import vitscale
-from vitscale.cluster.runfolder import OUTCOME, RECIPE, printable, read_object
+from vitscale.cluster.runfolder import ENVIRONMENT, GOODPUT, OUTCOME, RECIPE, printable, read_object
 from vitscale.cluster.status import LARGEST_RECIPE_BYTES
-from vitscale.observe.dashboard.folder import ENVIRONMENT, GOODPUT
 from vitscale.observe.dashboard.table import PHASE_COLUMNS, Table, number, sampled
 from vitscale.observe.dashboard.thin import Floats, chosen, last_of_each, plain, thin
 from vitscale.observe.names import BUCKETS, PHASES
@@ -22,6 +21,7 @@ from vitscale.recipe.redact import redact
 
 CURVES = ("loss", "lr", "grad_norm", "images_per_second", "mfu", "skew", "resident_bytes", "device_bytes", "loader_ready", *PHASE_COLUMNS)
 ATTEMPTS, QUARANTINE = "attempts.jsonl", "quarantine.jsonl"
+_ATTEMPT = ("attempt", "started", "step", "ranks", "cause", "reason", "host", "node", "job")
 _HEAT = 240             # columns of the picture of the ranks' times
 _RANKS = 256            # rows of it; of more ranks, neighbours are drawn as the slowest of them
 _MARKS = 400
@@ -40,15 +40,15 @@ def run_view(folder: Path, table: Table, *, axis: str = "time", points: int = 60
         columns, where = _with_preview(table)
     step, moment = columns["step"], _rising(columns["time"])
     if axis == "step":
-        kept = last_of_each(step) & np.isfinite(step)
+        kept = np.flatnonzero(last_of_each(step) & np.isfinite(step))
         x, kind = step[kept], None
     else:
-        kept = np.isfinite(moment)
+        kept = np.flatnonzero(np.isfinite(moment))
         x, kind = moment[kept], columns["attempt"][kept]
     if start is not None or end is not None:
         low, high = np.searchsorted(x, [-math.inf if start is None else start, math.inf if end is None else end])
         low, high = max(int(low) - 1, 0), min(int(high) + 1, len(x))        # the lines go on to the edges
-        kept = np.flatnonzero(kept)[low:high]
+        kept = kept[low:high]
         x, kind = x[low:high], None if kind is None else kind[low:high]
     shown = {name: columns[name][kept] for name in CURVES if np.isfinite(columns[name]).any()}
     curves = thin(x, shown, points, kind)
@@ -67,6 +67,8 @@ def run_facts(folder: Path) -> dict[str, Any]:
     """What the run is, apart from its curves: books, faults, samples, environment, recipe."""
     outcome, books, environment = (read_object(folder / name) for name in (OUTCOME, GOODPUT, ENVIRONMENT))
     seconds = books.get("seconds")
+    if number(outcome.get("time")) >= number(books.get("time")) and isinstance(outcome.get("run_seconds"), dict):
+        seconds = outcome["run_seconds"]        # at the very end of a run its books may be a second old
     spent = {str(name): number(value) for name, value in (seconds.items() if isinstance(seconds, dict) else ())}
     spent = {name: value for name, value in spent.items() if value > 0}
     wall = sum(spent.values())
@@ -77,15 +79,14 @@ def run_facts(folder: Path) -> dict[str, Any]:
         "goodput": {name: spent[name] for name in [*BUCKETS, *sorted(set(spent) - set(BUCKETS))] if name in spent},
         "goodput_ratio": spent.get("train", 0.0) / wall if wall > 0 else None,
         "phases": list(PHASES),
-        "attempts": [{key: _short(row.get(key)) for key in ("attempt", "started", "step", "ranks", "cause", "reason", "host", "node", "job")}
-                     for row in attempts[-_MARKS:]],
+        "attempts": [{key: _short(row.get(key)) for key in _ATTEMPT} for row in attempts[-_MARKS:]],
         "quarantine": {"count": len(samples), "reasons": Counter(str(_short(row.get("reason"))) for row in samples).most_common(20),
                        "rows": [{key: _short(row.get(key)) for key in ("step", "split", "shard", "key", "reason", "detail")}
                                 for row in samples[:_SAMPLES]]},
         "outcome": {key: _short(outcome.get(key)) for key in ("state", "cause", "reason", "exit_code", "time", "step", "images")
                     if key in outcome},
         "best": _flat(outcome.get("best")),
-        "environment": _flat(environment) | _flat(versions),
+        "environment": {name: value for name, value in (_flat(environment) | _flat(versions)).items() if name != "directory"},
         "recipe": _recipe_text(folder),
     }
 

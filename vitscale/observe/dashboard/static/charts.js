@@ -48,7 +48,20 @@ V.span = (seconds) => {
   if (minutes) return `${minutes} min ${Math.floor(seconds % 60)} s`;
   return seconds >= 10 || seconds === 0 ? `${Math.round(seconds)} s` : seconds >= 0.1 ? `${seconds.toFixed(1)} s` : `${V.number(1000 * seconds)} ms`;
 };
-V.clock = (time) => V.is(time) ? new Date(1000 * time).toLocaleString([], {dateStyle: "medium", timeStyle: "medium"}) : "–";
+V.two = (value) => String(value).padStart(2, "0");
+V.clock = (time) => {
+  if (!V.is(time)) return "–";
+  const at = new Date(1000 * time);
+  return `${at.getFullYear()}-${V.two(at.getMonth() + 1)}-${V.two(at.getDate())} ${V.two(at.getHours())}:${V.two(at.getMinutes())}:${V.two(at.getSeconds())}`;
+};
+/* Labels of a time axis: the day where it begins, else hours and minutes, seconds where ticks are closer than a minute. */
+V.clockTicks = (u, ticks) => ticks.map((tick) => {
+  if (tick === null) return "";
+  const at = new Date(1000 * tick), midnight = at.getHours() === 0 && at.getMinutes() === 0 && at.getSeconds() === 0;
+  const close = ticks.length > 1 && ticks[1] - ticks[0] < 60;
+  if (midnight) return `${at.getFullYear()}-${V.two(at.getMonth() + 1)}-${V.two(at.getDate())}`;
+  return `${V.two(at.getHours())}:${V.two(at.getMinutes())}${close ? `:${V.two(at.getSeconds())}` : ""}`;
+});
 V.colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 V.key = (index, label, value) => {
   const swatch = V.h("i");
@@ -78,6 +91,18 @@ V.spark = (values) => {
   }
   drawn.append(path);
   return drawn;
+};
+
+/* 1, 2 and 5 times the powers of ten; of many, the powers alone. */
+V.logTicks = (least, most) => {
+  const found = [], wide = Math.log10(most / least) > 2.5;
+  for (let power = 10 ** Math.floor(Math.log10(least)); power <= most; power *= 10)
+    for (const times of wide ? [1] : [1, 2, 5]) if (power * times >= least && power * times <= most) found.push(power * times);
+  return found;
+};
+V.short = (value) => {
+  for (const [size, unit] of [[1e12, ""], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) if (unit && value >= size && value < 1000 * size) return `${Number((value / size).toPrecision(3))}${unit}`;
+  return value >= 1000 ? value.toExponential(0).replace("e+", "e") : V.number(value);
 };
 
 /* One chart that is fed again and again.
@@ -175,7 +200,8 @@ V.Chart = class {
         }},
       },
       axes: [
-        {stroke: ink, font, grid, ticks: {show: false}, size: 26, space: 70, values: spec.time ? undefined : (u, ticks) => ticks.map((tick) => tick === null ? "" : (spec.xformat || V.whole)(tick))},
+        {stroke: ink, font, grid, ticks: {show: false}, size: 26, space: 70, splits: spec.xlog ? (u, axis, least, most) => V.logTicks(least, most) : undefined, filter: spec.xlog ? (u, ticks) => ticks : undefined,
+          values: spec.time ? V.clockTicks : (u, ticks) => ticks.map((tick) => tick === null ? "" : (spec.xformat || V.whole)(tick))},
         {stroke: ink, font, grid, ticks: {show: false}, size: 58, space: 34, values: (u, ticks) => ticks.map((tick) => tick === null ? "" : format(tick))},
       ],
       cursor: {sync: spec.sync ? {key: spec.sync, setSeries: false} : undefined, points: {size: 6}, drag: {x: Boolean(spec.zoomed), y: false, setScale: false}},
@@ -224,7 +250,7 @@ V.Chart = class {
       return null;
     };
     const several = this.lines.length > 1;
-    const hovering = index !== null && index !== undefined && V.is(x[index]);
+    const hovering = V.is(index) && V.is(x[index]);
     const place = hovering ? (this.spec.time ? V.clock(x[index]) : `${this.spec.xlabel || "step"} ${(this.spec.xformat || V.whole)(x[index])}`) : "";
     V.text(this.now, several ? place : format(at(series[this.lines[0].name].mean)));
     V.swap(this.legend, several ? this.lines.map((line) => V.key(line.colour, line.label, format(at(series[line.name].mean)))) : place);
@@ -266,7 +292,7 @@ V.Heat = class extends V.Chart {
     const ranks = this.data.heat.ranks.length, together = this.data.heat.together;
     made.series = [{}, {points: {show: false}}];
     made.bands = [];
-    made.scales.y = {range: [ranks - 0.5, -0.5]};
+    made.scales.y = {range: [-0.5, ranks - 0.5], dir: -1};
     made.axes[1].values = (u, ticks) => ticks.map((tick) => Number.isInteger(tick) && tick >= 0 && tick < ranks ? `rank ${tick * together}` : "");
     made.axes[1].space = 14;
     made.axes[1].incrs = [1, 2, 4, 8, 16, 32, 64];
@@ -277,6 +303,7 @@ V.Heat = class extends V.Chart {
 
   paint(u) {
     const {ctx, bbox} = u, {x, ranks} = this.data.heat, dark = V.colour("--paper") < "#8";
+    const [pale, strong] = dark ? [[31, 47, 66], [255, 166, 87]] : [[226, 234, 245], [201, 79, 10]];
     ctx.save();
     ctx.beginPath();
     ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
@@ -287,7 +314,7 @@ V.Heat = class extends V.Chart {
     ranks.forEach((values, rank) => values.forEach((value, at) => {
       if (!V.is(value)) return;
       const share = Math.min(Math.max((value - this.least) / (this.most - this.least), 0), 1);
-      ctx.fillStyle = dark ? `hsl(${220 - 190 * share} ${45 + 45 * share}% ${20 + 42 * share}%)` : `hsl(${215 - 195 * share} ${55 + 35 * share}% ${92 - 42 * share}%)`;
+      ctx.fillStyle = `rgb(${pale.map((from, part) => Math.round(from + share * (strong[part] - from))).join()})`;
       ctx.fillRect(edges[at], bbox.top + rank * tall, Math.max(edges[at + 1] - edges[at] + 0.6, 1), tall - (tall > 8 ? 1 : 0));
     }));
     ctx.restore();

@@ -80,7 +80,7 @@ V.Page = class {
       soon = await view.update();
       if (view !== this.view) return;
       this.trouble.hidden = true;
-      if (!this.source.frozen) V.text(this.pulse, `as of ${new Date().toLocaleTimeString()}`);
+      if (!this.source.frozen) V.text(this.pulse, `as of ${V.clock(Date.now() / 1000).slice(11)}`);
       this.main.dataset.ready = "yes";
     } catch (error) {
       if (view !== this.view || error.name === "AbortError") return;

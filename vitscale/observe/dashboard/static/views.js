@@ -70,8 +70,8 @@ V.Overview = class {
       this.showTray();
     }}});
     const link = V.h("a", {href: `#/run/${run.id}`}, run.name);
-    const row = {run, cells, detail: V.h("span", {class: "detail"})};
-    row.element = V.h("tr", {}, V.h("td", {class: "pick"}, pick), V.h("td", {class: "name"}, link, row.detail), cell("state", "state"), cell("progress", "progress"),
+    const row = {run, cells, detail: V.h("span", {class: "detail"}), group: V.h("span", {class: "group"})};
+    row.element = V.h("tr", {}, V.h("td", {class: "pick"}, pick), V.h("td", {class: "name"}, row.group, link, row.detail), cell("state", "state"), cell("progress", "progress"),
       cell("eta", "num labelled", "ETA"), cell("speed", "num labelled", "Images/s"), cell("mfu", "num extra"), cell("wait", "num extra"), cell("loss", "num labelled", "Loss"),
       cell("top1", "num labelled", "Top-1"), cell("restarts", "num extra"), cell("last", "num extra"));
     this.rows.set(run.id, row);
@@ -84,16 +84,19 @@ V.Overview = class {
     row.shown = text;
     const stuck = V.stuck(run, this.data.now);
     V.text(row.detail, stuck || (run.state === "done" ? "" : run.detail));
+    const group = this.data.groups.find((one) => one.id === run.group);
+    V.text(row.group, group ? `${group.name} / ` : "");
     V.swap(cells.state, V.badge(run.state));
     V.swap(cells.progress, V.bar(run.done_ratio, run.state, `Progress of ${run.name}`), V.h("div", {class: "text"}, V.h("span", {}, V.is(run.done_ratio) ? V.percent(run.done_ratio) : ""),
       V.h("span", {}, V.is(run.step) ? `step ${V.whole(run.step)}` : "")));
     V.swap(cells.eta, V.is(run.eta_s) ? V.span(run.eta_s) : "–");
-    V.swap(cells.speed, V.h("div", {}, V.number(run.images_per_second), V.spark(run.spark)));
+    V.swap(cells.speed, V.h("div", {class: "speed"}, V.spark(run.spark), V.h("span", {}, V.number(run.images_per_second))));
     V.swap(cells.mfu, V.percent(run.mfu));
     V.swap(cells.wait, V.percent(run.data_wait));
     V.swap(cells.loss, V.number(run.loss));
     V.swap(cells.top1, V.percent(run.top1));
     V.swap(cells.restarts, String(run.restarts));
+    for (const cell of Object.values(cells)) cell.classList.toggle("none", cell.textContent === "–");
     V.swap(cells.last, V.is(run.step_time) ? `${V.span(Math.max(this.data.now - run.step_time, 0)).split(" ").slice(0, 2).join(" ")} ago` : "–");
   }
 
@@ -206,7 +209,7 @@ V.Run = class {
     V.swap(this.notices, notices.map((notice) => V.h("div", {class: "notice"}, notice)));
     this.showTiles(data);
     if (!this.charts.length) this.makeCharts(data);
-    for (const chart of this.charts) chart.feed({...this.seriesOf(chart, data), marks: data.marks, heat: data.heat, range: this.range});
+    for (const chart of this.charts) chart.feed({...this.seriesOf(chart, data), marks: data.marks, heat: data.heat, range: this.range || (data.x.length > 1 ? [data.x[0], data.x[data.x.length - 1]] : null)});
     this.showEvents(data);
     this.showGoodput(data);
     this.showSamples(data);
@@ -442,7 +445,7 @@ V.Sweep = class {
     this.name = V.h("h1");
     this.grid = V.h("div", {class: "charts"});
     this.below = V.h("div");
-    this.element = V.h("div", {}, this.name, V.h("p", {class: "soft"}, "Each run is a point; they move while the sweep trains. Lines join runs of equal compute."), this.grid, this.below);
+    this.element = V.h("div", {}, this.name, V.h("p", {class: "soft"}, "Each run is a point; they move while the sweep trains. Fits appear below once there are some."), this.grid, this.below);
     this.charts = [];
   }
 
@@ -457,19 +460,22 @@ V.Sweep = class {
       const last = budgets[budgets.length - 1];
       if (last && V.is(point.budget) && point.budget < 1.1 * last.budget) last.points.push(point); else budgets.push({budget: point.budget, points: [point]});
     }
-    const shown = budgets.slice(-8), shape = shown.map((one) => V.number(one.budget)).join();
+    const shown = budgets.slice(-8);
+    const sizes = [...new Set(points.map((point) => point.parameters))].sort((a, b) => a - b).slice(-8).map((size) => ({size, points: points.filter((point) => point.parameters === size)}));
+    const shape = JSON.stringify([shown.map((one) => one.budget), sizes.map((one) => one.size)]);
     if (this.shape !== shape) {
       this.shape = shape;
       for (const chart of this.charts) chart.destroy();
-      const lines = shown.map((one, at) => ({name: String(at), label: `${V.number(one.budget)} FLOP`, colour: at, dots: true, joined: true}));
-      this.charts = [new V.Chart({title: "Loss over size, by compute", unit: "parameters", xlog: true, scatter: true, whole: false, height: 300, lines, xformat: V.number, xlabel: "parameters", of: "parameters"}),
-        new V.Chart({title: "Loss over compute", unit: "FLOP so far", xlog: true, scatter: true, height: 300, log: true, loggable: true, lines, xformat: V.number, xlabel: "FLOP", of: "compute"}),
-        new V.Chart({title: "Loss over images", unit: "images so far", xlog: true, scatter: true, height: 300, lines, xformat: V.number, xlabel: "images", of: "images"})];
+      const common = {xlog: true, scatter: true, loggable: true, height: 300, xformat: V.short};
+      const bySize = sizes.map((one, at) => ({name: String(at), label: `${V.short(one.size)} parameters`, colour: at}));
+      this.charts = [new V.Chart({...common, title: "Loss over size, at equal compute", unit: "parameters", whole: true, lines: shown.map((one, at) => ({name: String(at), label: `${V.short(one.budget)} FLOP`, colour: at})), xlabel: "parameters", of: "parameters", sets: "budgets"}),
+        new V.Chart({...common, title: "Loss over compute, by size", unit: "FLOP so far", lines: bySize, xlabel: "FLOP", of: "compute", sets: "sizes"}),
+        new V.Chart({...common, title: "Loss over images, by size", unit: "images so far", lines: bySize, xlabel: "images", of: "images", sets: "sizes"})];
       this.grid.replaceChildren(...this.charts.map((chart) => chart.element));
     }
     for (const chart of this.charts) {
       const all = [...new Set(points.map((point) => point[chart.spec.of]))].sort((a, b) => a - b), series = {};
-      shown.forEach((one, at) => {
+      (chart.spec.sets === "budgets" ? shown : sizes).forEach((one, at) => {
         const mean = all.map(() => undefined);
         for (const point of one.points) { const place = all.indexOf(point[chart.spec.of]); mean[place] = Math.min(point.loss, mean[place] ?? Infinity); }
         series[String(at)] = {mean};
