@@ -1,42 +1,23 @@
 """A real Chromium looks at the real page of real run folders; screenshots stay in build/screens for people."""
 
-import os
-import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pages import Keep, Look
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 SCREENS = Path(__file__).parents[2] / "build" / "screens"
 PATIENCE_MS = 60_000        # on a machine whose cores are busy elsewhere
 
 
-@contextmanager
-def monitoring(runs: Path, *options: str) -> Iterator[str]:
-    """`vitscale monitor` of a folder on a free port; gives the address that it prints."""
-    process = subprocess.Popen([sys.executable, "-m", "vitscale", "monitor", str(runs), "--port", "0", *options], text=True,
-                               stdout=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(r"http://\S+", line)
-        assert found, line
-        yield found[0]
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
 @pytest.fixture(scope="session")
-def browser() -> Iterator["Browser"]:
+def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("needs Chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
+    expect.set_options(timeout=PATIENCE_MS)
 
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -45,11 +26,11 @@ def browser() -> Iterator["Browser"]:
 
 
 @pytest.fixture
-def look(browser: "Browser") -> Iterator[Callable[..., "Page"]]:
+def look(browser: Browser) -> Iterator[Look]:
     """Open an address and wait until its numbers stand there.  Whatever the page's script complains of fails the test."""
     opened, complaints = [], []
 
-    def open_page(url: str, *, width: int = 1280, scheme: str = "light", offline: bool = False, complaining: bool = False) -> "Page":
+    def open_page(url: str, *, width: int = 1280, scheme: str = "light", offline: bool = False, complaining: bool = False) -> Page:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=offline)
         opened.append(context)
         page = context.new_page()
@@ -69,12 +50,9 @@ def look(browser: "Browser") -> Iterator[Callable[..., "Page"]]:
 
 
 @pytest.fixture
-def keep() -> Callable[["Page", str], None]:
-    def save(page: "Page", name: str) -> None:
+def keep() -> Keep:
+    def save(page: Page, name: str) -> None:
         SCREENS.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=SCREENS / f"{name}.png", full_page=True)
 
     return save
-
-
-from playwright.sync_api import Browser, Page  # noqa: E402  for the annotations above

@@ -2,25 +2,12 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import monitoring
-from folders import copied, steps, write_rows
-from playwright.sync_api import Page, expect
+from pages import Keep, Look, copied, monitoring, shown, steps, tile, write_rows
+from playwright.sync_api import expect
 from running import SMALL, Run, start
-
-Look, Keep = Callable[..., Page], Callable[[Page, str], None]
-
-
-def tile(page: Page, label: str) -> str:
-    return page.locator(".tile", has=page.locator(".label", has_text=re.compile(f"^{re.escape(label)}$"))).locator(".value").inner_text()
-
-
-def shown(value: float) -> str:
-    """As the page writes a number between 0.001 and 1e6."""
-    return f"{round(value):,}" if value >= 1000 else f"{float(f'{value:.4g}'):g}"
 
 
 def test_a_finished_run(look: Look, keep: Keep, unbroken: Run) -> None:
@@ -39,13 +26,16 @@ def test_a_finished_run(look: Look, keep: Keep, unbroken: Run) -> None:
         assert tile(page, "Images/s") == shown(last["images_per_second"])
         assert tile(page, "Progress") == "100 %"
         assert tile(page, "Top-1") == f"{100 * unbroken.outcome['eval_top1']:.1f} %"
-        throughput = page.get_by_role("img", name=re.compile("^Throughput in images/s"))
+        throughput = page.locator(".plot[aria-label^='Throughput in images/s']")
         most = max(row["images_per_second"] for row in steps(unbroken.folder))
         assert f"most {shown(most)}" in str(throughput.get_attribute("aria-label"))
         assert page.locator("figure:visible canvas").count() >= 5
         books = unbroken.outcome
-        expect(page.get_by_role("heading", name=re.compile("Where the wall time went"))).to_contain_text(f"{books['goodput_ratio']:.1%}"[:-1])
-        expect(page.locator("#main")).to_contain_text("▲ 7 checkpoint")
+        went = page.get_by_role("heading", name=re.compile("Where the wall time went"))
+        expect(went).to_contain_text(f"goodput {100 * books['goodput_ratio']:.1f} %")
+        published = [row["step"] for row in unbroken.rows() if row.get("event") == "checkpoint"]
+        assert published == [*range(8, 57, 8), 60]
+        expect(page.locator("#main")).to_contain_text(f"▲ {len(published)} checkpoints")
         keep(page, "run-finished")
 
 
@@ -140,7 +130,8 @@ def test_zoom_axis_and_scale(look: Look, unbroken: Run) -> None:
         expect(page.get_by_role("button", name="Show all")).to_be_visible()
         page.wait_for_timeout(300)
         zoomed = [url for url in asked if "start=" in url]
-        assert zoomed and 10 < float(re.findall("start=([0-9.]+)", zoomed[0])[0]) < 20
+        assert zoomed
+        assert 10 < float(re.findall("start=([0-9.]+)", zoomed[0])[0]) < 20
         page.keyboard.press("Escape")
         expect(page.get_by_role("button", name="Show all")).to_be_hidden()
         page.locator("figure", has_text="Gradient norm").get_by_role("button", name="log").click()

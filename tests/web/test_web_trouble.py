@@ -1,38 +1,17 @@
 """The page of what is half-written, damaged, foreign, hostile, huge in number or newer than itself: it says so, and shows the rest."""
 
-import http.client
 import json
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-from conftest import monitoring
-from folders import copied, held, rows_of, steps, write_rows
-from playwright.sync_api import Page, expect
+from pages import Keep, Look, copied, fetch, held, monitoring, only_run, rows_of, steps, write_rows
+from playwright.sync_api import expect
 from running import Run
-
-Look, Keep = Callable[..., Page], Callable[[Page, str], None]
-
-
-def fetch(url: str, path: str, **headers: str) -> tuple[int, bytes, dict[str, str]]:
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
-    try:
-        connection.request("GET", path, headers=headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read(), dict(answer.headers)
-    finally:
-        connection.close()
-
-
-def only_run(url: str) -> str:
-    return str(json.loads(fetch(url, "/api/runs")[1])["runs"][0]["id"])
 
 
 def test_a_half_written_line_waits_until_it_is_whole(look: Look, tmp_path: Path, unbroken: Run) -> None:
@@ -56,7 +35,7 @@ def test_losses_that_are_not_finite(look: Look, keep: Keep, tmp_path: Path, unbr
             for row in rows_of(folder)]
     write_rows(folder, rows)
     with open(folder / "metrics.jsonl", "a") as file:       # as others may write it
-        file.write('{"step": 61, "images": 1950, "time": %f, "loss": NaN, "lr": Infinity, "applied": false, "attempt": 1}\n' % time.time())
+        file.write(f'{{"step": 61, "images": 1950, "time": {time.time()}, "loss": NaN, "lr": Infinity, "applied": false, "attempt": 1}}\n')
     with monitoring(tmp_path) as url:
         page = look(f"{url}#/run/{only_run(url)}")
         expect(page.locator(".tile", has_text="Loss").first).to_contain_text("4 not finite")
@@ -90,9 +69,11 @@ def test_names_and_texts_are_never_markup(look: Look, keep: Keep, tmp_path: Path
     folder = copied(unbroken.folder, tmp_path / "runs", HOSTILE)
     script = "</script><script>alert(2)</script><!-- <script>"
     outcome = json.loads((folder / "outcome.json").read_text())
-    (folder / "outcome.json").write_text(json.dumps(outcome | {"state": script, "reason": f"{script}\u202e\x1b[31m", "best": {script: script}}))
+    outcome |= {"state": script, "reason": f"{script}\u202e\x1b[31m", "best": {script: script}}
+    (folder / "outcome.json").write_text(json.dumps(outcome))
     (folder / "recipe.yaml").write_text(f"name: x # {script}\n" + (folder / "recipe.yaml").read_text())
-    (folder / "quarantine.jsonl").write_text(json.dumps({"step": 1, "reason": script, "shard": script, "key": script, "detail": script}) + "\n")
+    sample = {"step": 1, "reason": script, "shard": script, "key": script, "detail": script}
+    (folder / "quarantine.jsonl").write_text(json.dumps(sample) + "\n")
     (folder / "attempts.jsonl").write_text((folder / "attempts.jsonl").read_text() * 2 + json.dumps(
         {"attempt": 2, "started": 1.0, "time": time.time(), "step": 1, "cause": script, "reason": script, "host": script}) + "\n")
     with monitoring(tmp_path / "runs") as url:
@@ -105,7 +86,8 @@ def test_names_and_texts_are_never_markup(look: Look, keep: Keep, tmp_path: Path
         assert page.locator("main img[src=x], main script").count() == 0
         keep(page, "run-hostile")
         status, _, headers = fetch(url, f"/report/{only_run(url)}")
-        assert status == 200 and "\n" not in headers["content-disposition"] and "<" not in headers["content-disposition"]
+        assert status == 200
+        assert not set("<>\"\n") & set(headers["content-disposition"])
     done = subprocess.run([sys.executable, "-m", "vitscale", "report", str(folder), "--out", str(tmp_path / "r.html")], capture_output=True)
     assert done.returncode == 0, done.stderr
     page = look((tmp_path / "r.html").as_uri(), offline=True)
@@ -117,7 +99,8 @@ def test_damaged_and_foreign_folders_beside_a_sound_run(look: Look, keep: Keep, 
     copied(unbroken.folder, tmp_path, "sound")
     broken = copied(unbroken.folder, tmp_path, "broken")
     lines = (broken / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    (broken / "metrics.jsonl").write_bytes(b"".join([*lines[:30], b"\x00\xff\xfe garbage\n", b"[1, 2]\n", b'{"loss": {"a": 1}, "step": "x"}\n', *lines[30:]]))
+    garbage = [b"\x00\xff\xfe garbage\n", b"[1, 2]\n", b'{"loss": {"a": 1}, "step": "x"}\n']
+    (broken / "metrics.jsonl").write_bytes(b"".join([*lines[:30], *garbage, *lines[30:]]))
     for name in ("outcome.json", "goodput.json", "environment.json", "attempts.jsonl", "quarantine.jsonl"):
         (broken / name).write_bytes(b"\x80[" * 50)
     (broken / "recipe.yaml").write_text("{" * 2000)
@@ -135,7 +118,7 @@ def test_damaged_and_foreign_folders_beside_a_sound_run(look: Look, keep: Keep, 
         expect(page.locator(".plot[aria-label^='Throughput']")).to_be_visible()
         page.goto(url)
         page.get_by_role("link", name="folder-as-file").click()
-        expect(page.locator(".notice").first).to_contain_text("metrics.jsonl")
+        expect(page.locator(".notice", has_text="metrics.jsonl cannot be read: Is a directory")).to_be_visible()
 
 
 def test_a_run_of_a_newer_version(look: Look, tmp_path: Path, unbroken: Run) -> None:
@@ -153,7 +136,7 @@ def test_a_run_of_a_newer_version(look: Look, tmp_path: Path, unbroken: Run) -> 
         page = look(f"{url}#/run/{only_run(url)}")
         expect(page.locator(".notice")).to_contain_text("written by vitscale 7.1.0")
         expect(page.locator(".badge")).to_have_text("paused")
-        expect(page.locator(".legend", has_text="teleport")).to_contain_text("5 s")
+        expect(page.locator(".legend", has_text="teleport")).to_contain_text("teleport5.0 s")
         expect(page.locator(".tile", has_text="Loss").first).to_contain_text(f"{steps(folder)[-1]['loss']:.4g}"[:5])
 
 
@@ -180,19 +163,20 @@ def test_a_taken_port_and_no_folder(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         done = subprocess.run([sys.executable, "-m", "vitscale", "monitor", str(tmp_path), "--port", port], capture_output=True, text=True)
     assert done.returncode == 2
-    assert f"127.0.0.1:{port} cannot be had" in done.stderr and "--port 0" in done.stderr and "Traceback" not in done.stderr
+    assert f"vitscale: 127.0.0.1:{port} cannot be had (Address already in use); choose another --port" in done.stderr
+    assert "Traceback" not in done.stderr
     done = subprocess.run([sys.executable, "-m", "vitscale", "monitor", str(tmp_path / "none")], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "no such folder" in done.stderr and "Traceback" not in done.stderr
+    assert "no such folder" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_who_may_ask(look: Look, unbroken: Run) -> None:
     with monitoring(unbroken.folder.parent) as url:
         assert fetch(url, "/api/runs", Host="evil.example")[0] == 421
         assert fetch(url, "/api/runs", Host="localhost:1")[0] == 200
-        status, _, headers = fetch(url, "/")
-        assert status == 200 and "default-src 'none'" in headers["content-security-policy"]
-        for path in ("/static/..%2f..%2fserver.py", "/static/server.py", "/api/run/..%2f..%2f", "/api/run/0000000000000000", "/api/sweep/x"):
+        assert "default-src 'none'" in fetch(url, "/")[2]["content-security-policy"]
+        for path in ("/static/..%2f..%2fserver.py", "/static/server.py", "/api/run/..%2f..%2f", f"/api/run/{'0' * 16}", "/api/sweep/x"):
             assert fetch(url, path)[0] == 404, path
         assert fetch(url, f"/api/run/{only_run(url)}?points=x")[0] == 400
     with monitoring(unbroken.folder.parent, "--token", "open sesame") as url:
@@ -202,7 +186,8 @@ def test_who_may_ask(look: Look, unbroken: Run) -> None:
         assert "token" not in page.url
 
 
-@pytest.mark.parametrize(("host", "asks"), [("127.0.0.1", False), ("localhost", False), ("::1", False), ("10.0.0.5", True), ("0.0.0.0", True)])
+@pytest.mark.parametrize(("host", "asks"),
+                         [("127.0.0.1", False), ("localhost", False), ("::1", False), ("10.0.0.5", True), ("0.0.0.0", True)])
 def test_off_loopback_a_token_is_made(host: str, asks: bool) -> None:
     from vitscale.observe.dashboard.server import token_for
 

@@ -8,7 +8,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vitscale.cluster.runfolder import BEGUN, JOB, METRICS, OUTCOME, RECIPE, Holder, holder_of, last_row, mark, printable, read_object
+from vitscale.cluster.runfolder import (
+    BEGUN,
+    ENVIRONMENT,
+    JOB,
+    METRICS,
+    OUTCOME,
+    RECIPE,
+    Holder,
+    holder_of,
+    last_row,
+    mark,
+    printable,
+    read_object,
+)
 from vitscale.cluster.slurm import Queued, is_job
 from vitscale.errors import ClusterError, RecipeError
 from vitscale.recipe import Duration
@@ -61,7 +74,7 @@ def status_of(folder: Path, queue: Sequence[Queued] | None, now: float | None = 
     queued = sorted((entry for entry in queue or () if entry.job in jobs), key=lambda entry: jobs.index(entry.job))
     state, detail = _state(folder, holder, queued, bool(jobs))
     step, speed, timestamp = (_number(row.get(column)) for column in ("step", "images_per_second", "time"))
-    done, left = _progress(folder / RECIPE, step, _number(row.get("images")))
+    done, left = _progress(folder, step, _number(row.get("images")))
     return Status(
         run=folder.name, state=state, detail=detail, step=None if step is None else int(step), done_ratio=done, images_per_second=speed,
         eta_s=left / speed if left is not None and speed and state == "running" else None, loss=_number(row.get("loss")),
@@ -99,8 +112,12 @@ def _number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _progress(recipe: Path, step: float | None, images: float | None) -> tuple[float | None, float | None]:
-    """(share of the run that is done, images left)."""
+def _progress(folder: Path, step: float | None, images: float | None) -> tuple[float | None, float | None]:
+    """(share of the run that is done, images left): by what its last attempt wrote down, else by its recipe."""
+    total = _number(read_object(folder / ENVIRONMENT).get("total_images"))
+    if total is not None and total > 0 and images is not None:
+        return min(images / total, 1.0), max(total - images, 0.0)
+    recipe = folder / RECIPE
     length = _length(recipe, tuple(mark(recipe) or ()))
     if length is None:
         return None, None

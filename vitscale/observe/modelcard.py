@@ -13,6 +13,7 @@ from vitscale.recipe.text import read_yaml, write_yaml
 
 FILE = "README.md"
 MARK = "<!-- Written by vitscale at the end of the run; take this line out and it is never written again. -->"
+_OPTIM = ("name", "lr", "weight_decay", "schedule", "warmup", "clip_norm")
 _METRICS = {"eval_top1": ("accuracy", "Top-1 accuracy"), "eval_top5": ("top_5_accuracy", "Top-5 accuracy"),
             "eval_ema_top1": ("accuracy", "Top-1 accuracy, averaged weights")}
 
@@ -103,17 +104,17 @@ def _training(recipe: dict[str, Any], outcome: dict[str, Any], environment: dict
     versions = _part(environment, "versions") or _part(outcome, "versions")
     rows = {
         "data": ", ".join(f"`{_code(one)}`" for one in (trained if isinstance(trained, list) else [trained])),
-        "images of an epoch": environment.get("num_samples"), "duration": recipe.get("duration"), "global batch": recipe.get("global_batch"),
-        "optimizer": ", ".join(f"{key} {_words(optim[key])}" for key in ("name", "lr", "weight_decay", "schedule", "warmup", "clip_norm")
-                               if optim.get(key) is not None),
+        "images of an epoch": environment.get("num_samples"), "duration": recipe.get("duration"),
+        "global batch": recipe.get("global_batch"),
+        "optimizer": ", ".join(f"{key} {optim[key]}" for key in _OPTIM if optim.get(key) is not None),
         "seed": recipe.get("seed"), "steps": outcome.get("step"), "images seen": outcome.get("images"),
         "ended": f"{outcome.get('state', '?')}: {outcome.get('reason', '')}" if outcome else "it has not",
         "ran on": " × ".join(str(environment[key]) for key in ("world", "device") if key in environment),
         "engine, precision": ", ".join(str(environment[key]) for key in ("engine", "precision") if key in environment),
         "versions": ", ".join(f"{key} {value}" for key, value in versions.items()),
     }
-    return ["| | |", "|---|---|", *(f"| {name} | {value if name == 'data' else _words(value)} |" for name, value in rows.items()
-                                    if value not in (None, ""))]
+    told = {name: value if name == "data" else _words(value) for name, value in rows.items() if value not in (None, "")}
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in told.items())]
 
 
 def _use(run_folder: Path) -> list[str]:

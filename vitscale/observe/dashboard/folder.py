@@ -19,7 +19,6 @@ from vitscale.cluster.runfolder import (
     mark,
     page_id,
     printable,
-    read_object,
 )
 from vitscale.cluster.slurm import Queued, queue
 from vitscale.cluster.status import MARKS, status_of
@@ -111,12 +110,6 @@ class Runs:
         status = status_of(folder, jobs, now)
         row = last_row(folder / METRICS, "loss")
         evaluation = last_row(folder / METRICS, "eval_loss")
-        total = number(read_object(folder / ENVIRONMENT).get("total_images"))
-        done, eta = status.done_ratio, status.eta_s
-        if total > 0 and number(row.get("images")) >= 0:
-            done = min(number(row.get("images")) / total, 1.0)
-            if status.state == "running" and status.images_per_second:
-                eta = (1 - done) * total / status.images_per_second
         before_size = before[1]["bytes"] if before is not None else -1
         size = files[0][2] if files[0] is not None else 0
         if before is not None and before_size == size:
@@ -125,7 +118,7 @@ class Runs:
             spark = [_or_none(number(one.get("images_per_second"))) for one in sampled(folder / METRICS, _SPARKS)]
         found = {
             "id": place.id, "name": place.name, "group": place.group, "state": status.state, "detail": printable(status.detail[:500]),
-            "step": status.step, "done_ratio": done, "eta_s": eta, "images_per_second": status.images_per_second,
+            "step": status.step, "done_ratio": status.done_ratio, "eta_s": status.eta_s, "images_per_second": status.images_per_second,
             "mfu": _or_none(number(row.get("mfu"))), "loss": status.loss, "top1": _or_none(number(evaluation.get("eval_top1"))),
             "data_wait": _wait(row), "restarts": status.restarts, "step_time": _or_none(number(row.get("time"))),
             "checkpoint_time": None if status.checkpoint_age_s is None else now - status.checkpoint_age_s,

@@ -39,6 +39,7 @@ class Table:
         self._numbers = np.empty((len(COLUMNS) + 1, 1024))      # the last line holds the places; a float64 is exact for them
         self._inode = self._read = 0
         self.size = self.rows = self.broken = 0
+        self.trouble = ""           # why the file cannot be read at all
         self.apart: list[dict[str, Any]] = []       # rows of evaluations and events
 
     @property
@@ -79,8 +80,11 @@ class Table:
                     if time.perf_counter() > until and self._read < self.size:
                         return False
                 self.size = max(self._read, 1)
+            self.trouble = ""
         except FileNotFoundError:
             self._forget()
+        except OSError as error:
+            self.trouble = error.strerror or str(error)
         return True
 
     def _take(self, text: bytes) -> None:

@@ -36,6 +36,8 @@ def run_view(folder: Path, table: Table, *, axis: str = "time", points: int = 60
     spread over the rest, stand for that."""
     columns, where = table.columns, table.where
     notices = [f"metrics.jsonl: {table.broken:,} lines that could not be read are left out"] if table.broken else []
+    if table.trouble:
+        notices.append(f"metrics.jsonl cannot be read: {table.trouble}")
     if table.read_ratio < 1:
         columns, where = _with_preview(table)
     step, moment = columns["step"], _rising(columns["time"])

@@ -205,7 +205,7 @@ V.Run = class {
     V.text(this.detail, [V.stuck(run, data.now), run.detail].filter(Boolean).join(" · "));
     const notices = [...data.notices];
     if (data.read_ratio < 1) notices.unshift(`${V.percent(data.read_ratio)} of a long record has been read; until the rest is, single rows stand for it`);
-    if (!data.recorded && data.read_ratio >= 1) notices.unshift("no step has been recorded yet");
+    if (!data.recorded && data.read_ratio >= 1 && !notices.length) notices.unshift("no step has been recorded yet");
     V.swap(this.notices, notices.map((notice) => V.h("div", {class: "notice"}, notice)));
     this.showTiles(data);
     if (!this.charts.length) this.makeCharts(data);
