@@ -1,6 +1,7 @@
 """The page of what is half-written, damaged, foreign, hostile, huge in number or newer than itself: it says so, and shows the rest."""
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -60,6 +61,30 @@ def test_two_hundred_runs(look: Look, keep: Keep, tmp_path: Path, unbroken: Run)
         began = time.monotonic()
         fetch(url, "/api/runs")
         assert time.monotonic() - began < 5      # nothing has changed: about 0.1 s on a free core
+
+
+@pytest.mark.slow       # 150,000 rows are written and read
+def test_a_long_record_is_there_at_once_and_loses_no_peak(look: Look, tmp_path: Path, unbroken: Run) -> None:
+    folder = copied(unbroken.folder, tmp_path, "long")
+    rows = steps(folder)
+    with open(folder / "metrics.jsonl", "w") as file:
+        for step in range(1, 150_001):
+            row = rows[step % len(rows)] | {"step": step, "images": 32 * step, "time": 1.7e9 + step, "attempt": 1}
+            file.write(json.dumps(row | {"grad_norm": 777.5} if step == 77_777 else row) + "\n")
+    with monitoring(tmp_path) as url:
+        run = f"/api/run/{only_run(url)}"
+        first = json.loads(fetch(url, run)[1])
+        assert 0 < first["read_ratio"] < 1
+        assert len(first["x"]) > 300            # few rows stand for what is not read yet
+        assert first["x"][-1] > 1.7e9 + 149_000
+        page = look(f"{url}#{run.removeprefix('/api')}")
+        page.wait_for_function("!document.querySelector('.notice')")
+        norm = page.locator(".plot[aria-label^='Gradient norm']")
+        expect(norm).to_have_attribute("aria-label", re.compile("most 777.5"))
+        status, text, headers = fetch(url, run)
+        assert json.loads(text)["recorded"] == 150_000
+        assert len(text) < 1_000_000
+        assert fetch(url, run, **{"If-None-Match": headers["etag"]})[0] == 304      # nothing new: nothing is sent
 
 
 HOSTILE = "<img src=x onerror=alert(1)>'\"&{{7*7}}"

@@ -80,6 +80,8 @@ def _encoded(data: bytes) -> bytes | str:
     if height * width > _MOST_PIXELS:
         return f"{width} x {height} pixels: too large to be decoded here"
     flags = cv2.IMREAD_COLOR if max(height, width) <= 4 * SIDE and height * width > 1 else cv2.IMREAD_REDUCED_COLOR_4
+    if data[:2] == b"\xff\xd8":
+        data += b"\xff\xd9"         # of one that was cut short the decoder then gives what came before the cut
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
