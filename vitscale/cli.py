@@ -273,6 +273,18 @@ def monitor(
     serve(runs, host=host, port=port, token=token)
 
 
+@app.command()
+def report(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html in the run folder.")] = None,
+) -> None:
+    """Write a run's page as one file that needs neither server nor network."""
+    from vitscale.cluster.runfolder import find_run
+    from vitscale.observe.report import write_report
+
+    print(f"wrote {write_report(find_run(run), out)}")
+
+
 @recipes_app.command("list")
 def recipes_list() -> None:
     """Every recipe that vitscale ships, with the first line of its header."""
