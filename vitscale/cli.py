@@ -223,6 +223,36 @@ def recipes_check(
         raise typer.Exit(EXIT_WRONG_INPUT)
 
 
+@app.command()
+def explain(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, the name of one in ./runs, or a checkpoint folder.")],
+    images: Annotated[list[str], typer.Argument(help="Image files, folders of them, globs (quoted), shards.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where figures and index.html go.")] = Path("explained"),
+    method: Annotated[list[str] | None, typer.Option(help="May be given several times; default: all that the model can do quickly.")] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="Of the figures of attention, from 0, -1 the last; default: all.")] = None,
+    head: Annotated[list[int] | None, typer.Option(help="The same; default: all.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="CLASS", help="Explain this class; default: the one that the model says.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Images at most.")] = 24,
+    checkpoint: Annotated[str, typer.Option(help="last, best, or a step.")] = "last",
+    ema: Annotated[bool, typer.Option("--ema", help="Of the averaged weights.")] = False,
+    class_map: Annotated[Path | None, typer.Option(help="Class names, one a line, in the order of their numbers.")] = None,
+) -> None:
+    """What a model looks at in images, and what speaks for a class: figures, and one HTML page to explore them offline.
+
+    Exit code 2: some images could not be read; they are named, and the others done.
+    """
+    from itertools import islice
+
+    from vitscale.checkpoint.load import load
+    from vitscale.explain.command import Wish
+    from vitscale.explain.command import explain as look_inside
+    from vitscale.explain.images import read_images
+
+    wish = Wish(method or (), layer or (), head or (), target)
+    loaded = load(run, checkpoint=checkpoint, ema=ema, class_map=class_map)
+    raise typer.Exit(look_inside(loaded, run, islice(read_images(images), limit), wish, out))
+
+
 @recipes_app.command("schema")
 def recipes_schema() -> None:
     """The JSON Schema of a recipe, for editors."""

@@ -1,6 +1,7 @@
 """One forward pass of some images, kept with its graph: what every explanation is read from."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -43,6 +44,29 @@ def check_head(model: Backbone, head: int) -> int:
     if not 0 <= head < heads:
         raise Unexplained(f"there is no head {head}; this model's heads are 0 to {heads - 1}")
     return head
+
+
+@dataclass(frozen=True)
+class View:
+    """What figures and the page have to know of a model."""
+
+    tokens: tuple[str, ...] = ()        # what stands before the patches
+    layers: int = 0                     # that have attention maps
+    heads: int = 0
+    reader: str = "the classifier"      # what it reads the last tokens by
+
+
+def view_of(model: Backbone) -> View:
+    if not isinstance(model, VisionTransformer):
+        return View()
+    classes = model.class_tokens if model.pool == "token" else 0
+    distilled = isinstance(model, DistilledVisionTransformer)
+    tokens = [f"class token {number}" for number in range(classes)] if classes > 1 else ["class token"] * classes
+    tokens += ["distillation token"] * distilled
+    tokens += [f"register {number}" for number in range(model.before - len(tokens))]
+    reader = {"mean": "the mean of all patches", "attention": "the probe of attention pooling"}.get(
+        model.pool, "the class token" if classes == 1 else "the mean of the class tokens")
+    return View(tuple(tokens), len(model.blocks), num_heads(model), "the mean of class and distillation token" if distilled else reader)
 
 
 class Look:

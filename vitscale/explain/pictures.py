@@ -1,6 +1,5 @@
 """Pictures as arrays (height, width, 3) uint8, for a notebook or a file: an image cut into patches, a map laid over an image."""
 
-import io
 from pathlib import Path
 
 import cv2
@@ -10,7 +9,6 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitscale.errors import UserError
 from vitscale.explain.look import Look, Unexplained, check_head, check_layer
 from vitscale.models import Backbone
 
@@ -59,12 +57,16 @@ def heated(picture: Picture, heat: Tensor | NDArray[np.floating], strength: floa
     """
     values = np.asarray(heat, dtype=np.float64)
     values = np.clip(values / max(values.max() if top is None else top, 1e-30), 0, 1)
+    return in_colours(picture, colormaps[HEAT](values)[:, :, :3], strength)
+
+
+def in_colours(picture: Picture, colours: Tensor | NDArray[np.floating], strength: float = 0.65) -> Picture:
+    """Colours (down, across, 3), 0 to 1, of the places of a greyed picture."""
     picture = enlarged(picture)
     height, width = picture.shape[:2]
-    values = cv2.resize(values, (width, height), interpolation=cv2.INTER_NEAREST)
-    colours = colormaps[HEAT](values)[:, :, :3] * 255
+    laid = cv2.resize(np.asarray(colours, dtype=np.float64), (width, height), interpolation=cv2.INTER_NEAREST) * 255
     grey = (picture @ np.array([0.299, 0.587, 0.114]))[:, :, None]
-    return np.rint(grey * (1 - strength) + colours * strength).astype(np.uint8)
+    return np.rint(grey * (1 - strength) + laid * strength).astype(np.uint8)
 
 
 def visualize_attention_weights(
@@ -105,13 +107,5 @@ def png(picture: Picture) -> bytes:
 
 def _kept(picture: Picture, file: Path | None) -> Picture:
     if file is not None:
-        write(file, png(picture))
+        file.write_bytes(png(picture))
     return picture
-
-
-def write(file: Path, data: bytes | io.BytesIO) -> None:
-    """Raises UserError for a place that cannot be written."""
-    try:
-        file.write_bytes(data if isinstance(data, bytes) else data.getvalue())
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror})") from None
