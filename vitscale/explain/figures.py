@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from vitscale.errors import UserError
@@ -66,18 +70,42 @@ class Panel:
     note: str = ""
 
 
-def panels(rows: Sequence[Sequence[Panel]], title: str, side: float = 1.9) -> Figure:
-    """Pictures in rows, each `side` inches wide."""
-    across = max(len(row) for row in rows)
-    figure = _figure(side * across + 0.3, (side + 0.4) * len(rows) + 0.4, title)
+def panels(rows: Sequence[Sequence[Panel]], title: str, side: float = 1.9, left: Sequence[str] = ()) -> Figure:
+    """Pictures in rows, each `side` inches wide, under their titles where these differ from the row above; `left`: of each row."""
+    across, gap, over = max(len(row) for row in rows), 0.1, 0.22
+    under = 0.19 if any(panel.note for row in rows for panel in row) else 0.0
+    margin, top, first = 0.1, 0.4, 0.55 if left else 0.0
+    titled = [any(panel.title for panel in row) and (not down or [panel.title for panel in row] != [panel.title for panel in rows[down - 1]])
+              for down, row in enumerate(rows)]
+    height = top + sum(side + under + gap + over * one for one in titled)
+    width = max(2 * margin + first + across * (side + gap) - gap, 2 * margin + 0.082 * len(title))
+    figure, axes = _canvas(width, height, title)
+    base = top
     for down, row in enumerate(rows):
+        base += over * titled[down]
+        if left:
+            axes.text(margin + first - 0.1, base + side / 2, _text(left[down]), fontsize=8, color=_INK, ha="right", va="center")
         for place, panel in enumerate(row):
-            axes = figure.add_subplot(len(rows), across, down * across + place + 1)
-            axes.imshow(panel.picture, interpolation="nearest")
-            _bare(axes)
-            axes.set_title(_text(panel.title), fontsize=8.5, color=_INK, pad=3)
-            axes.set_xlabel(_text(panel.note), fontsize=7.5, color=_FAINT, labelpad=2)
+            start = margin + first + place * (side + gap)
+            axes.imshow(panel.picture, extent=(start, start + side, base + side, base), interpolation="nearest", aspect="equal")
+            axes.add_patch(Rectangle((start, base), side, side, fill=False, edgecolor=_EDGE, linewidth=0.7))
+            if titled[down]:
+                axes.text(start + side / 2, base - 0.05, _text(panel.title), fontsize=8.5, color=_INK, ha="center", va="bottom")
+            axes.text(start + side / 2, base + side + 0.04, _text(panel.note), fontsize=7 if side > 1.5 else 6.5, color=_FAINT, ha="center",
+                      va="top")
+        base += side + under + gap
+    axes.set_xlim(0, width)             # imshow has moved them
+    axes.set_ylim(height, 0)
     return figure
+
+
+def _canvas(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+    """A figure whose only axes count inches from the upper left corner: an axes for each picture takes ten times as long."""
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.text(0.1, 0.1, _text(title), fontsize=10, color=_INK, va="top")
+    return figure, axes
 
 
 def image_sheet(studies: Sequence[Study], names: Sequence[str], methods: Sequence[str], colours: Tensor | None, patch: int) -> Figure:
@@ -91,8 +119,9 @@ def image_sheet(studies: Sequence[Study], names: Sequence[str], methods: Sequenc
             row.append(Panel(visualize_patches(picture, patch), "Patches", f"{one.grid[0]} x {one.grid[1]} places"))
         for method in methods:
             if METHODS[method].heat:
+                heat = one.heat(method)
                 note = f"for {names[one.classes[0]]}" if METHODS[method].by_class else ""
-                row.append(Panel(heated(picture, one.heat(method)), METHODS[method].title, note))
+                row.append(Panel(heated(picture, heat), METHODS[method].title, note if heat.max() > 0 else f"{note}: nothing"))
         if colours is not None:
             row.append(Panel(in_colours(picture, colours[number]), METHODS["pca"].title, "equal colours, equal features"))
         if one.similarity is not None:
@@ -104,25 +133,16 @@ def image_sheet(studies: Sequence[Study], names: Sequence[str], methods: Sequenc
 
 
 def attention_sheet(one: Study, names: Sequence[str], layers: Sequence[int], heads: Sequence[int], view: View) -> Figure:
-    """What the last tokens look at, weighted as the classifier reads them: a row for each layer, a column for each head, and the mean of them."""
+    """What the last tokens look at, weighted as the classifier reads them: a row for each layer, a column for each head, and their mean."""
     assert one.attention is not None
     assert one.reading is not None
+    picture, rows = as_picture(one.pixels), []
+    for layer in layers:
+        by_head = (one.reading @ one.attention[layer])[list(heads), len(view.tokens):].unflatten(1, one.grid)
+        every = {"mean": by_head.mean(dim=0)} | {f"head {head}": heat for head, heat in zip(heads, by_head, strict=True)}
+        rows.append([Panel(heated(picture, heat), name, f"up to {heat.max():.1%}") for name, heat in every.items()])
     said = f" ({names[one.top[0][0]]}, {one.top[0][1]:.0%})" if one.top else ""
-    figure = _figure(1.25 * (len(heads) + 1) + 0.5, 1.5 * len(layers) + 0.5, f"{_short(one.name, 40)}{said}: what {view.reader} attends to")
-    picture = as_picture(one.pixels)
-    for down, layer in enumerate(layers):
-        rows = (one.reading @ one.attention[layer])[list(heads)]                # (heads, N)
-        for place, row in enumerate([rows.mean(dim=0), *rows]):
-            axes = figure.add_subplot(len(layers), len(heads) + 1, down * (len(heads) + 1) + place + 1)
-            heat = row[len(view.tokens):].unflatten(0, one.grid)
-            axes.imshow(heated(picture, heat), interpolation="nearest")
-            _bare(axes)
-            axes.set_xlabel(f"up to {heat.max():.1%}", fontsize=6.5, color=_FAINT, labelpad=1)
-            if down == 0:
-                axes.set_title("mean" if place == 0 else f"head {heads[place - 1]}", fontsize=8, color=_INK, pad=3)
-            if place == 0:
-                axes.set_ylabel(f"layer {layer}", fontsize=8, color=_INK)
-    return figure
+    return panels(rows, f"{_short(one.name, 40)}{said}: what {view.reader} attends to", 1.2, [f"layer {layer}" for layer in layers])
 
 
 def filter_sheet(filters: Tensor, shares: Tensor) -> Figure:
@@ -130,24 +150,22 @@ def filter_sheet(filters: Tensor, shares: Tensor) -> Figure:
     across = min(len(filters), 7)
     every = [Panel(_signed(one), note=f"{share:.1%}") for one, share in zip(filters, shares, strict=True)]
     rows = [every[first:first + across] for first in range(0, len(every), across)]
-    return panels(rows, "Embedding filters: principal components and shares of the variance", side=1.2)
+    return panels(rows, "Embedding filters: principal components and shares of the variance", side=1.1)
 
 
 def position_sheet(similarity: Tensor) -> Figure:
     """similarity (down, across, down, across): a small map for each patch, where that patch stands."""
     down, across = similarity.shape[:2]
     step = max(math.ceil(max(down, across) / 14), 1)        # of larger grids every second patch, or third
-    rows, columns = range(0, down, step), range(0, across, step)
-    cell = 0.55 if max(len(rows), len(columns)) > 7 else 0.85
-    figure = _figure(cell * len(columns) + 1.3, cell * len(rows) + 0.5, "Positions: each patch's cosine with all others")
-    every = []
-    for i, row in enumerate(rows):
-        for j, column in enumerate(columns):
-            axes = figure.add_subplot(len(rows), len(columns), i * len(columns) + j + 1)
-            image = axes.imshow(similarity[row, column].numpy(), vmin=-1, vmax=1, cmap="viridis", interpolation="nearest")
-            _bare(axes)
-            every.append(axes)
-    figure.colorbar(image, ax=every, shrink=0.8, pad=0.02).ax.tick_params(labelsize=7)
+    colours = colormaps["viridis"]
+    rows = [[Panel((colours((similarity[row, column].numpy() + 1) / 2)[:, :, :3] * 255).round().astype(np.uint8))
+             for column in range(0, across, step)] for row in range(0, down, step)]
+    figure = panels(rows, "Positions: each patch's cosine with all others", 0.45 if len(rows) > 7 else 0.9)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.5)
+    figure.axes[0].set_position((0, 0.5 / (height + 0.5), 1, height / (height + 0.5)))
+    bar = figure.add_axes((0.1, 0.28 / (height + 0.5), 0.8, 0.12 / (height + 0.5)))
+    figure.colorbar(ScalarMappable(Normalize(-1, 1), colours), cax=bar, orientation="horizontal").ax.tick_params(labelsize=7)
     return figure
 
 
@@ -155,7 +173,8 @@ def distance_chart(distance: Tensor, pixels: int, images: int) -> Figure:
     """distance (L, H) in pixels, of images of pixels x pixels."""
     depth, heads = distance.shape
     many = f"{images} {'image' if images == 1 else 'images'}"
-    figure = _figure(max(4.8, 0.32 * depth + 2), 3.4, f"How far heads look: {many} of {pixels} x {pixels} pixels")
+    figure = Figure(figsize=(max(4.8, 0.32 * depth + 2), 3.4), layout="constrained")
+    figure.suptitle(f"How far heads look: {many} of {pixels} x {pixels} pixels", fontsize=10, color=_INK, x=0.01, ha="left")
     axes = figure.add_subplot()
     for head in range(heads):
         axes.scatter(range(depth), distance[:, head], s=22, alpha=0.75, color="#2563eb", linewidths=0, label=None if head else "a head")
@@ -176,19 +195,6 @@ def dream_sheet(dreams: Sequence[tuple[str, Tensor]]) -> Figure:
     """Names of classes and their images (C, S, S)."""
     row = [Panel(enlarged(as_picture(image)), name) for name, image in dreams]
     return panels([row[first:first + 5] for first in range(0, len(row), 5)], "Images made to raise one class's logit")
-
-
-def _figure(width: float, height: float, title: str) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(_text(title), fontsize=10.5, color=_INK, x=0.01, ha="left")
-    return figure
-
-
-def _bare(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for side in axes.spines.values():
-        side.set_color(_EDGE)
 
 
 def _text(text: str) -> str:
