@@ -35,7 +35,7 @@ def find_weights(source: Path) -> Path:
 def read_weights(source: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """name -> fp32 value for exactly the parameters in `shapes`.  Raises CheckpointError naming the first that does not fit."""
     path = find_weights(source)
-    return _fitting(path, _load(path), shapes)
+    return fitting(path, _load(path), shapes)
 
 
 def read_backbone(source: Path, shapes: Mapping[str, tuple[int, ...]], objective: str) -> dict[str, Tensor]:
@@ -51,14 +51,14 @@ def read_backbone(source: Path, shapes: Mapping[str, tuple[int, ...]], objective
     if before is not None and before != objective and not OBJECTIVES[before].wants_labels:
         own += [name for name in weights if name in CLASSIFIERS]
     if not own or any(name.startswith(PAINTER) for name in shapes):
-        return _fitting(path, weights, shapes)
+        return fitting(path, weights, shapes)
     if "norm.weight" not in shapes and "fc_norm.weight" in shapes:      # the last norm comes after the pooling now: another one
         own += [name for name in weights if name.startswith("norm.")]
     kept = {name: value for name, value in weights.items() if name not in own}
     fresh = [name for name in shapes if name.startswith(HEAD) and name not in kept]
     log.info("init=%s: %d of its tensors belong to %s alone and are left behind (%s); these begin at first values: %s", source, len(own),
              before or "its pretraining", ", ".join(sorted({name.partition(".")[0] for name in own})), ", ".join(fresh) or "none")
-    return _fitting(path, kept, {name: shape for name, shape in shapes.items() if name not in fresh})
+    return fitting(path, kept, {name: shape for name, shape in shapes.items() if name not in fresh})
 
 
 def _objective_of(path: Path) -> str | None:
@@ -76,7 +76,8 @@ def _load(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from None
 
 
-def _fitting(path: Path, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def fitting(path: Path, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The weights in fp32, if they are exactly those of `shapes`.  Raises CheckpointError naming the first that does not fit."""
     for name, shape in shapes.items():
         if name not in weights:
             raise CheckpointError(f"{path}: has no '{name}'; these are the weights of another model")

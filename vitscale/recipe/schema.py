@@ -105,6 +105,7 @@ class Vit(Model):
     gated: bool = False                     # SwiGLU in place of GELU, mlp wide after the gate (Shazeer 2020)
     parallel: bool = False                  # attention and MLP side by side behind one norm (Dehghani et al. 2023, ViT-22B)
     layer_scale: Positive | None = None     # initial value of LayerScale's gamma (Touvron et al. 2021); null: none
+    norm_eps: Positive = 1e-6               # of every LayerNorm: that of the papers' JAX code and of timm; transformers' default is 1e-12
 
 
 class Deit(Vit):
