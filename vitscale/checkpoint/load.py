@@ -9,8 +9,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from vitscale.checkpoint.foreign import is_foreign_folder, read_folder
 from vitscale.checkpoint.store import EMA_WEIGHTS, FACTS, MANIFEST, WEIGHTS, Facts, checkpoints_in, damage_in, read_facts, step_of
-from vitscale.checkpoint.weights import find_weights, read_backbone, read_weights
+from vitscale.checkpoint.weights import find_weights, fitting, read_backbone, read_weights
 from vitscale.data.labels import read_class_map
 from vitscale.data.remote import is_remote
 from vitscale.data.shards import expand
@@ -64,6 +65,8 @@ def load(source: str | Path, *, checkpoint: str | int = "last", ema: bool = Fals
         path = Path("runs") / source
     if not path.exists():
         raise CheckpointError(f"{source}: no such run, checkpoint or folder, here or in runs/")
+    if is_foreign_folder(path):
+        return _of_another_library(path, device, class_map)
     folder = checkpoint_of(path, checkpoint)
     facts = read_facts(folder)
     recipe = recipe_of(facts, folder)
@@ -83,6 +86,18 @@ def load(source: str | Path, *, checkpoint: str | int = "last", ema: bool = Fals
     model.load_state_dict(values, strict=False)
     names = _names(recipe, section.classes, class_map)
     return Loaded(model.to(device).eval().requires_grad_(False), Transform.of(recipe), names, section, recipe, weights, facts.step)
+
+
+def _of_another_library(path: Path, device: str | torch.device, class_map: str | Path | None) -> Loaded:
+    folder = read_folder(path)
+    model = build_model(folder.section)
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    model.load_state_dict(fitting(folder.source, {name: folder.weights[name] for name in shapes if name in folder.weights}, shapes),
+                          strict=False)
+    classes = folder.section.classes
+    names = matching(tuple(read_class_map(Path(class_map))), classes, str(class_map)) if class_map else folder.class_names
+    return Loaded(model.to(device).eval().requires_grad_(False), folder.transform, names or numbered(classes), folder.section, None,
+                  folder.source)
 
 
 def checkpoint_of(path: Path, which: str | int = "last") -> Path:

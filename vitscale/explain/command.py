@@ -1,7 +1,7 @@
 """`vitscale explain`: from a trained model and images to figures and a page."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 
 from vitscale.checkpoint.load import Loaded
 from vitscale.data.bad import BadSample
-from vitscale.errors import EXIT_DONE, EXIT_WRONG_INPUT, DataError
+from vitscale.evaluate.images import Several
 from vitscale.explain.dream import dream
 from vitscale.explain.features import feature_colours
 from vitscale.explain.figures import Files, attention_sheet, distance_chart, dream_sheet, filter_sheet, image_sheet, position_sheet
@@ -35,6 +35,7 @@ class Wish:
     layers: Sequence[int] = ()          # of the figures of attention
     heads: Sequence[int] = ()
     target: str | None = None           # the class that is explained, by name or number; None: the one that the model says
+    limit: int = 24                     # images, the first ones
     page_bytes: int = 100_000_000       # once the page is as large, further images are in the figures alone
 
 
@@ -83,24 +84,23 @@ def _class(wanted: str, names: Sequence[str]) -> int:
     raise Unexplained(f"there is no class {wanted}; this model's classes are {some or 'none: it was trained without labels'}")
 
 
-def explain(loaded: Loaded, title: str, images: Iterable[tuple[str, bytes | BadSample]], wish: Wish, out: Path) -> int:
-    """Write figures and OUT/index.html; returns the exit code: 2 if an image could not be read, the others being done.
+def explain(loaded: Loaded, title: str, images: Several, wish: Wish, out: Path) -> list[tuple[str, str]]:
+    """Write figures and OUT/index.html; returns the images that could not be read and why.  If none could, nothing is written.
 
-    images: name and bytes, or why there are none.  Raises Unexplained before anything is written, DataError if no image is left.
+    Raises Unexplained before anything is written.
     """
     wanted = plan(loaded, wish)
-    files, names, view, bad = Files(out), loaded.class_names, view_of(loaded.model), 0
+    files, names, view = Files(out), loaded.class_names, view_of(loaded.model)
+    bad: list[tuple[str, str]] = []
     studies: list[Study] = []
     entries: list[dict[str, Any]] = []
     size = 0
-    for name, data in images:
+    for number in range(min(len(images), wish.limit)):
+        name = images.name(number)
         try:
-            if isinstance(data, BadSample):
-                raise data
-            found = study(loaded, name, loaded.transform.pixels(data), wanted.methods, wanted.target)
+            found = study(loaded, name, loaded.transform.pixels(images.read(number)), wanted.methods, wanted.target)
         except BadSample as error:
-            bad += 1
-            _say(f"left out: {name}: {error}")
+            bad.append((name, f"{error.reason}: {error}"))
             continue
         if "attention" in wanted.methods:
             files.save(attention_sheet(found, names, wanted.layers, wanted.heads, view), f"{files.stem(name)}-attention.png")
@@ -109,7 +109,7 @@ def explain(loaded: Loaded, title: str, images: Iterable[tuple[str, bytes | BadS
             size += size_of(entries[-1])
         studies.append(replace(found, attention=None, rollout=None))        # large, and nothing below wants them
     if not studies:
-        raise DataError("no image could be read" if bad else "no image was given")
+        return bad
     _of_the_model(loaded, wanted, wish, studies, files)
     colours = feature_colours(torch.stack([one.features for one in studies])) if "pca" in wanted.methods else None
     patch = getattr(loaded.section, "patch", loaded.section.image // studies[0].grid[0])
@@ -121,12 +121,14 @@ def explain(loaded: Loaded, title: str, images: Iterable[tuple[str, bytes | BadS
     if colours is not None:
         entries = [with_colours(one, its) for one, its in zip(entries, colours, strict=False)]
     left = len(studies) - len(entries)
+    if len(images) > wish.limit:
+        _say(f"the first {wish.limit} of {len(images)} images; --limit takes more")
     if left:
         _say(f"{left} of {len(studies)} images are in the figures alone: the page would grow beyond {wish.page_bytes / 1e6:.0f} MB")
     files.write(page(title, _about(loaded, view, studies[0].grid), view, studies[0].grid, wanted.methods, entries), "index.html")
     print(f"{len(studies)} {'image' if len(studies) == 1 else 'images'} explained by {', '.join(wanted.methods)}")
     print(f"wrote {len(files.written)} files into {out}; open {out / 'index.html'}")
-    return EXIT_WRONG_INPUT if bad else EXIT_DONE
+    return bad
 
 
 def _about(loaded: Loaded, view: View, grid: tuple[int, int]) -> str:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitscale.explain.look import Unexplained
-from vitscale.models import Backbone, VisionTransformer
+from vitscale.models import AdaptivePatchEmbed, Backbone, VisionTransformer
 from vitscale.models.position import resample
 
 
@@ -16,9 +16,9 @@ def embedding_filters(model: Backbone, count: int = 28) -> tuple[Tensor, Tensor]
     first convolution: of a ViT, Swin or ConvNeXt the patch projection, of stems of several convolutions their first.
     """
     embed = getattr(model, "patch_embed", model)
-    first = getattr(embed, "proj", None)
-    if not isinstance(first, nn.Conv2d):
-        first = next(module for module in embed.modules() if isinstance(module, nn.Conv2d))
+    # the first look of adaptive patches only says where they lie
+    inside = [embed.proj] if isinstance(embed, AdaptivePatchEmbed) else embed.modules()
+    first = next(module for module in inside if isinstance(module, nn.Conv2d))
     kernel = first.weight.detach().float()
     return principal_components(kernel.flatten(1), count, kernel.shape[1:])
 

@@ -15,9 +15,9 @@ class DistilledVisionTransformer(VisionTransformer):
 
     answers_from = ("norm", "pooled")
 
-    def __init__(self, model: Deit, eps: float = 1e-6) -> None:
+    def __init__(self, model: Deit) -> None:
         """Raises RecipeError when the section contradicts itself."""
-        super().__init__(model, eps)
+        super().__init__(model)
         width = shape_of(model).width
         self.dist_token = nn.Parameter(torch.zeros(1, 1, width))
         self.head_dist = nn.Linear(width, model.classes) if model.classes else nn.Identity()

@@ -108,10 +108,10 @@ class VisionTransformer(Backbone):
 
     pos_embed: Tensor
 
-    def __init__(self, model: Vit, eps: float = 1e-6) -> None:
-        """Raises RecipeError when the section contradicts itself.  `eps` of every LayerNorm."""
+    def __init__(self, model: Vit) -> None:
+        """Raises RecipeError when the section contradicts itself."""
         super().__init__()
-        shape = shape_of(model)
+        shape, eps = shape_of(model), model.norm_eps
         self.pool, self.position, self.class_tokens = model.pool, model.position, model.class_tokens
         self.width, self.head_width = shape.width, shape.width // shape.heads
         self.grid, self.before = (grid(model), grid(model)), num_placed(model) + model.registers
