@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitscale.errors import UserError
-from vitscale.models import Backbone, DistilledVisionTransformer, VisionTransformer
+from vitscale.models import Backbone, ConvNeXt, DistilledVisionTransformer, VisionTransformer
 from vitscale.models.heads import AttentionPool
 
 
@@ -142,17 +142,18 @@ class Look:
     def map_gradients(self, classes: Tensor | Sequence[int] | int | None = None) -> Tensor:
         """(L, B, H, N, N): by how much a class's logit would change with each number of the maps."""
         attending(self.model)
-        gradients = torch.autograd.grad(self._scores(classes), [self.found[name] for name in self._maps], retain_graph=True)
+        gradients = torch.autograd.grad(self._scores(classes, self.logits), [self.found[name] for name in self._maps], retain_graph=True)
         return torch.stack(gradients)
 
     def cam(self, classes: Tensor | Sequence[int] | int | None = None) -> tuple[Tensor, Tensor]:
         """(B, down, across, D) twice: the features that Grad-CAM reads, and by how much a class's logit would change with them."""
         features = self.found[self._cam]
-        gradient, = torch.autograd.grad(self._scores(classes), features, retain_graph=True)
+        logits = _answer_held(self.model, features) if isinstance(self.model, ConvNeXt) else self.logits
+        gradient, = torch.autograd.grad(self._scores(classes, logits), features, retain_graph=True)
         return self._placed(features).detach(), self._placed(gradient)
 
-    def _scores(self, classes: Tensor | Sequence[int] | int | None) -> Tensor:
-        return self.logits.gather(1, self.check_classes(classes)[:, None]).sum()        # images do not reach each other's logits
+    def _scores(self, classes: Tensor | Sequence[int] | int | None, logits: Tensor) -> Tensor:
+        return logits.gather(1, self.check_classes(classes)[:, None]).sum()        # images do not reach each other's logits
 
     def _placed(self, tokens: Tensor) -> Tensor:
         return tokens[:, self.before:].unflatten(1, self.grid) if self.attends else tokens
@@ -169,6 +170,18 @@ def _places(model: Backbone) -> tuple[str, str]:
         return "norm", f"blocks.{depth - 2}" if depth > 1 else "embedded"
     last = "norm" if "norm" in names else names[-2]      # the one before `pooled`
     return last, last
+
+
+def _answer_held(model: ConvNeXt, features: Tensor) -> Tensor:
+    """ConvNeXt's logits from its last stage (B, down, across, D), the spread that its last norm divides by being held as it is.
+
+    That norm comes after the pooling.  Once a class is told with certainty the pooled features point where they should, more of them
+    changes nothing, and the gradient vanishes.  To hold the spread keeps it (Ali et al. 2022, XAI for Transformers, section 3).
+    """
+    pooled, norm = features.mean(dim=(1, 2)), model.head.norm
+    centred = pooled - pooled.mean(dim=-1, keepdim=True)
+    spread = (centred.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt().detach()
+    return model.head.fc(centred / spread * norm.weight + norm.bias)
 
 
 def _probe_weights(pool: AttentionPool, tokens: Tensor) -> Tensor:
