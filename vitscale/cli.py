@@ -4,7 +4,7 @@ import atexit
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -166,6 +166,118 @@ def cancel(runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run
     from vitscale.cluster.submit import cancel_runs
 
     print(f"cancelled: {' '.join(cancel_runs([find_run(run) for run in runs]))}")
+
+ModelArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder or its name, a checkpoint, or an exported folder.")]
+ModelOption = Annotated[str, typer.Option("--model", "-m", metavar="RUN", help="A run folder or its name, a checkpoint, or an export.")]
+Images = Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders, globs, shards (quoted).")]
+WhichCheckpoint = Annotated[str, typer.Option("--checkpoint", metavar="last|best|STEP", help="Of a run folder.")]
+Averaged = Annotated[bool, typer.Option("--ema", help="The averaged weights, if the run kept them.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+@app.command()
+def predict(
+    images: Images,
+    model: ModelOption,
+    top: Annotated[int, typer.Option(min=1, help="How many of the likeliest classes.")] = 5,
+    output: Annotated[str, typer.Option("--format", metavar="table|json|csv")] = "table",
+    checkpoint: WhichCheckpoint = "last",
+    ema: Averaged = False,
+    class_map: Annotated[Path | None, typer.Option(help="Class names, one a line; default: those that the run knows.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    device: Device = "auto",
+) -> None:
+    """What a trained model sees in images.  Those that cannot be read are listed, the rest is done, and the exit code is 2."""
+    from vitscale.errors import RecipeError
+
+    if output not in ("table", "json", "csv"):
+        raise RecipeError(f"--format {output}: wants table, json or csv")
+    from vitscale.evaluate.predict import as_csv, as_json, show
+    from vitscale.evaluate.predict import predict as classify
+
+    loaded, source = _opened(model, images, checkpoint, ema, class_map, device)
+    rows = list(classify(loaded, source, top, batch))
+    if output == "table":
+        show(rows)
+    else:
+        print(as_json(rows) if output == "json" else as_csv(rows), end="\n" if output == "json" else "")
+    _tell_unreadable([(row["image"], row["error"]) for row in rows if "error" in row])
+
+
+@app.command()
+def embed(
+    images: Images,
+    model: ModelOption,
+    out: Annotated[Path, typer.Option(metavar="FILE.npz|FILE.parquet")] = Path("features.npz"),
+    layers: Annotated[list[str] | None, typer.Option("--layer", help="Any layer by name, several times; default: pooled.")] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Every token of a layer; default: their mean.")] = False,
+    checkpoint: WhichCheckpoint = "last",
+    ema: Averaged = False,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    device: Device = "auto",
+) -> None:
+    """Features of images, for search, clustering or another model.  Those that cannot be read are listed, and the exit code is 2."""
+    from vitscale.evaluate.embed import check_layers, write_features
+    from vitscale.evaluate.embed import embed as extract
+    from vitscale.evaluate.images import batches
+
+    loaded, source = _opened(model, images, checkpoint, ema, None, device)
+    wanted = layers or ["pooled"]
+    check_layers(loaded.model, wanted)
+    parts = batches(source, loaded.transform, batch, next(loaded.model.parameters()).device)
+    names, found, bad = extract(loaded.model, parts, wanted, "none" if whole else "mean")
+    write_features(out, names, found)
+    print(f"{len(names):,} images; wrote {out}: " + ", ".join(f"{layer} {list(value.shape)}" for layer, value in found.items()))
+    _tell_unreadable(bad)
+
+
+def _opened(model: str, images: list[str], checkpoint: str, ema: bool, class_map: Path | None, device: str) -> tuple[Any, Any]:
+    """A trained model, and a source of images."""
+    from vitscale.checkpoint.load import load
+    from vitscale.evaluate.device import choose
+    from vitscale.evaluate.images import open_images
+
+    source = open_images(images)
+    return load(model, checkpoint=checkpoint, ema=ema, device=choose(device), class_map=class_map), source
+
+
+def _tell_unreadable(bad: list[tuple[str, str]]) -> None:
+    """List what could not be read, and end with exit code 2, if there is any."""
+    from vitscale.errors import EXIT_WRONG_INPUT
+
+    for name, why in bad:
+        print(f"unreadable: {name}: {why}", file=sys.stderr)
+    if bad:
+        print(f"{len(bad)} image{'s' if len(bad) > 1 else ''} could not be read; the rest was done", file=sys.stderr)
+        raise typer.Exit(EXIT_WRONG_INPUT)
+
+
+@app.command()
+def export(
+    run: ModelArgument,
+    out: Annotated[Path, typer.Option(help="The new folder.")],
+    output: Annotated[str, typer.Option("--format", metavar="transformers|timm|safetensors|onnx|torch-export")] = "transformers",
+    checkpoint: WhichCheckpoint = "last",
+    ema: Averaged = False,
+    class_map: Annotated[Path | None, typer.Option(help="Class names, one a line; default: those that the run knows.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+) -> None:
+    """Write a model so that other programs load it, and check each answer against our own.
+
+    A model with an option that the format has no expression for is refused, and the option named.
+    """
+    from vitscale.errors import RecipeError
+    from vitscale.export import FORMATS
+
+    if output not in FORMATS:
+        raise RecipeError(f"--format {output}: wants one of {', '.join(FORMATS)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
+        raise RecipeError(f"{out}: is not empty; name a new folder, or give --force")
+    from vitscale.checkpoint.load import load
+    from vitscale.export.write import write
+
+    for line in write(load(run, checkpoint=checkpoint, ema=ema, class_map=class_map), output, out):
+        print(line)
 
 
 bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure this machine with a recipe, part by part.")
@@ -338,6 +450,32 @@ def recipes_check(
                 print(text if text.startswith(str(file)) else f"{file}: {text}", file=sys.stderr)
     if wrong:
         raise typer.Exit(EXIT_WRONG_INPUT)
+
+
+@app.command()
+def explain(
+    run: ModelArgument,
+    images: Images,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where figures and index.html go.")] = Path("explained"),
+    method: Annotated[list[str] | None, typer.Option(help="May be given several times; default: all that the model can do quickly.")] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="Of the figures of attention, from 0, -1 the last; default: all.")] = None,
+    head: Annotated[list[int] | None, typer.Option(help="The same; default: all.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="CLASS", help="Explain this class; default: the one that the model says.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Images at most.")] = 24,
+    checkpoint: WhichCheckpoint = "last",
+    ema: Averaged = False,
+    class_map: Annotated[Path | None, typer.Option(help="Class names, one a line; default: those that the run knows.")] = None,
+    device: Device = "auto",
+) -> None:
+    """What a model looks at in images, and what speaks for a class: figures, and one HTML page to explore them offline.
+
+    Images that cannot be read are listed, the rest is done, and the exit code is 2.
+    """
+    loaded, source = _opened(run, images, checkpoint, ema, class_map, device)
+    from vitscale.explain.command import Wish
+    from vitscale.explain.command import explain as look_inside
+
+    _tell_unreadable(look_inside(loaded, run, source, Wish(method or (), layer or (), head or (), target, limit), out))
 
 
 @recipes_app.command("schema")
