@@ -165,6 +165,15 @@ class Alternative:
 
 
 @dataclass(frozen=True)
+class Exact:
+    """What torch's memory tracker says (`--exact`)."""
+
+    peak_bytes: int         # with memory.context, which no tensor shows
+    difference: float       # of memory.peak_bytes from it, as a share of it
+    seconds: float          # that tracking took
+
+
+@dataclass(frozen=True)
 class Plan:
     recipe: str
     hardware: Hardware
@@ -186,6 +195,7 @@ class Plan:
     least_gpus: int | None                      # where nothing fits: the number that would do, of whole nodes
     assumed: tuple[str, ...]
     measured: tuple[str, ...]
+    exact: Exact | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values under stable keys."""

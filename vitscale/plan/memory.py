@@ -123,8 +123,6 @@ def _moments(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int
             micro_batch * (attention + mixed), communication, loader, context))
         if turn < len(parts.units):
             held, attention = held - kept[turn].held, attention - kept[turn].attention_held
-    if parallel.engine in ("ddp", "accelerate") or micro_batch == 0:
-        return found[1:] or found
     return found
 
 
@@ -142,6 +140,7 @@ class _States:
         self.n = whole + (parallel.tensor - 1) * self.outer
         self.filled = (world // parallel.tensor - 1) * parts.one_row if parallel.engine == "fsdp" else 0
         self.autocast = _autocast(recipe)
+        self.recompute, self.every = parallel.recompute, parallel.recompute_every
         moments = self.n * (4 if recipe.optim.name in ("lion", "sgd") else 8)
         master = parallel.engine == "zero" and self.element == 2
         self.optimizer = 0 if parallel.zero_offload else self._share(moments + (4 * self.n if master else 0)) \
@@ -150,6 +149,10 @@ class _States:
 
     def _share(self, num_bytes: int) -> int:
         return _ceil(num_bytes, self.world)
+
+    def again(self, number: int) -> bool:
+        """Whether the backward pass makes that block again."""
+        return self.recompute != "none" and number % self.every == 0
 
     def at(self, turn: int) -> tuple[int, int, int]:
         """Weights, gradients, communication while block `turn` is differentiated; past the last one: while the head is."""
@@ -161,7 +164,11 @@ class _States:
             return self._fsdp(block, ahead, before, done)
         if self.engine == "zero":
             return self._zero(block)
-        return 4 * self.n + (2 * self.n if self.autocast else 0), 4 * self.n, 0     # gradients are views of DDP's buckets, which stay
+        copies = 2 * self.n if self.autocast else 0             # autocast's bf16 copies, which every layer keeps for its gradient
+        if self.autocast and turn < len(self.blocks):           # but for those that are made again
+            gone = [block for number, block in enumerate(self.blocks) if self.again(number) and number != turn]
+            copies -= 2 * sum(gone)
+        return 4 * self.n + copies, 4 * self.n, 0               # gradients are views of DDP's buckets, which stay
 
     def _fsdp(self, block: int, ahead: int, before: int, done: int) -> tuple[int, int, int]:
         """A third of a block's parameters is the weight whose gradient is made while its activations are still there: fc2's."""

@@ -88,6 +88,8 @@ def _fits(plan: Plan) -> str:
     if memory.usable_bytes is None:
         return f"{size(memory.peak_bytes)} a rank; how much this CPU has is not known here"
     words = f"{size(memory.peak_bytes)} of {size(memory.usable_bytes)} usable"
+    if plan.exact is not None:
+        words += f"; tracked on fake tensors {size(plan.exact.peak_bytes)}, so that this is {plan.exact.difference:+.1%}"
     if memory.fits:
         return f"yes: {words}"
     return f"NO: {words}, with {plan.batch.micro_batch} at a time"
