@@ -251,6 +251,39 @@ def _tell_unreadable(bad: list[tuple[str, str]]) -> None:
         print(f"{len(bad)} image{'s' if len(bad) > 1 else ''} could not be read; the rest was done", file=sys.stderr)
         raise typer.Exit(EXIT_WRONG_INPUT)
 
+@app.command("eval")
+def evaluate(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders or names, checkpoints, exported folders.")],
+    what: Annotated[str, typer.Option(help="Some of accuracy,knn,linear,few-shot,retrieval; '' for --set and others alone.")] = "accuracy",
+    data: Annotated[list[str] | None, typer.Option(help="Validation shards; default: the run's.")] = None,
+    train_data: Annotated[list[str] | None, typer.Option("--train", help="Shards that probes learn from; default: the run's.")] = None,
+    plain: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=SHARDS", help="Another set, such as ImageNet-V2.")] = None,
+    subset: Annotated[list[str] | None, typer.Option(metavar="NAME=SHARDS", help="One with some of the classes: ImageNet-A, -R.")] = None,
+    class_numbers: Annotated[Path | None, typer.Option("--map", help="Of --subset: for each of its classes the model's.")] = None,
+    real: Annotated[list[str] | None, typer.Option(metavar="NAME=SHARDS", help="One with any number of right labels: ReaL.")] = None,
+    corrupted: Annotated[Path | None, typer.Option(metavar="FOLDER", help="CORRUPTION/SEVERITY/*.tar, as ImageNet-C.")] = None,
+    label: Annotated[str | None, typer.Option(help="As data.label; default: the run's, or cls.")] = None,
+    class_map: Annotated[Path | None, typer.Option(help="As data.class_map; default: the run's.")] = None,
+    layer: Annotated[str, typer.Option(help="Whose features are probed.")] = "pooled",
+    k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
+    faiss: Annotated[bool, typer.Option("--faiss", help="Look for neighbours with faiss.")] = False,
+    checkpoint: WhichCheckpoint = "last",
+    ema: Averaged = False,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time, on each rank.")] = 64,
+    processes: Annotated[int, typer.Option(min=1, help="Ranks on this machine.")] = 1,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Default: eval.json in the run's folder.")] = None,
+) -> None:
+    """How good trained models are: accuracy with intervals, neighbours, probes, retrieval, and other sets of images."""
+    from vitscale.evaluate.evaluate import Request
+    from vitscale.evaluate.ranks import run as judge
+    from vitscale.evaluate.sets import parse_set
+
+    sets = [parse_set(text, kind) for kind, texts in (("plain", plain), ("subset", subset), ("real", real)) for text in texts or []]
+    requests = [Request(run, tuple(part.strip() for part in what.split(",") if part.strip()), tuple(data or ()), tuple(train_data or ()),
+                        tuple(sets), corrupted, class_numbers, label, class_map, layer, k, faiss, checkpoint, ema, batch) for run in runs]
+    raise typer.Exit(judge(requests, processes, device, out))
+
 
 @app.command()
 def export(
