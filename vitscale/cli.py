@@ -313,6 +313,69 @@ def export(
         print(line)
 
 
+@app.command()
+def average(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders or names, checkpoints, exported folders.")],
+    out: Annotated[Path, typer.Option(help="The new folder, which eval, predict, export and init= take.")],
+    last: Annotated[int | None, typer.Option(min=2, metavar="N", help="Of each run its last N checkpoints.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Take one in only if held-out accuracy does not fall by it.")] = False,
+    data: Annotated[list[str] | None, typer.Option(help="The held-out shards; default: the run's data.val.")] = None,
+    ema: Averaged = False,
+    device: Device = "auto",
+) -> None:
+    """Average the weights of several checkpoints of one model: a soup, or the end of a run."""
+    from vitscale.evaluate.device import choose
+    from vitscale.export.average import gather, judge_on, mean_of
+    from vitscale.export.average import greedy as choose_greedily
+    from vitscale.export.folder import write_safetensors
+
+    models = gather(runs, last, ema)
+    if greedy:
+        kept = []
+        for model, score, stays in choose_greedily(models, judge_on(tuple(data or ()), choose(device))):
+            kept += [model] if stays else []
+            print(f"{model.source}: top-1 {score:.2%} {'with it: kept' if stays else 'with it: left out'}")
+        models = kept
+    write_safetensors(mean_of(models), out)
+    print(f"{out}: the mean of {len(models)} checkpoint{'s' if len(models) > 1 else ''}")
+
+
+@app.command("import")
+def bring_in(
+    folder: Annotated[Path, typer.Argument(help="A folder of transformers' or timm's: config.json and safetensors.")],
+    out: Annotated[Path, typer.Option(help="The new folder, which eval, predict, export and init= take.")],
+) -> None:
+    """Make another library's model one of ours, check it against that library, and print its model section for a recipe."""
+    from vitscale.export.bring import bring
+
+    for line in bring(folder, out):
+        print(line)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run folders or names, checkpoints, exported folders.")],
+    figure: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw accuracy against size, FLOPs and speed.")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there too.")] = None,
+    checkpoint: WhichCheckpoint = "last",
+    batch: Annotated[int, typer.Option(min=1, help="Images of a batch whose speed and memory are measured.")] = 64,
+    device: Device = "auto",
+) -> None:
+    """Models side by side: accuracy, parameters, FLOPs, speed, latency and memory, measured here."""
+    from vitscale.cluster.runfolder import write_object
+    from vitscale.evaluate import compare as side_by_side
+    from vitscale.evaluate.device import choose
+
+    where = choose(device)
+    entries = side_by_side.compare(runs, where, batch, checkpoint)
+    side_by_side.show(entries, where, batch)
+    if as_json:
+        write_object(as_json, side_by_side.as_json(entries, where, batch))
+    if figure:
+        side_by_side.draw(entries, figure)
+        print(f"wrote {figure}")
+
+
 @recipes_app.command("list")
 def recipes_list() -> None:
     """Every recipe that vitscale ships, with the first line of its header."""

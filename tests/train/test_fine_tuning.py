@@ -9,6 +9,13 @@ from safetensors.torch import load_file
 
 from vitscale.checkpoint.load import load
 from vitscale.checkpoint.store import WEIGHTS
+from vitscale.checkpoint.weights import read_start
+from vitscale.errors import CheckpointError, RecipeError
+from vitscale.models import build_model
+from vitscale.models.lora import with_adapters
+from vitscale.models.position import resample
+from vitscale.recipe import load_recipe
+from vitscale.recipe.schema import Lora
 
 pytestmark = pytest.mark.slow       # each test trains a small model three times, in processes of their own
 
@@ -36,8 +43,8 @@ def test_a_larger_image_with_frozen_blocks_and_rates_by_depth(place: Path, unbro
     train(place, *options, "name=halves", "duration=12 steps")
     whole, halves = Run(place / "runs" / "whole"), Run(place / "runs" / "halves")
     alike(whole, halves, 12)
-    assert whole.losses[1] < 1.0            # it did not begin anew: log(10) is 2.3
     before, after = weights_of(unbroken), weights_of(halves)
+    assert torch.equal(after["pos_embed"], resample(before["pos_embed"], (4, 4), (8, 8)))
     for name in ("blocks.0.attn.qkv.weight", "patch_embed.proj.weight", "cls_token"):
         assert torch.equal(before[name], after[name]), name
     moves = [float((before[name] - after[name]).abs().max()) for name in ("blocks.1.mlp.fc1.weight", "head.weight")]
@@ -73,15 +80,24 @@ def test_other_classes_from_an_exported_folder_by_a_frozen_backbone(place: Path,
     assert run.losses[8] < run.losses[1]
 
 
-@pytest.mark.parametrize(("override", "words"), [
-    ("optim.freeze=9", "optim.freeze: 9 of the model's 3 blocks"), ("model.width=48", "this model's is"),
-    ("lora={targets: [nothing]}", "no linear layer's name ends in 'nothing'"), ("lora={rank: 0}", "lora.rank"),
-])
-def test_mistakes_are_told(place: Path, unbroken: Run, override: str, words: str) -> None:
-    assert words in train(place, *STEADY, f"init={unbroken.folder}", override, "duration=2 steps", code=2)
+def test_mistakes_are_told(unbroken: Run) -> None:
+    section = load(unbroken.folder).section
+    with pytest.raises(CheckpointError, match=r"'cls_token' is \(1, 1, 32\), this model's is \(1, 1, 48\)"):
+        read_start(unbroken.folder, build_model(section.model_copy(update={"width": 48})), "classification")
+    with pytest.raises(RecipeError, match=r"ends in 'nothing'; they end in attn\.proj, attn\.qkv, mlp\.fc1, mlp\.fc2"):
+        with_adapters(lambda: build_model(section), Lora(targets=("nothing",)))
+    with pytest.raises(RecipeError, match="lora.rank"):
+        load_recipe("quickstart", ["lora={rank: 0}"])
 
 
 @pytest.mark.parametrize("override", ["lora={}", "optim.freeze=1"])
-def test_engines_that_cannot_say_so(place: Path, override: str) -> None:
-    key = override.partition("=")[0]
-    assert key in train(place, *STEADY, "parallel.engine=zero", override, "duration=2 steps", code=2)
+def test_engines_that_cannot_say_so(override: str) -> None:
+    with pytest.raises(RecipeError, match=override.partition("=")[0]):
+        load_recipe("quickstart", ["parallel.engine=zero", override])
+
+
+def test_layers_of_another_depth_learn_at_another_rate_with_deepspeed_too(place: Path, unbroken: Run) -> None:
+    options = [*STEADY, f"init={unbroken.folder}", "optim.layer_decay=0.5", "duration=4 steps"]
+    train(place, *options, "name=ddp")
+    train(place, *options, "name=zero", "parallel.engine=zero", "parallel.processes=2")
+    alike(Run(place / "runs" / "ddp"), Run(place / "runs" / "zero"), 4)

@@ -168,7 +168,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         worst = sorted((row for row in one["classes"] if row["count"]), key=lambda row: row["value"])[:3]
         yield "  worst        " + ", ".join(f"{names[row['class']]} {row['value']:.1%}" for row in worst)
         if one["confusions"]:
-            yield "  taken for    " + ", ".join(f"{names[a]} for {names[b]} {count} x" for a, b, count in one["confusions"][:3])
+            yield "  mistaken     " + ", ".join(f"{names[a]} for {names[b]} {count} x" for a, b, count in one["confusions"][:3])
         about = one["calibration"]
         yield (f"  calibration  expected error {about['expected_error']:.2%}, NLL {about['negative_log_likelihood']:.4f}, "
                f"Brier {about['brier']:.4f}")

@@ -102,7 +102,7 @@ ALEXNET = {
 
 
 def corrupted(errors: dict[tuple[str, str], float]) -> dict[str, Any]:
-    """Top-1 errors by (corruption, severity) -> means by corruption and severity, and mCE where all of ImageNet-C's corruptions are there."""
+    """Top-1 errors by (corruption, severity) -> means by either, and mCE where all of ImageNet-C's corruptions are there."""
     def means(place: int) -> dict[str, float]:
         names = dict.fromkeys(key[place] for key in errors)
         return {name: float(np.mean([error for key, error in errors.items() if key[place] == name])) for name in names}
