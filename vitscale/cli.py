@@ -293,6 +293,39 @@ def _tell_unreadable(bad: list[tuple[str, str]]) -> None:
         print(f"{len(bad)} image{'s' if len(bad) > 1 else ''} could not be read; the rest was done", file=sys.stderr)
         raise typer.Exit(EXIT_WRONG_INPUT)
 
+@app.command("eval")
+def evaluate(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders or names, checkpoints, exported folders.")],
+    what: Annotated[str, typer.Option(help="Some of accuracy,knn,linear,few-shot,retrieval; '' for --set and others alone.")] = "accuracy",
+    data: Annotated[list[str] | None, typer.Option(help="Validation shards; default: the run's.")] = None,
+    train_data: Annotated[list[str] | None, typer.Option("--train", help="Shards that probes learn from; default: the run's.")] = None,
+    plain: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=SHARDS", help="Another set, such as ImageNet-V2.")] = None,
+    subset: Annotated[list[str] | None, typer.Option(metavar="NAME=SHARDS", help="One with some of the classes: ImageNet-A, -R.")] = None,
+    class_numbers: Annotated[Path | None, typer.Option("--map", help="Of --subset: for each of its classes the model's.")] = None,
+    real: Annotated[list[str] | None, typer.Option(metavar="NAME=SHARDS", help="One with any number of right labels: ReaL.")] = None,
+    corrupted: Annotated[Path | None, typer.Option(metavar="FOLDER", help="CORRUPTION/SEVERITY/*.tar, as ImageNet-C.")] = None,
+    label: Annotated[str | None, typer.Option(help="As data.label; default: the run's, or cls.")] = None,
+    class_map: Annotated[Path | None, typer.Option(help="As data.class_map; default: the run's.")] = None,
+    layer: Annotated[str, typer.Option(help="Whose features are probed.")] = "pooled",
+    k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
+    faiss: Annotated[bool, typer.Option("--faiss", help="Look for neighbours with faiss.")] = False,
+    checkpoint: WhichCheckpoint = "last",
+    ema: Averaged = False,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time, on each rank.")] = 64,
+    processes: Annotated[int, typer.Option(min=1, help="Ranks on this machine.")] = 1,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Default: eval.json in the run's folder.")] = None,
+) -> None:
+    """How good trained models are: accuracy with intervals, neighbours, probes, retrieval, and other sets of images."""
+    from vitscale.evaluate.evaluate import Request
+    from vitscale.evaluate.ranks import run as judge
+    from vitscale.evaluate.sets import parse_set
+
+    sets = [parse_set(text, kind) for kind, texts in (("plain", plain), ("subset", subset), ("real", real)) for text in texts or []]
+    requests = [Request(run, tuple(part.strip() for part in what.split(",") if part.strip()), tuple(data or ()), tuple(train_data or ()),
+                        tuple(sets), corrupted, class_numbers, label, class_map, layer, k, faiss, checkpoint, ema, batch) for run in runs]
+    raise typer.Exit(judge(requests, processes, device, out))
+
 
 @app.command()
 def export(
@@ -437,6 +470,69 @@ def report(
     from vitscale.observe.report import write_report
 
     print(f"wrote {write_report(find_run(run), out)}")
+
+
+@app.command()
+def average(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders or names, checkpoints, exported folders.")],
+    out: Annotated[Path, typer.Option(help="The new folder, which eval, predict, export and init= take.")],
+    last: Annotated[int | None, typer.Option(min=2, metavar="N", help="Of each run its last N checkpoints.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Take one in only if held-out accuracy does not fall by it.")] = False,
+    data: Annotated[list[str] | None, typer.Option(help="The held-out shards; default: the run's data.val.")] = None,
+    ema: Averaged = False,
+    device: Device = "auto",
+) -> None:
+    """Average the weights of several checkpoints of one model: a soup, or the end of a run."""
+    from vitscale.evaluate.device import choose
+    from vitscale.export.average import gather, judge_on, mean_of
+    from vitscale.export.average import greedy as choose_greedily
+    from vitscale.export.folder import write_safetensors
+
+    models = gather(runs, last, ema)
+    if greedy:
+        kept = []
+        for model, score, stays in choose_greedily(models, judge_on(tuple(data or ()), choose(device))):
+            kept += [model] if stays else []
+            print(f"{model.source}: top-1 {score:.2%} {'with it: kept' if stays else 'with it: left out'}")
+        models = kept
+    write_safetensors(mean_of(models), out)
+    print(f"{out}: the mean of {len(models)} checkpoint{'s' if len(models) > 1 else ''}")
+
+
+@app.command("import")
+def bring_in(
+    folder: Annotated[Path, typer.Argument(help="A folder of transformers' or timm's: config.json and safetensors.")],
+    out: Annotated[Path, typer.Option(help="The new folder, which eval, predict, export and init= take.")],
+) -> None:
+    """Make another library's model one of ours, check it against that library, and print its model section for a recipe."""
+    from vitscale.export.bring import bring
+
+    for line in bring(folder, out):
+        print(line)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run folders or names, checkpoints, exported folders.")],
+    figure: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw accuracy against size, FLOPs and speed.")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there too.")] = None,
+    checkpoint: WhichCheckpoint = "last",
+    batch: Annotated[int, typer.Option(min=1, help="Images of a batch whose speed and memory are measured.")] = 64,
+    device: Device = "auto",
+) -> None:
+    """Models side by side: accuracy, parameters, FLOPs, speed, latency and memory, measured here."""
+    from vitscale.cluster.runfolder import write_object
+    from vitscale.evaluate import compare as side_by_side
+    from vitscale.evaluate.device import choose
+
+    where = choose(device)
+    entries = side_by_side.compare(runs, where, batch, checkpoint)
+    side_by_side.show(entries, where, batch)
+    if as_json:
+        write_object(as_json, side_by_side.as_json(entries, where, batch))
+    if figure:
+        side_by_side.draw(entries, figure)
+        print(f"wrote {figure}")
 
 
 @recipes_app.command("list")
