@@ -7,6 +7,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 KNOWN = {
+    "dashboard": "The page of a run with 1,000,000 recorded rows, in Chromium",
     "data-crop": "Decode, random crop, resize: against PIL, one core",
     "data-end-opencv": "Shards to batches: against webdataset + OpenCV at equal quality",
     "data-end-pil": "Shards to batches: against webdataset + PIL",

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,12 +15,14 @@ import torch
 from vitscale.checkpoint.files import write_atomically
 from vitscale.checkpoint.lease import Lease
 from vitscale.data import StepBatch, Stream
+from vitscale.errors import EXIT_REQUEUE
 from vitscale.observe.console import Progress as Display
 from vitscale.observe.console import make_console
 from vitscale.observe.goodput import Goodput, goodput_ratio
 from vitscale.observe.jsonl import JsonLines, read_rows
 from vitscale.observe.meters import Meters
 from vitscale.observe.names import metrics_of
+from vitscale.observe.papers import leave_papers
 from vitscale.observe.readings import process_memory
 from vitscale.observe.trackers import Trackers
 from vitscale.parallel.engine import Engine
@@ -33,6 +35,7 @@ from vitscale.resilience.guard import Verdict
 from vitscale.resilience.outcome import write_outcome
 from vitscale.resilience.restarts import attempts_of, restarts_by_cause
 from vitscale.resilience.skips import rollbacks
+from vitscale.train.environment import write_environment
 from vitscale.train.facts import versions
 from vitscale.train.metrics import RankMetrics
 from vitscale.train.pace import Pace
@@ -62,7 +65,9 @@ class Recorder:
         if recipe.observe.exporter:
             self._metrics = self._open.enter_context(RankMetrics(recipe, prepared.folder, world, engine, stream, nodes))
         self._files = _Files(self._open, recipe, prepared, lease, start) if lease is not None else None
-        if self._files is not None:
+        self._published: deque[dict[str, Any]] = deque()     # checkpoints whose rows are to be written
+        if self._files is not None and lease is not None:
+            write_environment(recipe, prepared, world, nodes, peak_flops, lease.number)
             meters.repeat(max(self._files.images_before - start.images, 0))
             self._export(self._files.totals() | {
                 "build_info": {"version": versions()["vitscale"]} | versions(), "attempt_start_timestamp_seconds": time.time(),
@@ -101,6 +106,7 @@ class Recorder:
         row = {"step": now.step, "images": now.images, "epoch": batch.epoch, "time": time.time(), "loss": result.loss, "lr": lr,
                "grad_norm": result.grad_norm, "applied": result.applied, **self.meters.row(), **(self._pace.row() if self._pace else {}),
                **self._memory(), "loader_ready": self._stream.ready}
+        self._write_published()
         self._files.row(row)
         eta_s = self.meters.eta_s(self.prepared.schedule.total - now.images)
         self._files.display.step(row, eta_s)
@@ -143,14 +149,19 @@ class Recorder:
             self._files.display.evaluated(row)
             self._export(metrics_of(row))
 
-    def checkpoint_published(self, seconds: float) -> None:
-        """Called by the checkpoint's thread."""
+    def checkpoint_published(self, step: int, seconds: float) -> None:
+        """Called by the checkpoint's thread, which writes no rows itself."""
+        self._published.append({"event": "checkpoint", "step": step, "seconds": seconds, "time": time.time()})
         self._export({"checkpoint_seconds": seconds, "checkpoint_last_success_timestamp_seconds": time.time()})
 
     def checkpoint_failed(self) -> None:
         """Called by the checkpoint's thread."""
         self._checkpoint_failures += 1
         self._export({"checkpoint_failures_total": self._checkpoint_failures})
+
+    def _write_published(self) -> None:
+        while self._published and self._files is not None:
+            self._files.row(self._published.popleft())
 
     def _export(self, values: dict[str, Any]) -> None:
         """Of the run; rank 0's alone."""
@@ -171,11 +182,14 @@ class Recorder:
         """Close the books and write the outcome; returns `exit_code`."""
         if self._files is not None and self.lease is not None:
             self.lease.check()
+            self._write_published()
             write_outcome(self.prepared.folder, exit_code, reason, cause=cause, step=progress.now.step, images=progress.now.images,
                           best=progress.best, attempt=self.lease.number, **self._goodput("run_seconds"),
                           samples_skipped=self._files.skipped, rollbacks=self._files.rollbacks.total(),
                           checkpoint_failures=self._checkpoint_failures, versions=versions(), **self._files.last_evaluation())
             self._open.close()      # the display goes before the last words come
+            if exit_code != EXIT_REQUEUE:       # then there may be seconds left, and the run goes on
+                leave_papers(self.prepared.folder)
             log.info("%s at step %d (%d images): %s", "done" if exit_code == 0 else "ended", progress.now.step, progress.now.images, reason)
             log.info("run folder %s; metrics in %s", self.prepared.folder, self.prepared.folder / METRICS_FILE)
         return exit_code

@@ -15,6 +15,7 @@ from vitscale.checkpoint.store import Writer
 from vitscale.data import open_stream
 from vitscale.data.remote import PATIENCE
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, DataError, UserError
+from vitscale.models.lora import with_adapters
 from vitscale.objectives import build_task
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.observe.goodput import Goodput
@@ -22,6 +23,7 @@ from vitscale.observe.meters import Meters
 from vitscale.observe.profile import Profile
 from vitscale.optim.build import build_optimizer
 from vitscale.optim.ema import Ema
+from vitscale.optim.groups import freeze_
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.launch import hold_lifeline
 from vitscale.parallel.place import Place, node_name
@@ -98,7 +100,10 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
     engine = open_engine(recipe.parallel, world, work)
     task = build_task(recipe.model, recipe.objective)
     give_teacher(task, recipe, world.device)
-    model = engine.materialise(task.build, first_values(recipe, task, start))
+    build = functools.partial(with_adapters, task.build, recipe.lora) if recipe.lora else task.build
+    model = engine.materialise(build, first_values(recipe, task, start))
+    if frozen := freeze_(model, recipe.optim.freeze):
+        log.info("optim.freeze=%s: %s numbers stay as they are", recipe.optim.freeze, f"{frozen:,}")
     drop_rates = model.drop_rates
     engine.adopt(model, build_optimizer(model, recipe.optim))
     ema = Ema(engine.model, recipe.ema.decay) if recipe.ema else None
