@@ -2,6 +2,7 @@
 
     python benchmarks/planner.py                    ViT-B, L, H x recomputation x sharding: half an hour on an idle core
     python benchmarks/planner.py --sizes base       a part of it; rows of the others stay as they were
+    python benchmarks/planner.py --sizes            nothing tracked anew, only planned
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import HERE
+from measure import HERE, git
 
 from vitscale.plan import estimate
 from vitscale.recipe import Recipe, load_recipe
@@ -46,6 +47,7 @@ def main() -> None:
                 found[f"{size}, {sharding}, {recompute}"] = tracked
                 print(f"{size}, {sharding}, {recompute}: {tracked:,} bytes", flush=True)
                 save(found)
+    save(found)
 
 
 def save(tracked: dict[str, int]) -> None:
@@ -69,9 +71,10 @@ def save(tracked: dict[str, int]) -> None:
         "name": "planner-memory", "title": f"Planned memory of a GPU against torch's tracker on fake tensors, {len(errors)} cases",
         "figures": [{"name": "largest difference", "value": worst, "low": worst, "high": worst, "unit": "%", "goal": "<= 5 %",
                      "met": worst <= 5}],
-        "command": "python benchmarks/planner.py", "rounds": 1, "hardware": f"{platform.machine()}, no GPU", "load_at_end": "not told: no times",
+        "command": "python benchmarks/planner.py", "rounds": 1, "hardware": f"{platform.machine()}, no GPU",
+        "load_at_end": "which does not matter: nothing is timed",
         "versions": {"python": platform.python_version(), "torch": torch.__version__}, "date": datetime.now(UTC).date().isoformat(),
-        "commit": "this one", "cases": tracked,
+        "commit": git("rev-parse", "--short", "HEAD"), "cases": tracked,
     }, indent=1) + "\n", encoding="utf-8")
 
 

@@ -143,9 +143,9 @@ def _components(plan: Plan) -> RenderableType:
     params = {("attention_linear" if name == "attention" and "attention_linear" in flops else name): count
               for name, count in plan.parameters.by_component.items()}
     for name in dict.fromkeys([*flops, *params, *timed]):
-        if not (flops.get(name) or params.get(name) or name in timed):
-            continue
         one = timed.get(name)
+        if not (flops.get(name) or params.get(name) or (one and one.seconds / spent >= 0.0005)):
+            continue
         table.add_row(
             name, f"{params[name]:,}" if params.get(name) else "", number(flops[name]).strip() if flops.get(name) else "",
             f"{flops[name] / whole:.1%}" if flops.get(name) else "", f"{one.seconds / spent:.1%}" if one else "",
