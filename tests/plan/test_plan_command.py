@@ -95,8 +95,9 @@ def test_mistakes_are_one_clear_message(arguments, says, tmp_path):
 
 def test_a_measurement(tmp_path):
     file = tmp_path / "bench.json"
-    row = {"recipe": "vit_huge_in21k", "device": "NVIDIA H200", "images_per_second": 420.0, "mfu": 0.42, "micro_batch": 64,
-           "engine": "fsdp", "precision": "bf16", "recompute": "selective", "compile": True, "peak_bytes": 10**10, "versions": {}, "date": "2026-01-01"}
+    row = {
+        "recipe": "vit_huge_in21k", "device": "NVIDIA H200", "images_per_second": 420.0, "mfu": 0.42, "micro_batch": 64, "engine": "fsdp",
+        "precision": "bf16", "recompute": "selective", "compile": True, "peak_bytes": 10**10, "versions": {}, "date": "2026-01-01"}
     file.write_text(json.dumps(row))
     done = run("vit_huge", "--on", "H200", "--measured", str(file), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
