@@ -106,7 +106,7 @@ def _moments(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int
     """While each block is differentiated, from the last to the first, and what comes before them."""
     parts = cached_anatomy(recipe.model, recipe.objective)
     parallel, element = recipe.parallel, _element(recipe)
-    states = _States(recipe, parts, world_size, micro_steps)
+    states = _States(recipe, parts, world_size, micro_steps, on_gpu)
     of: dict[tuple[Unit, bool], _Kept] = {}
     kept = []
     for number, one in enumerate(parts.units):
@@ -143,7 +143,7 @@ def _turns(units: tuple[Unit, ...], every: int) -> list[int]:
 class _States:
     """Bytes of weights, gradients and optimizer of one rank."""
 
-    def __init__(self, recipe: Recipe, parts: Anatomy, world: int, micro_steps: int) -> None:
+    def __init__(self, recipe: Recipe, parts: Anatomy, world: int, micro_steps: int, on_gpu: bool) -> None:
         parallel = recipe.parallel
         self.engine, self.stage, self.element = parallel.engine, parallel.zero_stage, _element(recipe)
         self.world, self.accumulates = world, micro_steps > 1
@@ -154,6 +154,7 @@ class _States:
         self.n = whole + (parallel.tensor - 1) * self.outer
         self.filled = (world // parallel.tensor - 1) * parts.one_row if parallel.engine == "fsdp" else 0
         self.autocast = _autocast(recipe)
+        self.bucket = BUCKET if on_gpu else min(BUCKET, self.n)     # a host hands out only what is written to
         self.before = list(accumulate(self.blocks, initial=0))
         self.again = [parallel.recompute != "none" and number % parallel.recompute_every == 0 for number in range(len(self.blocks))]
         self.remade = sum(block for block, again in zip(self.blocks, self.again, strict=True) if again)
@@ -198,12 +199,12 @@ class _States:
         if self.stage == 3:
             weights = self._share(element * n) + element * min(n, self.outer + block + REUSE)
             gradients = self._share(element * n) + element * (self.outer + block // 3)
-            return weights, gradients + (self._share(4 * n) if bf16 else 0), element * BUCKET
+            return weights, gradients + (self._share(4 * n) if bf16 else 0), element * self.bucket
         whole = (element + 4) * n if bf16 else 4 * n
         if self.stage == 1:
-            return element * n, whole, 0 if bf16 else 2 * element * BUCKET
+            return element * n, whole, 0 if bf16 else 2 * element * self.bucket
         gradients = self._share(element * n) + element * max(block, self.outer) + (self._share(4 * n) if bf16 else 0)
-        return element * n, gradients, 2 * element * BUCKET + (4 * min(n, BUCKET) if bf16 else 0)
+        return element * n, gradients, 2 * element * self.bucket + (4 * min(n, BUCKET) if bf16 else 0)
 
 
 def activation_bytes(recipe: Recipe) -> int:
