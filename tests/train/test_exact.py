@@ -42,8 +42,8 @@ def test_within_five_percent_otherwise_too(overrides, world, steps):
 
 
 @pytest.mark.all
-@pytest.mark.parametrize(("size", "sharding", "recompute"), itertools.product(
-    (("base", 16), ("large", 16), ("huge", 14)), (("fsdp", 64), ("fsdp", 8), ("ddp", 8)), ("none", "blocks", "selective")))
+@pytest.mark.parametrize(("size", "sharding", "recompute"), list(itertools.product(
+    (("base", 16), ("large", 16), ("huge", 14)), (("fsdp", 64), ("fsdp", 8), ("ddp", 8)), ("none", "blocks", "selective"))))
 def test_the_whole_grid(size, sharding, recompute):
     (name, patch), (engine, world) = size, sharding
     section = load_recipe("vit_huge", [f"model.size={name}", f"model.patch={patch}", f"parallel.engine={engine}", "model.classes=1000",

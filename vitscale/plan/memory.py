@@ -180,7 +180,10 @@ class _States:
         copies = 2 * self.n if self.autocast else 0             # autocast's bf16 copies, which every layer keeps for its gradient
         if self.autocast and turn < len(self.blocks):           # but for those that are made again
             copies -= 2 * (self.remade - (block if self.again[turn] else 0))
-        return 4 * self.n + copies, 4 * self.n, 0               # gradients are views of DDP's buckets, which stay
+        gradients = 4 * self.n                                  # views of DDP's buckets, which stay from step to step
+        if self.world == 1 and not self.accumulates:            # without others there are none: they come block by block
+            gradients = 4 * (self.outer + done + block // 3)
+        return 4 * self.n + copies, gradients, 0
 
     def _fsdp(self, block: int, ahead: int, before: int, done: int) -> tuple[int, int, int]:
         """A third of a block's parameters is the weight whose gradient is made while its activations are still there: fc2's."""
