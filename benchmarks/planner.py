@@ -2,17 +2,17 @@
 
     python benchmarks/planner.py                    ViT-B, L, H x recomputation x sharding: half an hour on an idle core
     python benchmarks/planner.py --sizes base       a part of it; rows of the others stay as they were
+    python benchmarks/planner.py --sizes            nothing tracked anew, only planned
 """
 
 import argparse
 import json
 import platform
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import HERE
+from measure import HERE, write_row
 
 from vitscale.plan import estimate
 from vitscale.recipe import Recipe, load_recipe
@@ -46,6 +46,7 @@ def main() -> None:
                 found[f"{size}, {sharding}, {recompute}"] = tracked
                 print(f"{size}, {sharding}, {recompute}: {tracked:,} bytes", flush=True)
                 save(found)
+    save(found)
 
 
 def save(tracked: dict[str, int]) -> None:
@@ -65,14 +66,11 @@ def save(tracked: dict[str, int]) -> None:
                              f"| {errors[-1]:+.1%} |")
     _between(DOCS, "\n".join(lines) + "\n")
     worst = 100 * max(abs(error) for error in errors)
-    KEPT.write_text(json.dumps({
-        "name": "planner-memory", "title": f"Planned memory of a GPU against torch's tracker on fake tensors, {len(errors)} cases",
-        "figures": [{"name": "largest difference", "value": worst, "low": worst, "high": worst, "unit": "%", "goal": "<= 5 %",
-                     "met": worst <= 5}],
-        "command": "python benchmarks/planner.py", "rounds": 1, "hardware": f"{platform.machine()}, no GPU", "load_at_end": "not told: no times",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__}, "date": datetime.now(UTC).date().isoformat(),
-        "commit": "this one", "cases": tracked,
-    }, indent=1) + "\n", encoding="utf-8")
+    title = f"Planned memory of a GPU against torch's tracker on fake tensors, {len(errors)} cases"
+    figures = [{"name": "largest difference", "value": worst, "low": worst, "high": worst, "unit": "%", "goal": "<= 5 %",
+                "met": worst <= 5}]
+    write_row(KEPT.parent, KEPT.stem, title, figures, command="python benchmarks/planner.py", rounds=1, cases=tracked,
+              versions={"python": platform.python_version(), "torch": torch.__version__})
 
 
 def _between(path: Path, text: str) -> None:

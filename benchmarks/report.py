@@ -16,6 +16,7 @@ KNOWN = {
     "distillation": "A student with a teacher, against alone",
     "exporter-step": "What telling Prometheus costs a step",
     "models-step": "Training step: against transformers",
+    "planner-memory": "Planned memory of a GPU against torch's tracker on fake tensors",
     "unattended-goodput": "Ten faults in one run: where the time goes",
     "unattended-hang": "A rank that hangs, until it is named",
     "unattended-restart": "kill -9 of a rank, to the next optimizer step",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from itertools import accumulate
 
 from vitscale.errors import RecipeError
 from vitscale.plan.anatomy import Anatomy, Unit
@@ -72,10 +73,11 @@ class _Kept:
     attention_again: int
 
 
-def _kept(recipe: Recipe, number: int, unit: Unit) -> _Kept:
+def _kept(recipe: Recipe, first: bool, unit: Unit) -> _Kept:
+    """`first`: of recompute_every blocks."""
     element, parallel = _element(recipe), recipe.parallel
     full, attention = unit_bytes(recipe, unit), element * unit.attention + 4 * unit.kept_fp32
-    if parallel.recompute == "blocks" and number % parallel.recompute_every == 0:       # blocks 0, k, 2 k, ... keep their input alone
+    if parallel.recompute == "blocks" and first:                # blocks 0, k, 2 k, ... keep their input alone
         return _Kept(element * unit.stream, full - element * unit.stream, 0, attention)
     if parallel.recompute == "selective":
         outputs = element * unit.outputs + 4 * unit.kept_fp32
@@ -104,32 +106,44 @@ def _moments(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int
     """While each block is differentiated, from the last to the first, and what comes before them."""
     parts = cached_anatomy(recipe.model, recipe.objective)
     parallel, element = recipe.parallel, _element(recipe)
-    states = _States(recipe, parts, world_size, micro_steps)
-    kept = [_kept(recipe, number, unit) for number, unit in enumerate(parts.units)]
+    states = _States(recipe, parts, world_size, micro_steps, on_gpu)
+    of: dict[tuple[Unit, bool], _Kept] = {}
+    kept = []
+    for number, one in enumerate(parts.units):
+        first = number % parallel.recompute_every == 0
+        kept.append(of.get((one, first)) or of.setdefault((one, first), _kept(recipe, first, one)))
     image = recipe.model.channels * recipe.model.image**2
     loader = micro_batch * image * (4 if element == 4 else 4 + element)
     norm = parts.normed * (4 if _autocast(recipe) else element)
     ends = parts.mask_bytes + norm + (parts.stem + parts.pooled) * element + 2 * 4 * parts.outputs      # logits and log-probabilities
     context = (CONTEXT + (NCCL if world_size > 1 else 0)) if on_gpu else 0
-    held, attention = sum(one.held for one in kept), sum(one.attention_held for one in kept)
+    held = list(accumulate((one.held for one in kept), initial=0))              # of the blocks before
+    attention = list(accumulate((one.attention_held for one in kept), initial=0))
     found = []
-    for turn in range(len(parts.units), -1, -1):
-        unit, again, mixed = 0, 0, 0
+    for turn in _turns(parts.units, parallel.recompute_every):
+        unit, still, mixed = 0, held[turn], attention[turn]
         if turn < len(parts.units):
-            unit, again, mixed = element * parts.units[turn].in_flight, kept[turn].again, kept[turn].attention_again
+            unit = element * parts.units[turn].in_flight
+            still += kept[turn].held + kept[turn].again
+            mixed += kept[turn].attention_held + kept[turn].attention_again
         weights, gradients, communication = states.at(turn)
-        found.append(Memory(
-            weights, gradients, states.optimizer, states.ema, micro_batch * (ends + held - attention + again - mixed + unit),
-            micro_batch * (attention + mixed), communication, loader, context))
-        if turn < len(parts.units):
-            held, attention = held - kept[turn].held, attention - kept[turn].attention_held
+        found.append(Memory(weights, gradients, states.optimizer, states.ema, micro_batch * (ends + still - mixed + unit),
+                            micro_batch * mixed, communication, loader, context))
     return found
+
+
+@lru_cache(maxsize=64)
+def _turns(units: tuple[Unit, ...], every: int) -> list[int]:
+    """Of blocks that are alike, those near the first and the last: between them all grows or shrinks evenly."""
+    edges = [0, *(number for number in range(1, len(units)) if units[number] != units[number - 1]), len(units)]
+    near = every + 1
+    return sorted({turn for edge in edges for turn in range(max(edge - near, 0), min(edge + near, len(units)) + 1)})
 
 
 class _States:
     """Bytes of weights, gradients and optimizer of one rank."""
 
-    def __init__(self, recipe: Recipe, parts: Anatomy, world: int, micro_steps: int) -> None:
+    def __init__(self, recipe: Recipe, parts: Anatomy, world: int, micro_steps: int, on_gpu: bool) -> None:
         parallel = recipe.parallel
         self.engine, self.stage, self.element = parallel.engine, parallel.zero_stage, _element(recipe)
         self.world, self.accumulates = world, micro_steps > 1
@@ -140,7 +154,10 @@ class _States:
         self.n = whole + (parallel.tensor - 1) * self.outer
         self.filled = (world // parallel.tensor - 1) * parts.one_row if parallel.engine == "fsdp" else 0
         self.autocast = _autocast(recipe)
-        self.recompute, self.every = parallel.recompute, parallel.recompute_every
+        self.bucket = BUCKET if on_gpu else min(BUCKET, self.n)     # a host hands out only what is written to
+        self.before = list(accumulate(self.blocks, initial=0))
+        self.again = [parallel.recompute != "none" and number % parallel.recompute_every == 0 for number in range(len(self.blocks))]
+        self.remade = sum(block for block, again in zip(self.blocks, self.again, strict=True) if again)
         moments = self.n * (4 if recipe.optim.name in ("lion", "sgd") else 8)
         master = parallel.engine == "zero" and self.element == 2
         self.optimizer = 0 if parallel.zero_offload else self._share(moments + (4 * self.n if master else 0)) \
@@ -150,25 +167,23 @@ class _States:
     def _share(self, num_bytes: int) -> int:
         return _ceil(num_bytes, self.world)
 
-    def again(self, number: int) -> bool:
-        """Whether the backward pass makes that block again."""
-        return self.recompute != "none" and number % self.every == 0
-
     def at(self, turn: int) -> tuple[int, int, int]:
         """Weights, gradients, communication while block `turn` is differentiated; past the last one: while the head is."""
         block = self.blocks[turn] if turn < len(self.blocks) else 0
         ahead = self.blocks[turn - 1] if turn else 0
         before = self.blocks[turn + 1] if turn + 1 < len(self.blocks) else 0       # its gradients are on their way
-        done = sum(self.blocks[turn + 1:])
+        done = self.before[-1] - self.before[min(turn + 1, len(self.blocks))]
         if self.engine == "fsdp":
             return self._fsdp(block, ahead, before, done)
         if self.engine == "zero":
             return self._zero(block)
         copies = 2 * self.n if self.autocast else 0             # autocast's bf16 copies, which every layer keeps for its gradient
         if self.autocast and turn < len(self.blocks):           # but for those that are made again
-            gone = [block for number, block in enumerate(self.blocks) if self.again(number) and number != turn]
-            copies -= 2 * sum(gone)
-        return 4 * self.n + copies, 4 * self.n, 0               # gradients are views of DDP's buckets, which stay
+            copies -= 2 * (self.remade - (block if self.again[turn] else 0))
+        gradients = 4 * self.n                                  # views of DDP's buckets, which stay from step to step
+        if self.world == 1 and not self.accumulates:            # without others there are none: they come block by block
+            gradients = 4 * (self.outer + done + block // 3)
+        return 4 * self.n + copies, gradients, 0
 
     def _fsdp(self, block: int, ahead: int, before: int, done: int) -> tuple[int, int, int]:
         """A third of a block's parameters is the weight whose gradient is made while its activations are still there: fc2's."""
@@ -187,12 +202,12 @@ class _States:
         if self.stage == 3:
             weights = self._share(element * n) + element * min(n, self.outer + block + REUSE)
             gradients = self._share(element * n) + element * (self.outer + block // 3)
-            return weights, gradients + (self._share(4 * n) if bf16 else 0), element * BUCKET
+            return weights, gradients + (self._share(4 * n) if bf16 else 0), element * self.bucket
         whole = (element + 4) * n if bf16 else 4 * n
         if self.stage == 1:
-            return element * n, whole, 0 if bf16 else 2 * element * BUCKET
+            return element * n, whole, 0 if bf16 else 2 * element * self.bucket
         gradients = self._share(element * n) + element * max(block, self.outer) + (self._share(4 * n) if bf16 else 0)
-        return element * n, gradients, 2 * element * BUCKET + (4 * min(n, BUCKET) if bf16 else 0)
+        return element * n, gradients, 2 * element * self.bucket + (4 * min(n, BUCKET) if bf16 else 0)
 
 
 def activation_bytes(recipe: Recipe) -> int:

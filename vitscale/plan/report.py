@@ -64,9 +64,13 @@ def _facts(plan: Plan) -> RenderableType:
     flops_of, whole = plan.flops.by_component, max(flops.forward_per_image, 1)
     rows.append(("grows by", "; ".join(f"{name} {formula} ({flops_of[name] / whole:.1%})" for name, formula in growth.formulas)))
     rows.append(("", growth.sentence))
-    rows.append(("batch", f"{batch.global_batch:,} images: {batch.per_gpu:,} a GPU, {batch.micro_batch:,} at a time"
-                 f" ({'as the recipe says' if batch.origin == 'recipe' else 'the most that fits in equal steps'})"))
+    chosen = "as the recipe says" if batch.origin == "recipe" else "the most that fits in equal steps"
+    if plan.memory.fits is not True and batch.origin == "planned":
+        chosen = "all at once" if plan.memory.fits is None else "not even the fewest fit"
+    rows.append(("batch", f"{batch.global_batch:,} images: {batch.per_gpu:,} a GPU, {batch.micro_batch:,} at a time ({chosen})"))
     rows.append(("fits", _fits(plan)))
+    if plan.memory.fits is False:       # what follows would be of a run that cannot be
+        return _filled(table, rows)
     if time.images_per_second is not None:
         known = "measured" if time.basis == "measured" else "assumed"
         rows.append(("speed", f"{time.images_per_second:,.0f} images/s, {seconds(time.step_seconds)} a step, "
@@ -77,7 +81,10 @@ def _facts(plan: Plan) -> RenderableType:
         rows.append(("time", "not known: no table says what a CPU can do"))
     if plan.bottleneck is not None:
         rows.append(("limit", f"{plan.bottleneck.name}: {plan.bottleneck.sentence}"))
-    rows += _money(plan)
+    return _filled(table, rows + _money(plan))
+
+
+def _filled(table: Table, rows: list[tuple[str, str]]) -> Table:
     for name, text in rows:
         table.add_row(name, Text(text, overflow="fold"))
     return table
@@ -92,7 +99,7 @@ def _fits(plan: Plan) -> str:
         words += f"; tracked on fake tensors {size(plan.exact.peak_bytes)}, so that this is {plan.exact.difference:+.1%}"
     if memory.fits:
         return f"yes: {words}"
-    return f"NO: {words}, with {plan.batch.micro_batch} at a time"
+    return f"NO: {words}; what would, stands below"
 
 
 def _money(plan: Plan) -> list[tuple[str, str]]:
@@ -143,9 +150,9 @@ def _components(plan: Plan) -> RenderableType:
     params = {("attention_linear" if name == "attention" and "attention_linear" in flops else name): count
               for name, count in plan.parameters.by_component.items()}
     for name in dict.fromkeys([*flops, *params, *timed]):
-        if not (flops.get(name) or params.get(name) or name in timed):
-            continue
         one = timed.get(name)
+        if not (flops.get(name) or params.get(name) or (one and one.seconds / spent >= 0.0005)):
+            continue
         table.add_row(
             name, f"{params[name]:,}" if params.get(name) else "", number(flops[name]).strip() if flops.get(name) else "",
             f"{flops[name] / whole:.1%}" if flops.get(name) else "", f"{one.seconds / spent:.1%}" if one else "",

@@ -129,7 +129,7 @@ def _norms_in_fp32() -> Iterator[None]:
     def forward(self: nn.LayerNorm, tensor: Tensor) -> Any:
         return plain(self, tensor.float() if torch.is_autocast_enabled("cpu") else tensor)
 
-    nn.LayerNorm.forward = forward      # type: ignore[method-assign]
+    nn.LayerNorm.forward = forward      # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
