@@ -70,7 +70,8 @@ def test_a_patch_of_the_image_reaches_its_own_place_of_every_level() -> None:
 
 
 def test_a_grid_that_two_does_not_divide_loses_nothing() -> None:
-    assert [tuple(level.shape[2:]) for level in build_pyramid(ready(VIT), 8)(torch.zeros(1, 3, 80, 48))] == [(20, 12), (10, 6), (5, 3), (3, 2)]
+    levels = build_pyramid(ready(VIT), 8)(torch.zeros(1, 3, 80, 48))
+    assert [tuple(level.shape[2:]) for level in levels] == [(20, 12), (10, 6), (5, 3), (3, 2)]
 
 
 def test_scales_are_checked() -> None:
@@ -86,7 +87,10 @@ def upernet(section: Model, labels: int, channels: int = 16, **options: object) 
     return transformers.UperNetForSemanticSegmentation(config)
 
 
-@pytest.mark.parametrize("section", [VIT, SWIN, SWIN.model_copy(update={"version": 2}), CONVNEXT, VIT.model_copy(update={"position": "sincos"})],
+SWIN_V2, SINCOS = SWIN.model_copy(update={"version": 2}), VIT.model_copy(update={"position": "sincos"})
+
+
+@pytest.mark.parametrize("section", [VIT, SWIN, SWIN_V2, CONVNEXT, SINCOS],
                          ids=["vit", "swin", "swin-v2", "convnext", "vit-sincos"])
 def test_upernet_takes_it_and_a_folder_gives_it_back(section: Model, tmp_path: Path) -> None:
     trained = ready(section)
@@ -109,7 +113,7 @@ def test_upernet_takes_it_and_a_folder_gives_it_back(section: Model, tmp_path: P
 
 def test_maskformer_takes_it() -> None:
     config = transformers.MaskFormerConfig(
-        backbone_config=PyramidConfig.of(SWIN), fpn_feature_size=16, mask_feature_size=16, num_labels=3,
+        backbone_config=PyramidConfig.of(SWIN), fpn_feature_size=32, mask_feature_size=16, num_labels=3,
         decoder_config=transformers.DetrConfig(d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
                                                decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, num_queries=5))
     model = transformers.MaskFormerForInstanceSegmentation(config).eval()

@@ -1,4 +1,4 @@
-"""The explainer's page in a real Chromium: pointing, keyboard, names that want to be markup, light and dark, nothing loaded from anywhere."""
+"""The explainer's page in a real Chromium: pointing, keyboard, names that want to be markup, light and dark, nothing loaded."""
 
 import shutil
 from collections.abc import Iterator
@@ -78,7 +78,7 @@ def test_pointing_at_a_patch_shows_what_it_attends_to(page: Any, site: tuple[Pat
     loaded = site[1]
     look = Look(loaded.model, loaded.transform(site[0].parent.parent / "in" / "a.png")[None])
     says = page.locator("#says")
-    assert says.inner_text().startswith("The class token attends to most: " + best_of(look.maps[3, 0, :, 0, 1:].mean(dim=0)))
+    assert says.inner_text().startswith("The class token attends to most: " + best_of(look.maps[-1, 0, :, 0, 1:].mean(dim=0)))
     page.select_option("#layer", "1")
     page.select_option("#head", "2")
     point_at(page, 2, 1)
@@ -114,7 +114,7 @@ def test_by_keyboard_alone(page: Any) -> None:
     assert "row 4, column 2" in page.locator("#says").inner_text()
     page.keyboard.press("[")
     page.keyboard.press(".")
-    assert (page.input_value("#layer"), page.input_value("#head")) == ("2", "0")
+    assert (page.input_value("#layer"), page.input_value("#head")) == ("1", "0")      # from the last of three layers
     page.keyboard.press("m")
     assert page.is_checked("input[value=rollout]")
     page.keyboard.press("n")
@@ -123,7 +123,7 @@ def test_by_keyboard_alone(page: Any) -> None:
     page.evaluate("document.activeElement.blur()")
     for _ in range(12):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.id || document.activeElement.name || document.activeElement.getAttribute('role')"))
+        reached.add(page.evaluate("(now => now.id || now.name || now.getAttribute('role'))(document.activeElement)"))
     assert {"theme", "radio", "map", "method", "strength"} <= reached
 
 
