@@ -14,7 +14,7 @@ from torch import Tensor
 from vitscale.data.transform import Transform
 from vitscale.errors import CheckpointError, RecipeError
 from vitscale.models import parameter_shapes
-from vitscale.models.timm_config import section_of_timm
+from vitscale.models.timm_config import from_timm, section_of_timm
 from vitscale.models.transformers_config import section_of
 from vitscale.models.transformers_names import from_transformers
 from vitscale.recipe import Model
@@ -41,16 +41,23 @@ def is_foreign_folder(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
+def library_of(folder: Path) -> str:
+    """transformers, timm or vitscale: who has written a folder's config.json."""
+    config = _object(folder / CONFIG)
+    return "vitscale" if "vitscale" in config else "timm" if "architecture" in config and "model_type" not in config else "transformers"
+
+
 def read_folder(folder: Path) -> Folder:
     """No code of the folder's is run and no pickle read.  Raises CheckpointError."""
     config = _object(folder / CONFIG)
-    if "vitscale" in config:
+    library = library_of(folder)
+    if library == "vitscale":
         return _own(folder, config)
-    is_timm = "architecture" in config and "model_type" not in config
+    is_timm = library == "timm"
     section = section_of_timm(config, str(folder / CONFIG)) if is_timm else section_of(config, str(folder / CONFIG))
     theirs, source = _tensors(folder)
     if is_timm:
-        weights, transform, names = theirs, _of_timm(config, section), config.get("label_names") or ()
+        weights, transform, names = from_timm(section, theirs), _of_timm(config, section), config.get("label_names") or ()
     else:
         shapes = parameter_shapes(section)
         weights = from_transformers(str(config["model_type"]), section, theirs, shapes)

@@ -10,7 +10,7 @@ from torch import Tensor
 from vitscale.errors import CheckpointError, RecipeError
 from vitscale.models.position import sincos
 from vitscale.plan import convnext, swin
-from vitscale.plan.sizes import grid, shape_of
+from vitscale.plan.sizes import grid, num_placed, shape_of
 from vitscale.recipe.load import check_section
 from vitscale.recipe.schema import FAMILIES, ConvNext, Model, Swin, Vit
 
@@ -31,11 +31,18 @@ def timm_architecture(section: Model) -> tuple[str, dict[str, Any]]:
                                "num_heads": [stage.heads for stage in stages]}
     if isinstance(section, ConvNext):
         rooms = convnext.stages_of(section)
+        if len(rooms) != 4:
+            raise RecipeError(_refusal([("model.depths", f"of {len(rooms)} stages has no expression there: its ConvNeXt has four")]))
         scale = {} if section.version == 2 else {"ls_init_value": convnext.layer_scale_of(section)}
         return "convnext_tiny" if section.version == 1 else "convnextv2_tiny", common | scale | {
             "dims": [stage.width for stage in rooms], "depths": [stage.depth for stage in rooms]}
     assert isinstance(section, Vit)
     return _vit(section, common)
+
+
+def _refusal(wrong: list[tuple[str, str]]) -> str:
+    return "\n".join(["no stock class of timm's expresses this model:", *(f"  {key}  {why}" for key, why in wrong),
+                      "write it with --format safetensors instead"])
 
 
 def _vit(section: Vit, common: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -49,8 +56,7 @@ def _vit(section: Vit, common: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if section.family == "deit" and section.registers:
         wrong.append(("model.registers", "do not go with a distillation token there"))
     if wrong:
-        raise RecipeError("\n".join(["no stock class of timm's expresses this model:", *(f"  {key}  {why}" for key, why in wrong),
-                                     "write it with --format safetensors instead"]))
+        raise RecipeError(_refusal(wrong))
     shape = shape_of(section)
     arguments = common | {
         "img_size": section.image, "patch_size": section.patch, "embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads,
@@ -59,8 +65,13 @@ def _vit(section: Vit, common: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         return "deit_base_distilled_patch16_224", arguments
     return "vit_base_patch16_224", arguments | {
         "global_pool": _POOLS[section.pool], "class_token": section.pool == "token", "reg_tokens": section.registers,
-        "fc_norm": section.pool_norm, "no_embed_class": not section.class_position or section.position == "sincos",
+        "fc_norm": section.pool_norm, "no_embed_class": not _embeds_class(section),
         "pos_embed": "none" if section.position == "none" else "learn"}
+
+
+def _embeds_class(section: Vit) -> bool:
+    """Whether its table of positions has rows for what stands before the patches, registers among them."""
+    return section.position == "learned" and section.class_position and section.pool == "token"
 
 
 def to_timm(section: Model, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -73,7 +84,20 @@ def to_timm(section: Model, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if isinstance(section, Vit) and section.family == "deit" and not section.class_position:
         table = weights["pos_embed"]
         return {**weights, "pos_embed": torch.cat([torch.zeros(1, 2, table.shape[2]), table], dim=1)}
+    if isinstance(section, Vit) and section.registers and _embeds_class(section):       # its registers have places too
+        table, first = weights["pos_embed"], num_placed(section)
+        zeros = torch.zeros(1, section.registers, table.shape[2])
+        return {**weights, "pos_embed": torch.cat([table[:, :first], zeros, table[:, first:]], dim=1)}
     return dict(weights)
+
+
+def from_timm(section: Model, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """timm's weights as ours: the places of registers go into the registers."""
+    if not (isinstance(section, Vit) and section.registers and _embeds_class(section)):
+        return dict(weights)
+    table, first, last = weights["pos_embed"], num_placed(section), num_placed(section) + section.registers
+    return {**weights, "reg_token": weights["reg_token"] + table[:, first:last],
+            "pos_embed": torch.cat([table[:, :first], table[:, last:]], dim=1)}
 
 
 def section_of_timm(config: Mapping[str, Any], where: str) -> Model:
