@@ -1,6 +1,5 @@
 """The explainer's page in a real Chromium: pointing, keyboard, names that want to be markup, light and dark, nothing loaded."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,7 @@ from vitscale.evaluate.images import open_images
 from vitscale.explain import Look, rollout
 from vitscale.explain.command import Wish, explain
 
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,       # starts a browser
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)"),
-]
+pytestmark = pytest.mark.slow       # a browser, and a trained run
 EVIL = "<img src=x onerror='window.hit=1'>.png"
 
 
@@ -36,14 +30,6 @@ def site(unbroken: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     explain(loaded, "</title><script>window.hit=1</script>", open_images([str(folder / "in" / name) for name in ("a.png", EVIL)]), Wish(),
             folder / "out")
     return folder / "out" / "index.html", loaded
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
