@@ -595,7 +595,7 @@ def explain(
     run: ModelArgument,
     images: Images,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where figures and index.html go.")] = Path("explained"),
-    method: Annotated[list[str] | None, typer.Option(help="May be given several times; default: all that the model can do quickly.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Several times; default: all that the model can do quickly.")] = None,
     layer: Annotated[list[int] | None, typer.Option(help="Of the figures of attention, from 0, -1 the last; default: all.")] = None,
     head: Annotated[list[int] | None, typer.Option(help="The same; default: all.")] = None,
     target: Annotated[str | None, typer.Option(metavar="CLASS", help="Explain this class; default: the one that the model says.")] = None,
