@@ -81,7 +81,7 @@ def test_a_long_record_is_there_at_once_and_loses_no_peak(look: Look, tmp_path: 
         page.wait_for_function("!document.querySelector('.notice')")
         norm = page.locator(".plot[aria-label^='Gradient norm']")
         expect(norm).to_have_attribute("aria-label", re.compile("most 777.5"))
-        status, text, headers = fetch(url, run)
+        _, text, headers = fetch(url, run)
         assert json.loads(text)["recorded"] == 150_000
         assert len(text) < 1_000_000
         assert fetch(url, run, **{"If-None-Match": headers["etag"]})[0] == 304      # nothing new: nothing is sent

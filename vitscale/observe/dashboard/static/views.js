@@ -209,7 +209,9 @@ V.Run = class {
     V.swap(this.notices, notices.map((notice) => V.h("div", {class: "notice"}, notice)));
     this.showTiles(data);
     if (!this.charts.length) this.makeCharts(data);
-    for (const chart of this.charts) chart.feed({...this.seriesOf(chart, data), marks: data.marks, heat: data.heat, range: this.range || (data.x.length > 1 ? [data.x[0], data.x[data.x.length - 1]] : null)});
+    const last = Math.max(data.x[data.x.length - 1], data.evaluations.x[data.evaluations.x.length - 1] ?? -Infinity);     /* an evaluation ends after its step */
+    const range = this.range || (data.x.length > 1 ? [data.x[0], last] : null);
+    for (const chart of this.charts) chart.feed({...this.seriesOf(chart, data), marks: data.marks, heat: data.heat, range});
     this.showEvents(data);
     this.showGoodput(data);
     this.showSamples(data);
@@ -333,7 +335,7 @@ V.Run = class {
     const facts = (values) => V.h("dl", {class: "card facts"}, Object.entries(values).filter(([, value]) => value !== null && value !== "").map(([name, value]) =>
       V.h("div", {}, V.h("dt", {}, name.replaceAll("_", " ")), V.h("dd", {}, typeof value === "number" ? (name.endsWith("time") || name === "started" ? V.clock(value) : name.includes("flops") ? V.number(value) : Number.isInteger(value) ? V.whole(value) : V.number(value)) : String(value)))));
     const attempts = data.attempts.length ? [V.h("h2", {}, "Attempts"), V.h("div", {class: "card scroll"}, V.h("table", {}, V.h("thead", {}, V.h("tr", {}, ["Attempt", "Began", "From step", "Ranks", "Where", "The one before ended by"].map((label) =>
-      V.h("th", {scope: "col"}, label)))), V.h("tbody", {}, data.attempts.map((one) => V.h("tr", {}, V.h("td", {}, String(one.attempt ?? "")), V.h("td", {}, V.clock(one.started)), V.h("td", {}, V.whole(one.step)), V.h("td", {}, V.whole(one.ranks)),
+      V.h("th", {scope: "col"}, label)))), V.h("tbody", {}, data.attempts.map((one) => V.h("tr", {}, V.h("td", {}, String(one.attempt ?? "")), V.h("td", {class: "whole"}, V.clock(one.started)), V.h("td", {}, V.whole(one.step)), V.h("td", {}, V.whole(one.ranks)),
       V.h("td", {}, [one.node || one.host, one.job ? `job ${one.job}` : ""].filter(Boolean).join(", ")), V.h("td", {}, one.cause ? `${one.cause}: ${one.reason || ""}` : "–")))))) ] : [];
     V.swap(this.facts, attempts,
       Object.keys(data.outcome).length ? [V.h("h2", {}, "Outcome"), facts(data.outcome)] : [],
