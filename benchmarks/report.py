@@ -14,6 +14,7 @@ KNOWN = {
     "data-read": "Find and read samples: against webdataset's reader",
     "data-resume": "Cold resume in the middle of 2,000,000,000 samples in 200,000 shards",
     "distillation": "A student with a teacher, against alone",
+    "exporter-step": "What telling Prometheus costs a step",
     "models-step": "Training step: against transformers",
     "unattended-goodput": "Ten faults in one run: where the time goes",
     "unattended-hang": "A rank that hangs, until it is named",

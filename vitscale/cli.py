@@ -4,7 +4,7 @@ import atexit
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -77,6 +77,48 @@ def doctor(
     from vitscale.train.doctor import doctor as examine
 
     raise typer.Exit(examine(read, recipe is not None, as_json))
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    on: Annotated[str | None, typer.Option(metavar="NODESxGPUSxGPU", help="4x8xH200, 8xA100, cpu, ...; default: cluster.yaml's.")] = None,
+    price: Annotated[float | None, typer.Option(help="Of a GPU-hour, in any currency; default: cluster.yaml's.")] = None,
+    mfu: Annotated[float | None, typer.Option(help="Assume this share of the peak for one GPU that waits for nobody, 0..1.")] = None,
+    measured: Annotated[Path | None, typer.Option(metavar="FILE", help="Take it from `vitscale bench step --save FILE` instead.")] = None,
+    storage: Annotated[float | None, typer.Option(metavar="GB/S", help="What all nodes together can read; default: enough.")] = None,
+    image_kb: Annotated[float | None, typer.Option(help="Of a stored image; default 110.")] = None,
+    images_per_core: Annotated[float | None, typer.Option(help="Images that a core decodes in a second; default 865.")] = None,
+    mtbf: Annotated[float | None, typer.Option(metavar="HOURS", help="Between failures of one GPU; default 50000.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Also track the memory of the real model on fake tensors; loads torch.")] = False,
+    write: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a copy of the recipe with what is proposed.")] = None,
+    figure: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the memory of a GPU.")] = None,
+    cluster: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: ./slurm/cluster.yaml, then the user's own.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON; the keys stay: docs/planner.md.")] = False,
+) -> None:
+    """Say what a recipe needs and costs on hardware: memory, speed, days, money, what limits it, what would be better.  No torch.
+
+    Exit code 0: it fits; 2: it does not, and the page says what would.
+    """
+    from vitscale.cluster.planned import with_site
+    from vitscale.plan.command import Options, as_text, plan_command
+
+    options = with_site(Options(on or "", price, mfu, measured, storage, image_kb, images_per_core, mtbf, write, figure), cluster)
+    found, code = plan_command(recipe, overrides or [], options)
+    if exact:
+        from vitscale.train.exact import hold_against
+
+        found = hold_against(found, recipe, overrides or [], options)
+    if as_json:
+        print(as_text(found))
+    else:
+        from rich.console import Console
+
+        from vitscale.plan.report import show_plan
+
+        show_plan(found, Console())
+    raise typer.Exit(code)
 
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or the name of one in ./runs.")]
@@ -171,6 +213,237 @@ def cancel(runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run
 
     print(f"cancelled: {' '.join(cancel_runs([find_run(run) for run in runs]))}")
 
+ModelArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder or its name, a checkpoint, or an exported folder.")]
+ModelOption = Annotated[str, typer.Option("--model", "-m", metavar="RUN", help="A run folder or its name, a checkpoint, or an export.")]
+Images = Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders, globs, shards (quoted).")]
+WhichCheckpoint = Annotated[str, typer.Option("--checkpoint", metavar="last|best|STEP", help="Of a run folder.")]
+Averaged = Annotated[bool, typer.Option("--ema", help="The averaged weights, if the run kept them.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+@app.command()
+def predict(
+    images: Images,
+    model: ModelOption,
+    top: Annotated[int, typer.Option(min=1, help="How many of the likeliest classes.")] = 5,
+    output: Annotated[str, typer.Option("--format", metavar="table|json|csv")] = "table",
+    checkpoint: WhichCheckpoint = "last",
+    ema: Averaged = False,
+    class_map: Annotated[Path | None, typer.Option(help="Class names, one a line; default: those that the run knows.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    device: Device = "auto",
+) -> None:
+    """What a trained model sees in images.  Those that cannot be read are listed, the rest is done, and the exit code is 2."""
+    from vitscale.errors import RecipeError
+
+    if output not in ("table", "json", "csv"):
+        raise RecipeError(f"--format {output}: wants table, json or csv")
+    from vitscale.evaluate.predict import as_csv, as_json, show
+    from vitscale.evaluate.predict import predict as classify
+
+    loaded, source = _opened(model, images, checkpoint, ema, class_map, device)
+    rows = list(classify(loaded, source, top, batch))
+    if output == "table":
+        show(rows)
+    else:
+        print(as_json(rows) if output == "json" else as_csv(rows), end="\n" if output == "json" else "")
+    _tell_unreadable([(row["image"], row["error"]) for row in rows if "error" in row])
+
+
+@app.command()
+def embed(
+    images: Images,
+    model: ModelOption,
+    out: Annotated[Path, typer.Option(metavar="FILE.npz|FILE.parquet")] = Path("features.npz"),
+    layers: Annotated[list[str] | None, typer.Option("--layer", help="Any layer by name, several times; default: pooled.")] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Every token of a layer; default: their mean.")] = False,
+    checkpoint: WhichCheckpoint = "last",
+    ema: Averaged = False,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    device: Device = "auto",
+) -> None:
+    """Features of images, for search, clustering or another model.  Those that cannot be read are listed, and the exit code is 2."""
+    from vitscale.evaluate.embed import check_layers, write_features
+    from vitscale.evaluate.embed import embed as extract
+    from vitscale.evaluate.images import batches
+
+    loaded, source = _opened(model, images, checkpoint, ema, None, device)
+    wanted = layers or ["pooled"]
+    check_layers(loaded.model, wanted)
+    parts = batches(source, loaded.transform, batch, next(loaded.model.parameters()).device)
+    names, found, bad = extract(loaded.model, parts, wanted, "none" if whole else "mean")
+    write_features(out, names, found)
+    print(f"{len(names):,} images; wrote {out}: " + ", ".join(f"{layer} {list(value.shape)}" for layer, value in found.items()))
+    _tell_unreadable(bad)
+
+
+def _opened(model: str, images: list[str], checkpoint: str, ema: bool, class_map: Path | None, device: str) -> tuple[Any, Any]:
+    """A trained model, and a source of images."""
+    from vitscale.checkpoint.load import load
+    from vitscale.evaluate.device import choose
+    from vitscale.evaluate.images import open_images
+
+    source = open_images(images)
+    return load(model, checkpoint=checkpoint, ema=ema, device=choose(device), class_map=class_map), source
+
+
+def _tell_unreadable(bad: list[tuple[str, str]]) -> None:
+    """List what could not be read, and end with exit code 2, if there is any."""
+    from vitscale.errors import EXIT_WRONG_INPUT
+
+    for name, why in bad:
+        print(f"unreadable: {name}: {why}", file=sys.stderr)
+    if bad:
+        print(f"{len(bad)} image{'s' if len(bad) > 1 else ''} could not be read; the rest was done", file=sys.stderr)
+        raise typer.Exit(EXIT_WRONG_INPUT)
+
+@app.command("eval")
+def evaluate(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders or names, checkpoints, exported folders.")],
+    what: Annotated[str, typer.Option(help="Some of accuracy,knn,linear,few-shot,retrieval; '' for --set and others alone.")] = "accuracy",
+    data: Annotated[list[str] | None, typer.Option(help="Validation shards; default: the run's.")] = None,
+    train_data: Annotated[list[str] | None, typer.Option("--train", help="Shards that probes learn from; default: the run's.")] = None,
+    plain: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=SHARDS", help="Another set, such as ImageNet-V2.")] = None,
+    subset: Annotated[list[str] | None, typer.Option(metavar="NAME=SHARDS", help="One with some of the classes: ImageNet-A, -R.")] = None,
+    class_numbers: Annotated[Path | None, typer.Option("--map", help="Of --subset: for each of its classes the model's.")] = None,
+    real: Annotated[list[str] | None, typer.Option(metavar="NAME=SHARDS", help="One with any number of right labels: ReaL.")] = None,
+    corrupted: Annotated[Path | None, typer.Option(metavar="FOLDER", help="CORRUPTION/SEVERITY/*.tar, as ImageNet-C.")] = None,
+    label: Annotated[str | None, typer.Option(help="As data.label; default: the run's, or cls.")] = None,
+    class_map: Annotated[Path | None, typer.Option(help="As data.class_map; default: the run's.")] = None,
+    layer: Annotated[str, typer.Option(help="Whose features are probed.")] = "pooled",
+    k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
+    faiss: Annotated[bool, typer.Option("--faiss", help="Look for neighbours with faiss.")] = False,
+    checkpoint: WhichCheckpoint = "last",
+    ema: Averaged = False,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time, on each rank.")] = 64,
+    processes: Annotated[int, typer.Option(min=1, help="Ranks on this machine.")] = 1,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Default: eval.json in the run's folder.")] = None,
+) -> None:
+    """How good trained models are: accuracy with intervals, neighbours, probes, retrieval, and other sets of images."""
+    from vitscale.evaluate.evaluate import Request
+    from vitscale.evaluate.ranks import run as judge
+    from vitscale.evaluate.sets import parse_set
+
+    sets = [parse_set(text, kind) for kind, texts in (("plain", plain), ("subset", subset), ("real", real)) for text in texts or []]
+    requests = [Request(run, tuple(part.strip() for part in what.split(",") if part.strip()), tuple(data or ()), tuple(train_data or ()),
+                        tuple(sets), corrupted, class_numbers, label, class_map, layer, k, faiss, checkpoint, ema, batch) for run in runs]
+    raise typer.Exit(judge(requests, processes, device, out))
+
+
+@app.command()
+def export(
+    run: ModelArgument,
+    out: Annotated[Path, typer.Option(help="The new folder.")],
+    output: Annotated[str, typer.Option("--format", metavar="transformers|timm|safetensors|onnx|torch-export")] = "transformers",
+    checkpoint: WhichCheckpoint = "last",
+    ema: Averaged = False,
+    class_map: Annotated[Path | None, typer.Option(help="Class names, one a line; default: those that the run knows.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+) -> None:
+    """Write a model so that other programs load it, and check each answer against our own.
+
+    A model with an option that the format has no expression for is refused, and the option named.
+    """
+    from vitscale.errors import RecipeError
+    from vitscale.export import FORMATS
+
+    if output not in FORMATS:
+        raise RecipeError(f"--format {output}: wants one of {', '.join(FORMATS)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
+        raise RecipeError(f"{out}: is not empty; name a new folder, or give --force")
+    from vitscale.checkpoint.load import load
+    from vitscale.export.write import write
+
+    for line in write(load(run, checkpoint=checkpoint, ema=ema, class_map=class_map), output, out):
+        print(line)
+
+
+bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure this machine with a recipe, part by part.")
+app.add_typer(bench_app, name="bench")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@bench_app.command("step")
+def bench_step(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="That are measured.")] = 20,
+    warm_up: Annotated[int, typer.Option(min=0, help="Steps before them.")] = 5,
+    micro_steps: Annotated[int, typer.Option(min=1, help="Micro-batches of a step.")] = 1,
+    ranks: Annotated[int | None, typer.Option(min=1, help="That are started on this machine; default: this process alone.")] = None,
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="For `vitscale plan --measured FILE`.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A training step on made-up images: images/s, MFU against both peaks, peak memory, time by phase."""
+    from vitscale.bench.command import on_ranks, read
+
+    found = read(recipe, overrides or [])
+    from vitscale.bench import step
+
+    raise typer.Exit(on_ranks(found, ranks, lambda world: step.measure_step(found, world, steps, warm_up, micro_steps),
+                              f"A training step of {found.name}", as_json, (lambda facts: step.save(save, facts)) if save else None))
+
+
+@bench_app.command("data")
+def bench_data(
+    recipe: RecipeArgument, overrides: Overrides = None,
+    seconds: Annotated[float, typer.Option(min=0, help="To measure for.")] = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """A recipe's shards to batches: images/s, per CPU-second, and the GPUs that feeds."""
+    from vitscale.bench.command import read
+    from vitscale.bench.figures import show
+
+    found = read(recipe, overrides or [])
+    from vitscale.bench.loader import measure_loader
+    from vitscale.train.prepare import training_set
+
+    show(f"The data of {found.name}", *measure_loader(found, training_set(found), seconds), as_json)
+
+
+@bench_app.command("comm")
+def bench_comm(
+    recipe: Annotated[str, typer.Argument(metavar="[RECIPE]", help="Whose parallel section is used.")] = "quickstart",
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(min=1, help="That are started on this machine, unless srun or torchrun has.")] = 2,
+    largest: Annotated[int, typer.Option(min=4096, metavar="BYTES")] = 64 << 20,
+    as_json: AsJson = False,
+) -> None:
+    """All-reduce and all-gather over all ranks: bandwidth by size."""
+    from vitscale.bench.command import on_ranks, read
+
+    found = read(recipe, overrides or [])
+    from vitscale.bench.exchange import measure_exchange
+
+    raise typer.Exit(on_ranks(found, ranks, lambda world: measure_exchange(world, largest), "Exchanges", as_json))
+
+
+@bench_app.command("checkpoint")
+def bench_checkpoint(
+    recipe: RecipeArgument, overrides: Overrides = None,
+    folder: Annotated[Path, typer.Option(help="On the disk that is meant.")] = Path("."),
+    repeats: Annotated[int, typer.Option(min=1)] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Checkpoints of a recipe's model on a disk: how long training stands still, and how long until they are safe."""
+    from vitscale.bench.command import on_ranks, one_rank, read
+
+    found = one_rank(read(recipe, overrides or []), "bench checkpoint")
+    from vitscale.bench.checkpoint import measure_checkpoint
+
+    raise typer.Exit(on_ranks(found, 1, lambda world: measure_checkpoint(found, world, folder, repeats),
+                              f"A checkpoint of {found.name}", as_json))
+
+
+@bench_app.command("startup")
+def bench_startup(repeats: Annotated[int, typer.Option(min=1)] = 3, as_json: AsJson = False) -> None:
+    """From a command to the first step: Python, imports, a run of the quickstart."""
+    from vitscale.bench.figures import show
+    from vitscale.bench.startup import measure_startup
+
+    show("Start-up", *measure_startup(repeats), as_json)
+
 
 @app.command()
 def monitor(
@@ -178,8 +451,14 @@ def monitor(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8420,
     host: Annotated[str, typer.Option(help="The address to listen at; other than loopback a token is asked for.")] = "127.0.0.1",
     token: Annotated[str | None, typer.Option(help="To be asked for; default: none on loopback, elsewhere one is made.")] = None,
+    prometheus: Annotated[Path | None, typer.Option(metavar="DIR", help="Instead: write what Prometheus and Grafana want there.")] = None,
 ) -> None:
-    """The dashboard of all runs under a folder, in a browser."""
+    """The dashboard of all runs under a folder, in a browser; or the files for Prometheus and Grafana."""
+    if prometheus is not None:
+        from vitscale.observe.prometheus_files import write_prometheus
+
+        print("\n".join(write_prometheus(runs, prometheus)))
+        return
     from vitscale.observe.dashboard import serve
 
     serve(runs, host=host, port=port, token=token)
@@ -195,6 +474,69 @@ def report(
     from vitscale.observe.report import write_report
 
     print(f"wrote {write_report(find_run(run), out)}")
+
+
+@app.command()
+def average(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders or names, checkpoints, exported folders.")],
+    out: Annotated[Path, typer.Option(help="The new folder, which eval, predict, export and init= take.")],
+    last: Annotated[int | None, typer.Option(min=2, metavar="N", help="Of each run its last N checkpoints.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Take one in only if held-out accuracy does not fall by it.")] = False,
+    data: Annotated[list[str] | None, typer.Option(help="The held-out shards; default: the run's data.val.")] = None,
+    ema: Averaged = False,
+    device: Device = "auto",
+) -> None:
+    """Average the weights of several checkpoints of one model: a soup, or the end of a run."""
+    from vitscale.evaluate.device import choose
+    from vitscale.export.average import gather, judge_on, mean_of
+    from vitscale.export.average import greedy as choose_greedily
+    from vitscale.export.folder import write_safetensors
+
+    models = gather(runs, last, ema)
+    if greedy:
+        kept = []
+        for model, score, stays in choose_greedily(models, judge_on(tuple(data or ()), choose(device))):
+            kept += [model] if stays else []
+            print(f"{model.source}: top-1 {score:.2%} {'with it: kept' if stays else 'with it: left out'}")
+        models = kept
+    write_safetensors(mean_of(models), out)
+    print(f"{out}: the mean of {len(models)} checkpoint{'s' if len(models) > 1 else ''}")
+
+
+@app.command("import")
+def bring_in(
+    folder: Annotated[Path, typer.Argument(help="A folder of transformers' or timm's: config.json and safetensors.")],
+    out: Annotated[Path, typer.Option(help="The new folder, which eval, predict, export and init= take.")],
+) -> None:
+    """Make another library's model one of ours, check it against that library, and print its model section for a recipe."""
+    from vitscale.export.bring import bring
+
+    for line in bring(folder, out):
+        print(line)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run folders or names, checkpoints, exported folders.")],
+    figure: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw accuracy against size, FLOPs and speed.")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there too.")] = None,
+    checkpoint: WhichCheckpoint = "last",
+    batch: Annotated[int, typer.Option(min=1, help="Images of a batch whose speed and memory are measured.")] = 64,
+    device: Device = "auto",
+) -> None:
+    """Models side by side: accuracy, parameters, FLOPs, speed, latency and memory, measured here."""
+    from vitscale.cluster.runfolder import write_object
+    from vitscale.evaluate import compare as side_by_side
+    from vitscale.evaluate.device import choose
+
+    where = choose(device)
+    entries = side_by_side.compare(runs, where, batch, checkpoint)
+    side_by_side.show(entries, where, batch)
+    if as_json:
+        write_object(as_json, side_by_side.as_json(entries, where, batch))
+    if figure:
+        side_by_side.draw(entries, figure)
+        print(f"wrote {figure}")
 
 
 @recipes_app.command("list")
@@ -250,6 +592,32 @@ def recipes_check(
                 print(text if text.startswith(str(file)) else f"{file}: {text}", file=sys.stderr)
     if wrong:
         raise typer.Exit(EXIT_WRONG_INPUT)
+
+
+@app.command()
+def explain(
+    run: ModelArgument,
+    images: Images,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where figures and index.html go.")] = Path("explained"),
+    method: Annotated[list[str] | None, typer.Option(help="May be given several times; default: all that the model can do quickly.")] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="Of the figures of attention, from 0, -1 the last; default: all.")] = None,
+    head: Annotated[list[int] | None, typer.Option(help="The same; default: all.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="CLASS", help="Explain this class; default: the one that the model says.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Images at most.")] = 24,
+    checkpoint: WhichCheckpoint = "last",
+    ema: Averaged = False,
+    class_map: Annotated[Path | None, typer.Option(help="Class names, one a line; default: those that the run knows.")] = None,
+    device: Device = "auto",
+) -> None:
+    """What a model looks at in images, and what speaks for a class: figures, and one HTML page to explore them offline.
+
+    Images that cannot be read are listed, the rest is done, and the exit code is 2.
+    """
+    loaded, source = _opened(run, images, checkpoint, ema, class_map, device)
+    from vitscale.explain.command import Wish
+    from vitscale.explain.command import explain as look_inside
+
+    _tell_unreadable(look_inside(loaded, run, source, Wish(method or (), layer or (), head or (), target, limit), out))
 
 
 @recipes_app.command("schema")

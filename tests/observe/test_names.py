@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +40,10 @@ def test_an_evaluation_is_no_step():
         "steps_total": 3, "last_step_timestamp_seconds": 9.0, "loss": 2.0, "images_per_second": 5.0,
     }
     assert metrics_of({"step": 3, "time": 9.0, "eval_top1": 0.5}) == {"steps_total": 3, "eval_top1_ratio": 0.5}
+
+
+def test_the_guide_has_the_same_table():
+    guide = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
+    rows = [line for line in guide.splitlines() if line.startswith("| `vitscale_")]
+    assert rows == [f"| `{metric.full_name}` | {metric.kind} | {', '.join(metric.labels)} | {metric.scope} | {metric.help} |"
+                    for metric in METRICS]

@@ -182,10 +182,9 @@ class Fetcher:
         data, sample = self.reader.pread(shard, *members[image]), int(plan.ids[source])
         known = self.sound.sum_of(data)
         sound = self.sound.knows(sample, known)
-        pixels = decode(data, self.crop, self.image, self.channels, draws, self.exif, sound)
+        decode(data, self.crop, self.image, self.channels, draws, self.exif, sound, out=micro.images.numpy()[slot])
         if not sound:
             self.sound.note(sample, known)
-        micro.images.numpy()[slot] = pixels
         micro.labels.numpy()[slot] = labels[0] if labels else 0
         if micro.targets is not None:
             micro.targets.numpy()[slot, labels] = 1

@@ -24,6 +24,7 @@ from vitscale.observe.meters import Meters
 from vitscale.observe.names import metrics_of
 from vitscale.observe.papers import leave_papers
 from vitscale.observe.readings import process_memory
+from vitscale.observe.trackers import Trackers
 from vitscale.parallel.engine import Engine
 from vitscale.parallel.world import World
 from vitscale.plan.flops import training_flops_per_image
@@ -218,6 +219,7 @@ class _Files:
         self._cut = stack.enter_context(contextlib.ExitStack())
         self.go_back_to(start.step)
         epoch = None if recipe.data.mix else prepared.train.num_samples      # a mixture's sets have epochs of their own
+        self._trackers = stack.enter_context(Trackers(recipe.observe.trackers, folder, redacted(recipe.model_dump(mode="json"))))
         self.display = Display(make_console(), total_images=prepared.schedule.total, num_samples=epoch)
         stack.enter_context(self.display)
 
@@ -235,6 +237,7 @@ class _Files:
     def row(self, row: dict[str, Any]) -> None:
         self._lease.check()
         self._rows.write(row | {"attempt": self._lease.number})
+        self._trackers.row(row)
 
     def samples(self, row: dict[str, Any]) -> None:
         self._lease.check()
