@@ -36,7 +36,8 @@ def look(browser: Browser) -> Iterator[Look]:
         page = context.new_page()
         page.set_default_timeout(PATIENCE_MS)
         if not complaining:
-            page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+            page.on("console", lambda said: complaints.append(said.text)
+                    if said.type in ("error", "warning") and "ERR_CONNECTION_REFUSED" not in said.text else None)     # a server may end first
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.goto(url)

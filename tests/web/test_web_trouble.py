@@ -78,7 +78,7 @@ def test_a_long_record_is_there_at_once_and_loses_no_peak(look: Look, tmp_path: 
         assert len(first["x"]) > 300            # few rows stand for what is not read yet
         assert first["x"][-1] > 1.7e9 + 149_000
         page = look(f"{url}#{run.removeprefix('/api')}")
-        page.wait_for_function("!document.querySelector('.notice')")
+        expect(page.locator(".notice")).to_have_count(0)
         norm = page.locator(".plot[aria-label^='Gradient norm']")
         expect(norm).to_have_attribute("aria-label", re.compile("most 777.5"))
         _, text, headers = fetch(url, run)

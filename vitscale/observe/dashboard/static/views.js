@@ -228,7 +228,7 @@ V.Run = class {
     V.swap(this.tiles,
       V.h("div", {class: "tile wide"}, V.h("div", {class: "label"}, "Progress"), V.h("div", {class: "value"}, V.is(run.done_ratio) ? V.percent(run.done_ratio) : V.is(run.step) ? `step ${V.whole(run.step)}` : "–"),
         V.bar(run.done_ratio, run.state, "Progress"), V.h("div", {class: "more"}, [V.is(run.step) ? `step ${V.whole(run.step)}` : "", V.is(latest.images) ? `${V.whole(latest.images)} images` : ""].filter(Boolean).join(", "))),
-      run.state === "running" ? tile("Time left", V.span(run.eta_s), V.is(run.eta_s) ? `done ${new Date(1000 * (data.now + run.eta_s)).toLocaleString([], {weekday: "short", hour: "2-digit", minute: "2-digit"})}` : "") : null,
+      run.state === "running" ? tile("Time left", V.span(run.eta_s), V.is(run.eta_s) ? `at ${V.clock(data.now + run.eta_s).slice(5, 16)}` : "") : null,
       tile("Images/s", V.number(latest.images_per_second), V.is(data.environment.world) && data.environment.world > 1 && V.is(latest.images_per_second) ? `${V.number(latest.images_per_second / data.environment.world)} a rank` : ""),
       tile("MFU", V.percent(latest.mfu), V.is(data.environment.peak_flops) && data.environment.peak_flops > 0 ? `of ${V.number(data.environment.peak_flops / 1e12)} TFLOP/s` : ""),
       tile("Data wait", wait > 0 ? V.percent((latest.seconds_data_wait || 0) / wait) : "–", "of the last step", wait > 0 && latest.seconds_data_wait / wait > 0.1 ? "warn" : ""),
