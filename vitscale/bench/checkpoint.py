@@ -34,13 +34,14 @@ def measure_checkpoint(recipe: Recipe, world: World, folder: Path, repeats: int)
     engine.step()
     tensors = engine.tensors()
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    stalls, published = [], []
+    stalls: list[float] = []
+    published: list[float] = []
     with tempfile.TemporaryDirectory(prefix=".vitscale-bench-", dir=folder) as name:
         run = Path(name)
         lease = Lease.take(run)
         try:
             writer = Writer(run / "checkpoints", rank=0, lease=lease, attempt=1, settings=recipe.checkpoint,
-                            on_published=published.append)
+                            on_published=lambda step, seconds: published.append(seconds))
             for step in range(1, repeats + 2):
                 began = time.perf_counter()
                 writer.save(engine.tensors(), Facts(step=step, data={}, recipe={}, engine=recipe.parallel.engine, world_size=1,

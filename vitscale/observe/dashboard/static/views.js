@@ -216,7 +216,7 @@ V.Run = class {
     this.showGoodput(data);
     this.showSamples(data);
     this.showFacts(data);
-    return data.read_ratio < 1 ? 300 : null;
+    return data.read_ratio < 1 ? 700 : null;
   }
 
   showTiles(data) {
