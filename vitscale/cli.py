@@ -165,22 +165,26 @@ def submit(
 def status(
     runs: Annotated[Path, typer.Argument(help="A folder of runs, or one run's.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="For scripts: a list of objects.")] = False,
+    all_runs: Annotated[bool, typer.Option("--all", help="Also those for which a terminal has no lines; a pipe gets all.")] = False,
 ) -> None:
-    """How the runs of a folder are doing, and which jobs are in SLURM's queue."""
+    """How the runs of a folder are doing, and which jobs are in SLURM's queue: on one screen."""
     import json
     import shutil
 
     from vitscale.cluster.slurm import queue
     from vitscale.cluster.status import as_json as plain
-    from vitscale.cluster.status import others, runs_in, status_of, table
+    from vitscale.cluster.status import on_one_screen, others, runs_in, status_of, table
 
     jobs, folders = queue(), runs_in(runs)
     found = [status_of(folder, jobs) for folder in folders]
     if as_json:
         print(json.dumps(plain(found), indent=1))
         return
-    width = shutil.get_terminal_size((200, 50)).columns
-    for line in [*table(found, width), *others(folders, jobs, width)]:
+    width, height = shutil.get_terminal_size((200, 50))
+    below = others(folders, jobs, width)
+    room = height - len(below) - 3 if sys.stdout.isatty() and not all_runs else len(found)      # the heads, what is left out, the prompt
+    shown, rest = on_one_screen(found, room)
+    for line in [*table(shown, width), *([rest] if rest else []), *below]:
         print(line)
 
 
