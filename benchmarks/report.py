@@ -7,12 +7,14 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 KNOWN = {
+    "dashboard": "The page of a run with 1,000,000 recorded rows, in Chromium",
     "data-crop": "Decode, random crop, resize: against PIL, one core",
     "data-end-opencv": "Shards to batches: against webdataset + OpenCV at equal quality",
     "data-end-pil": "Shards to batches: against webdataset + PIL",
     "data-read": "Find and read samples: against webdataset's reader",
     "data-resume": "Cold resume in the middle of 2,000,000,000 samples in 200,000 shards",
     "distillation": "A student with a teacher, against alone",
+    "exporter-step": "What telling Prometheus costs a step",
     "models-step": "Training step: against transformers",
     "unattended-goodput": "Ten faults in one run: where the time goes",
     "unattended-hang": "A rank that hangs, until it is named",

@@ -16,7 +16,7 @@ import vitscale
 PACKAGE = Path(vitscale.__file__).parent
 # from the ground up
 FLOORS = ("errors", "recipe", "plan", "scaling", "cluster", "models", "objectives", "data", "optim", "parallel", "checkpoint", "resilience",
-          "observe", "train", "evaluate", "explain", "export", "cli")
+          "observe", "train", "bench", "evaluate", "explain", "export", "cli")
 EVERYTHING = ("cli", "__main__", "__init__")       # the roof and the door may import all; the door, only what is asked for
 WITHOUT_TORCH = ("errors", "recipe", "plan", "scaling", "cluster", "cli")
 

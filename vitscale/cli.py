@@ -79,6 +79,48 @@ def doctor(
     raise typer.Exit(examine(read, recipe is not None, as_json))
 
 
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    on: Annotated[str | None, typer.Option(metavar="NODESxGPUSxGPU", help="4x8xH200, 8xA100, cpu, ...; default: cluster.yaml's.")] = None,
+    price: Annotated[float | None, typer.Option(help="Of a GPU-hour, in any currency; default: cluster.yaml's.")] = None,
+    mfu: Annotated[float | None, typer.Option(help="Assume this share of the peak for one GPU that waits for nobody, 0..1.")] = None,
+    measured: Annotated[Path | None, typer.Option(metavar="FILE", help="Take it from `vitscale bench step --save FILE` instead.")] = None,
+    storage: Annotated[float | None, typer.Option(metavar="GB/S", help="What all nodes together can read; default: enough.")] = None,
+    image_kb: Annotated[float | None, typer.Option(help="Of a stored image; default 110.")] = None,
+    images_per_core: Annotated[float | None, typer.Option(help="Images that a core decodes in a second; default 865.")] = None,
+    mtbf: Annotated[float | None, typer.Option(metavar="HOURS", help="Between failures of one GPU; default 50000.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Also track the memory of the real model on fake tensors; loads torch.")] = False,
+    write: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a copy of the recipe with what is proposed.")] = None,
+    figure: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the memory of a GPU.")] = None,
+    cluster: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: ./slurm/cluster.yaml, then the user's own.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON; the keys stay: docs/planner.md.")] = False,
+) -> None:
+    """Say what a recipe needs and costs on hardware: memory, speed, days, money, what limits it, what would be better.  No torch.
+
+    Exit code 0: it fits; 2: it does not, and the page says what would.
+    """
+    from vitscale.cluster.planned import with_site
+    from vitscale.plan.command import Options, as_text, plan_command
+
+    options = with_site(Options(on or "", price, mfu, measured, storage, image_kb, images_per_core, mtbf, write, figure), cluster)
+    found, code = plan_command(recipe, overrides or [], options)
+    if exact:
+        from vitscale.train.exact import hold_against
+
+        found = hold_against(found, recipe, overrides or [], options)
+    if as_json:
+        print(as_text(found))
+    else:
+        from rich.console import Console
+
+        from vitscale.plan.report import show_plan
+
+        show_plan(found, Console())
+    raise typer.Exit(code)
+
+
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or the name of one in ./runs.")]
 
 
@@ -313,6 +355,123 @@ def export(
         print(line)
 
 
+bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure this machine with a recipe, part by part.")
+app.add_typer(bench_app, name="bench")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@bench_app.command("step")
+def bench_step(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="That are measured.")] = 20,
+    warm_up: Annotated[int, typer.Option(min=0, help="Steps before them.")] = 5,
+    micro_steps: Annotated[int, typer.Option(min=1, help="Micro-batches of a step.")] = 1,
+    ranks: Annotated[int | None, typer.Option(min=1, help="That are started on this machine; default: this process alone.")] = None,
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="For `vitscale plan --measured FILE`.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A training step on made-up images: images/s, MFU against both peaks, peak memory, time by phase."""
+    from vitscale.bench.command import on_ranks, read
+
+    found = read(recipe, overrides or [])
+    from vitscale.bench import step
+
+    raise typer.Exit(on_ranks(found, ranks, lambda world: step.measure_step(found, world, steps, warm_up, micro_steps),
+                              f"A training step of {found.name}", as_json, (lambda facts: step.save(save, facts)) if save else None))
+
+
+@bench_app.command("data")
+def bench_data(
+    recipe: RecipeArgument, overrides: Overrides = None,
+    seconds: Annotated[float, typer.Option(min=0, help="To measure for.")] = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """A recipe's shards to batches: images/s, per CPU-second, and the GPUs that feeds."""
+    from vitscale.bench.command import read
+    from vitscale.bench.figures import show
+
+    found = read(recipe, overrides or [])
+    from vitscale.bench.loader import measure_loader
+    from vitscale.train.prepare import training_set
+
+    show(f"The data of {found.name}", *measure_loader(found, training_set(found), seconds), as_json)
+
+
+@bench_app.command("comm")
+def bench_comm(
+    recipe: Annotated[str, typer.Argument(metavar="[RECIPE]", help="Whose parallel section is used.")] = "quickstart",
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(min=1, help="That are started on this machine, unless srun or torchrun has.")] = 2,
+    largest: Annotated[int, typer.Option(min=4096, metavar="BYTES")] = 64 << 20,
+    as_json: AsJson = False,
+) -> None:
+    """All-reduce and all-gather over all ranks: bandwidth by size."""
+    from vitscale.bench.command import on_ranks, read
+
+    found = read(recipe, overrides or [])
+    from vitscale.bench.exchange import measure_exchange
+
+    raise typer.Exit(on_ranks(found, ranks, lambda world: measure_exchange(world, largest), "Exchanges", as_json))
+
+
+@bench_app.command("checkpoint")
+def bench_checkpoint(
+    recipe: RecipeArgument, overrides: Overrides = None,
+    folder: Annotated[Path, typer.Option(help="On the disk that is meant.")] = Path("."),
+    repeats: Annotated[int, typer.Option(min=1)] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Checkpoints of a recipe's model on a disk: how long training stands still, and how long until they are safe."""
+    from vitscale.bench.command import on_ranks, one_rank, read
+
+    found = one_rank(read(recipe, overrides or []), "bench checkpoint")
+    from vitscale.bench.checkpoint import measure_checkpoint
+
+    raise typer.Exit(on_ranks(found, 1, lambda world: measure_checkpoint(found, world, folder, repeats),
+                              f"A checkpoint of {found.name}", as_json))
+
+
+@bench_app.command("startup")
+def bench_startup(repeats: Annotated[int, typer.Option(min=1)] = 3, as_json: AsJson = False) -> None:
+    """From a command to the first step: Python, imports, a run of the quickstart."""
+    from vitscale.bench.figures import show
+    from vitscale.bench.startup import measure_startup
+
+    show("Start-up", *measure_startup(repeats), as_json)
+
+
+@app.command()
+def monitor(
+    runs: Annotated[Path, typer.Argument(help="A folder of runs, or one run's.")] = Path("runs"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8420,
+    host: Annotated[str, typer.Option(help="The address to listen at; other than loopback a token is asked for.")] = "127.0.0.1",
+    token: Annotated[str | None, typer.Option(help="To be asked for; default: none on loopback, elsewhere one is made.")] = None,
+    prometheus: Annotated[Path | None, typer.Option(metavar="DIR", help="Instead: write what Prometheus and Grafana want there.")] = None,
+) -> None:
+    """The dashboard of all runs under a folder, in a browser; or the files for Prometheus and Grafana."""
+    if prometheus is not None:
+        from vitscale.observe.prometheus_files import write_prometheus
+
+        print("\n".join(write_prometheus(runs, prometheus)))
+        return
+    from vitscale.observe.dashboard import serve
+
+    serve(runs, host=host, port=port, token=token)
+
+
+@app.command()
+def report(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html in the run folder.")] = None,
+) -> None:
+    """Write a run's page as one file that needs neither server nor network."""
+    from vitscale.cluster.runfolder import find_run
+    from vitscale.observe.report import write_report
+
+    print(f"wrote {write_report(find_run(run), out)}")
+
+
 @app.command()
 def average(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders or names, checkpoints, exported folders.")],
@@ -429,6 +588,32 @@ def recipes_check(
                 print(text if text.startswith(str(file)) else f"{file}: {text}", file=sys.stderr)
     if wrong:
         raise typer.Exit(EXIT_WRONG_INPUT)
+
+
+@app.command()
+def explain(
+    run: ModelArgument,
+    images: Images,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where figures and index.html go.")] = Path("explained"),
+    method: Annotated[list[str] | None, typer.Option(help="May be given several times; default: all that the model can do quickly.")] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="Of the figures of attention, from 0, -1 the last; default: all.")] = None,
+    head: Annotated[list[int] | None, typer.Option(help="The same; default: all.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="CLASS", help="Explain this class; default: the one that the model says.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Images at most.")] = 24,
+    checkpoint: WhichCheckpoint = "last",
+    ema: Averaged = False,
+    class_map: Annotated[Path | None, typer.Option(help="Class names, one a line; default: those that the run knows.")] = None,
+    device: Device = "auto",
+) -> None:
+    """What a model looks at in images, and what speaks for a class: figures, and one HTML page to explore them offline.
+
+    Images that cannot be read are listed, the rest is done, and the exit code is 2.
+    """
+    loaded, source = _opened(run, images, checkpoint, ema, class_map, device)
+    from vitscale.explain.command import Wish
+    from vitscale.explain.command import explain as look_inside
+
+    _tell_unreadable(look_inside(loaded, run, source, Wish(method or (), layer or (), head or (), target, limit), out))
 
 
 @recipes_app.command("schema")

@@ -1,6 +1,6 @@
 """The Vision Transformer (Dosovitskiy et al. 2021), from images to logits."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -142,7 +142,10 @@ class VisionTransformer(Backbone):
         Any height and width that the patch divides.  `keep` (2 L, B), 1.0 or 0.0, says which residual branches stay: row 2 l the
         attention of block l, row 2 l + 1 its MLP, each dropped at the rate drop_rates gives; None (evaluation) keeps all.
         """
-        return self.classify(self.forward_features(images, keep, ("pooled",))["pooled"])
+        return self.answer(self.forward_features(images, keep, self.answers_from))
+
+    def answer(self, found: Mapping[str, Tensor]) -> Tensor:
+        return self.classify(found["pooled"])
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Pooled features (B, D) -> logits (B, classes)."""

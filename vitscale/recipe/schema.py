@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from pydantic_core import PydanticCustomError
 
 from vitscale.recipe.duration import Duration
+from vitscale.recipe.steps import Steps
 
 
 def _whole(value: Any) -> Any:
@@ -354,6 +355,7 @@ class Observe(Section):
     log_every: Count = 1                    # steps between rows of metrics.jsonl
     exporter: bool = True                   # Prometheus metrics over HTTP
     exporter_port: Annotated[CountOrZero, Field(le=65535)] = 0   # 0: a free one
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], BeforeValidator(_pair)] = ()   # given every row as well
     peak_flops: Positive | None = None      # FLOP/s of one device that MFU is measured against; null: data sheet, on a CPU measured
 
 
@@ -412,6 +414,7 @@ class Recipe(Section):
     resilience: Resilience = Resilience()
     seed: Annotated[CountOrZero, Field(lt=2**64)] = 0
     runs_dir: str = "runs"                  # the run folder is runs_dir/name
+    profile: Steps | None = None            # steps:20-25: torch profiler traces of those steps and a summary, in the run folder's profile/
     init: str | None = None                 # whose weights a new run starts from: run folder, checkpoint, .safetensors, exported folder
 
     @model_validator(mode="before")

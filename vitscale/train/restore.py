@@ -121,7 +121,8 @@ def restore(start: Start, engine: Engine, ema: Ema | None, stream: Stream, anew:
     elif ema is not None:
         ema.restart()
     stream.load_state_dict(facts.data | {"skips": start.skips})
-    progress = Progress(Moment(facts.step, facts.data["position"]), facts.best, dict(facts.stopping), dict(facts.guard))
+    progress = Progress(Moment(facts.step, facts.data["position"]), facts.best, dict(facts.stopping), dict(facts.guard),
+                        facts.owes_evaluation)
     log.info("going on from %s: step %d, %d images seen; it was written by %s on %d rank(s)", start.checkpoint.name,
              facts.step, progress.now.images, facts.engine, facts.world_size)
     return progress
