@@ -22,7 +22,7 @@ def test_a_run_and_its_export_are_the_same_model(trained: Run, tmp_path) -> None
     own = [row for row in trained.rows() if "eval_top1" in row][-1]
     assert ours.top1 == own["eval_top1"]
     assert ours.interval[0] < ours.top1 < ours.interval[1]
-    assert ours.images_seen == 8 * 1438
+    assert ours.images_seen == 6 * 1438
     assert ours.training_flops == pytest.approx(3 * ours.flops * ours.images_seen)
     assert ours.training_images_per_s > 0
     assert theirs.top1 is None

@@ -45,7 +45,8 @@ def test_a_greedy_soup_keeps_what_does_not_harm() -> None:
 
 def test_different_models_have_no_mean(tmp_path: Path) -> None:
     for name, section in (("a", Vit(**VIT)), ("b", Vit(**VIT, qkv_bias=False)), ("c", Vit(**VIT))):
-        write_safetensors(shaken(section, ("x", "y", "z", "u", "v") if name == "c" else ("ant", "bee", "cat", "dog", "elk")), tmp_path / name)
+        names = ("x", "y", "z", "u", "v") if name == "c" else ("ant", "bee", "cat", "dog", "elk")
+        write_safetensors(shaken(section, names), tmp_path / name)
     with pytest.raises(CheckpointError, match=r"model\.qkv_bias differ"):
         gather([str(tmp_path / "a"), str(tmp_path / "b")])
     with pytest.raises(CheckpointError, match="named or ordered otherwise"):
