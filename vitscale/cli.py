@@ -168,6 +168,48 @@ def cancel(runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run
     print(f"cancelled: {' '.join(cancel_runs([find_run(run) for run in runs]))}")
 
 
+@app.command()
+def fit(
+    data: Annotated[Path, typer.Argument(metavar="SWEEP_DIR|CSV", help="The folder of a sweep, or a CSV with a row for each point.")],
+    form: Annotated[str | None, typer.Option(help="Forms, with commas; default: those the columns allow, chosen by backtest.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results go; default: the sweep's folder, or NAME-fit beside the CSV.")] = None,
+    n: Annotated[str | None, typer.Option("--n", metavar="COLUMN", help="Model size.  Any column may be scaled: 'Size (M)*1e6'.")] = None,
+    d: Annotated[str | None, typer.Option("--d", metavar="COLUMN", help="Samples or tokens seen.")] = None,
+    u: Annotated[str | None, typer.Option("--u", metavar="COLUMN", help="Unique samples.")] = None,
+    c: Annotated[str | None, typer.Option("--c", metavar="COLUMN", help="FLOPs of the training.")] = None,
+    x: Annotated[str | None, typer.Option("--x", metavar="COLUMN", help="The one variable of a law in one.")] = None,
+    t: Annotated[str | None, typer.Option("--t", metavar="COLUMN", help="FLOPs, of a shape law in --x.")] = None,
+    loss: Annotated[str | None, typer.Option(metavar="COLUMN", help="A metric that falls.")] = None,
+    accuracy: Annotated[str | None, typer.Option(metavar="COLUMN", help="A metric that rises to --bound; what it lacks is fitted.")] = None,
+    bound: Annotated[float, typer.Option(help="Of --accuracy: 1, or 100 for per cent.")] = 1.0,
+    run: Annotated[str | None, typer.Option(metavar="COLUMN", help="Which points are of one run; default: each its own.")] = None,
+    where: Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only such rows.")] = None,
+    by: Annotated[str | None, typer.Option(metavar="COLUMN,...", help="Fit each value of these columns by itself.")] = None,
+    train: Annotated[str | None, typer.Option(metavar="COLUMN", help="1 or true: fitted; all others are held out.")] = None,
+    hold_out: Annotated[float, typer.Option(min=0, max=0.9, help="Share of points, those of the largest budgets, held out.")] = 0.0,
+    flops_per: Annotated[float | None, typer.Option(help="FLOPs = this x n x d where no column gives them (6: Kaplan et al. 2020).")] = None,
+    fix: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A parameter that is known.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Of Huber's function; default: the form's, else by the residuals.")] = None,
+    drop_outliers: Annotated[bool, typer.Option("--drop-outliers", help="Fit again without points named as outliers.")] = False,
+    draws: Annotated[int, typer.Option(min=50, help="Of the bootstrap.")] = 400,
+    budget: Annotated[str | None, typer.Option(help="What to plan for: 1e21 FLOP, '500 GPU-hours' or '2000 money'.")] = None,
+    serve: Annotated[float, typer.Option(min=0, help="Images the model will be asked of later: their FLOPs count too.")] = 0.0,
+    figures: Annotated[bool, typer.Option(help="Draw them.")] = True,
+) -> None:
+    """Fit scaling laws to a sweep or a CSV: numbers with intervals, a choice by backtest, figures, and what to train next."""
+    from vitscale.scaling.analyse import Asked
+    from vitscale.scaling.command import columns_of, fit_csv, fixed_of, forms_of
+
+    asked = Asked(forms_of(form), delta, fixed_of(fix or []), drop_outliers, draws, hold_out)
+    if data.is_dir():
+        from vitscale.scaling.report import fit_sweep
+
+        fit_sweep(data, asked, out or data, budget, serve, figures)
+        return
+    columns = columns_of({"n": n, "d": d, "u": u, "c": c, "x": x, "t": t}, loss, accuracy, bound, run, where or [], flops_per)
+    fit_csv(data, columns, asked, out or data.with_name(f"{data.stem}-fit"), by, train, figures)
+
+
 @recipes_app.command("list")
 def recipes_list() -> None:
     """Every recipe that vitscale ships, with the first line of its header."""
