@@ -169,6 +169,26 @@ def cancel(runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run
 
 
 @app.command()
+def sweep(
+    recipe: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep recipe, or the name of a shipped one (quickstart).")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where everything goes; default: sweeps/NAME.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time on this machine.")] = 1,
+    submit: Annotated[bool, typer.Option("--submit", help="As an array on SLURM instead; the same command goes on with it later.")] = False,
+    at_once: Annotated[int | None, typer.Option(min=1, help="Of an array: tasks that run at the same time; default: all.")] = None,
+    cluster: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: ./slurm/cluster.yaml, then the user's own.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the bill; start nothing.")] = False,
+) -> None:
+    """Many runs from one recipe: shows the bill, runs or submits what is not done, predicts the largest before it runs, fits.
+
+    Killed at any moment, the same command goes on; a run that is done never runs again.
+    """
+    from vitscale.cluster.site import find_site
+    from vitscale.cluster.sweep import sweep as go_on
+
+    raise typer.Exit(go_on(recipe, out, jobs, submit, dry_run, find_site(cluster)[0], at_once))
+
+
+@app.command()
 def fit(
     data: Annotated[Path, typer.Argument(metavar="SWEEP_DIR|CSV", help="The folder of a sweep, or a CSV with a row for each point.")],
     form: Annotated[str | None, typer.Option(help="Forms, with commas; default: those the columns allow, chosen by backtest.")] = None,

@@ -153,7 +153,7 @@ def _profiles(found: Fit, draws: Draws) -> dict[str, Profile]:
             continue
         of = _coordinate(found.form, name, outer_of(found, name))
         around = float(np.real(of(found.theta[None]))[0])
-        told[name] = profile(found, of, around, max(2 * draws.deviation(of), 1e-9))
+        told[name] = profile(found, draws, of, around, max(2 * draws.deviation(of), 1e-9))
     return told
 
 

@@ -16,7 +16,7 @@ from vitscale.scaling.points import Points
 from vitscale.scaling.solve import Array
 
 FOLDS = 6
-STARTS = 48
+STARTS = 32
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def backtest(points: Points, forms: Sequence[Form], fixed: dict[str, dict[str, f
         for level in at:
             try:
                 before, after = points.take(order <= level), points.take(order > level)
-                found = fit(form, before, starts=STARTS, fixed=fixed.get(form.name), delta=delta)
+                found = fit(form, before, starts=STARTS, refits=1, fixed=fixed.get(form.name), delta=delta)
                 told.append(log_error(found, after))
             except DataError as error:
                 reasons[form.name] = str(error)

@@ -71,7 +71,7 @@ def target_of(form: Form, points: Points) -> Array:
 
 
 def fit(form: Form, points: Points, *, delta: float | None = None, fixed: Mapping[str, float] | None = None, starts: int = STARTS,
-        seed: int = SEED) -> Fit:
+        seed: int = SEED, refits: int = 3) -> Fit:
     """The best of many starts.  `delta` of Huber's function: None as the form's source has it, else 1.345 robust standard deviations, at
     which 95 % of the efficiency of least squares is kept for normal errors (Huber 1964; Holland & Welsch 1977).
 
@@ -106,13 +106,13 @@ def fit(form: Form, points: Points, *, delta: float | None = None, fixed: Mappin
     early = solve(predict, target, guesses, given or first, free=free, iterations=EARLY)
     kept = np.argsort(early.cost, kind="stable")[:min(FINISHED, max(starts // 6, 4))]
     found = solve(predict, target, early.theta[kept], given or first, free=free)
-    for _ in range(0 if given else 3):          # the scale of the residuals is known only once there is a fit
+    for _ in range(0 if given else refits):          # the scale of the residuals is known only once there is a fit
         best = found.theta[np.argmin(found.cost)]
         scale = max(_spread_of(target - predict(best[None])[0], len(target) - free.sum()), 1e-9)
         if abs(1.345 * scale / first - 1) < 1e-3:
             break
         first = 1.345 * scale
-        found = solve(predict, target, found.theta, first, free=free)
+        found = solve(predict, target, found.theta[np.argsort(found.cost, kind="stable")], first, free=free)
     used = given or first
     order = np.argsort(found.cost, kind="stable")
     if not np.isfinite(found.cost[order[0]]):
@@ -157,10 +157,10 @@ def _rivals(form: Form, thetas: Array, costs: Array, best: Array, cost: float, c
     unit = min(delta * scale, scale**2) if scale > 0 else 0.0
     close = np.flatnonzero(costs <= cost + 0.5 * unit)
     found: list[dict[str, float]] = []
-    known = [form.outer(best[None], centre)[0]]
+    known = [np.nan_to_num(form.outer(best[None], centre)[0])]
     for index in close[np.argsort(costs[close], kind="stable")]:
         outer = form.outer(form.canonical(thetas[index])[None], centre)[0]
-        if np.isfinite(outer).all() and len(known) < 4 and all(np.max(np.abs(outer - one) / (1e-12 + np.abs(one))) > 0.2 for one in known):
+        if np.isfinite(outer).all() and len(known) < 4 and all(np.nanmax(np.abs(outer - one) / (1e-12 + np.abs(one))) > 0.2 for one in known):
             known.append(outer)
             found.append(dict(zip(form.params, outer.tolist(), strict=True)))
     return found

@@ -45,16 +45,16 @@ class Form:
         return ordered
 
     def predict(self, theta: Any, logs: Logs, centre: Centre) -> Any:
-        """theta (S, P), real or complex -> (S, n) in the space of the residuals."""
+        """theta (..., P), real or complex -> (..., n) in the space of the residuals."""
         with np.errstate(all="ignore"):         # a start may lead anywhere; what is not finite costs infinitely much
-            return self.log_value([theta[:, index, None] for index in range(len(self.params))], logs, centre)
+            return self.log_value([theta[..., index, None] for index in range(len(self.params))], logs, centre)
 
     def outer(self, theta: Any, centre: Centre) -> Any:
-        """Inner (S, P) -> outer (S, P)."""
+        """Inner (..., P) -> outer (..., P)."""
         with np.errstate(all="ignore"):
-            inner = {name: np.exp(theta[:, index]) if name in self.positive else theta[:, index] for index, name in enumerate(self.params)}
+            inner = {name: np.exp(theta[..., index]) if name in self.positive else theta[..., index] for index, name in enumerate(self.params)}
             shifted = self.shift(inner, centre)
-        return np.stack([shifted[name] for name in self.params], axis=1)
+        return np.stack([shifted[name] for name in self.params], axis=-1)
 
 
 def log_sum(*terms: Any) -> Any:
@@ -248,15 +248,17 @@ def _m4(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
     alpha = np.exp(alpha)
     # log s - alpha log(1 - s) = wanted, with s = 1 / (1 + exp(-z)): log s = -softplus(-z), log(1 - s) = -softplus(z).
     wanted = beta - c * logs["x"] + (alpha - 1) * gap
-    real_wanted, real_alpha = np.real(wanted), np.real(alpha) + 0 * np.real(wanted)
+    real_wanted, real_alpha = np.real(wanted), np.real(alpha)
+    if real_wanted.ndim == 3:           # of a Jacobian: what has moved has moved by nothing that is real
+        real_wanted, real_alpha = real_wanted[:, :1], real_alpha[:, :1]
     z = np.where(real_wanted > 0, real_wanted / real_alpha, real_wanted)
-    for _ in range(30):
+    for _ in range(20):
         share = 1 / (1 + np.exp(-z))
-        excess = -np.logaddexp(0, -z) + real_alpha * np.logaddexp(0, z) - real_wanted
-        step = excess / ((1 - share) + real_alpha * share)
+        step = (-np.logaddexp(0, -z) + real_alpha * np.logaddexp(0, z) - real_wanted) / ((1 - share) + real_alpha * share)
         z = np.clip(z - step, -600, 600)
-        if not np.any(np.abs(step) > 1e-14 * (1 + np.abs(z))):
+        if not np.any(np.abs(step) > 1e-13 * (1 + np.abs(z))):
             break
+    z = np.where(np.abs(step) < 1e-7 * (1 + np.abs(z)), z, np.nan)
     share = 1 / (1 + np.exp(-z))
     # One more step with the parameters as they are: the imaginary part is then exact to first order (the implicit function theorem).
     excess = -np.logaddexp(0, -z) + alpha * np.logaddexp(0, z) - wanted

@@ -12,7 +12,7 @@ from vitscale.scaling.solve import Array, Constraint, solve
 
 DRAWS = 400
 LEVEL = 0.95
-Quantity = Callable[[Any], Any]         # inner thetas (S, P), real or complex -> (S,)
+Quantity = Callable[[Any], Any]         # inner thetas (..., P), real or complex -> (...)
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ def bootstrap(fit: Fit, draws: int = DRAWS, seed: int = SEED) -> Draws:
 def outer_of(fit: Fit, name: str) -> Quantity:
     """A parameter as people write it."""
     index = fit.form.params.index(name)
-    return lambda theta: fit.form.outer(theta, fit.centre)[:, index]
+    return lambda theta: fit.form.outer(theta, fit.centre)[..., index]
 
 
 def log_prediction(fit: Fit, x: Mapping[str, float]) -> Quantity:
     """log of y (link identity: the metric) at one place."""
     logs = logs_of(fit.form, {name: np.array([value]) for name, value in x.items()}, fit.centre)
-    return lambda theta: fit.form.predict(theta, logs, fit.centre)[:, 0]
+    return lambda theta: fit.form.predict(theta, logs, fit.centre)[..., 0]
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ class Profile:
         return self.low is not None and self.high is not None
 
 
-def profile(fit: Fit, of: Quantity, around: float, reach: float, level: float = LEVEL, points: int = 41) -> Profile:
+def profile(fit: Fit, draws: Draws, of: Quantity, around: float, reach: float, level: float = LEVEL) -> Profile:
     """The values of a quantity at which the best constrained fit is not significantly worse.
 
-    `around` is its fitted value, `reach` about how far to look to either side, in which the ends are sought by steps that double.
+    `around` is its fitted value; the ends are sought from a quarter of `reach` to eight times it, to either side.
     The statistic is 2 (S0 - S) mean(psi') / mean(psi^2), chi-squared for M-estimates of regression (Ronchetti 1982; Huber & Ronchetti
     2009, section 7.10), with psi' smoothed over the spread of the residuals, against Student's t squared with n - P degrees of freedom.
     """
@@ -101,39 +101,28 @@ def profile(fit: Fit, of: Quantity, around: float, reach: float, level: float = 
     if factor is None:          # without noise there is nothing to be unsure of
         return Profile(np.array([around]), np.zeros(1), around, around)
 
-    def statistic(values: Array) -> Array:
-        """Values in order from the fit outwards: each starts from the one before."""
-        start, told = fit.theta, []
-        size = fit.delta * max(fit.scale, 1e-12)
-        for value in values:
-            held = solve(lambda theta: form.predict(theta, logs, fit.centre), target, start[None], fit.delta, free=free, iterations=80,
-                         constraint=Constraint(of, np.array([value]), stiffness=1e6 * size / max(reach, 1e-12) ** 2))
-            start = held.theta[0] if np.isfinite(held.cost[0]) else start
-            told.append(2 * (held.cost[0] - fit.cost) * factor / limit if np.isfinite(held.cost[0]) else np.inf)
-        return np.maximum(np.array(told), 0.0)
-
+    # Begin where the draws say that the other parameters go with this one.
+    drawn = np.real(of(draws.theta)) - around
+    along = np.where(free, (drawn @ (draws.theta - fit.theta)) / max(float(drawn @ drawn), 1e-300), 0.0)
+    steps = reach * np.array([0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 8.0])
+    values = around + np.concatenate([-steps[::-1], steps])
+    starts = fit.theta + (values - around)[:, None] * along
+    stiffness = 1e6 * fit.delta * max(fit.scale, 1e-12) / max(reach, 1e-12) ** 2
+    held = solve(lambda theta: form.predict(theta, logs, fit.centre), target, starts, fit.delta, free=free, iterations=60,
+                 constraint=Constraint(of, values, stiffness))
+    heights = np.where(np.isfinite(held.cost), np.maximum(2 * (held.cost - fit.cost) * factor / limit, 0.0), np.inf)
+    grid, heights = np.insert(values, len(steps), around), np.insert(heights, len(steps), 0.0)
+    middle = len(steps)
     ends: list[float | None] = []
-    grid, height = [around], [0.0]
-    for side in (-1.0, 1.0):
-        steps = around + side * reach * np.array([0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 8.0])
-        told: list[float] = []
-        values: list[float] = []
-        found = None
-        heights = statistic(steps)
-        for value, one in zip(steps, heights, strict=True):
-            values.append(float(value))
-            told.append(float(one))
-            if one >= 1:
-                before_value, before = (values[-2], told[-2]) if len(values) > 1 else (around, 0.0)
-                # The statistic is near to a parabola: its root is near to a straight line.
-                low, high = np.sqrt(max(before, 0.0)), np.sqrt(min(one, 1e12))
-                found = float(before_value + (value - before_value) * (1 - low) / max(high - low, 1e-12))
+    for side in (-1, 1):
+        end = None
+        for i in range(middle + side, -1 if side < 0 else len(grid), side):
+            if heights[i] >= 1:     # near to a parabola: its root is near to a straight line
+                low, high = np.sqrt(heights[i - side]), np.sqrt(min(heights[i], 1e12))
+                end = float(grid[i - side] + (grid[i] - grid[i - side]) * (1 - low) / max(high - low, 1e-12))
                 break
-        ends.append(found)
-        grid += values
-        height += told
-    order = np.argsort(grid)
-    return Profile(np.array(grid)[order], np.array(height)[order], ends[0], ends[1])
+        ends.append(end)
+    return Profile(grid, heights, ends[0], ends[1])
 
 
 def _likelihood(fit: Fit, freedom: int) -> float | None:

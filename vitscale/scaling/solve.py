@@ -28,7 +28,7 @@ class Solutions:
 
 @dataclass(frozen=True)
 class Constraint:
-    """Hold a scalar function of the parameters at a value, a row each: `of` maps (S, P) to (S,)."""
+    """Hold a scalar function of the parameters at a value, a row each: `of` maps (..., P) to (...)."""
 
     of: Function
     values: Array       # (S,)
@@ -42,19 +42,20 @@ def huber(residuals: Array, delta: float) -> Array:
 
 
 def jacobian(function: Function, theta: Array) -> tuple[Array, Array]:
-    """Values (S, n) and derivatives (S, P, n) at theta (S, P), by complex steps: exact to rounding."""
-    rows, params = theta.shape
-    moved = theta[:, None, :] + 1j * STEP * np.eye(params)
-    values = function(moved.reshape(rows * params, params))
-    values = values.reshape(rows, params, -1)
+    """Values (S, n) and derivatives (S, P, n) at theta (S, P), by complex steps: exact to rounding.
+
+    The function is called once with (S, P, P), of which the middle axis says which parameter has moved.
+    """
+    params = theta.shape[1]
+    values = function(theta[:, None, :] + 1j * STEP * np.eye(params))
     return np.real(values[:, 0]), np.imag(values) / STEP
 
 
 def solve(predict: Function, target: Array, starts: Array, delta: float | Array, weights: Array | None = None,
-          constraint: Constraint | None = None, free: NDArray[np.bool_] | None = None, iterations: int = 400) -> Solutions:
+          constraint: Constraint | None = None, free: NDArray[np.bool_] | None = None, iterations: int = 150) -> Solutions:
     """Minimise sum_i w_i huber(target_i - predict_i(theta)) from each start by damped Gauss-Newton steps.
 
-    predict maps theta (S, P), real or complex, to (S, n); target (n,) or (S, n); starts (S, P); weights (n,) or (S, n).  `delta` is one
+    predict maps theta (..., P), real or complex, to (..., n); target (n,) or (S, n); starts (S, P); weights (n,) or (S, n).  `delta` is one
     number, or one for each row.  `free` (P,): parameters that may move.  Rows do not know of each other.
     """
     rows, params = starts.shape
@@ -104,7 +105,7 @@ def _solve(predict: Function, target: Array, theta: Array, delta: Array, weights
             inside = weights[alive] * (np.abs(residual) <= limit)
             curvatures = [np.einsum("spn,sn,sqn->spq", slopes, w, slopes, optimize=True) for w in (softened, inside)]
             if constraint is not None and values is not None:
-                level, tilt = jacobian(lambda at: constraint.of(at)[:, None], theta[alive])
+                level, tilt = jacobian(lambda at: constraint.of(at)[..., None], theta[alive])
                 stiff, tilt = _stiff(constraint, limit), tilt[:, movable, 0]
                 slope = slope - (stiff * (level[:, 0] - values[alive]))[:, None] * tilt
                 curvatures = [one + stiff[:, None, None] * tilt[:, :, None] * tilt[:, None, :] for one in curvatures]
@@ -126,7 +127,7 @@ def _solve(predict: Function, target: Array, theta: Array, delta: Array, weights
         theta[alive[gained]], cost[alive[gained]] = chosen[gained], best[gained]
         damping[alive] = np.where(gained, np.maximum(damping[alive] * 0.2, 1e-14), damping[alive] * 8)
         # What gains no more in several steps is done, also if it still moves along a valley that the points cannot see.
-        small = gained & (before - best <= 1e-10 * before)
+        small = gained & (before - best <= 1e-8 * before)
         stalled[alive] = np.where(small, stalled[alive] + 1, np.where(gained, 0, stalled[alive]))
         finished = (stalled[alive] >= 4) | (damping[alive] > 1e7) | (cost[alive] < 1e-30)
         done[alive[finished]] = True
