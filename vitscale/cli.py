@@ -450,6 +450,21 @@ def job_begin(recipe: RecipeArgument, overrides: Overrides = None,
     print(begin(recipe, overrides or []))
 
 
+@job_app.command("coordinates")
+def job_coordinates(out: Path, recipes: list[str]) -> None:
+    """The coordinate check of muP over the widths of some recipes; writes OUT; exit code 3 if it does not pass."""
+    from vitscale.errors import EXIT_FAILED
+    from vitscale.recipe import load_recipe
+    from vitscale.scaling.files import write_json
+    from vitscale.train.coordinates import coordinate_check
+
+    told = coordinate_check([load_recipe(file) for file in recipes])
+    write_json(out, told)
+    print(told["verdict"])
+    if not told["passed"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
 @job_app.command("end")
 def job_end(folder: Path, code: int) -> None:
     """After the ranks have ended with CODE: the exit code says how to go on, the output which nodes to leave out."""

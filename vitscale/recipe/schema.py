@@ -105,6 +105,8 @@ class Vit(Model):
     gated: bool = False                     # SwiGLU in place of GELU, mlp wide after the gate (Shazeer 2020)
     parallel: bool = False                  # attention and MLP side by side behind one norm (Dehghani et al. 2023, ViT-22B)
     layer_scale: Positive | None = None     # initial value of LayerScale's gamma (Touvron et al. 2021); null: none
+    mup_base_width: Count | None = None     # muP (Yang et al. 2022): optim.lr and first values are those of this width; null: standard
+    mup_base_head_width: Count | None = None    # of muP: where heads are as wide as this, attention is scaled as usual; null: as these are
 
 
 class Deit(Vit):

@@ -143,7 +143,8 @@ def _run(sweep: Sweep, values: dict[str, Any], source: Path, folder: Path, shape
     if "batch" in axes:
         mine["global_batch"] = axes["batch"]
     if sweep.transfer == "mup":
-        mine["model"]["mup_base_width"] = sweep.mup_base_width or min(one.width for one in shapes(sweep.sizes))
+        smallest = min(shapes(sweep.sizes), key=lambda one: one.width)
+        mine["model"] |= {"mup_base_width": sweep.mup_base_width or smallest.width, "mup_base_head_width": smallest.width // smallest.heads}
     unique = _unique(mine, axes.get("unique_shards"), source)
     if sweep.cooldown is not None:
         mine["optim"] = mine.get("optim", {}) | {"schedule": "wsd"}
