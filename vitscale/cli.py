@@ -212,7 +212,7 @@ def fit(
     delta: Annotated[float | None, typer.Option(help="Of Huber's function; default: the form's, else by the residuals.")] = None,
     drop_outliers: Annotated[bool, typer.Option("--drop-outliers", help="Fit again without points named as outliers.")] = False,
     draws: Annotated[int, typer.Option(min=50, help="Of the bootstrap.")] = 400,
-    budget: Annotated[str | None, typer.Option(help="What to plan for: 1e21 FLOP, '500 GPU-hours' or '2000 money'.")] = None,
+    budget: Annotated[str | None, typer.Option(help="To plan for: 1e21 (FLOP), '500 GPU-hours on H100', '2000 EUR at 2.5 on H100'.")] = None,
     serve: Annotated[float, typer.Option(min=0, help="Images the model will be asked of later: their FLOPs count too.")] = 0.0,
     figures: Annotated[bool, typer.Option(help="Draw them.")] = True,
 ) -> None:
@@ -227,7 +227,7 @@ def fit(
         fit_sweep(data, asked, out or data, budget, serve, figures)
         return
     columns = columns_of({"n": n, "d": d, "u": u, "c": c, "x": x, "t": t}, loss, accuracy, bound, run, where or [], flops_per)
-    fit_csv(data, columns, asked, out or data.with_name(f"{data.stem}-fit"), by, train, figures)
+    fit_csv(data, columns, asked, out or data.with_name(f"{data.stem}-fit"), by, train, figures, budget, serve)
 
 
 @recipes_app.command("list")

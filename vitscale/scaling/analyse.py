@@ -26,6 +26,7 @@ class Asked:
     fixed: Mapping[str, float] | None = None
     drop_outliers: bool = False
     draws: int = 400
+    intervals: bool = True
     hold_out: float = 0.0           # share of the points with the largest budgets that is kept for a verdict
 
 
@@ -115,7 +116,7 @@ def analyse(points: Points, asked: Asked, held_out: Points | None = None) -> Ana
     shown: dict[str, Any] = {}
     wanted = list(fits) if asked.forms else [name for name in fits if name == chosen]
     for name, found in fits.items():
-        if name in wanted:
+        if name in wanted and asked.intervals:
             drawn[name] = bootstrap(found, asked.draws)
             profiles[name] = _profiles(found, drawn[name])
         shown[name] = describe(found, drawn.get(name), profiles.get(name))

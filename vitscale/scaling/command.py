@@ -11,6 +11,7 @@ from rich.console import Console
 from vitscale.errors import DataError
 from vitscale.scaling.analyse import Analysis, Asked, analyse, check_forms
 from vitscale.scaling.files import write_csv, write_json
+from vitscale.scaling.optimum import PLANNED, best_for, budget_of, flops_per_sample
 from vitscale.scaling.points import Columns, Points, read_csv, read_number
 from vitscale.scaling.say import number, show_fit
 
@@ -46,12 +47,12 @@ def columns_of(roles: Mapping[str, str | None], loss: str | None, accuracy: str 
 
 
 def fit_csv(path: Path, columns: Columns, asked: Asked, out: Path, by: str | None = None, split_by: str | None = None,
-            figures: bool = True) -> None:
-    """Fit the points of a CSV; `by`: each value of that column (or of several, with commas) by itself."""
+            figures: bool = True, budget: str | None = None, serve: float = 0.0) -> None:
+    """Fit the points of a CSV; `by`: each value of that column (or of several, with commas) by itself, without intervals."""
     names = [name.strip() for name in (by or "").split(",") if name.strip()]
     points = read_csv(path, replace(columns, keep=(*names, *([split_by] if split_by else []))))
     if not names:
-        _one(points, asked, out, split_by, figures)
+        _one(points, asked, out, split_by, figures, budget_of(budget) if budget is not None else None, serve)
         return
     told: list[dict[str, Any]] = []
     errors: dict[str, list[float]] = {}
@@ -59,7 +60,7 @@ def fit_csv(path: Path, columns: Columns, asked: Asked, out: Path, by: str | Non
         mask = [i for i in range(len(points)) if tuple(points.groups[name][i] for name in names) == values]
         label = ", ".join(values)
         try:
-            found = _analysed(points.take(mask), asked, split_by)
+            found = _analysed(points.take(mask), replace(asked, intervals=False), split_by)
         except DataError as error:
             told.append({"group": label, "points": len(mask), "chosen": "", "note": str(error)})
             continue
@@ -93,16 +94,43 @@ def _analysed(points: Points, asked: Asked, split_by: str | None) -> Analysis:
                    points.take([i for i, one in enumerate(train) if not one]))
 
 
-def _one(points: Points, asked: Asked, out: Path, split_by: str | None, figures: bool) -> None:
+def _one(points: Points, asked: Asked, out: Path, split_by: str | None, figures: bool, budget: tuple[float, str] | None, serve: float) -> None:
     found = _analysed(points, asked, split_by)
     write_analysis(found, out)
     console = Console(width=None)
     console.print(show_fit(found.told), highlight=False)
+    plan = optimum_of(found, budget, serve) if budget is not None else None
+    if plan is not None:
+        write_json(out / "plan.json", plan)
+        for line in say_optimum(plan):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     if figures and found.fits:
         from vitscale.scaling.figures import draw_all
+        from vitscale.scaling.page import write_page
 
-        draw_all(found, out / "figures")
+        draw_all(found, out / "figures", plan=plan)
+        write_page(found, out / "report.html", title=Path(points.source).stem, plan=plan)
     console.print(f"\nwritten to {out}", markup=False, highlight=False)
+
+
+def optimum_of(found: Analysis, budget: tuple[float, str], serve: float) -> dict[str, Any]:
+    """The best size and number of samples for a budget, by the law that has them.  Raises DataError when none does."""
+    name = next((name for name in (found.chosen, "chinchilla3", "data_constrained") if name in found.draws and name in PLANNED), None)
+    if name is None or "c" not in found.points.x:
+        raise DataError(f"--budget wants a fit of {' or '.join(PLANNED)}, and FLOPs: --c COLUMN, or --flops-per 6")
+    best = best_for(found.fits[name], found.draws[name], flops_per_sample(found.points), budget[0], serve)
+    told = {"budget_flop": budget[0], "budget": budget[1], "serve_images": serve, "level": 0.95, "law": name, "metric": found.points.metric,
+            "n": best.n, "d": best.d, "predicted": best.y}
+    return told | ({"reason": "the law has no optimum among the sizes searched: it falls with size, or with samples, to the end"}
+                   if best.at_edge else {})
+
+
+def say_optimum(plan: Mapping[str, Any]) -> list[str]:
+    """Lines for people."""
+    lines = ["", f"for {plan['budget_flop']:.3g} FLOP ({plan['budget']}), by {plan['law']}:"]
+    lines += [f"  {name} {number(plan[key][0])} ({number(plan[key][1])} to {number(plan[key][2])})"
+              for name, key in (("N*", "n"), ("D*", "d"), (f"predicted {plan['metric']}", "predicted"))]
+    return lines + ([f"  ! {plan['reason']}"] if "reason" in plan else [])
 
 
 def write_analysis(found: Analysis, out: Path) -> None:

@@ -105,7 +105,7 @@ def isoflop_profiles(found: Analysis, held_out: Points | None) -> Figure | None:
         axes.annotate(f"{level:.2g}".replace("e+0", "e").replace("e+", "e"), (mine.x["n"].max(), mine.y[np.argmax(mine.x["n"])]), xytext=(5, 0),
                       textcoords="offset points", fontsize=6.5, color=colours[level], va="center")
     for x, y, colour in marks:
-        axes.plot(x, y, marker="*", markersize=8, color=colour, markeredgecolor="white", markeredgewidth=0.5, zorder=4)
+        axes.plot(x, y, marker="*", markersize=7.5, color=colour, markeredgecolor=INK, markeredgewidth=0.5, zorder=4)
     axes.set(xscale="log", yscale="log", xlabel="parameters N", ylabel=_label(found.points))
     axes.margins(x=0.12)
     axes.set_title(f"lines: {name}; stars: lowest point of each profile" + ("; hollow, dashed: held out" if held is not None else "")
@@ -232,7 +232,7 @@ def profiles(found: Analysis) -> Figure | None:
     told = found.profiles.get(found.chosen or "")
     if not told or all(len(one.values) < 3 for one in told.values()):
         return None
-    columns = min(4, len(told))
+    columns = len(told) if len(told) <= 5 else 4
     rows = -(-len(told) // columns)
     figure, panels = new_figure(1.65 * columns, 1.55 * rows + 0.2, columns=columns, rows=rows)
     law = found.fits[found.chosen or ""]

@@ -121,7 +121,7 @@ def fit(form: Form, points: Points, *, delta: float | None = None, fixed: Mappin
     theta = form.canonical(theta)
     residual = target - predict(theta[None])[0]
     scale = _spread_of(residual, len(target) - free.sum())
-    near = found.cost <= cost * (1 + 1e-6) + 1e-18
+    near = found.cost <= cost * (1 + 1e-3) + 1e-18
     outliers = tuple(int(i) for i in np.flatnonzero(np.abs(residual) > OUTLIER * max(scale, 1e-9)))
     return Fit(form, points, centre, theta, float(used), float(cost), float(scale),
                {"count": len(guesses), "finished": len(kept), "agree": int(near.sum()), "rivals": _rivals(form, found.theta, found.cost, theta, cost, centre, used, scale)},

@@ -14,6 +14,7 @@ from vitscale.scaling.intervals import Draws
 from vitscale.scaling.points import Points, read_number
 from vitscale.scaling.solve import Array
 
+PLANNED = ("chinchilla3", "data_constrained")       # forms that have an optimal size
 MFU = 0.4           # assumed where GPU-hours or money are given, as the bill of a run assumes it
 _GPU = re.compile(r"^\s*([0-9.,eE+]+[KMBT]?)\s*GPU-?hours?\s+on\s+(.+?)\s*$", re.IGNORECASE)
 _MONEY = re.compile(r"^\s*([0-9.,eE+]+[KMBT]?)\s*[A-Za-z$€£]*\s+at\s+([0-9.]+)\s+on\s+(.+?)\s*$", re.IGNORECASE)

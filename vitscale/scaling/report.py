@@ -19,14 +19,13 @@ from vitscale.scaling.approaches import lowest
 from vitscale.scaling.collect import points_of, rows_of
 from vitscale.scaling.command import write_analysis
 from vitscale.scaling.files import write_csv, write_json, write_text
-from vitscale.scaling.optimum import Best, best_for, budget_of, flops_per_sample, most_informative
+from vitscale.scaling.optimum import PLANNED, Best, best_for, budget_of, flops_per_sample, most_informative
 from vitscale.scaling.prediction import judge, predict
 from vitscale.scaling.runner import manifest, outcome_of
 from vitscale.scaling.say import number, show_fit
 from vitscale.scaling.shapes import between
 from vitscale.scaling.sweep import Sweep
 
-PLANNED = ("chinchilla3", "data_constrained")       # forms that have an optimal size
 BEYOND = 4.0                                        # the next budget, if none is given: so many times the largest
 
 
