@@ -220,7 +220,7 @@ def fit(
     from vitscale.scaling.analyse import Asked
     from vitscale.scaling.command import columns_of, fit_csv, fixed_of, forms_of
 
-    asked = Asked(forms_of(form), delta, fixed_of(fix or []), drop_outliers, draws, hold_out)
+    asked = Asked(forms_of(form), delta, fixed_of(fix or []), drop_outliers, draws, hold_out=hold_out)
     if data.is_dir():
         from vitscale.scaling.report import fit_sweep
 

@@ -21,6 +21,7 @@ from vitscale.recipe.text import write_yaml
 from vitscale.scaling.expand import Plan, Run, expand
 from vitscale.scaling.files import read_json, write_json, write_text
 from vitscale.scaling.report import fit_now, predict_now
+from vitscale.scaling.say import new_console
 from vitscale.scaling.runner import branch_off, is_done, run_all
 from vitscale.scaling.sweep import load_sweep
 
@@ -29,7 +30,7 @@ CHECK = "coordinate_check.json"
 
 def sweep(name: str, out: Path | None, jobs: int, submit: bool, dry_run: bool, site: Site, at_once: int | None) -> int:
     """Go on with a sweep as far as it can now; the exit code.  Raises UserError."""
-    console = Console()
+    console = new_console()
     asked, source = load_sweep(name)
     folder = out or Path("sweeps") / asked.name
     plan = expand(asked, source, folder)

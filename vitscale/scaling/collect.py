@@ -17,7 +17,9 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for run in told["runs"]:
         outcome = outcome_of(folder / "runs" / run["name"])
-        row: dict[str, Any] = {"run": run["name"], "n": run["n"], "d": run["d"], "u": run["u"], "c": run["c"], "budget": run["budget"],
+        seen = outcome.get("images")
+        done = seen if isinstance(seen, int) and run["d"] <= seen < run["d"] + run["batch"] else run["d"]     # the last batch is a whole one
+        row: dict[str, Any] = {"run": run["name"], "n": run["n"], "d": done, "u": run["u"], "c": run["c"] * done / run["d"], "budget": run["budget"],
                                **run["shape"], "lr": run["lr"], "batch": run["batch"], "seed": run["seed"], "held_out": run["held_out"],
                                "state": outcome.get("state", "not started"), "eval_loss": _number(outcome.get("eval_loss")),
                                "eval_top1": _number(outcome.get("eval_top1"))}
@@ -33,7 +35,7 @@ def _number(value: Any) -> float:
 def _why_not(row: dict[str, Any], outcome: dict[str, Any], metric: str) -> str | None:
     if row["state"] != "done":
         return f"not finished: {row['state']}"
-    if outcome.get("images") not in (None, row["d"]):
+    if outcome.get("images") != row["d"]:
         return f"ended after {outcome['images']} images of {row['d']}"
     if not math.isfinite(row[metric]):
         return f"its {metric} is not finite, or there was no evaluation"

@@ -6,14 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from vitscale.errors import DataError
 from vitscale.scaling.analyse import Analysis, Asked, analyse, check_forms
 from vitscale.scaling.files import write_csv, write_json
 from vitscale.scaling.optimum import PLANNED, best_for, budget_of, flops_per_sample
 from vitscale.scaling.points import Columns, Points, read_csv, read_number
-from vitscale.scaling.say import number, show_fit
+from vitscale.scaling.say import new_console, number, show_fit
 
 
 def forms_of(text: str | None) -> tuple[str, ...]:
@@ -76,7 +74,7 @@ def fit_csv(path: Path, columns: Columns, asked: Asked, out: Path, by: str | Non
     summary = {name: sum(one) / len(one) for name, one in sorted(whole.items())}
     write_json(out / "groups.json", {"groups": len(told), "fitted": sum(bool(one["chosen"]) for one in told),
                                      "mean_hold_out_rms_log_error": summary})
-    console = Console()
+    console = new_console()
     for one in told:
         console.print(f"{one['group']}: {one['chosen'] or one['note']}", markup=False, highlight=False)
     for name, error_of in summary.items():
@@ -97,7 +95,7 @@ def _analysed(points: Points, asked: Asked, split_by: str | None) -> Analysis:
 def _one(points: Points, asked: Asked, out: Path, split_by: str | None, figures: bool, budget: tuple[float, str] | None, serve: float) -> None:
     found = _analysed(points, asked, split_by)
     write_analysis(found, out)
-    console = Console(width=None)
+    console = new_console()
     console.print(show_fit(found.told), highlight=False)
     plan = optimum_of(found, budget, serve) if budget is not None else None
     if plan is not None:

@@ -30,7 +30,7 @@ class Run:
     recipe: Recipe
     n: int                      # parameters
     d: int                      # images seen
-    u: int                      # unique images
+    u: int                      # unique images that there are
     c: float                    # FLOPs
     shape: Shape
     seed: int
@@ -147,7 +147,7 @@ def _run(sweep: Sweep, values: dict[str, Any], source: Path, folder: Path, shape
         mine["model"] |= {"mup_base_width": sweep.mup_base_width or smallest.width, "mup_base_head_width": smallest.width // smallest.heads}
     unique = _unique(mine, axes.get("unique_shards"), source)
     if sweep.cooldown is not None:
-        mine["optim"] = mine.get("optim", {}) | {"schedule": "wsd"}
+        mine["optim"] = mine.get("optim", {}) | {"schedule": "wsd", "cooldown": "1 steps"}        # its length is set below
     if budget is None and samples is not None:
         mine["duration"] = f"{samples} images"
     probe = check_recipe(mine, f"{source}: a run of width {shape.width}")
@@ -167,7 +167,7 @@ def _run(sweep: Sweep, values: dict[str, Any], source: Path, folder: Path, shape
         mine["optim"] |= {"cooldown": f"{max(1, round(sweep.cooldown * images / batch)) * batch} images"}
     recipe = check_recipe(mine, f"{source}: run {name}")
     c = float(images * per_image)
-    return Run(name, recipe, count_params(recipe.model, recipe.objective), images, min(unique, images), c, shape, seed, recipe.optim.lr, batch,
+    return Run(name, recipe, count_params(recipe.model, recipe.objective), images, unique, c, shape, seed, recipe.optim.lr, batch,
                budget, budget if budget is not None else c)
 
 
@@ -241,17 +241,24 @@ def _branches(sweep: Sweep, runs: list[Run]) -> list[Run]:
     found: dict[str, Run] = {}
     for members in groups.values():
         trunk = max(members, key=lambda run: run.d)
-        steps = {run.name: (run.d - _cooldown(run)) // run.batch for run in members if run is not trunk}
+        steps = {run.name: _steps_at(run, run.d - _cooldown(run)) for run in members if run is not trunk}
         steps = {name: step for name, step in steps.items() if step > 0}
         every = math.gcd(*steps.values()) if steps else 0
-        if every and trunk.d // trunk.batch // every <= 200:
-            checkpoint = trunk.recipe.checkpoint.model_dump(mode="json") | {"every": f"{every} steps", "keep": trunk.d // trunk.batch // every + 1}
+        count = _steps_at(trunk, trunk.d) // every if every else 0
+        if 0 < count <= 200:            # else a checkpoint every few steps would cost more than the branches save
+            checkpoint = trunk.recipe.checkpoint.model_dump(mode="json") | {"every": f"{every} steps", "keep": count + 1}
             recipe = check_recipe(trunk.recipe.model_dump(mode="json") | {"checkpoint": checkpoint}, trunk.name)
             found[trunk.name] = Run(**{**trunk.__dict__, "recipe": recipe})
             for run in members:
                 if run.name in steps:
                     found[run.name] = Run(**{**run.__dict__, "trunk": trunk.name, "branch_step": steps[run.name]})
     return [found.get(run.name, run) for run in runs]
+
+
+def _steps_at(run: Run, images: int) -> int:
+    """Whole steps within so many images; the last batch of an epoch is cut short."""
+    epochs, rest = divmod(images, run.u)
+    return epochs * -(-run.u // run.batch) + rest // run.batch
 
 
 def _cooldown(run: Run) -> int:

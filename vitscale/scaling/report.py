@@ -22,7 +22,7 @@ from vitscale.scaling.files import write_csv, write_json, write_text
 from vitscale.scaling.optimum import PLANNED, Best, best_for, budget_of, flops_per_sample, most_informative
 from vitscale.scaling.prediction import judge, predict
 from vitscale.scaling.runner import manifest, outcome_of
-from vitscale.scaling.say import number, show_fit
+from vitscale.scaling.say import new_console, number, show_fit
 from vitscale.scaling.shapes import between
 from vitscale.scaling.sweep import Sweep
 
@@ -74,7 +74,7 @@ def fit_now(folder: Path, console: Console) -> None:
 
 def fit_sweep(folder: Path, given: Asked, out: Path, budget: str | None, serve: float, figures: bool, console: Console | None = None) -> None:
     """runs.csv, fit.json, backtest.csv, plan.json, recommended.yaml, verdict.json, figures/, report.html.  Raises DataError."""
-    console = console or Console()
+    console = console or new_console()
     asked_budget = budget_of(budget) if budget is not None else None
     found, rows, sweep = fit_points(folder, given)
     write_csv(out / "runs.csv", rows)

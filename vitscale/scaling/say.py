@@ -3,9 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+
+def new_console() -> Console:
+    """As wide as the terminal; into a file or a pipe so wide that no table is cut."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
 
 
 def number(value: float | None) -> str:
