@@ -14,6 +14,7 @@ KNOWN = {
     "data-resume": "Cold resume in the middle of 2,000,000,000 samples in 200,000 shards",
     "distillation": "A student with a teacher, against alone",
     "models-step": "Training step: against transformers",
+    "scaling-coverage": "How often 95 % intervals of a law hold the truth",
     "unattended-goodput": "Ten faults in one run: where the time goes",
     "unattended-hang": "A rank that hangs, until it is named",
     "unattended-restart": "kill -9 of a rank, to the next optimizer step",

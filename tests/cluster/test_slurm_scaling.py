@@ -25,8 +25,14 @@ fit: {forms: [chinchilla3]}
 
 
 def sweep(cluster: Cluster, yard: Path) -> str:
-    done = subprocess.run([sys.executable, "-m", "vitscale", "sweep", "array.yaml", "--submit", "--at-once", "2", "--cluster", "site.yaml"],
-                          cwd=yard, env=cluster.environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "vitscale", "sweep", "array.yaml", "--submit", "--at-once", "2", "--cluster", "site.yaml"],
+        cwd=yard,
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -41,17 +47,17 @@ def wait(cluster: Cluster, yard: Path, count: int) -> None:
         time.sleep(0.5)
 
 
-@pytest.mark.slow       # nine jobs, each a process that imports torch, two at a time
+@pytest.mark.slow  # nine jobs, each a process that imports torch, two at a time
 def test_a_sweep_as_an_array(cluster: Cluster, yard: Path) -> None:
     (yard / "array.yaml").write_text(SWEEP)
     (yard / "site.yaml").write_text("gpus_per_node: 0\ncpus_per_task: 1\ntime: '0:20:00'\n")
     assert "6 runs" in sweep(cluster, yard)
     folder = yard / "sweeps" / "array"
-    again = sweep(cluster, yard)                # nothing is submitted twice
+    again = sweep(cluster, yard)  # nothing is submitted twice
     assert "submitted" not in again
     wait(cluster, yard, 6)
     deadline = time.monotonic() + 60
-    while "submitted" not in (said := sweep(cluster, yard)):       # until SLURM has let go of the first array
+    while "submitted" not in (said := sweep(cluster, yard)):  # until SLURM has let go of the first array
         assert time.monotonic() < deadline, said
         time.sleep(1)
     assert "predicted before it runs" in said

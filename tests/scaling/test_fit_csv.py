@@ -94,27 +94,44 @@ def test_what_cannot_be_used_is_listed_and_the_rest_fitted(runs: Path) -> None:
     told = json.loads((runs.with_name("runs-fit") / "fit.json").read_text())
     reasons = [one["reason"] for one in told["data"]["excluded"]]
     assert told["data"]["points"] == 60
-    assert reasons == ["the metric is not finite", "samples (or tokens) seen is no number", "parameters of the model is not positive",
-                       "the metric -1 is not positive", "the same point as row 2"]
+    assert reasons == [
+        "the metric is not finite",
+        "samples (or tokens) seen is no number",
+        "parameters of the model is not positive",
+        "the metric -1 is not positive",
+        "the same point as row 2",
+    ]
     assert "left out: row 66: the same point as row 2" in output
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("--n", "params", "--d", "Training Tokens", "--loss", "loss"), r"has no column 'params'; its columns are Model Size \(M\), Training Tokens, loss"),
-    (("--n", "Model Size (M)", "--loss", "loss"), "give the variables' columns"),
-    (("--n", "Model Size (M)", "--d", "Training Tokens"), "give the metric's column by one of --loss"),
-    (("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--accuracy", "loss"), "by one of --loss"),
-    (("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--form", "chinchila"), "no such form 'chinchila'"),
-    (("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--form", "m1"), "m1 wants x, and x is not given"),
-    (("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--form", "chinchilla2"), "chinchilla2|approach 2 wants n, d and FLOPs"),
-    (("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--fix", "gamma=1"), "has a parameter gamma"),
-    (("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--fix", "E"), "--fix wants NAME=NUMBER"),
-    (("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--where", "arch=vit"), "--where wants COLUMN=VALUE"),
-    (("--n", "Model Size (M)", "--d", "Training Tokens", "--accuracy", "loss"), "is not below its bound 1"),
-    (("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--form", "chinchilla3", "--budget", "1e22"), "and FLOPs: --c COLUMN"),
-    (("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--budget", "lots"), "--budget wants 1e21"),
-    (("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--budget", "5 GPU-hours on H1000"), "no such GPU 'H1000'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--n", "params", "--d", "Training Tokens", "--loss", "loss"),
+            r"has no column 'params'; its columns are Model Size \(M\), Training Tokens, loss",
+        ),
+        (("--n", "Model Size (M)", "--loss", "loss"), "give the variables' columns"),
+        (("--n", "Model Size (M)", "--d", "Training Tokens"), "give the metric's column by one of --loss"),
+        (("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--accuracy", "loss"), "by one of --loss"),
+        (("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--form", "chinchila"), "no such form 'chinchila'"),
+        (("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--form", "m1"), "m1 wants x, and x is not given"),
+        (
+            ("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--form", "chinchilla2"),
+            "chinchilla2|approach 2 wants n, d and FLOPs",
+        ),
+        (("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--fix", "gamma=1"), "has a parameter gamma"),
+        (("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--fix", "E"), "--fix wants NAME=NUMBER"),
+        (("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--where", "arch=vit"), "--where wants COLUMN=VALUE"),
+        (("--n", "Model Size (M)", "--d", "Training Tokens", "--accuracy", "loss"), "is not below its bound 1"),
+        (
+            ("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--form", "chinchilla3", "--budget", "1e22"),
+            "and FLOPs: --c COLUMN",
+        ),
+        (("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--budget", "lots"), "--budget wants 1e21"),
+        (("--n", "Model Size (M)", "--d", "Training Tokens", "--loss", "loss", "--budget", "5 GPU-hours on H1000"), "no such GPU 'H1000'"),
+    ],
+)
 def test_a_mistake_is_one_clear_error(runs: Path, arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         CliRunner().invoke(app, ["fit", str(runs), *arguments, "--no-figures", "--draws", "60"], catch_exceptions=False)

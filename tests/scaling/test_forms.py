@@ -76,16 +76,21 @@ def test_a_fixed_parameter_stays_and_helps() -> None:
 
 def test_rows_of_a_solution_do_not_know_of_each_other() -> None:
     target = np.array([1.0, 2.0, 3.0])
+
     def predict(theta):
         return theta[..., :1] + 0 * target
+
     both = solve(predict, np.stack([target, target + 5]), np.array([[0.0], [100.0]]), 10.0)
     assert both.theta[:, 0] == pytest.approx([2.0, 7.0])
 
 
 def profiles_of(a: float, k: float) -> Points:
     """IsoFLOP profiles that are parabolas in logarithms, each lowest at k C^a."""
-    rows = [(n, c / (6 * n), c, np.exp(1.5 - 0.05 * np.log(c) + 0.03 * np.log(n / (k * c**a)) ** 2))
-            for c in np.geomspace(1e18, 1e21, 6) for n in k * c**a * np.geomspace(0.2, 5, 7)]
+    rows = [
+        (n, c / (6 * n), c, np.exp(1.5 - 0.05 * np.log(c) + 0.03 * np.log(n / (k * c**a)) ** 2))
+        for c in np.geomspace(1e18, 1e21, 6)
+        for n in k * c**a * np.geomspace(0.2, 5, 7)
+    ]
     n, d, c, y = (np.array(column) for column in zip(*rows, strict=True))
     return Points({"n": n, "d": d, "c": c}, y, tuple(f"run-{i}" for i in range(len(n))), source="made")
 
@@ -112,11 +117,24 @@ def test_approach_1_finds_the_exponent_of_the_envelope() -> None:
     """Of sizes in equal steps the stretches that each is best for scale exactly as the optimum does."""
     rows = []
     for n in np.geomspace(1e7, 1e10, 10):
-        best = 6 * n * (CHINCHILLA["beta"] * CHINCHILLA["B"] / (CHINCHILLA["alpha"] * CHINCHILLA["A"]) * n ** CHINCHILLA["alpha"]) ** (1 / CHINCHILLA["beta"])
+        best = (
+            6
+            * n
+            * (CHINCHILLA["beta"] * CHINCHILLA["B"] / (CHINCHILLA["alpha"] * CHINCHILLA["A"]) * n ** CHINCHILLA["alpha"])
+            ** (1 / CHINCHILLA["beta"])
+        )
         c = np.geomspace(best / 300, best * 300, 400)
         d = c / (6 * n)
-        rows += list(zip([n] * 400, d, c, CHINCHILLA["E"] + CHINCHILLA["A"] / n ** CHINCHILLA["alpha"] + CHINCHILLA["B"] / d ** CHINCHILLA["beta"],
-                         [f"size-{n:.3g}"] * 400, strict=True))
+        rows += list(
+            zip(
+                [n] * 400,
+                d,
+                c,
+                CHINCHILLA["E"] + CHINCHILLA["A"] / n ** CHINCHILLA["alpha"] + CHINCHILLA["B"] / d ** CHINCHILLA["beta"],
+                [f"size-{n:.3g}"] * 400,
+                strict=True,
+            )
+        )
     n, d, c, y, run = zip(*rows, strict=True)
     points = Points({"n": np.array(n), "d": np.array(d), "c": np.array(c)}, np.array(y), run, source="made")
     told = approach(points, 1, draws=20)
@@ -127,7 +145,7 @@ def test_approach_1_finds_the_exponent_of_the_envelope() -> None:
 
 def test_a_parabola_says_why_it_has_no_lowest_point() -> None:
     x = np.array([1.0, 2.0, 4.0, 8.0])
-    assert "does not bend" in lowest(x, np.exp(-np.log(x) ** 2))
+    assert "does not bend" in lowest(x, np.exp(-(np.log(x) ** 2)))
     assert "fewer than three" in lowest(x[:2], x[:2])
     found = lowest(x, np.exp((np.log(x) - np.log(3)) ** 2))
     assert not isinstance(found, str)

@@ -21,14 +21,14 @@ def test_bootstrap_and_profile_agree_with_least_squares_where_that_is_known() ->
     """A straight line through logarithms: its slope's standard error has a formula."""
     x = np.geomspace(1e3, 1e9, 60)
     points = points_of("m1", {"beta": 50, "c": 0.25}, {"x": x}, noise=0.05, seed=3)
-    found = fit(FORMS["m1"], points, delta=10.0)        # so wide that it is least squares
+    found = fit(FORMS["m1"], points, delta=10.0)  # so wide that it is least squares
     residual, u = found.residuals, np.log(x)
     error = np.sqrt(residual @ residual / (len(x) - 2) / ((u - u.mean()) ** 2).sum())
     of = outer_of(found, "c")
     draws = bootstrap(found, 800)
     assert draws.deviation(of) == pytest.approx(error, rel=0.25)
     known = profile(found, draws, of, found.params["c"], 2 * error)
-    assert (known.high - known.low) / 2 == pytest.approx(2.0 * error, rel=0.02)      # Student's t of 58 degrees of freedom
+    assert (known.high - known.low) / 2 == pytest.approx(2.0 * error, rel=0.02)  # Student's t of 58 degrees of freedom
 
 
 def test_points_of_one_run_are_one_draw() -> None:
@@ -42,13 +42,15 @@ def test_points_of_one_run_are_one_draw() -> None:
     assert strangers.deviation(outer_of(strangers.fit, "c")) == pytest.approx(single / 2, rel=0.2)
 
 
-@pytest.mark.slow       # 40 simulated fits with 200 draws each
+@pytest.mark.slow  # 40 simulated fits with 200 draws each
 def test_intervals_cover_what_is_true() -> None:
     """The small form of benchmarks/scaling.py; of 40 intervals of 95 % fewer than 33 would be a fault (p < 0.001), all 40 are possible."""
     true = 0.25
     inside = {"bootstrap": 0, "profile": 0}
     for seed in range(40):
-        found = fit(FORMS["m2"], points_of("m2", {"beta": 50, "c": true, "e_inf": 0.3}, {"x": np.geomspace(1e3, 1e10, 40)}, 0.03, seed), starts=24)
+        found = fit(
+            FORMS["m2"], points_of("m2", {"beta": 50, "c": true, "e_inf": 0.3}, {"x": np.geomspace(1e3, 1e10, 40)}, 0.03, seed), starts=24
+        )
         draws = bootstrap(found, 200)
         of = outer_of(found, "c")
         low, high = draws.interval(of)
@@ -124,7 +126,7 @@ def test_the_optimum_is_that_of_the_formula() -> None:
     power = p["alpha"] + p["beta"]
     best_n = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1 / power) * (c / 6) ** (p["beta"] / power)
     best = best_for(found, draws, flops_per_sample(found.points), c)
-    assert best.n[0] == pytest.approx(best_n, rel=0.02)         # a step of the grid
+    assert best.n[0] == pytest.approx(best_n, rel=0.02)  # a step of the grid
     assert best.n[0] * best.d[0] * 6 == pytest.approx(c, rel=1e-9)
     assert not best.at_edge
 
@@ -151,7 +153,14 @@ def test_the_most_informative_run_really_narrows_the_prediction() -> None:
     assert told[0]["deviation_now"] == pytest.approx(draws.deviation(of), rel=0.05)
 
 
-@pytest.mark.parametrize(("text", "flop"), [
-    ("1e21", 1e21), ("1e21 FLOP", 1e21), ("500 GPU-hours on H100", 500 * 3600 * 989e12 * 0.4), ("100 EUR at 2 on A100", 50 * 3600 * 312e12 * 0.4)])
+@pytest.mark.parametrize(
+    ("text", "flop"),
+    [
+        ("1e21", 1e21),
+        ("1e21 FLOP", 1e21),
+        ("500 GPU-hours on H100", 500 * 3600 * 989e12 * 0.4),
+        ("100 EUR at 2 on A100", 50 * 3600 * 312e12 * 0.4),
+    ],
+)
 def test_budgets_as_people_say_them(text: str, flop: float) -> None:
     assert budget_of(text)[0] == pytest.approx(flop)

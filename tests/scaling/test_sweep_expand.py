@@ -14,8 +14,15 @@ from vitscale.scaling.shapes import between, shapes, sovit
 from vitscale.scaling.sweep import Sizes, load_sweep
 
 WIDTHS = {"rule": "aspect", "widths": [8, 16, 32], "width_per_layer": 16, "head_width": 8, "mlp_ratio": 2}
-BASE: dict[str, Any] = {"name": "made", "base": "quickstart", "mode": "isoflop", "sizes": WIDTHS, "budgets": [1e9, 4e9], "epochs": [0.1, 1000],
-                        "set": {"global_batch": 16, "optim.warmup": "1 steps"}}
+BASE: dict[str, Any] = {
+    "name": "made",
+    "base": "quickstart",
+    "mode": "isoflop",
+    "sizes": WIDTHS,
+    "budgets": [1e9, 4e9],
+    "epochs": [0.1, 1000],
+    "set": {"global_batch": 16, "optim.warmup": "1 steps"},
+}
 
 
 def made(folder: Path, **changes: Any) -> Plan:
@@ -32,7 +39,7 @@ def test_isoflop_spends_each_budget_on_every_size(tmp_path: Path) -> None:
     for run in plan.runs:
         assert run.c == run.d * training_flops_per_image(run.recipe.model)
         assert run.budget is not None
-        assert run.c == pytest.approx(run.budget, rel=0.15)     # whole batches
+        assert run.c == pytest.approx(run.budget, rel=0.15)  # whole batches
         assert run.recipe.duration.images(1438, 16) == run.d
         assert run.recipe.runs_dir == str(tmp_path / "out" / "runs")
         assert run.d % 16 == 0
@@ -107,24 +114,27 @@ def test_sovits_rule_goes_through_so400m() -> None:
     assert between(Sizes(rule="sovit", scales=(1.0,), head_width=72), 1152).depth == 27
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"sizes": WIDTHS | {"widths": [12]}}, r"sizes.widths\s+12 is no multiple of head_width 8"),
-    ({"sizes": {"rule": "list"}}, r"sizes.sizes\s+is required by rule list"),
-    ({"sizes": {"rule": "list", "sizes": ["collossal"]}}, "'collossal' is no size"),
-    ({"budgets": None}, r"budgets\s+is required by mode isoflop"),
-    ({"mode": "grid"}, r"budgets\s+mode grid has none"),
-    ({"mode": "ladder"}, "a ladder wants one for each of the 3 sizes, got 2"),
-    ({"axes": {"samples": [100]}}, "follow from the budgets"),
-    ({"hold_out": 2}, "hold_out: 2 of 2 budgets leaves nothing to fit"),
-    ({"modes": "grid"}, r"modes\s+is no key of a sweep.*did you mean mode"),
-    ({"base": "quikstart"}, "did you mean quickstart"),
-    ({"set": {"optim.learning_rate": 1}}, "optim.learning_rate  is no key of optim"),
-    ({"set": {"data.num_samples": None}}, "declares no data.num_samples"),
-    ({"epochs": [500, 1000]}, "no run is left"),
-    ({"axes": {"unique_shards": [9]}}, "9 of the 8 shards"),
-    ({"mup_base_width": 8}, r"mup_base_width\s+is of transfer: mup"),
-    ({"base": "swin_b_in1k"}, "sweeps shape the families vit and deit"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sizes": WIDTHS | {"widths": [12]}}, r"sizes.widths\s+12 is no multiple of head_width 8"),
+        ({"sizes": {"rule": "list"}}, r"sizes.sizes\s+is required by rule list"),
+        ({"sizes": {"rule": "list", "sizes": ["collossal"]}}, "'collossal' is no size"),
+        ({"budgets": None}, r"budgets\s+is required by mode isoflop"),
+        ({"mode": "grid"}, r"budgets\s+mode grid has none"),
+        ({"mode": "ladder"}, "a ladder wants one for each of the 3 sizes, got 2"),
+        ({"axes": {"samples": [100]}}, "follow from the budgets"),
+        ({"hold_out": 2}, "hold_out: 2 of 2 budgets leaves nothing to fit"),
+        ({"modes": "grid"}, r"modes\s+is no key of a sweep.*did you mean mode"),
+        ({"base": "quikstart"}, "did you mean quickstart"),
+        ({"set": {"optim.learning_rate": 1}}, "optim.learning_rate  is no key of optim"),
+        ({"set": {"data.num_samples": None}}, "declares no data.num_samples"),
+        ({"epochs": [500, 1000]}, "no run is left"),
+        ({"axes": {"unique_shards": [9]}}, "9 of the 8 shards"),
+        ({"mup_base_width": 8}, r"mup_base_width\s+is of transfer: mup"),
+        ({"base": "swin_b_in1k"}, "sweeps shape the families vit and deit"),
+    ],
+)
 def test_a_mistake_is_named_by_its_key(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         made(tmp_path, **changes)

@@ -18,8 +18,8 @@ from vitscale.scaling.report import fit_points, predict_now
 SWEEP = """
 name: tiny
 base: quickstart
-set: {global_batch: 32, optim.warmup: 2 steps, evaluate.every: null, checkpoint.every: 5 steps, checkpoint.best: null, observe.exporter: false,
-      resilience.preflight: false, data.lanes: 16}
+set: {global_batch: 32, optim.warmup: 2 steps, evaluate.every: null, checkpoint.every: 5 steps, checkpoint.best: null,
+      observe.exporter: false, resilience.preflight: false, data.lanes: 16}
 mode: isoflop
 sizes: {rule: aspect, widths: [4, 8, 16], width_per_layer: 16, head_width: 4, mlp_ratio: 2}
 budgets: [5.0e7, 1.0e8, 2.0e8]
@@ -31,8 +31,15 @@ WAIT_S = 400
 
 
 def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-m", "vitscale", "sweep", "tiny.yaml", *arguments], cwd=place, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "vitscale", "sweep", "tiny.yaml", *arguments],
+        cwd=place,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
 
 
 def finished(process: subprocess.Popen[str], code: int = 0) -> str:
@@ -41,7 +48,7 @@ def finished(process: subprocess.Popen[str], code: int = 0) -> str:
     return output
 
 
-@pytest.mark.slow       # two sweeps of nine trainings, each in a process that imports torch
+@pytest.mark.slow  # two sweeps of nine trainings, each in a process that imports torch
 def test_killed_and_resumed_with_an_identical_fit(place: Path) -> None:
     (place / "tiny.yaml").write_text(SWEEP)
     whole = finished(start(place, "--out", "whole", "--jobs", "2"))
@@ -56,13 +63,16 @@ def test_killed_and_resumed_with_an_identical_fit(place: Path) -> None:
         time.sleep(0.05)
     hurt.send_signal(signal.SIGKILL)
     hurt.communicate()
-    done = {path.parent: path.stat().st_mtime_ns for path in (place / "hurt" / "runs").glob("*/outcome.json")
-            if json.loads(path.read_text())["state"] == "done"}
+    done = {
+        path.parent: path.stat().st_mtime_ns
+        for path in (place / "hurt" / "runs").glob("*/outcome.json")
+        if json.loads(path.read_text())["state"] == "done"
+    }
     assert done
     time.sleep(1)
     finished(start(place, "--out", "hurt", "--jobs", "2"))
 
-    for folder, changed in done.items():        # a finished point never runs again
+    for folder, changed in done.items():  # a finished point never runs again
         assert (folder / "outcome.json").stat().st_mtime_ns == changed
         assert len(Run(folder).rows("attempts.jsonl")) == 1
     one, other = (json.loads((place / name / "fit.json").read_text()) for name in ("whole", "hurt"))
@@ -82,7 +92,7 @@ def test_killed_and_resumed_with_an_identical_fit(place: Path) -> None:
         recipe = load_recipe(place / "hurt" / "recommended.yaml")
         assert recipe.duration.unit == "images"
 
-    again = finished(start(place, "--out", "hurt"))      # all done: nothing runs, the same is said
+    again = finished(start(place, "--out", "hurt"))  # all done: nothing runs, the same is said
     assert ": runs" not in again
 
     # an unfinished run is left out by name, a damaged prediction is never replaced
@@ -95,24 +105,31 @@ def test_killed_and_resumed_with_an_identical_fit(place: Path) -> None:
     assert (place / "hurt" / "prediction.json").read_bytes() == before
 
 
-@pytest.mark.slow       # three trainings, each in a process that imports torch
+@pytest.mark.slow  # three trainings, each in a process that imports torch
 def test_a_branch_trains_its_cooldown_alone(place: Path) -> None:
-    text = SWEEP.replace("mode: isoflop", "mode: grid").replace("budgets: [5.0e7, 1.0e8, 2.0e8]", "axes: {samples: [320, 960]}\ncooldown: 0.25")
-    text = text.replace("widths: [4, 8, 16]", "widths: [8]").replace("hold_out: 1", "hold_out: 0").replace("checkpoint.every: 5 steps, ", "")
+    text = SWEEP.replace("mode: isoflop", "mode: grid").replace(
+        "budgets: [5.0e7, 1.0e8, 2.0e8]", "axes: {samples: [320, 960]}\ncooldown: 0.25"
+    )
+    text = (
+        text.replace("widths: [4, 8, 16]", "widths: [8]").replace("hold_out: 1", "hold_out: 0").replace("checkpoint.every: 5 steps, ", "")
+    )
     (place / "tiny.yaml").write_text(text)
     process = start(place, "--out", "wsd")
     output, _ = process.communicate(timeout=WAIT_S)
-    assert process.returncode == 2, output                  # two points carry no law
+    assert process.returncode == 2, output  # two points carry no law
     assert "wants 6 points or more" in output
     short, long = (Run(place / "wsd" / "runs" / f"w8-l1-d{images}") for images in (320, 960))
     assert short.outcome["images"] == 320
-    assert list(short.losses) == [9, 10] or list(short.losses)[0] > 1       # from the trunk's checkpoint on
+    assert list(short.losses) == [9, 10] or next(iter(short.losses)) > 1  # from the trunk's checkpoint on
     assert list(long.losses) == list(range(1, 31))
 
 
 def test_a_run_that_fails_is_tried_again_and_then_named(place: Path) -> None:
-    text = SWEEP.replace("hold_out: 1", "hold_out: 0\nretries: 1").replace("budgets: [5.0e7, 1.0e8, 2.0e8]", "budgets: [5.0e7]").replace(
-        "widths: [4, 8, 16]", "widths: [8]")
+    text = (
+        SWEEP.replace("hold_out: 1", "hold_out: 0\nretries: 1")
+        .replace("budgets: [5.0e7, 1.0e8, 2.0e8]", "budgets: [5.0e7]")
+        .replace("widths: [4, 8, 16]", "widths: [8]")
+    )
     (place / "tiny.yaml").write_text(text.replace("data.lanes: 16", "data.lanes: 16, data.train: 'data/none/train-{000000..000007}.tar'"))
     output = finished(start(place, "--out", "bad"), code=2)
     assert "1 of 1 runs failed" in output
@@ -131,8 +148,11 @@ def test_the_bill_comes_before_anything_starts(place: Path) -> None:
 
 
 def test_another_sweep_does_not_go_into_a_folder_with_runs(place: Path) -> None:
-    (place / "tiny.yaml").write_text(SWEEP.replace("budgets: [5.0e7, 1.0e8, 2.0e8]", "budgets: [5.0e7]").replace("hold_out: 1", "hold_out: 0")
-                                     .replace("widths: [4, 8, 16]", "widths: [8]"))
+    (place / "tiny.yaml").write_text(
+        SWEEP.replace("budgets: [5.0e7, 1.0e8, 2.0e8]", "budgets: [5.0e7]")
+        .replace("hold_out: 1", "hold_out: 0")
+        .replace("widths: [4, 8, 16]", "widths: [8]")
+    )
     (place / "out" / "runs" / "w8-l1-d64").mkdir(parents=True)
     (place / "out" / "sweep.json").write_text(json.dumps({"runs": [{"name": "w8-l1-d64"}]}))
     output = finished(start(place, "--out", "out"), code=2)

@@ -17,8 +17,11 @@ CHINCHILLA = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0
 
 TRUTHS: list[tuple[str, dict[str, float], Mapping[str, np.ndarray]]] = [
     ("chinchilla3", CHINCHILLA, PLANE),
-    ("data_constrained", {"E": 1.87, "A": 521, "B": 1488, "alpha": 0.35, "beta": 0.35, "R_D": 15.4, "R_N": 5.3},
-     PLANE | {"u": np.where(np.arange(81) % 3 == 0, SAMPLES, np.minimum(SAMPLES, 3e9))}),
+    (
+        "data_constrained",
+        {"E": 1.87, "A": 521, "B": 1488, "alpha": 0.35, "beta": 0.35, "R_D": 15.4, "R_N": 5.3},
+        PLANE | {"u": np.where(np.arange(81) % 3 == 0, SAMPLES, np.minimum(SAMPLES, 3e9))},
+    ),
     ("log_log", {"k_0": -0.3, "k_n": 0.02, "k_d": 0.03, "k_nd": 0.0005}, PLANE),
     ("power2", {"k": 3e3, "a": -0.7, "b": 0.3}, PLANE),
     ("m1", {"beta": 50, "c": 0.25}, {"x": ONE}),
@@ -27,8 +30,11 @@ TRUTHS: list[tuple[str, dict[str, float], Mapping[str, np.ndarray]]] = [
     ("m4", {"beta": 500, "c": 0.35, "alpha": 0.6, "e_inf": 0.1, "e_0": 2.0}, {"x": ONE}),
     ("saturating", {"a": 50, "b": 0.25, "c": 0.1, "d": 5e6}, {"x": ONE}),
     ("broken1", {"a": 0.05, "b": 3, "c_0": 0.05, "c_1": 0.3, "d_1": 1e8, "f_1": 0.4}, {"x": ONE}),
-    ("broken2", {"a": 0.05, "b": 3, "c_0": 0.05, "c_1": 0.3, "d_1": 3e7, "f_1": 0.3, "c_2": -0.2, "d_2": 1e9, "f_2": 0.3},
-     {"x": np.geomspace(1e5, 1e11, 60)}),
+    (
+        "broken2",
+        {"a": 0.05, "b": 3, "c_0": 0.05, "c_1": 0.3, "d_1": 3e7, "f_1": 0.3, "c_2": -0.2, "d_2": 1e9, "f_2": 0.3},
+        {"x": np.geomspace(1e5, 1e11, 60)},
+    ),
     ("shape", {"alpha": 2.0, "a": 0.6, "beta": 1e-3, "b": 0.7, "xi": 0.5, "c": 0.45, "eps": 0.1}, {"x": SHAPES, "t": COMPUTE}),
 ]
 
@@ -46,5 +52,7 @@ def points_of(name: str, values: Mapping[str, float], x: Mapping[str, np.ndarray
     told = form.predict(inner(form, values), {role: np.log(x[role]) for role in form.variables}, dict.fromkeys(form.variables, 0.0))[0]
     rises = form.link == "identity"
     y = 1 - told if rises else np.exp(told)
-    points = Points(x, y, tuple(f"run-{i:03d}" for i in range(len(y))), "accuracy" if rises else "loss", 1.0 if rises else None, source="made")
+    points = Points(
+        x, y, tuple(f"run-{i:03d}" for i in range(len(y))), "accuracy" if rises else "loss", 1.0 if rises else None, source="made"
+    )
     return replace(points, y=y * np.exp(noise * np.random.default_rng(seed).standard_normal(len(y))))

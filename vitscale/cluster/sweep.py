@@ -21,8 +21,8 @@ from vitscale.recipe.text import write_yaml
 from vitscale.scaling.expand import Plan, Run, expand
 from vitscale.scaling.files import read_json, write_json, write_text
 from vitscale.scaling.report import fit_now, predict_now
-from vitscale.scaling.say import new_console
 from vitscale.scaling.runner import branch_off, is_done, run_all
+from vitscale.scaling.say import new_console
 from vitscale.scaling.sweep import load_sweep
 
 CHECK = "coordinate_check.json"
@@ -44,8 +44,13 @@ def sweep(name: str, out: Path | None, jobs: int, submit: bool, dry_run: bool, s
         if number == 1:
             told = predict_now(folder)
             for one in told["runs"]:
-                console.print(f"predicted before it runs: {one['run']}: {told['metric']} {one['predicted']:.4f} ({one['low']:.4f} to "
-                              f"{one['high']:.4f}) by {told['law']}", markup=False, highlight=False, soft_wrap=True)
+                console.print(
+                    f"predicted before it runs: {one['run']}: {told['metric']} {one['predicted']:.4f} ({one['low']:.4f} to "
+                    f"{one['high']:.4f}) by {told['law']}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
         if submit:
             waiting = submit_stage(runs, folder, number, site, at_once, console)
             if waiting:
@@ -71,8 +76,15 @@ def bill_of(plan: Plan, site: Site) -> Table:
         known = [hours * (1 - cached.get(run.name, 0.0)) for run in runs if (hours := gpu_hours[run.name]) is not None]
         hours = sum(known) if len(known) == len(runs) else None
         sizes, images = [run.n for run in runs], [run.d for run in runs]
-        table.add_row(label, str(len(runs)), _span(sizes), _span(images), f"{flops:.3g}", "?" if hours is None else f"{hours:,.3g}",
-                      "?" if hours is None or price is None else f"{hours * price:,.2f}")
+        table.add_row(
+            label,
+            str(len(runs)),
+            _span(sizes),
+            _span(images),
+            f"{flops:.3g}",
+            "?" if hours is None else f"{hours:,.3g}",
+            "?" if hours is None or price is None else f"{hours * price:,.2f}",
+        )
 
     levels: dict[str, list[Run]] = {}
     for run in plan.runs:
@@ -80,8 +92,11 @@ def bill_of(plan: Plan, site: Site) -> Table:
     for label, runs in levels.items():
         row(label + (" (held out)" if runs[0].held_out else ""), runs)
     row("all", plan.runs)
-    notes = [f"GPU-hours assume {ASSUMED_MFU:.0%} MFU on {gpu}" if gpu and site.gpus_per_node else
-             f"GPU-hours and cost: give gpu ({', '.join(list(DEVICES)[:3])}, ...) and price_per_gpu_hour in cluster.yaml"]
+    notes = [
+        f"GPU-hours assume {ASSUMED_MFU:.0%} MFU on {gpu}"
+        if gpu and site.gpus_per_node
+        else f"GPU-hours and cost: give gpu ({', '.join(list(DEVICES)[:3])}, ...) and price_per_gpu_hour in cluster.yaml"
+    ]
     if cached:
         notes.append(f"{len(cached)} runs branch off another's checkpoint and pay for their cooldown alone")
     notes += [f"pruned: {one['run']}: {one['reason']}" for one in plan.pruned[:6]]
@@ -106,17 +121,27 @@ def _short(value: float) -> str:
 
 def lay_out(plan: Plan, folder: Path, source: Path) -> None:
     """sweep.json and a recipe for each run.  Raises RecipeError when the folder holds runs of another sweep."""
-    told = {"format": 1, "sweep": plan.sweep.model_dump(mode="json"), "source": str(source), "metric": plan.sweep.fit.metric,
-            "runs": [run.facts() for run in plan.runs], "pruned": list(plan.pruned)}
+    told = {
+        "format": 1,
+        "sweep": plan.sweep.model_dump(mode="json"),
+        "source": str(source),
+        "metric": plan.sweep.fit.metric,
+        "runs": [run.facts() for run in plan.runs],
+        "pruned": list(plan.pruned),
+    }
     known = {run["name"]: run for run in read_json(folder / "sweep.json").get("runs", [])}
     now = {run["name"]: json.loads(json.dumps(run)) for run in told["runs"]}
-    changed = sorted(name for name in set(known) & set(now) if any(known[name].get(key) != now[name][key] for key in ("d", "n", "lr", "batch")))
+    changed = sorted(
+        name for name in set(known) & set(now) if any(known[name].get(key) != now[name][key] for key in ("d", "n", "lr", "batch"))
+    )
     lost = sorted(name for name in set(known) - set(now) if (folder / "runs" / name).exists())
     if changed or lost:
         raise RecipeError(f"{folder}: holds runs of another sweep: {', '.join((changed + lost)[:5])}; give another --out, or remove it")
     for run in plan.runs:
         file = folder / "recipes" / f"{run.name}.yaml"
-        text = f"# Run of the sweep {plan.sweep.name}: {run.c:.4g} FLOP, {run.n:,} parameters.\n" + write_yaml(run.recipe.model_dump(mode="json"))
+        text = f"# Run of the sweep {plan.sweep.name}: {run.c:.4g} FLOP, {run.n:,} parameters.\n" + write_yaml(
+            run.recipe.model_dump(mode="json")
+        )
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             write_text(file, text)
     write_json(folder / "sweep.json", told)
@@ -135,8 +160,10 @@ def pass_gate(plan: Plan, folder: Path, console: Console) -> None:
         done = subprocess.run([sys.executable, "-m", "vitscale", "job", "coordinates", str(folder / CHECK), *files])
         if done.returncode:
             told = read_json(folder / CHECK)
-            raise ClusterError(f"{folder / CHECK}: the coordinate check did not pass, nothing was started"
-                               + (f": {told['verdict']}" if "verdict" in told else ""))
+            raise ClusterError(
+                f"{folder / CHECK}: the coordinate check did not pass, nothing was started"
+                + (f": {told['verdict']}" if "verdict" in told else "")
+            )
     console.print(f"coordinate check: {read_json(folder / CHECK)['verdict']}", markup=False, highlight=False)
 
 
@@ -158,7 +185,11 @@ def submit_stage(runs: Sequence[Run], folder: Path, stage: int, site: Site, at_o
         write_text(listed, "".join(f"{folder / 'recipes' / run.name}.yaml\n" for run in ready))
         planned = plan_sweep(listed, (), site, None, at_once)
         console.print(f"submitted: {' '.join(send(planned))}: {len(ready)} runs", markup=False, highlight=False)
-    console.print(f"{len(runs) - len(rest)} of {len(runs)} runs are done, {len(rest) - len(new)} were in the queue already; run the same command "
-                  "again when they are done: it submits what failed or waits, then predicts, and goes on", markup=False, highlight=False,
-                  soft_wrap=True)
+    console.print(
+        f"{len(runs) - len(rest)} of {len(runs)} runs are done, {len(rest) - len(new)} were in the queue already; run the same command "
+        "again when they are done: it submits what failed or waits, then predicts, and goes on",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     return True

@@ -30,7 +30,8 @@ def decay_groups(model: Backbone, weight_decay: float) -> list[dict[str, Any]]:
     assert exempt <= names, f"no_decay() names no parameter of the model: {sorted(exempt - names)}"
     scale = model.width_scale
     if scale == 1.0:
-        kinds: list[tuple[list[nn.Parameter], dict[str, float]]] = [(decayed, {"weight_decay": weight_decay}), (spared, {"weight_decay": 0.0})]
+        kinds: list[tuple[list[nn.Parameter], dict[str, float]]] = [
+            (decayed, {"weight_decay": weight_decay}), (spared, {"weight_decay": 0.0})]
     else:
         wide = {id(parameter) for name, parameter in model.named_parameters() if parameter.ndim == 2 and leaf(name) not in TABLES}
         kinds = [([p for p in decayed if id(p) in wide], {"weight_decay": weight_decay / scale, "lr_scale": scale}),

@@ -27,7 +27,7 @@ class Asked:
     drop_outliers: bool = False
     draws: int = 400
     intervals: bool = True
-    hold_out: float = 0.0           # share of the points with the largest budgets that is kept for a verdict
+    hold_out: float = 0.0  # share of the points with the largest budgets that is kept for a verdict
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ def analyse(points: Points, asked: Asked, held_out: Points | None = None) -> Ana
     fixed = {form.name: {key: value for key, value in (asked.fixed or {}).items() if key in form.params} for form in forms}
     unused = set(asked.fixed or {}) - {key for one in fixed.values() for key in one}
     if unused:
-        raise DataError(f"--fix: none of {', '.join(form.name for form in forms) or 'the forms'} has a parameter {', '.join(sorted(unused))}")
+        raise DataError(
+            f"--fix: none of {', '.join(form.name for form in forms) or 'the forms'} has a parameter {', '.join(sorted(unused))}"
+        )
     fits: dict[str, Fit] = {}
     failed: dict[str, str] = {}
     dropped: list[dict[str, Any]] = []
@@ -108,7 +110,9 @@ def analyse(points: Points, asked: Asked, held_out: Points | None = None) -> Ana
             failed["backtest"] = f"{error}; the form with fewest parameters is taken"
     if asked.drop_outliers and chosen is not None and fits[chosen].outliers:
         out = set(fits[chosen].outliers)
-        dropped = [{"where": points.run[i], "reason": f"more than {OUTLIER:g} robust standard deviations from {chosen}"} for i in sorted(out)]
+        dropped = [
+            {"where": points.run[i], "reason": f"more than {OUTLIER:g} robust standard deviations from {chosen}"} for i in sorted(out)
+        ]
         points = points.take([i for i in range(len(points)) if i not in out])
         fits = {name: fit(one.form, points, delta=asked.delta, fixed=fixed[name]) for name, one in fits.items()}
     drawn: dict[str, Draws] = {}
@@ -122,13 +126,29 @@ def analyse(points: Points, asked: Asked, held_out: Points | None = None) -> Ana
         shown[name] = describe(found, drawn.get(name), profiles.get(name))
     told: dict[str, Any] = {
         "format": 1,
-        "data": {"source": points.source, "sha256": points.hash(), "points": len(points), "runs": len(set(points.run)),
-                 "variables": sorted(points.x), "metric": points.metric,
-                 "direction": "lower is better" if points.bound is None else f"higher is better; what it lacks to {points.bound:g} is fitted",
-                 "excluded": [*points.excluded, *dropped]},
-        "level": LEVEL, "chosen": chosen, "fits": shown, "not_fitted": failed, "approaches": approaches,
-        "rules": {"outlier": f"named beyond {OUTLIER:g} robust standard deviations, kept unless --drop-outliers",
-                  "choice": "lowest mean error of a rolling-origin backtest" if tested else "the only form" if len(fits) == 1 else "see not_fitted"},
+        "data": {
+            "source": points.source,
+            "sha256": points.hash(),
+            "points": len(points),
+            "runs": len(set(points.run)),
+            "variables": sorted(points.x),
+            "metric": points.metric,
+            "direction": "lower is better" if points.bound is None else f"higher is better; what it lacks to {points.bound:g} is fitted",
+            "excluded": [*points.excluded, *dropped],
+        },
+        "level": LEVEL,
+        "chosen": chosen,
+        "fits": shown,
+        "not_fitted": failed,
+        "approaches": approaches,
+        "rules": {
+            "outlier": f"named beyond {OUTLIER:g} robust standard deviations, kept unless --drop-outliers",
+            "choice": "lowest mean error of a rolling-origin backtest"
+            if tested
+            else "the only form"
+            if len(fits) == 1
+            else "see not_fitted",
+        },
     }
     if tested is not None:
         told["backtest"] = {"rms_log_error": tested.scores, "weights": tested.weights, "not_judged": tested.reasons}
@@ -141,7 +161,9 @@ def judge_points(fits: Mapping[str, Fit], tested: Backtest | None, held_out: Poi
     """Errors of every form on points that none has seen, and of their average by the backtest's weights."""
     told: dict[str, Any] = {"points": len(held_out), "rms_log_error": {name: log_error(found, held_out) for name, found in fits.items()}}
     if tested is not None:
-        mean = sum(weight * np.log(np.maximum(fits[name].predict(held_out.x), 1e-3 * held_out.y)) for name, weight in tested.weights.items())
+        mean = sum(
+            weight * np.log(np.maximum(fits[name].predict(held_out.x), 1e-3 * held_out.y)) for name, weight in tested.weights.items()
+        )
         told["rms_log_error"]["average"] = float(np.sqrt(np.mean((mean - np.log(held_out.y)) ** 2)))
     return told
 
@@ -176,11 +198,18 @@ def describe(found: Fit, draws: Draws | None, profiles: Mapping[str, Profile] | 
             known = profiles[name]
             turn = np.exp if name in form.positive else float
             ends = [None if end is None else float(turn(end)) for end in (known.low, known.high)]
-            one |= {"standard_error": draws.deviation(outer_of(found, name)), "low": low, "high": high, "profile": ends,
-                    "identified": known.identified}
+            one |= {
+                "standard_error": draws.deviation(outer_of(found, name)),
+                "low": low,
+                "high": high,
+                "profile": ends,
+                "identified": known.identified,
+            }
             if not known.identified:
                 side = "any smaller" if known.high is not None else "any larger" if known.low is not None else "any"
-                warnings.append(f"{name} is not identified: {side} value fits as well, within the range tried; add runs that tell, or --fix it")
+                warnings.append(
+                    f"{name} is not identified: {side} value fits as well, within the range tried; add runs that tell, or --fix it"
+                )
         params[name] = one
     starts = dict(found.starts)
     rivals = starts.pop("rivals")
@@ -193,8 +222,21 @@ def describe(found: Fit, draws: Draws | None, profiles: Mapping[str, Profile] | 
         warnings.append(f"{one['run']} drives the fit: without it {one['parameter']} moves by {one['deviations']:.1f} standard errors")
     outliers = [{"run": found.points.run[i], "residual": float(found.residuals[i])} for i in found.outliers]
     if outliers:
-        warnings.append(f"{len(outliers)} points lie more than {OUTLIER:g} robust standard deviations from the law: " +
-                        ", ".join(one["run"] for one in outliers[:5]))
-    return {"formula": form.text, "source": form.source, "parameters": params, "huber_delta": found.delta, "objective": found.cost,
-            "residual_scale": found.scale, "starts": starts, "rivals": rivals, "outliers": outliers, "influence": drives,
-            "warnings": warnings, "in_sample_rms_log_error": log_error(found, found.points)}
+        warnings.append(
+            f"{len(outliers)} points lie more than {OUTLIER:g} robust standard deviations from the law: "
+            + ", ".join(one["run"] for one in outliers[:5])
+        )
+    return {
+        "formula": form.text,
+        "source": form.source,
+        "parameters": params,
+        "huber_delta": found.delta,
+        "objective": found.cost,
+        "residual_scale": found.scale,
+        "starts": starts,
+        "rivals": rivals,
+        "outliers": outliers,
+        "influence": drives,
+        "warnings": warnings,
+        "in_sample_rms_log_error": log_error(found, found.points),
+    }

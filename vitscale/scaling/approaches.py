@@ -15,17 +15,17 @@ from vitscale.scaling.fit import SEED
 from vitscale.scaling.points import Points
 from vitscale.scaling.solve import Array
 
-SAME = 1.15         # budgets within this factor are one
+SAME = 1.15  # budgets within this factor are one
 
 
 @dataclass(frozen=True)
 class Optimum:
     """The best of a group of runs, from a parabola through the logarithms."""
 
-    at: float                   # where the parabola is lowest
-    y: float                    # its height there
-    curvature: float            # of log y over log x, positive
-    group: float                # the budget, or what else the group has in common
+    at: float  # where the parabola is lowest
+    y: float  # its height there
+    curvature: float  # of log y over log x, positive
+    group: float  # the budget, or what else the group has in common
     members: tuple[int, ...]
 
 
@@ -89,7 +89,9 @@ def envelope(points: Points, grid: int = 1500) -> list[tuple[float, float, float
         if len(c) >= 2:
             curves.append((size, c, PchipInterpolator(c, np.log(points.y[mine])[index], extrapolate=False)))
     if len(curves) < 4:
-        raise DataError(f"{points.source}: approach 1 wants the training curves (two points or more) of four sizes or more, got {len(curves)}")
+        raise DataError(
+            f"{points.source}: approach 1 wants the training curves (two points or more) of four sizes or more, got {len(curves)}"
+        )
     low, high = min(c[0] for _, c, _ in curves), max(c[-1] for _, c, _ in curves)
     at = np.linspace(low, high, grid)
     heights = np.array([np.nan_to_num(curve(at), nan=np.inf) for _, _, curve in curves])
@@ -97,19 +99,30 @@ def envelope(points: Points, grid: int = 1500) -> list[tuple[float, float, float
     found = []
     for number in range(1, len(curves) - 1):
         mine = np.flatnonzero(best == number)
-        if not len(mine) or mine[0] == 0 or mine[-1] == grid - 1 or not (best[:mine[0]] < number).all() or not (best[mine[-1] + 1:] > number).all():
+        if (
+            not len(mine)
+            or mine[0] == 0
+            or mine[-1] == grid - 1
+            or not (best[: mine[0]] < number).all()
+            or not (best[mine[-1] + 1 :] > number).all()
+        ):
             continue
-        ends = [_crossing(curves[best[a]][2], curves[best[b]][2], at[a], at[b]) for a, b in ((mine[0] - 1, mine[0]), (mine[-1], mine[-1] + 1))]
+        ends = [
+            _crossing(curves[best[a]][2], curves[best[b]][2], at[a], at[b]) for a, b in ((mine[0] - 1, mine[0]), (mine[-1], mine[-1] + 1))
+        ]
         middle = sum(ends) / 2
         found.append((float(np.exp(middle)), float(curves[number][0]), float(np.exp(curves[number][2](middle)))))
     if len(found) < 2:
-        raise DataError(f"{points.source}: approach 1 wants two sizes or more between the smallest and the largest that are the best at some "
-                        f"compute, found {len(found)}: train the sizes for longer, or take others")
+        raise DataError(
+            f"{points.source}: approach 1 wants two sizes or more between the smallest and the largest that are the best at some "
+            f"compute, found {len(found)}: train the sizes for longer, or take others"
+        )
     return found
 
 
 def _crossing(first: Any, second: Any, low: float, high: float) -> float:
     """Where two curves cross between two places, by bisection."""
+
     def gap(at: float) -> float:
         value = float(first(at) - second(at))
         return value if np.isfinite(value) else -np.inf
@@ -161,7 +174,9 @@ def approach(points: Points, number: int, draws: int = 200) -> dict[str, Any]:
     reasons = list(left_out)
     if len(told) < 2:
         why = f": {reasons[0]['where']}: {reasons[0]['reason']}" if reasons else ""
-        raise DataError(f"{points.source}: approach {number} wants two budgets or more with an optimum among the sizes tried, got {len(told)}{why}")
+        raise DataError(
+            f"{points.source}: approach {number} wants two budgets or more with an optimum among the sizes tried, got {len(told)}{why}"
+        )
     per_sample = np.polyfit(np.log(points.x["n"]), np.log(points.x["c"] / points.x["d"]), 1)
 
     def lines(found: Sequence[tuple[float, float, float]]) -> tuple[float, float, float, float]:
@@ -176,7 +191,7 @@ def approach(points: Points, number: int, draws: int = 200) -> dict[str, Any]:
     sizes = {name: points.x["n"][member[name][0]] for name in names}
     drawn = []
     for _ in range(draws):
-        if number == 1:         # whole curves; the sizes stay, their runs are drawn
+        if number == 1:  # whole curves; the sizes stay, their runs are drawn
             chosen = [str(rng.choice([other for other in names if sizes[other] == sizes[name]])) for name in names]
         else:
             chosen = [str(name) for name in rng.choice(names, len(names))]
@@ -195,5 +210,10 @@ def approach(points: Points, number: int, draws: int = 200) -> dict[str, Any]:
         turn = (lambda one: None if one is None else float(np.exp(one))) if power else (lambda one: one)
         return {"value": turn(value), "low": turn(ends[0]), "high": turn(ends[1])}
 
-    return {"approach": number, "optima": [{"c": c, "n": n, "y": y} for c, n, y in told], "excluded": reasons,
-            "n": {"k": shown(k, 1, True), "a": shown(a, 0)}, "d": {"k": shown(m, 3, True), "b": shown(b, 2)}}
+    return {
+        "approach": number,
+        "optima": [{"c": c, "n": n, "y": y} for c, n, y in told],
+        "excluded": reasons,
+        "n": {"k": shown(k, 1, True), "a": shown(a, 0)},
+        "d": {"k": shown(m, 3, True), "b": shown(b, 2)},
+    }

@@ -26,8 +26,8 @@ class Backtest:
     rows: tuple[dict[str, Any], ...]
     scores: dict[str, float]
     chosen: str
-    weights: dict[str, float]       # of the forms in an average of predictions, by the inverse of their squared errors
-    reasons: dict[str, str]         # forms that could not be judged
+    weights: dict[str, float]  # of the forms in an average of predictions, by the inverse of their squared errors
+    reasons: dict[str, str]  # forms that could not be judged
 
 
 def order_of(points: Points) -> Array:
@@ -54,12 +54,14 @@ def log_error(found: Fit, points: Points) -> float:
     return float(np.sqrt(np.mean(np.log(told / points.y) ** 2)))
 
 
-def backtest(points: Points, forms: Sequence[Form], fixed: dict[str, dict[str, float]] | None = None, delta: float | None = None) -> Backtest:
+def backtest(
+    points: Points, forms: Sequence[Form], fixed: dict[str, dict[str, float]] | None = None, delta: float | None = None
+) -> Backtest:
     """Raises DataError when no form can be judged."""
     fixed, order = fixed or {}, order_of(points)
     needed = max(len(form.params) for form in forms) + 1
     at = origins(points, needed)
-    if not at:      # so few points that only the forms with fewest parameters can be judged
+    if not at:  # so few points that only the forms with fewest parameters can be judged
         needed = min(len(form.params) for form in forms) + 1
         at = origins(points, needed)
     rows, reasons = [], {}
@@ -74,8 +76,15 @@ def backtest(points: Points, forms: Sequence[Form], fixed: dict[str, dict[str, f
             except DataError as error:
                 reasons[form.name] = str(error)
                 break
-            rows.append({"form": form.name, "trained_up_to": level, "points_before": len(before), "points_after": len(after),
-                         "rms_log_error": told[-1]})
+            rows.append(
+                {
+                    "form": form.name,
+                    "trained_up_to": level,
+                    "points_before": len(before),
+                    "points_after": len(after),
+                    "rms_log_error": told[-1],
+                }
+            )
         if len(told) == len(at) and told:
             errors[form.name] = told
             reasons.pop(form.name, None)

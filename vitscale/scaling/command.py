@@ -32,8 +32,15 @@ def fixed_of(pairs: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def columns_of(roles: Mapping[str, str | None], loss: str | None, accuracy: str | None, bound: float, run: str | None,
-               where: Sequence[str], flops_per: float | None) -> Columns:
+def columns_of(
+    roles: Mapping[str, str | None],
+    loss: str | None,
+    accuracy: str | None,
+    bound: float,
+    run: str | None,
+    where: Sequence[str],
+    flops_per: float | None,
+) -> Columns:
     """The options that name columns.  Raises DataError when they are too few, or contradict each other."""
     given = {role: column for role, column in roles.items() if column is not None}
     if (loss is None) == (accuracy is None):
@@ -44,8 +51,17 @@ def columns_of(roles: Mapping[str, str | None], loss: str | None, accuracy: str 
     return Columns(given, metric, accuracy is not None, bound, run, where, flops_per)
 
 
-def fit_csv(path: Path, columns: Columns, asked: Asked, out: Path, by: str | None = None, split_by: str | None = None,
-            figures: bool = True, budget: str | None = None, serve: float = 0.0) -> None:
+def fit_csv(
+    path: Path,
+    columns: Columns,
+    asked: Asked,
+    out: Path,
+    by: str | None = None,
+    split_by: str | None = None,
+    figures: bool = True,
+    budget: str | None = None,
+    serve: float = 0.0,
+) -> None:
     """Fit the points of a CSV; `by`: each value of that column (or of several, with commas) by itself, without intervals."""
     names = [name.strip() for name in (by or "").split(",") if name.strip()]
     points = read_csv(path, replace(columns, keep=(*names, *([split_by] if split_by else []))))
@@ -67,13 +83,17 @@ def fit_csv(path: Path, columns: Columns, asked: Asked, out: Path, by: str | Non
             errors.setdefault(name, []).append(error_of)
         if held and found.chosen:
             errors.setdefault("chosen", []).append(held[found.chosen])
-        told.append({"group": label, "points": len(mask), "chosen": found.chosen, **{f"hold_out_{name}": value for name, value in held.items()}})
+        told.append(
+            {"group": label, "points": len(mask), "chosen": found.chosen, **{f"hold_out_{name}": value for name, value in held.items()}}
+        )
         write_json(out / "groups" / f"{len(told):03d}.json", {"group": label} | found.told)
     write_csv(out / "groups.csv", told)
     whole = {name: one for name, one in errors.items() if len(one) == max(len(other) for other in errors.values())}
     summary = {name: sum(one) / len(one) for name, one in sorted(whole.items())}
-    write_json(out / "groups.json", {"groups": len(told), "fitted": sum(bool(one["chosen"]) for one in told),
-                                     "mean_hold_out_rms_log_error": summary})
+    write_json(
+        out / "groups.json",
+        {"groups": len(told), "fitted": sum(bool(one["chosen"]) for one in told), "mean_hold_out_rms_log_error": summary},
+    )
     console = new_console()
     for one in told:
         console.print(f"{one['group']}: {one['chosen'] or one['note']}", markup=False, highlight=False)
@@ -88,11 +108,14 @@ def _analysed(points: Points, asked: Asked, split_by: str | None) -> Analysis:
     train = [value.strip().lower() in ("1", "1.0", "true", "train", "yes") for value in points.groups[split_by]]
     if all(train) or not any(train):
         raise DataError(f"{points.source}: column {split_by} marks {'all' if all(train) else 'no'} points for training (1, true, train)")
-    return analyse(points.take([i for i, one in enumerate(train) if one]), asked,
-                   points.take([i for i, one in enumerate(train) if not one]))
+    return analyse(
+        points.take([i for i, one in enumerate(train) if one]), asked, points.take([i for i, one in enumerate(train) if not one])
+    )
 
 
-def _one(points: Points, asked: Asked, out: Path, split_by: str | None, figures: bool, budget: tuple[float, str] | None, serve: float) -> None:
+def _one(
+    points: Points, asked: Asked, out: Path, split_by: str | None, figures: bool, budget: tuple[float, str] | None, serve: float
+) -> None:
     found = _analysed(points, asked, split_by)
     write_analysis(found, out)
     console = new_console()
@@ -117,17 +140,31 @@ def optimum_of(found: Analysis, budget: tuple[float, str], serve: float) -> dict
     if name is None or "c" not in found.points.x:
         raise DataError(f"--budget wants a fit of {' or '.join(PLANNED)}, and FLOPs: --c COLUMN, or --flops-per 6")
     best = best_for(found.fits[name], found.draws[name], flops_per_sample(found.points), budget[0], serve)
-    told = {"budget_flop": budget[0], "budget": budget[1], "serve_images": serve, "level": 0.95, "law": name, "metric": found.points.metric,
-            "n": best.n, "d": best.d, "predicted": best.y}
-    return told | ({"reason": "the law has no optimum among the sizes searched: it falls with size, or with samples, to the end"}
-                   if best.at_edge else {})
+    told = {
+        "budget_flop": budget[0],
+        "budget": budget[1],
+        "serve_images": serve,
+        "level": 0.95,
+        "law": name,
+        "metric": found.points.metric,
+        "n": best.n,
+        "d": best.d,
+        "predicted": best.y,
+    }
+    return told | (
+        {"reason": "the law has no optimum among the sizes searched: it falls with size, or with samples, to the end"}
+        if best.at_edge
+        else {}
+    )
 
 
 def say_optimum(plan: Mapping[str, Any]) -> list[str]:
     """Lines for people."""
     lines = ["", f"for {plan['budget_flop']:.3g} FLOP ({plan['budget']}), by {plan['law']}:"]
-    lines += [f"  {name} {number(plan[key][0])} ({number(plan[key][1])} to {number(plan[key][2])})"
-              for name, key in (("N*", "n"), ("D*", "d"), (f"predicted {plan['metric']}", "predicted"))]
+    lines += [
+        f"  {name} {number(plan[key][0])} ({number(plan[key][1])} to {number(plan[key][2])})"
+        for name, key in (("N*", "n"), ("D*", "d"), (f"predicted {plan['metric']}", "predicted"))
+    ]
     return lines + ([f"  ! {plan['reason']}"] if "reason" in plan else [])
 
 
@@ -137,8 +174,12 @@ def write_analysis(found: Analysis, out: Path) -> None:
     write_csv(out / "points.csv", _rows(found))
     if found.tested is not None:
         write_csv(out / "backtest.csv", found.tested.rows)
-    profiles = [{"form": form, "parameter": name, "value": value, "statistic": height} for form, of in found.profiles.items()
-                for name, one in of.items() for value, height in zip(one.values, one.statistic, strict=True)]
+    profiles = [
+        {"form": form, "parameter": name, "value": value, "statistic": height}
+        for form, of in found.profiles.items()
+        for name, one in of.items()
+        for value, height in zip(one.values, one.statistic, strict=True)
+    ]
     if profiles:
         write_csv(out / "profiles.csv", profiles)
 
@@ -147,7 +188,11 @@ def _rows(found: Analysis) -> list[dict[str, Any]]:
     points = found.points
     rows: list[dict[str, Any]] = []
     for i in range(len(points)):
-        row: dict[str, Any] = {"run": points.run[i], **{role: values[i] for role, values in points.x.items()}, points.metric: points.told(points.y)[i]}
+        row: dict[str, Any] = {
+            "run": points.run[i],
+            **{role: values[i] for role, values in points.x.items()},
+            points.metric: points.told(points.y)[i],
+        }
         if found.chosen:
             row["residual"] = found.fits[found.chosen].residuals[i]
         rows.append(row)

@@ -28,18 +28,18 @@ class Run:
 
     name: str
     recipe: Recipe
-    n: int                      # parameters
-    d: int                      # images seen
-    u: int                      # unique images that there are
-    c: float                    # FLOPs
+    n: int  # parameters
+    d: int  # images seen
+    u: int  # unique images that there are
+    c: float  # FLOPs
     shape: Shape
     seed: int
     lr: float
     batch: int
     budget: float | None
-    level: float                # by which the largest are held out: the budget, else the FLOPs
+    level: float  # by which the largest are held out: the budget, else the FLOPs
     held_out: bool = False
-    trunk: str | None = None    # the run whose checkpoint this one branches off (WSD)
+    trunk: str | None = None  # the run whose checkpoint this one branches off (WSD)
     branch_step: int | None = None
 
     def facts(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def expand(sweep: Sweep, source: Path, folder: Path) -> Plan:
     levels = sorted({_level(run) for run in ordered})
     if sweep.hold_out and sweep.hold_out >= len(levels):
         raise RecipeError(f"{source}: hold_out: {sweep.hold_out} of {len(levels)} budgets leaves nothing to fit")
-    largest = set(levels[len(levels) - sweep.hold_out:]) if sweep.hold_out else set()
+    largest = set(levels[len(levels) - sweep.hold_out :]) if sweep.hold_out else set()
     ordered = [Run(**{**run.__dict__, "held_out": _level(run) in largest}) for run in ordered]
     if sweep.cooldown is not None:
         ordered = _branches(sweep, ordered)
@@ -114,11 +114,14 @@ def combinations(sweep: Sweep) -> Iterator[tuple[Shape, float | None, int | None
             yield from ((shape, budget, None, one) for budget in sweep.budgets or () for shape in sizes for one in products)
         case "ladder":
             steps: list[tuple[float | None, int | None]] = (
-                [(None, samples) for samples in sweep.axes.samples] if sweep.axes.samples else [(budget, None) for budget in sweep.budgets or ()])
+                [(None, samples) for samples in sweep.axes.samples]
+                if sweep.axes.samples
+                else [(budget, None) for budget in sweep.budgets or ()]
+            )
             yield from ((shape, *step, one) for shape, step in zip(sizes, steps, strict=True) for one in products)
         case "grid":
             yield from ((shape, None, samples, one) for shape in sizes for samples in sweep.axes.samples or (None,) for one in products)
-        case "star":        # all in the middle; then one away from it at a time
+        case "star":  # all in the middle; then one away from it at a time
             samples = sweep.axes.samples or (None,)
             middle = {key: values[len(values) // 2] for key, values in axes.items()}
             centre_shape, centre_samples = sizes[len(sizes) // 2], samples[len(samples) // 2]
@@ -129,8 +132,17 @@ def combinations(sweep: Sweep) -> Iterator[tuple[Shape, float | None, int | None
                 yield from ((centre_shape, None, centre_samples, middle | {key: value}) for value in values if value != middle[key])
 
 
-def _run(sweep: Sweep, values: dict[str, Any], source: Path, folder: Path, shape: Shape, budget: float | None, samples: int | None,
-         axes: dict[str, Any], seed: int) -> Run:
+def _run(
+    sweep: Sweep,
+    values: dict[str, Any],
+    source: Path,
+    folder: Path,
+    shape: Shape,
+    budget: float | None,
+    samples: int | None,
+    axes: dict[str, Any],
+    seed: int,
+) -> Run:
     mine = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     mine["model"] |= {"size": None, "width": shape.width, "depth": shape.depth, "heads": shape.heads, "mlp": shape.mlp}
     mine |= {"seed": seed, "runs_dir": str(folder / "runs"), "name": "run"}
@@ -147,7 +159,7 @@ def _run(sweep: Sweep, values: dict[str, Any], source: Path, folder: Path, shape
         mine["model"] |= {"mup_base_width": sweep.mup_base_width or smallest.width, "mup_base_head_width": smallest.width // smallest.heads}
     unique = _unique(mine, axes.get("unique_shards"), source)
     if sweep.cooldown is not None:
-        mine["optim"] = mine.get("optim", {}) | {"schedule": "wsd", "cooldown": "1 steps"}        # its length is set below
+        mine["optim"] = mine.get("optim", {}) | {"schedule": "wsd", "cooldown": "1 steps"}  # its length is set below
     if budget is None and samples is not None:
         mine["duration"] = f"{samples} images"
     probe = check_recipe(mine, f"{source}: a run of width {shape.width}")
@@ -167,8 +179,20 @@ def _run(sweep: Sweep, values: dict[str, Any], source: Path, folder: Path, shape
         mine["optim"] |= {"cooldown": f"{max(1, round(sweep.cooldown * images / batch)) * batch} images"}
     recipe = check_recipe(mine, f"{source}: run {name}")
     c = float(images * per_image)
-    return Run(name, recipe, count_params(recipe.model, recipe.objective), images, unique, c, shape, seed, recipe.optim.lr, batch,
-               budget, budget if budget is not None else c)
+    return Run(
+        name,
+        recipe,
+        count_params(recipe.model, recipe.objective),
+        images,
+        unique,
+        c,
+        shape,
+        seed,
+        recipe.optim.lr,
+        batch,
+        budget,
+        budget if budget is not None else c,
+    )
 
 
 def _unique(values: dict[str, Any], shards: int | None, source: Path) -> int:
@@ -176,16 +200,20 @@ def _unique(values: dict[str, Any], shards: int | None, source: Path) -> int:
     data = values["data"] = dict(values.get("data") or {})
     declared = data.get("num_samples")
     if declared is None:
-        raise RecipeError(f"{source}: the base recipe declares no data.num_samples, without which nothing can be counted: put it under `set`")
+        raise RecipeError(
+            f"{source}: the base recipe declares no data.num_samples, without which nothing can be counted: put it under `set`"
+        )
     if shards is None:
         return int(declared)
     urls = data.get("train")
     listed = [one for url in ([urls] if isinstance(urls, str) else urls or []) for one in _expanded(url)]
     if shards > len(listed):
-        raise RecipeError(f"{source}: axes.unique_shards: {shards} of the {len(listed)} shards that data.train names (globs are not looked up)")
+        raise RecipeError(
+            f"{source}: axes.unique_shards: {shards} of the {len(listed)} shards that data.train names (globs are not looked up)"
+        )
     if shards < len(listed):
         data["train"] = listed[:shards]
-        data["num_samples"] = None          # the shards say it; here their average is taken
+        data["num_samples"] = None  # the shards say it; here their average is taken
     return round(int(declared) * shards / len(listed))
 
 
@@ -194,7 +222,9 @@ def _expanded(url: str) -> list[str]:
     if match is None:
         return [url]
     low, high = match.groups()
-    return [one for i in range(int(low), int(high) + 1) for one in _expanded(url[:match.start()] + str(i).zfill(len(low)) + url[match.end():])]
+    return [
+        one for i in range(int(low), int(high) + 1) for one in _expanded(url[: match.start()] + str(i).zfill(len(low)) + url[match.end() :])
+    ]
 
 
 def _name(shape: Shape, images: int, axes: dict[str, Any], seed: int, sweep: Sweep) -> str:
@@ -228,6 +258,7 @@ def _why_not(sweep: Sweep, recipe: Recipe, budget: float | None, images: int, fl
 
 def _branches(sweep: Sweep, runs: list[Run]) -> list[Run]:
     """Runs that differ in length alone go along one trunk: the longest; the shorter ones branch off it where their cooldown begins."""
+
     def alike(run: Run) -> str:
         told = run.recipe.model_dump(mode="json")
         for key in ("name", "duration"):
@@ -245,7 +276,7 @@ def _branches(sweep: Sweep, runs: list[Run]) -> list[Run]:
         steps = {name: step for name, step in steps.items() if step > 0}
         every = math.gcd(*steps.values()) if steps else 0
         count = _steps_at(trunk, trunk.d) // every if every else 0
-        if 0 < count <= 200:            # else a checkpoint every few steps would cost more than the branches save
+        if 0 < count <= 200:  # else a checkpoint every few steps would cost more than the branches save
             checkpoint = trunk.recipe.checkpoint.model_dump(mode="json") | {"every": f"{every} steps", "keep": count + 1}
             recipe = check_recipe(trunk.recipe.model_dump(mode="json") | {"checkpoint": checkpoint}, trunk.name)
             found[trunk.name] = Run(**{**trunk.__dict__, "recipe": recipe})

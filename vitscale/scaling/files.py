@@ -13,7 +13,7 @@ import numpy as np
 
 from vitscale.errors import DataError
 
-DIGITS = 10     # significant ones; the last few of sixteen are rounding
+DIGITS = 10  # significant ones; the last few of sixteen are rounding
 
 
 def plain(value: Any) -> Any:

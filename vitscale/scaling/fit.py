@@ -13,10 +13,10 @@ from vitscale.scaling.points import Points, check_points
 from vitscale.scaling.solve import Array, huber, jacobian, solve
 
 STARTS = 192
-EARLY = 40              # steps that every start takes; then the best go on to the end
+EARLY = 40  # steps that every start takes; then the best go on to the end
 FINISHED = 32
-OUTLIER = 5.0           # robust standard deviations from the law: such points are named, and kept unless the caller leaves them out
-SEED = 20220329         # of the starts and the draws; nothing else is random
+OUTLIER = 5.0  # robust standard deviations from the law: such points are named, and kept unless the caller leaves them out
+SEED = 20220329  # of the starts and the draws; nothing else is random
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Fit:
     form: Form
     points: Points
     centre: Mapping[str, float]
-    theta: Array                        # (P,), inner
+    theta: Array  # (P,), inner
     delta: float
     cost: float
-    scale: float                        # robust standard deviation of the residuals
-    starts: Mapping[str, Any]           # how many there were, and how many ended in the same place
-    fixed: Mapping[str, float]          # outer values that were given, not fitted
+    scale: float  # robust standard deviation of the residuals
+    starts: Mapping[str, Any]  # how many there were, and how many ended in the same place
+    fixed: Mapping[str, float]  # outer values that were given, not fitted
     outliers: tuple[int, ...]
 
     @property
@@ -46,8 +46,10 @@ class Fit:
     @property
     def residuals(self) -> Array:
         """Observed minus fitted, in logarithms (with link identity: in the metric)."""
-        return target_of(self.form, self.points) - self.form.predict(self.theta[None], logs_of(self.form, self.points.x, self.centre),
-                                                                     self.centre)[0]
+        return (
+            target_of(self.form, self.points)
+            - self.form.predict(self.theta[None], logs_of(self.form, self.points.x, self.centre), self.centre)[0]
+        )
 
     def predict(self, x: Mapping[str, Array], theta: Array | None = None) -> Array:
         """The fitted quantity y at `x` (n,) -> (n,), or for thetas (S, P) -> (S, n)."""
@@ -70,8 +72,16 @@ def target_of(form: Form, points: Points) -> Array:
     return points.told(points.y) if form.link == "identity" else np.log(points.y)
 
 
-def fit(form: Form, points: Points, *, delta: float | None = None, fixed: Mapping[str, float] | None = None, starts: int = STARTS,
-        seed: int = SEED, refits: int = 3) -> Fit:
+def fit(
+    form: Form,
+    points: Points,
+    *,
+    delta: float | None = None,
+    fixed: Mapping[str, float] | None = None,
+    starts: int = STARTS,
+    seed: int = SEED,
+    refits: int = 3,
+) -> Fit:
     """The best of many starts.  `delta` of Huber's function: None as the form's source has it, else 1.345 robust standard deviations, at
     which 95 % of the efficiency of least squares is kept for normal errors (Huber 1964; Holland & Welsch 1977).
 
@@ -88,7 +98,7 @@ def fit(form: Form, points: Points, *, delta: float | None = None, fixed: Mappin
     centre = {name: float(np.mean(np.log(points.x[name]))) for name in form.variables}
     for name in fixed:
         if _outer_of_one(form, name, centre) is None:
-            centre = dict.fromkeys(form.variables, 0.0)        # where inner and outer are the same but for logarithms
+            centre = dict.fromkeys(form.variables, 0.0)  # where inner and outer are the same but for logarithms
             break
     logs, target = logs_of(form, points.x, centre), target_of(form, points)
 
@@ -104,9 +114,9 @@ def fit(form: Form, points: Points, *, delta: float | None = None, fixed: Mappin
     given = delta if delta is not None else form.delta
     first = 1.345 * max(_spread_of(target), 1e-12)
     early = solve(predict, target, guesses, given or first, free=free, iterations=EARLY)
-    kept = np.argsort(early.cost, kind="stable")[:min(FINISHED, max(starts // 6, 4))]
+    kept = np.argsort(early.cost, kind="stable")[: min(FINISHED, max(starts // 6, 4))]
     found = solve(predict, target, early.theta[kept], given or first, free=free)
-    for _ in range(0 if given else refits):          # the scale of the residuals is known only once there is a fit
+    for _ in range(0 if given else refits):  # the scale of the residuals is known only once there is a fit
         best = found.theta[np.argmin(found.cost)]
         scale = max(_spread_of(target - predict(best[None])[0], len(target) - free.sum()), 1e-9)
         if abs(1.345 * scale / first - 1) < 1e-3:
@@ -123,9 +133,23 @@ def fit(form: Form, points: Points, *, delta: float | None = None, fixed: Mappin
     scale = _spread_of(residual, len(target) - free.sum())
     near = found.cost <= cost * (1 + 1e-3) + 1e-18
     outliers = tuple(int(i) for i in np.flatnonzero(np.abs(residual) > OUTLIER * max(scale, 1e-9)))
-    return Fit(form, points, centre, theta, float(used), float(cost), float(scale),
-               {"count": len(guesses), "finished": len(kept), "agree": int(near.sum()), "rivals": _rivals(form, found.theta, found.cost, theta, cost, centre, used, scale)},
-               fixed, outliers)
+    return Fit(
+        form,
+        points,
+        centre,
+        theta,
+        float(used),
+        float(cost),
+        float(scale),
+        {
+            "count": len(guesses),
+            "finished": len(kept),
+            "agree": int(near.sum()),
+            "rivals": _rivals(form, found.theta, found.cost, theta, cost, centre, used, scale),
+        },
+        fixed,
+        outliers,
+    )
 
 
 def _polish(predict: Any, target: Array, theta: Array, delta: float, free: Array) -> tuple[Array, float]:
@@ -151,8 +175,9 @@ def _polish(predict: Any, target: Array, theta: Array, delta: float, free: Array
     return theta, before
 
 
-def _rivals(form: Form, thetas: Array, costs: Array, best: Array, cost: float, centre: Mapping[str, float], delta: float,
-            scale: float) -> list[dict[str, float]]:
+def _rivals(
+    form: Form, thetas: Array, costs: Array, best: Array, cost: float, centre: Mapping[str, float], delta: float, scale: float
+) -> list[dict[str, float]]:
     """Other places that starts ended in and that the data cannot tell from the best one, by the likelihood ratio at one unit."""
     unit = min(delta * scale, scale**2) if scale > 0 else 0.0
     close = np.flatnonzero(costs <= cost + 0.5 * unit)
@@ -160,7 +185,11 @@ def _rivals(form: Form, thetas: Array, costs: Array, best: Array, cost: float, c
     known = [np.nan_to_num(form.outer(best[None], centre)[0])]
     for index in close[np.argsort(costs[close], kind="stable")]:
         outer = form.outer(form.canonical(thetas[index])[None], centre)[0]
-        if np.isfinite(outer).all() and len(known) < 4 and all(np.nanmax(np.abs(outer - one) / (1e-12 + np.abs(one))) > 0.2 for one in known):
+        if (
+            np.isfinite(outer).all()
+            and len(known) < 4
+            and all(np.nanmax(np.abs(outer - one) / (1e-12 + np.abs(one))) > 0.2 for one in known)
+        ):
             known.append(outer)
             found.append(dict(zip(form.params, outer.tolist(), strict=True)))
     return found
@@ -184,7 +213,7 @@ def _outer_of_one(form: Form, name: str, centre: Mapping[str, float]) -> float |
 
 
 def _inner(form: Form, name: str, value: float, fixed: Mapping[str, float]) -> float:
-    if form.name == "m4" and name == "e_0":     # inner: what it is above e_inf
+    if form.name == "m4" and name == "e_0":  # inner: what it is above e_inf
         if "e_inf" not in fixed:
             raise DataError("m4: give e_inf too when e_0 is fixed (--fix e_inf=...)")
         value = value - fixed["e_inf"]

@@ -13,9 +13,9 @@ import numpy as np
 
 from vitscale.scaling.solve import Array
 
-Logs = Mapping[str, Array]          # variable -> log(x / its centre), (n,)
-Centre = Mapping[str, float]        # variable -> log of its geometric mean
-Column = Any                        # (S, 1) real or complex
+Logs = Mapping[str, Array]  # variable -> log(x / its centre), (n,)
+Centre = Mapping[str, float]  # variable -> log of its geometric mean
+Column = Any  # (S, 1) real or complex
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,16 @@ class Form:
     """One law.  Inner and outer parameters stand in the order of `params`."""
 
     name: str
-    text: str                       # the formula
+    text: str  # the formula
     source: str
-    variables: tuple[str, ...]      # n: size of the model, d: samples seen, u: unique samples, x: whatever it is one of, t: compute
+    variables: tuple[str, ...]  # n: size of the model, d: samples seen, u: unique samples, x: whatever it is one of, t: compute
     params: tuple[str, ...]
-    positive: frozenset[str]        # whose inner coordinate is the logarithm
-    log_value: Callable[[Sequence[Column], Logs, Centre], Any]      # (S, n): log of the prediction, or with link identity the prediction
-    shift: Callable[[dict[str, Any], Centre], dict[str, Any]]       # inner, logarithms undone -> outer
-    guess: Callable[[Logs, Array, Centre, np.random.Generator, int], Array]     # (S, P) starts from logs, y
+    positive: frozenset[str]  # whose inner coordinate is the logarithm
+    log_value: Callable[[Sequence[Column], Logs, Centre], Any]  # (S, n): log of the prediction, or with link identity the prediction
+    shift: Callable[[dict[str, Any], Centre], dict[str, Any]]  # inner, logarithms undone -> outer
+    guess: Callable[[Logs, Array, Centre, np.random.Generator, int], Array]  # (S, P) starts from logs, y
     link: str = "log"
-    delta: float | None = None      # Huber's, as its source has it; None: 1.345 robust standard deviations
+    delta: float | None = None  # Huber's, as its source has it; None: 1.345 robust standard deviations
 
     def canonical(self, theta: Array) -> Array:
         """theta (P,) with the breaks in the order of their places, where it has any: one law, one set of numbers."""
@@ -41,18 +41,20 @@ class Form:
             return theta
         ordered = theta.copy()
         for to, start in enumerate(sorted(places, key=lambda place: theta[place])):
-            ordered[places[to] - 1:places[to] + 2] = theta[start - 1:start + 2]
+            ordered[places[to] - 1 : places[to] + 2] = theta[start - 1 : start + 2]
         return ordered
 
     def predict(self, theta: Any, logs: Logs, centre: Centre) -> Any:
         """theta (..., P), real or complex -> (..., n) in the space of the residuals."""
-        with np.errstate(all="ignore"):         # a start may lead anywhere; what is not finite costs infinitely much
+        with np.errstate(all="ignore"):  # a start may lead anywhere; what is not finite costs infinitely much
             return self.log_value([theta[..., index, None] for index in range(len(self.params))], logs, centre)
 
     def outer(self, theta: Any, centre: Centre) -> Any:
         """Inner (..., P) -> outer (..., P)."""
         with np.errstate(all="ignore"):
-            inner = {name: np.exp(theta[..., index]) if name in self.positive else theta[..., index] for index, name in enumerate(self.params)}
+            inner = {
+                name: np.exp(theta[..., index]) if name in self.positive else theta[..., index] for index, name in enumerate(self.params)
+            }
             shifted = self.shift(inner, centre)
         return np.stack([shifted[name] for name in self.params], axis=-1)
 
@@ -88,6 +90,7 @@ def _spread(rng: np.random.Generator, count: int, *ranges: tuple[float, float]) 
 
 # -- two variables: size of the model and samples
 
+
 def _chinchilla(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
     e, a, b, alpha, beta = p
     return log_sum(e + 0 * logs["n"], a - alpha * logs["n"], b - beta * logs["d"])
@@ -104,8 +107,17 @@ def _chinchilla_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Gener
 
 
 CHINCHILLA = Form(
-    "chinchilla3", "L = E + A / N^alpha + B / D^beta", "Hoffmann et al. 2022, approach 3, equation 2; Besiroglu et al. 2024",
-    ("n", "d"), ("E", "A", "B", "alpha", "beta"), frozenset("EAB"), _chinchilla, _chinchilla_shift, _chinchilla_guess, delta=1e-3)
+    "chinchilla3",
+    "L = E + A / N^alpha + B / D^beta",
+    "Hoffmann et al. 2022, approach 3, equation 2; Besiroglu et al. 2024",
+    ("n", "d"),
+    ("E", "A", "B", "alpha", "beta"),
+    frozenset("EAB"),
+    _chinchilla,
+    _chinchilla_shift,
+    _chinchilla_guess,
+    delta=1e-3,
+)
 
 
 def effective(p: Sequence[Column], logs: Logs, centre: Centre) -> tuple[Any, Any]:
@@ -146,9 +158,17 @@ def _constrained_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Gene
 
 
 CONSTRAINED = Form(
-    "data_constrained", "L = E + A / N'^alpha + B / D'^beta, D' = U + U R_D (1 - exp(-(D / U - 1) / R_D)), N' likewise with R_N",
-    "Muennighoff et al. 2023, section 3.1", ("n", "d", "u"), ("E", "A", "B", "alpha", "beta", "R_D", "R_N"),
-    frozenset({"E", "A", "B", "R_D", "R_N"}), _constrained, _chinchilla_shift, _constrained_guess, delta=1e-3)
+    "data_constrained",
+    "L = E + A / N'^alpha + B / D'^beta, D' = U + U R_D (1 - exp(-(D / U - 1) / R_D)), N' likewise with R_N",
+    "Muennighoff et al. 2023, section 3.1",
+    ("n", "d", "u"),
+    ("E", "A", "B", "alpha", "beta", "R_D", "R_N"),
+    frozenset({"E", "A", "B", "R_D", "R_N"}),
+    _constrained,
+    _chinchilla_shift,
+    _constrained_guess,
+    delta=1e-3,
+)
 
 
 def _logs_product(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
@@ -167,8 +187,17 @@ def _logs_product_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Gen
 
 
 LOGS_PRODUCT = Form(
-    "log_log", "metric = k_0 + k_n ln N + k_d ln D + k_nd ln N ln D", "the rule of thumb: accuracy goes as log(model) x log(data)",
-    ("n", "d"), ("k_0", "k_n", "k_d", "k_nd"), frozenset(), _logs_product, _logs_product_shift, _logs_product_guess, link="identity")
+    "log_log",
+    "metric = k_0 + k_n ln N + k_d ln D + k_nd ln N ln D",
+    "the rule of thumb: accuracy goes as log(model) x log(data)",
+    ("n", "d"),
+    ("k_0", "k_n", "k_d", "k_nd"),
+    frozenset(),
+    _logs_product,
+    _logs_product_shift,
+    _logs_product_guess,
+    link="identity",
+)
 
 
 def _power2(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
@@ -185,11 +214,20 @@ def _power2_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator
 
 
 POWER2 = Form(
-    "power2", "y = k N^a D^b", "of optimal learning rate and batch: Bi et al. 2024 (DeepSeek LLM), section 3.1; Li et al. 2025, Step law",
-    ("n", "d"), ("k", "a", "b"), frozenset("k"), _power2, _power2_shift, _power2_guess)
+    "power2",
+    "y = k N^a D^b",
+    "of optimal learning rate and batch: Bi et al. 2024 (DeepSeek LLM), section 3.1; Li et al. 2025, Step law",
+    ("n", "d"),
+    ("k", "a", "b"),
+    frozenset("k"),
+    _power2,
+    _power2_shift,
+    _power2_guess,
+)
 
 
 # -- one variable
+
 
 def _m1(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
     return p[0] - p[1] * logs["x"]
@@ -204,8 +242,9 @@ def _m1_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, co
     return np.array([level, -slope]) + _spread(rng, min(count, 8), (-0.1, 0.1), (-0.1, 0.1))
 
 
-M1 = Form("m1", "y = beta x^-c", "M1 of Alabdulmohsin et al. 2022, section 3", ("x",), ("beta", "c"), frozenset({"beta"}),
-          _m1, _scaled, _m1_guess)
+M1 = Form(
+    "m1", "y = beta x^-c", "M1 of Alabdulmohsin et al. 2022, section 3", ("x",), ("beta", "c"), frozenset({"beta"}), _m1, _scaled, _m1_guess
+)
 
 
 def _m2(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
@@ -219,8 +258,17 @@ def _m2_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, co
     return np.stack([found[:, 0], powers[:, 0], found[:, 1]], axis=1)
 
 
-M2 = Form("m2", "y = beta x^-c + e_inf", "M2 of Alabdulmohsin et al. 2022, section 3", ("x",), ("beta", "c", "e_inf"),
-          frozenset({"beta", "e_inf"}), _m2, _scaled, _m2_guess)
+M2 = Form(
+    "m2",
+    "y = beta x^-c + e_inf",
+    "M2 of Alabdulmohsin et al. 2022, section 3",
+    ("x",),
+    ("beta", "c", "e_inf"),
+    frozenset({"beta", "e_inf"}),
+    _m2,
+    _scaled,
+    _m2_guess,
+)
 
 
 def _m3(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
@@ -238,18 +286,27 @@ def _m3_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, co
     return np.concatenate([(np.log(y) - shape).mean(axis=1, keepdims=True), drawn], axis=1)
 
 
-M3 = Form("m3", "y = beta (1 / x + gamma)^c", "M3 of Alabdulmohsin et al. 2022, section 3; Bansal et al. 2022", ("x",),
-          ("beta", "c", "gamma"), frozenset({"beta", "gamma"}), _m3, _m3_shift, _m3_guess)
+M3 = Form(
+    "m3",
+    "y = beta (1 / x + gamma)^c",
+    "M3 of Alabdulmohsin et al. 2022, section 3; Bansal et al. 2022",
+    ("x",),
+    ("beta", "c", "gamma"),
+    frozenset({"beta", "gamma"}),
+    _m3,
+    _m3_shift,
+    _m3_guess,
+)
 
 
 def _m4(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
     """y between e_inf and e_0 as y = e_inf + (e_0 - e_inf) s with the share s by its log-odds, where Newton's steps find it."""
-    beta, c, alpha, floor, gap = p        # gap: log of e_0 - e_inf; alpha a logarithm
+    beta, c, alpha, floor, gap = p  # gap: log of e_0 - e_inf; alpha a logarithm
     alpha = np.exp(alpha)
     # log s - alpha log(1 - s) = wanted, with s = 1 / (1 + exp(-z)): log s = -softplus(-z), log(1 - s) = -softplus(z).
     wanted = beta - c * logs["x"] + (alpha - 1) * gap
     real_wanted, real_alpha = np.real(wanted), np.real(alpha)
-    if real_wanted.ndim == 3:           # of a Jacobian: what has moved has moved by nothing that is real
+    if real_wanted.ndim == 3:  # of a Jacobian: what has moved has moved by nothing that is real
         real_wanted, real_alpha = real_wanted[:, :1], real_alpha[:, :1]
     z = np.where(real_wanted > 0, real_wanted / real_alpha, real_wanted)
     for _ in range(20):
@@ -281,8 +338,17 @@ def _m4_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, co
     return np.stack([level, drawn[:, 0], drawn[:, 1], np.log(floor), np.log(top - floor)], axis=1)
 
 
-M4 = Form("m4", "(y - e_inf) / (e_0 - y)^alpha = beta x^-c", "M4 of Alabdulmohsin et al. 2022, section 3", ("x",),
-          ("beta", "c", "alpha", "e_inf", "e_0"), frozenset({"beta", "alpha", "e_inf", "e_0"}), _m4, _m4_shift, _m4_guess)
+M4 = Form(
+    "m4",
+    "(y - e_inf) / (e_0 - y)^alpha = beta x^-c",
+    "M4 of Alabdulmohsin et al. 2022, section 3",
+    ("x",),
+    ("beta", "c", "alpha", "e_inf", "e_0"),
+    frozenset({"beta", "alpha", "e_inf", "e_0"}),
+    _m4,
+    _m4_shift,
+    _m4_guess,
+)
 
 
 def _saturating(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
@@ -301,8 +367,17 @@ def _saturating_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Gener
     return np.stack([found[:, 0], drawn[:, 0], found[:, 1], drawn[:, 1]], axis=1)
 
 
-SATURATING = Form("saturating", "y = a (x + d)^-b + c", "Zhai et al. 2022, section 2.1, equation 1", ("x",), ("a", "b", "c", "d"),
-                  frozenset({"a", "c", "d"}), _saturating, _saturating_shift, _saturating_guess)
+SATURATING = Form(
+    "saturating",
+    "y = a (x + d)^-b + c",
+    "Zhai et al. 2022, section 2.1, equation 1",
+    ("x",),
+    ("a", "b", "c", "d"),
+    frozenset({"a", "c", "d"}),
+    _saturating,
+    _saturating_shift,
+    _saturating_guess,
+)
 
 
 def _broken(breaks: int) -> Form:
@@ -311,14 +386,15 @@ def _broken(breaks: int) -> Form:
     def log_value(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
         bent = p[1] - p[2] * logs["x"]
         for i in range(breaks):
-            c, d, f = p[3 + 3 * i:6 + 3 * i]
+            c, d, f = p[3 + 3 * i : 6 + 3 * i]
             width = np.exp(f)
             bent = bent - c * width * log_sum(0 * logs["x"] + 0 * d, (logs["x"] - d) / width)
         return log_sum(p[0] + 0 * logs["x"], bent)
 
     def shift(p: dict[str, Any], centre: Centre) -> dict[str, Any]:
-        return p | {"b": p["b"] * np.exp(p["c_0"] * centre["x"])} | {
-            f"d_{i}": p[f"d_{i}"] * np.exp(centre["x"]) for i in range(1, breaks + 1)}
+        return (
+            p | {"b": p["b"] * np.exp(p["c_0"] * centre["x"])} | {f"d_{i}": p[f"d_{i}"] * np.exp(centre["x"]) for i in range(1, breaks + 1)}
+        )
 
     def guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, count: int) -> Array:
         low, high = logs["x"].min(), logs["x"].max()
@@ -333,15 +409,24 @@ def _broken(breaks: int) -> Form:
         found = np.log(linear_part(np.stack([np.ones_like(bent), np.exp(bent)], axis=2), y))
         return np.concatenate([found, drawn], axis=1)
 
-    return Form(f"broken{breaks}", "y = a + b x^-c_0 prod_i (1 + (x / d_i)^(1 / f_i))^(-c_i f_i)",
-                "Caballero et al. 2022, equation 1", ("x",), ("a", "b", "c_0", *names),
-                frozenset({"a", "b", *(f"{k}_{i}" for i in range(1, breaks + 1) for k in "df")}), log_value, shift, guess)
+    return Form(
+        f"broken{breaks}",
+        "y = a + b x^-c_0 prod_i (1 + (x / d_i)^(1 / f_i))^(-c_i f_i)",
+        "Caballero et al. 2022, equation 1",
+        ("x",),
+        ("a", "b", "c_0", *names),
+        frozenset({"a", "b", *(f"{k}_{i}" for i in range(1, breaks + 1) for k in "df")}),
+        log_value,
+        shift,
+        guess,
+    )
 
 
 BROKEN1, BROKEN2 = _broken(1), _broken(2)
 
 
 # -- shape and compute
+
 
 def _shape(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
     alpha, a, beta, b, xi, c, eps = p
@@ -351,8 +436,11 @@ def _shape(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
 
 def _shape_shift(p: dict[str, Any], centre: Centre) -> dict[str, Any]:
     x, t = centre["x"], centre["t"]
-    return p | {"alpha": p["alpha"] * np.exp(p["a"] * x), "beta": p["beta"] * np.exp(p["c"] * t - p["b"] * x),
-                "xi": p["xi"] * np.exp(p["c"] * t)}
+    return p | {
+        "alpha": p["alpha"] * np.exp(p["a"] * x),
+        "beta": p["beta"] * np.exp(p["c"] * t - p["b"] * x),
+        "xi": p["xi"] * np.exp(p["c"] * t),
+    }
 
 
 def _shape_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, count: int) -> Array:
@@ -363,8 +451,18 @@ def _shape_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator,
     return np.stack([found[:, 0], powers[:, 0], found[:, 1], powers[:, 1], found[:, 2], powers[:, 2], found[:, 3]], axis=1)
 
 
-SHAPE = Form("shape", "y = alpha x^-a + (beta x^b + xi) t^-c + eps", "SoViT: Alabdulmohsin et al. 2023, equation 3", ("x", "t"),
-             ("alpha", "a", "beta", "b", "xi", "c", "eps"), frozenset({"alpha", "beta", "xi", "eps"}), _shape, _shape_shift, _shape_guess)
+SHAPE = Form(
+    "shape",
+    "y = alpha x^-a + (beta x^b + xi) t^-c + eps",
+    "SoViT: Alabdulmohsin et al. 2023, equation 3",
+    ("x", "t"),
+    ("alpha", "a", "beta", "b", "xi", "c", "eps"),
+    frozenset({"alpha", "beta", "xi", "eps"}),
+    _shape,
+    _shape_shift,
+    _shape_guess,
+)
 
-FORMS: dict[str, Form] = {form.name: form for form in (
-    CHINCHILLA, CONSTRAINED, LOGS_PRODUCT, POWER2, M1, M2, M3, M4, SATURATING, BROKEN1, BROKEN2, SHAPE)}
+FORMS: dict[str, Form] = {
+    form.name: form for form in (CHINCHILLA, CONSTRAINED, LOGS_PRODUCT, POWER2, M1, M2, M3, M4, SATURATING, BROKEN1, BROKEN2, SHAPE)
+}

@@ -12,7 +12,7 @@ from vitscale.scaling.solve import Array, Constraint, solve
 
 DRAWS = 400
 LEVEL = 0.95
-Quantity = Callable[[Any], Any]         # inner thetas (..., P), real or complex -> (...)
+Quantity = Callable[[Any], Any]  # inner thetas (..., P), real or complex -> (...)
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,15 @@ def bootstrap(fit: Fit, draws: int = DRAWS, seed: int = SEED) -> Draws:
     weight = rng.exponential(size=(draws, len(names)))
     weight /= weight.mean(axis=1, keepdims=True)
     logs, target = logs_of(form, points.x, fit.centre), target_of(form, points)
-    found = solve(lambda theta: form.predict(theta, logs, fit.centre), target, np.tile(fit.theta, (draws, 1)), fit.delta,
-                  weights=weight[:, member], free=fit.free, iterations=60)
+    found = solve(
+        lambda theta: form.predict(theta, logs, fit.centre),
+        target,
+        np.tile(fit.theta, (draws, 1)),
+        fit.delta,
+        weights=weight[:, member],
+        free=fit.free,
+        iterations=60,
+    )
     good = np.isfinite(found.cost)
     params = int(fit.free.sum())
     stretch = np.sqrt(len(names) / max(len(names) - params, 1))
@@ -77,7 +84,7 @@ class Profile:
 
     values: Array
     statistic: Array
-    low: float | None           # None: no end within the grid
+    low: float | None  # None: no end within the grid
     high: float | None
 
     @property
@@ -98,7 +105,7 @@ def profile(fit: Fit, draws: Draws, of: Quantity, around: float, reach: float, l
     freedom = max(len(target) - int(free.sum()), 1)
     limit = float(student.ppf((1 + level) / 2, freedom) ** 2)
     factor = _likelihood(fit, freedom)
-    if factor is None:          # without noise there is nothing to be unsure of
+    if factor is None:  # without noise there is nothing to be unsure of
         return Profile(np.array([around]), np.zeros(1), around, around)
 
     # Begin where the draws say that the other parameters go with this one.
@@ -108,8 +115,15 @@ def profile(fit: Fit, draws: Draws, of: Quantity, around: float, reach: float, l
     values = around + np.concatenate([-steps[::-1], steps])
     starts = fit.theta + (values - around)[:, None] * along
     stiffness = 1e6 * fit.delta * max(fit.scale, 1e-12) / max(reach, 1e-12) ** 2
-    held = solve(lambda theta: form.predict(theta, logs, fit.centre), target, starts, fit.delta, free=free, iterations=60,
-                 constraint=Constraint(of, values, stiffness))
+    held = solve(
+        lambda theta: form.predict(theta, logs, fit.centre),
+        target,
+        starts,
+        fit.delta,
+        free=free,
+        iterations=60,
+        constraint=Constraint(of, values, stiffness),
+    )
     heights = np.where(np.isfinite(held.cost), np.maximum(2 * (held.cost - fit.cost) * factor / limit, 0.0), np.inf)
     grid, heights = np.insert(values, len(steps), around), np.insert(heights, len(steps), 0.0)
     middle = len(steps)
@@ -117,7 +131,7 @@ def profile(fit: Fit, draws: Draws, of: Quantity, around: float, reach: float, l
     for side in (-1, 1):
         end = None
         for i in range(middle + side, -1 if side < 0 else len(grid), side):
-            if heights[i] >= 1:     # near to a parabola: its root is near to a straight line
+            if heights[i] >= 1:  # near to a parabola: its root is near to a straight line
                 low, high = np.sqrt(heights[i - side]), np.sqrt(min(heights[i], 1e12))
                 end = float(grid[i - side] + (grid[i] - grid[i - side]) * (1 - low) / max(high - low, 1e-12))
                 break
@@ -132,7 +146,7 @@ def _likelihood(fit: Fit, freedom: int) -> float | None:
     if fit.scale < 1e-9:
         return None
     score = np.mean(np.clip(residual, -delta, delta) ** 2) * count / freedom
-    width = max(delta, 1.06 * fit.scale * count ** -0.2)
+    width = max(delta, 1.06 * fit.scale * count**-0.2)
     slope = min(1.0, delta / width) * np.mean(np.abs(residual) <= width)
     return float(slope / score) if score > 0 and slope > 0 else None
 
@@ -144,8 +158,15 @@ def influence(fit: Fit, draws: Draws) -> list[dict[str, Any]]:
     member = np.array([names.index(run) for run in points.run])
     weights = np.array([member != number for number in range(len(names))], dtype=float)
     logs, target = logs_of(form, points.x, fit.centre), target_of(form, points)
-    found = solve(lambda theta: form.predict(theta, logs, fit.centre), target, np.tile(fit.theta, (len(names), 1)), fit.delta,
-                  weights=weights, free=fit.free, iterations=60)
+    found = solve(
+        lambda theta: form.predict(theta, logs, fit.centre),
+        target,
+        np.tile(fit.theta, (len(names), 1)),
+        fit.delta,
+        weights=weights,
+        free=fit.free,
+        iterations=60,
+    )
     deviation = np.maximum(np.std(draws.theta, axis=0, ddof=1), 1e-9 + 1e-6 * np.abs(fit.theta))
     moved = np.where(fit.free, np.abs(found.theta - fit.theta) / deviation, 0.0)
     told = []

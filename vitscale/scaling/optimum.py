@@ -14,8 +14,8 @@ from vitscale.scaling.intervals import Draws
 from vitscale.scaling.points import Points, read_number
 from vitscale.scaling.solve import Array
 
-PLANNED = ("chinchilla3", "data_constrained")       # forms that have an optimal size
-MFU = 0.4           # assumed where GPU-hours or money are given, as the bill of a run assumes it
+PLANNED = ("chinchilla3", "data_constrained")  # forms that have an optimal size
+MFU = 0.4  # assumed where GPU-hours or money are given, as the bill of a run assumes it
 _GPU = re.compile(r"^\s*([0-9.,eE+]+[KMBT]?)\s*GPU-?hours?\s+on\s+(.+?)\s*$", re.IGNORECASE)
 _MONEY = re.compile(r"^\s*([0-9.,eE+]+[KMBT]?)\s*[A-Za-z$€£]*\s+at\s+([0-9.]+)\s+on\s+(.+?)\s*$", re.IGNORECASE)
 _FLOP = re.compile(r"^\s*([0-9.,eE+]+)\s*(?:FLOPs?)?\s*$", re.IGNORECASE)
@@ -61,15 +61,16 @@ class Best:
     n: tuple[float, float, float]
     d: tuple[float, float, float]
     y: tuple[float, float, float]
-    at_edge: bool               # no size inside of the range searched is the best: the law does not say
+    at_edge: bool  # no size inside of the range searched is the best: the law does not say
 
 
-def best_for(found: Fit, draws: Draws, per_sample: Callable[[Array], Array], budget: float, serve: float = 0.0,
-             unique: float | None = None) -> Best:
+def best_for(
+    found: Fit, draws: Draws, per_sample: Callable[[Array], Array], budget: float, serve: float = 0.0, unique: float | None = None
+) -> Best:
     """Minimise y over n under  d f(n) + serve f(n) / 3 = budget, f being FLOPs of a sample forward and back.
 
-    `serve`: images that the model is asked of later, which cost a forward pass each (Sardana et al. 2023).  Solved on a fine grid for the fit
-    and for each draw, so for any form; the grid reaches 100 times below and above the sizes that were trained.
+    `serve`: images that the model is asked of later, which cost a forward pass each (Sardana et al. 2023).  Solved on a fine grid for
+    the fit and for each draw, so for any form; the grid reaches 100 times below and above the sizes that were trained.
     """
     sizes = found.points.x["n"]
     grid = np.geomspace(sizes.min() / 100, sizes.max() * 100 * max(1.0, (budget / found.points.x["c"].max()) ** 0.6), 1200)
@@ -77,7 +78,9 @@ def best_for(found: Fit, draws: Draws, per_sample: Callable[[Array], Array], bud
     usable = samples >= 1
     grid, samples = grid[usable], samples[usable]
     if len(grid) < 10:
-        raise DataError(f"a budget of {budget:.3g} FLOP cannot be spent: serving alone takes as much, or a sample of the smallest model does")
+        raise DataError(
+            f"a budget of {budget:.3g} FLOP cannot be spent: serving alone takes as much, or a sample of the smallest model does"
+        )
     place = {"n": grid, "d": samples, "c": budget + 0 * grid}
     if "u" in found.form.variables:
         place["u"] = np.full(len(grid), unique if unique is not None else found.points.x["u"].max())
@@ -92,8 +95,9 @@ def best_for(found: Fit, draws: Draws, per_sample: Callable[[Array], Array], bud
     return Best(budget, with_ends(n), with_ends(d), with_ends(y), bool(index[0] in (0, len(grid) - 1)))
 
 
-def most_informative(found: Fit, draws: Draws, per_sample: Callable[[Array], Array], target: Best, candidates: list[Mapping[str, float]],
-                     ) -> list[dict[str, Any]]:
+def most_informative(
+    found: Fit, draws: Draws, per_sample: Callable[[Array], Array], target: Best, candidates: list[Mapping[str, float]]
+) -> list[dict[str, Any]]:
     """Candidates {n, d, u} by how much they would narrow the prediction at the target's optimum, per FLOP; the best first.
 
     A run observed with the noise of the fit would take cov(target, run)^2 / (var(run) + noise^2) from the target's variance, were the law
@@ -112,6 +116,13 @@ def most_informative(found: Fit, draws: Draws, per_sample: Callable[[Array], Arr
     for number, one in enumerate(candidates, 1):
         flops = float(per_sample(np.array([one["n"]]))[0] * one["d"])
         gained = covariance[0, number] ** 2 / (covariance[number, number] + found.scale**2)
-        told.append({**one, "c": flops, "deviation_now": float(np.sqrt(covariance[0, 0])),
-                     "deviation_after": float(np.sqrt(max(covariance[0, 0] - gained, 0.0))), "gain_per_flop": float(gained / flops)})
+        told.append(
+            {
+                **one,
+                "c": flops,
+                "deviation_now": float(np.sqrt(covariance[0, 0])),
+                "deviation_after": float(np.sqrt(max(covariance[0, 0] - gained, 0.0))),
+                "gain_per_flop": float(gained / flops),
+            }
+        )
     return sorted(told, key=lambda one: -one["gain_per_flop"])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from vitscale.errors import DataError, RecipeError
+from vitscale.errors import RecipeError
 from vitscale.plan.flops import training_flops_per_image
 from vitscale.plan.params import count_params
 from vitscale.recipe import Recipe, load_recipe
@@ -26,7 +26,7 @@ from vitscale.scaling.say import new_console, number, show_fit
 from vitscale.scaling.shapes import between
 from vitscale.scaling.sweep import Sweep
 
-BEYOND = 4.0                                        # the next budget, if none is given: so many times the largest
+BEYOND = 4.0  # the next budget, if none is given: so many times the largest
 
 
 def _asked(sweep: Sweep, given: Asked | None = None) -> Asked:
@@ -55,7 +55,9 @@ def _best_of_rates(points: Any, rows: list[dict[str, Any]]) -> Any:
         if key not in best or points.y[i] < points.y[best[key]]:
             best[key] = i
     kept = sorted(best.values())
-    out = [{"where": points.run[i], "reason": "another learning rate or batch did better"} for i in range(len(points)) if i not in set(kept)]
+    out = [
+        {"where": points.run[i], "reason": "another learning rate or batch did better"} for i in range(len(points)) if i not in set(kept)
+    ]
     return replace(points.take(kept), excluded=(*points.excluded, *out))
 
 
@@ -63,7 +65,11 @@ def predict_now(folder: Path) -> dict[str, Any]:
     """Before the held-out runs begin: fit the others and write prediction.json.  -> its content"""
     found, rows, _ = fit_points(folder)
     held_out = [row for row in rows if row["held_out"]]
-    started = [row["run"] for row in held_out if outcome_of(folder / "runs" / row["run"]) or (folder / "runs" / row["run"] / "metrics.jsonl").exists()]
+    started = [
+        row["run"]
+        for row in held_out
+        if outcome_of(folder / "runs" / row["run"]) or (folder / "runs" / row["run"] / "metrics.jsonl").exists()
+    ]
     return predict(found, held_out, folder, started)
 
 
@@ -72,7 +78,9 @@ def fit_now(folder: Path, console: Console) -> None:
     fit_sweep(folder, Asked(), folder, None, 0.0, True, console)
 
 
-def fit_sweep(folder: Path, given: Asked, out: Path, budget: str | None, serve: float, figures: bool, console: Console | None = None) -> None:
+def fit_sweep(
+    folder: Path, given: Asked, out: Path, budget: str | None, serve: float, figures: bool, console: Console | None = None
+) -> None:
     """runs.csv, fit.json, backtest.csv, plan.json, recommended.yaml, verdict.json, figures/, report.html.  Raises DataError."""
     console = console or new_console()
     asked_budget = budget_of(budget) if budget is not None else None
@@ -93,7 +101,9 @@ def fit_sweep(folder: Path, given: Asked, out: Path, budget: str | None, serve: 
 
         draw_all(found, out / "figures", plan=plan, verdict=verdict, held_out=_held_out(rows, folder, sweep))
         write_page(found, out / "report.html", plan=plan, verdict=verdict, title=sweep.name, held_out=_held_out(rows, folder, sweep))
-    console.print(f"\nwritten to {out}: runs.csv, fit.json, plan.json" + (", figures/, report.html" if figures else ""), markup=False, highlight=False)
+    console.print(
+        f"\nwritten to {out}: runs.csv, fit.json, plan.json" + (", figures/, report.html" if figures else ""), markup=False, highlight=False
+    )
 
 
 def _held_out(rows: list[dict[str, Any]], folder: Path, sweep: Sweep) -> Any:
@@ -101,8 +111,9 @@ def _held_out(rows: list[dict[str, Any]], folder: Path, sweep: Sweep) -> Any:
     return points if len(points) else None
 
 
-def plan_next(found: Analysis, rows: list[dict[str, Any]], folder: Path, sweep: Sweep, budget: tuple[float, str] | None, serve: float,
-              ) -> dict[str, Any]:
+def plan_next(
+    found: Analysis, rows: list[dict[str, Any]], folder: Path, sweep: Sweep, budget: tuple[float, str] | None, serve: float
+) -> dict[str, Any]:
     """plan.json: the optimum of a budget, the run it recommends, and the next most informative one; or why there is none."""
     largest = max(row["c"] for row in rows)
     amount, note = budget or (BEYOND * largest, f"{BEYOND:g} times the sweep's largest run; give --budget")
@@ -121,14 +132,24 @@ def plan_next(found: Analysis, rows: list[dict[str, Any]], folder: Path, sweep: 
     unique = max(row["u"] for row in rows)
     best = best_for(law, draws, per_sample, amount, serve, unique)
     levels = sorted({float(row["budget"] or row["c"]) for row in rows})
-    told |= {"law": usable[0], "n": best.n, "d": best.d, "predicted": best.y, "epochs": best.d[0] / unique, "metric": law.points.metric,
-             "frontier": [_as_row(best_for(law, draws, per_sample, level, 0.0, unique)) for level in sorted({*levels, amount})]}
+    told |= {
+        "law": usable[0],
+        "n": best.n,
+        "d": best.d,
+        "predicted": best.y,
+        "epochs": best.d[0] / unique,
+        "metric": law.points.metric,
+        "frontier": [_as_row(best_for(law, draws, per_sample, level, 0.0, unique)) for level in sorted({*levels, amount})],
+    }
     if best.at_edge:
         return told | {"reason": "the law has no optimum among the sizes searched: its loss falls with size, or with samples, to the end"}
     known = {(row["n"], row["d"]) for row in rows}
     sizes = sorted({(row["n"], row["width"], row["depth"]) for row in rows})
-    candidates = [{"n": float(n), "d": float(level / per_sample(np.array([n]))[0]), "u": float(unique), "width": width, "depth": depth}
-                  for n, width, depth in sizes for level in np.geomspace(levels[0], levels[-1], 7)]
+    candidates = [
+        {"n": float(n), "d": float(level / per_sample(np.array([n]))[0]), "u": float(unique), "width": width, "depth": depth}
+        for n, width, depth in sizes
+        for level in np.geomspace(levels[0], levels[-1], 7)
+    ]
     candidates = [one for one in candidates if (one["n"], one["d"]) not in known and one["d"] >= 1]
     told["next_most_informative"] = most_informative(law, draws, per_sample, best, candidates)[:5]
     recipe, chosen = recommend(folder, rows, sweep, best, amount, serve, told["rates"])
@@ -139,8 +160,9 @@ def _as_row(best: Best) -> dict[str, Any]:
     return {"c": best.c, "n": best.n, "d": best.d, "predicted": best.y}
 
 
-def recommend(folder: Path, rows: list[dict[str, Any]], sweep: Sweep, best: Best, budget: float, serve: float, rates: Mapping[str, Any],
-              ) -> tuple[str, dict[str, Any]]:
+def recommend(
+    folder: Path, rows: list[dict[str, Any]], sweep: Sweep, best: Best, budget: float, serve: float, rates: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
     """A recipe for the shape of the sweep's rule whose parameters come nearest to the optimum, that spends the budget."""
     largest = max(rows, key=lambda row: row["c"])
     base = load_recipe(folder / "recipes" / f"{largest['run']}.yaml")
@@ -174,20 +196,31 @@ def recommend(folder: Path, rows: list[dict[str, Any]], sweep: Sweep, best: Best
     if told["optim"]["cooldown"] is not None and sweep.cooldown:
         told["optim"] = told["optim"] | {"cooldown": f"{max(1, round(sweep.cooldown * images / batch)) * batch} images"}
     told |= {"name": f"{sweep.name}-next", "duration": f"{images} images", "runs_dir": "runs"}
-    if told["data"]["num_samples"] is None:     # of a run with fewer shards
+    if told["data"]["num_samples"] is None:  # of a run with fewer shards
         whole = next((row for row in rows if row["u"] == max(one["u"] for one in rows)), largest)
         told["data"] = load_recipe(folder / "recipes" / f"{whole['run']}.yaml").model_dump(mode="json")["data"]
     final = check_recipe(told, "the recommended recipe")
-    facts = {"n": count_params(final.model, final.objective), "d": images, "c": float(images * per_image), "width": told["model"]["width"],
-             "depth": told["model"]["depth"], "heads": told["model"]["heads"], "mlp": told["model"]["mlp"], "lr": final.optim.lr, "batch": batch}
-    header = (f"# The run that the sweep {sweep.name} recommends for {budget:.4g} FLOP: by its law {number(best.n[0])} parameters\n"
-              f"# ({number(best.n[1])} to {number(best.n[2])}), {number(best.d[0])} images, a predicted {number(best.y[0])} "
-              f"({number(best.y[1])} to {number(best.y[2])}).\n")
+    facts = {
+        "n": count_params(final.model, final.objective),
+        "d": images,
+        "c": float(images * per_image),
+        "width": told["model"]["width"],
+        "depth": told["model"]["depth"],
+        "heads": told["model"]["heads"],
+        "mlp": told["model"]["mlp"],
+        "lr": final.optim.lr,
+        "batch": batch,
+    }
+    header = (
+        f"# The run that the sweep {sweep.name} recommends for {budget:.4g} FLOP: by its law {number(best.n[0])} parameters\n"
+        f"# ({number(best.n[1])} to {number(best.n[2])}), {number(best.d[0])} images, a predicted {number(best.y[0])} "
+        f"({number(best.y[1])} to {number(best.y[2])}).\n"
+    )
     return header + write_yaml(final.model_dump(mode="json")), facts
 
 
 def best_rate(rows: list[dict[str, Any]], key: str, metric: str) -> dict[str, Any]:
-    """The best learning rate or batch of each (n, d), from a parabola, and how it goes with them: k N^a D^b (Bi et al. 2024; Li et al. 2025)."""
+    """The best learning rate or batch of each (n, d), from a parabola, and how it goes with them: k N^a D^b (Bi et al. 2024)."""
     usable = [row for row in rows if row["reason"] is None and not row["held_out"]]
     other = "batch" if key == "lr" else "lr"
     groups: dict[tuple[float, ...], list[dict[str, Any]]] = {}
@@ -215,27 +248,36 @@ def best_rate(rows: list[dict[str, Any]], key: str, metric: str) -> dict[str, An
 
 def say_plan(plan: Mapping[str, Any], out: Path) -> list[str]:
     """Lines for people."""
+
     def span(three: Any) -> str:
         return f"{number(three[0])} ({number(three[1])} to {number(three[2])})"
 
     lines = ["", f"next budget: {plan['budget_flop']:.3g} FLOP ({plan['budget']})"]
     if "n" in plan:
-        lines.append(f"  optimum by {plan['law']}: {span(plan['n'])} parameters, {span(plan['d'])} images = {plan['epochs']:.3g} epochs, "
-                     f"predicted {span(plan['predicted'])}")
+        lines.append(
+            f"  optimum by {plan['law']}: {span(plan['n'])} parameters, {span(plan['d'])} images = {plan['epochs']:.3g} epochs, "
+            f"predicted {span(plan['predicted'])}"
+        )
     if "reason" in plan:
         lines.append(f"  no recommendation: {plan['reason']}")
     if "recommended" in plan:
         one = plan["recommended"]
-        lines.append(f"  train: width {one['width']}, depth {one['depth']}, {one['n']:,} parameters, {one['d']:,} images, lr {one['lr']:g}, batch "
-                     f"{one['batch']}: vitscale train {out / 'recommended.yaml'}")
+        lines.append(
+            f"  train: width {one['width']}, depth {one['depth']}, {one['n']:,} parameters, {one['d']:,} images, lr {one['lr']:g}, batch "
+            f"{one['batch']}: vitscale train {out / 'recommended.yaml'}"
+        )
     for key, of in plan.get("rates", {}).items():
         if "law" in of:
-            lines.append(f"  best {key}: {number(of['law']['k'])} N^{of['law']['a']:.3f} D^{of['law']['b']:.3f} from {len(of['optima'])} optima")
+            lines.append(
+                f"  best {key}: {number(of['law']['k'])} N^{of['law']['a']:.3f} D^{of['law']['b']:.3f} from {len(of['optima'])} optima"
+            )
         lines += [f"  best {key}: {one['n']:,} parameters: {one['reason']}" for one in of["left_out"][:3]]
     if plan.get("next_most_informative"):
         one = plan["next_most_informative"][0]
-        lines.append(f"  most informative per FLOP: width {one['width']}, depth {one['depth']}, {one['d']:,.0f} images ({one['c']:.3g} FLOP): the "
-                     f"prediction's standard error goes from {one['deviation_now']:.2%} to {one['deviation_after']:.2%}")
+        lines.append(
+            f"  most informative per FLOP: width {one['width']}, depth {one['depth']}, {one['d']:,.0f} images ({one['c']:.3g} FLOP): the "
+            f"prediction's standard error goes from {one['deviation_now']:.2%} to {one['deviation_after']:.2%}"
+        )
     return lines
 
 
@@ -243,12 +285,20 @@ def say_verdict(verdict: Mapping[str, Any] | None) -> list[str]:
     """Lines for people."""
     if verdict is None:
         return []
-    lines = ["", f"verdict on {verdict['law']}, predicted {verdict['prediction_time']}"
-             + ("" if verdict["predicted_before_start"] else "; some of the runs had begun by then")
-             + ("" if verdict["data_unchanged"] else "; the fitted points have changed since")]
+    lines = [
+        "",
+        f"verdict on {verdict['law']}, predicted {verdict['prediction_time']}"
+        + ("" if verdict["predicted_before_start"] else "; some of the runs had begun by then")
+        + ("" if verdict["data_unchanged"] else "; the fitted points have changed since"),
+    ]
     for one in verdict["runs"]:
-        lines.append(f"  {one['run']}: predicted {one['predicted']:.4f} ({one['low']:.4f} to {one['high']:.4f}), came to {one['observed']:.4f}: "
-                     + ("inside" if one["inside"] else "OUTSIDE"))
+        lines.append(
+            f"  {one['run']}: predicted {one['predicted']:.4f} ({one['low']:.4f} to {one['high']:.4f}), came to {one['observed']:.4f}: "
+            + ("inside" if one["inside"] else "OUTSIDE")
+        )
     error = verdict["rms_log_error"]
-    lines.append(f"  {verdict['inside']} of {verdict['of']} inside the 95 % interval" + (f"; root mean square log error {error:.2%}" if error is not None else ""))
+    lines.append(
+        f"  {verdict['inside']} of {verdict['of']} inside the 95 % interval"
+        + (f"; root mean square log error {error:.2%}" if error is not None else "")
+    )
     return lines

@@ -31,7 +31,7 @@ class State:
 
     run: Run
     folder: Path
-    state: str = "waits"            # waits, runs, done, failed
+    state: str = "waits"  # waits, runs, done, failed
     attempts: int = 0
     process: subprocess.Popen[bytes] | None = None
     slot: int = 0
@@ -67,7 +67,9 @@ def run_all(runs: Sequence[Run], folder: Path, jobs: int, retries: int, console:
                 if state.state == "runs" and state.process is not None and state.process.poll() is not None:
                     _ended(state, retries)
             free = sorted(set(range(jobs)) - {state.slot for state in states.values() if state.state == "runs"})
-            for slot, state in zip(free, [one for one in states.values() if one.state == "waits" and _may_start(one, states)], strict=False):
+            for slot, state in zip(
+                free, [one for one in states.values() if one.state == "waits" and _may_start(one, states)], strict=False
+            ):
                 _start(state, states, folder, slot, jobs)
             refresh()
             time.sleep(0.1)
@@ -95,8 +97,13 @@ def _start(state: State, states: Mapping[str, State], folder: Path, slot: int, j
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as output:
         state.process = subprocess.Popen(
-            [sys.executable, "-m", "vitscale", "train", str(folder / "recipes" / f"{state.run.name}.yaml")], stdout=output, stderr=output,
-            stdin=subprocess.DEVNULL, env=environment, preexec_fn=_end_with_parent if sys.platform == "linux" else None)
+            [sys.executable, "-m", "vitscale", "train", str(folder / "recipes" / f"{state.run.name}.yaml")],
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
     state.state, state.slot, state.attempts, state.began = "runs", slot, state.attempts + 1, time.monotonic()
 
 
@@ -105,8 +112,14 @@ def branch_off(run: Run, folder: Path) -> None:
     if run.trunk is None or run.branch_step is None:
         return
     target = folder / "runs" / run.name / "checkpoints"
-    source = next((path for path in (folder / "runs" / run.trunk / "checkpoints").glob("step-*")
-                   if path.name.partition("-")[2].isdigit() and int(path.name.partition("-")[2]) == run.branch_step), None)
+    source = next(
+        (
+            path
+            for path in (folder / "runs" / run.trunk / "checkpoints").glob("step-*")
+            if path.name.partition("-")[2].isdigit() and int(path.name.partition("-")[2]) == run.branch_step
+        ),
+        None,
+    )
     if source is None or target.exists():
         return
     beside = target.with_name(f".branch-{os.getpid()}")
@@ -129,7 +142,7 @@ def _ended(state: State, retries: int) -> None:
     if code == 0 and is_done(state.folder):
         state.state = "done"
     elif code != EXIT_WRONG_INPUT and state.attempts <= retries:
-        state.state = "waits"           # it goes on from its last checkpoint
+        state.state = "waits"  # it goes on from its last checkpoint
     else:
         state.state = "failed"
         state.note = str(outcome_of(state.folder).get("reason") or f"exit code {code}; see logs/{state.run.name}.log")
@@ -151,6 +164,7 @@ def _devices() -> list[str]:
 @contextlib.contextmanager
 def _ended_together(states: Mapping[str, State]) -> Iterator[None]:
     """Interrupted or asked to end: the runs save and stop first."""
+
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
@@ -186,8 +200,12 @@ def _shown(states: Mapping[str, State], console: Console) -> Iterator[Callable[[
         for name, state in states.items():
             now = f"{state.state}, attempt {state.attempts}" if state.attempts > 1 else state.state
             if told.get(name, "waits") != now and state.state != "waits":
-                console.print(f"{name}: {now}{': ' + state.note if state.note else ''}{_result(state.folder) if state.state == 'done' else ''}",
-                              markup=False, highlight=False, soft_wrap=True)
+                console.print(
+                    f"{name}: {now}{': ' + state.note if state.note else ''}{_result(state.folder) if state.state == 'done' else ''}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
             told[name] = now
 
     yield refresh
@@ -203,8 +221,13 @@ def table(states: Any) -> Table:
     for state in states:
         row = last_row(state.folder)
         seen = int(row.get("images", 0))
-        shown.add_row(state.run.name, state.state, f"{seen / state.run.d:.0%}" if state.run.d else "",
-                      f"{row['loss']:.4f}" if "loss" in row else "", str(state.attempts or ""))
+        shown.add_row(
+            state.run.name,
+            state.state,
+            f"{seen / state.run.d:.0%}" if state.run.d else "",
+            f"{row['loss']:.4f}" if "loss" in row else "",
+            str(state.attempts or ""),
+        )
     return shown
 
 
@@ -226,7 +249,9 @@ def last_row(folder: Path) -> dict[str, Any]:
 
 def _result(folder: Path) -> str:
     outcome = outcome_of(folder)
-    return ", ".join([""] + [f"{key} {outcome[key]:.4f}" for key in ("eval_loss", "eval_top1") if isinstance(outcome.get(key), (int, float))])
+    return ", ".join(
+        [""] + [f"{key} {outcome[key]:.4f}" for key in ("eval_loss", "eval_top1") if isinstance(outcome.get(key), (int, float))]
+    )
 
 
 def manifest(folder: Path) -> dict[str, Any]:

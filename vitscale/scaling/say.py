@@ -45,29 +45,48 @@ def show_fit(told: Mapping[str, Any]) -> RenderableType:
     if len(told["fits"]) > 1:
         table = _table("form", "parameters", "in sample", "backtest", *(["hold-out"] if held else []), "")
         for name, one in told["fits"].items():
-            table.add_row(name, str(len(one["parameters"])), f"{one['in_sample_rms_log_error']:.2%}",
-                          f"{scores[name]:.2%}" if name in scores else "not judged", *([f"{held[name]:.2%}"] if held else []),
-                          "chosen" if name == told["chosen"] else "")
+            table.add_row(
+                name,
+                str(len(one["parameters"])),
+                f"{one['in_sample_rms_log_error']:.2%}",
+                f"{scores[name]:.2%}" if name in scores else "not judged",
+                *([f"{held[name]:.2%}"] if held else []),
+                "chosen" if name == told["chosen"] else "",
+            )
         if "average" in held:
             table.add_row("average by backtest", "", "", "", f"{held['average']:.2%}", "")
         parts += [Text(), table]
     elif held:
-        parts += [Text(), Text(f"hold-out: root mean square log error {next(iter(held.values())):.2%} on {told['hold_out']['points']} points")]
+        parts += [
+            Text(),
+            Text(f"hold-out: root mean square log error {next(iter(held.values())):.2%} on {told['hold_out']['points']} points"),
+        ]
     for name, why in told["not_fitted"].items():
         parts.append(Text(f"  {name}: {why}"))
     for name, one in told["fits"].items():
         if not any("low" in parameter for parameter in one["parameters"].values()):
             continue
-        parts += [Text(), Text(f"{name}:  {one['formula']}"), Text(f"  {one['source']}; Huber's delta {number(one['huber_delta'])}, residuals "
-                  f"{number(one['residual_scale'])}; {one['starts']['agree']} of {one['starts']['finished']} starts agree")]
+        parts += [
+            Text(),
+            Text(f"{name}:  {one['formula']}"),
+            Text(
+                f"  {one['source']}; Huber's delta {number(one['huber_delta'])}, residuals "
+                f"{number(one['residual_scale'])}; {one['starts']['agree']} of {one['starts']['finished']} starts agree"
+            ),
+        ]
         table = _table("parameter", "value", "standard error", "95 % bootstrap", "95 % profile")
         for key, parameter in one["parameters"].items():
             if parameter.get("fixed"):
                 table.add_row(key, number(parameter["value"]), "", "given", "")
                 continue
             low, high = parameter["profile"]
-            table.add_row(key, number(parameter["value"]), number(parameter["standard_error"]),
-                          f"{number(parameter['low'])} to {number(parameter['high'])}", f"{number(low)} to {number(high)}")
+            table.add_row(
+                key,
+                number(parameter["value"]),
+                number(parameter["standard_error"]),
+                f"{number(parameter['low'])} to {number(parameter['high'])}",
+                f"{number(low)} to {number(high)}",
+            )
         parts.append(table)
         parts += [Text(f"  ! {warning}") for warning in one["warnings"]]
     return Group(*parts)
@@ -77,7 +96,10 @@ def _show_approach(name: str, one: Mapping[str, Any]) -> list[RenderableType]:
     def span(of: Mapping[str, Any]) -> str:
         return f"{number(of['value'])} ({number(of['low'])} to {number(of['high'])})" if of["low"] is not None else number(of["value"])
 
-    lines = [Text(), Text(f"{name}: optima of {len(one['optima'])} budgets"),
-             Text(f"  N* = k C^a: a {span(one['n']['a'])}, k {span(one['n']['k'])}"),
-             Text(f"  D* = k C^b: b {span(one['d']['b'])}, k {span(one['d']['k'])}")]
+    lines = [
+        Text(),
+        Text(f"{name}: optima of {len(one['optima'])} budgets"),
+        Text(f"  N* = k C^a: a {span(one['n']['a'])}, k {span(one['n']['k'])}"),
+        Text(f"  D* = k C^b: b {span(one['d']['b'])}, k {span(one['d']['k'])}"),
+    ]
     return [*lines, *(Text(f"  left out: {out['where']}: {out['reason']}") for out in one["excluded"])]

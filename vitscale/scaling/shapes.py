@@ -26,8 +26,12 @@ def sovit(scale: float, head_width: int) -> Shape:
     """SoViT-400m's shape taken to `scale` times its compute: each dimension by its own power."""
     centre = SIZES["so400m"]
     heads = max(1, round(centre.width * scale ** SOVIT["width"] / head_width))
-    return Shape(heads * head_width, max(1, round(centre.depth * scale ** SOVIT["depth"])), heads,
-                 max(8, 8 * round(centre.mlp * scale ** SOVIT["mlp"] / 8)))
+    return Shape(
+        heads * head_width,
+        max(1, round(centre.depth * scale ** SOVIT["depth"])),
+        heads,
+        max(8, 8 * round(centre.mlp * scale ** SOVIT["mlp"] / 8)),
+    )
 
 
 def between(sizes: Sizes, width: float) -> Shape:

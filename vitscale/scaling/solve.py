@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Function = Callable[[NDArray[np.complexfloating] | Array], NDArray[np.complexfloating] | Array]
 
-STEP = 1e-30            # of the complex step: nothing is subtracted, so it can be as small as it likes (Squire & Trapp 1998)
-_ROOM = 3_000_000       # complex numbers of a Jacobian held at once
+STEP = 1e-30  # of the complex step: nothing is subtracted, so it can be as small as it likes (Squire & Trapp 1998)
+_ROOM = 3_000_000  # complex numbers of a Jacobian held at once
 
 
 @dataclass(frozen=True)
 class Solutions:
     """One row for each start."""
 
-    theta: Array        # (S, P)
-    cost: Array         # (S,): the sum of Huber's function, constraints left out
+    theta: Array  # (S, P)
+    cost: Array  # (S,): the sum of Huber's function, constraints left out
     converged: NDArray[np.bool_]
 
 
@@ -31,7 +31,7 @@ class Constraint:
     """Hold a scalar function of the parameters at a value, a row each: `of` maps (..., P) to (...)."""
 
     of: Function
-    values: Array       # (S,)
+    values: Array  # (S,)
     stiffness: float = 1e4
 
 
@@ -51,8 +51,16 @@ def jacobian(function: Function, theta: Array) -> tuple[Array, Array]:
     return np.real(values[:, 0]), np.imag(values) / STEP
 
 
-def solve(predict: Function, target: Array, starts: Array, delta: float | Array, weights: Array | None = None,
-          constraint: Constraint | None = None, free: NDArray[np.bool_] | None = None, iterations: int = 150) -> Solutions:
+def solve(
+    predict: Function,
+    target: Array,
+    starts: Array,
+    delta: float | Array,
+    weights: Array | None = None,
+    constraint: Constraint | None = None,
+    free: NDArray[np.bool_] | None = None,
+    iterations: int = 150,
+) -> Solutions:
     """Minimise sum_i w_i huber(target_i - predict_i(theta)) from each start by damped Gauss-Newton steps.
 
     predict maps theta (..., P), real or complex, to (..., n); target (n,) or (S, n); starts (S, P); weights (n,) or (S, n).  `delta` is one
@@ -69,13 +77,23 @@ def solve(predict: Function, target: Array, starts: Array, delta: float | Array,
     for first in range(0, rows, size):
         part = slice(first, min(first + size, rows))
         values = None if constraint is None else constraint.values[part]
-        theta[part], cost[part], done[part] = _solve(predict, target[part], theta[part], deltas[part, None], weights[part], constraint,
-                                                     values, movable, iterations)
+        theta[part], cost[part], done[part] = _solve(
+            predict, target[part], theta[part], deltas[part, None], weights[part], constraint, values, movable, iterations
+        )
     return Solutions(theta, cost, done)
 
 
-def _solve(predict: Function, target: Array, theta: Array, delta: Array, weights: Array, constraint: Constraint | None,
-           values: Array | None, movable: NDArray[np.intp], iterations: int) -> tuple[Array, Array, NDArray[np.bool_]]:
+def _solve(
+    predict: Function,
+    target: Array,
+    theta: Array,
+    delta: Array,
+    weights: Array,
+    constraint: Constraint | None,
+    values: Array | None,
+    movable: NDArray[np.intp],
+    iterations: int,
+) -> tuple[Array, Array, NDArray[np.bool_]]:
     """One block of rows."""
     rows = len(theta)
     theta, damping = theta.copy(), np.full(rows, 1e-3)
@@ -115,8 +133,12 @@ def _solve(predict: Function, target: Array, theta: Array, delta: Array, weights
                 damped = curvature + (damping[alive, None] * scale)[:, :, None] * np.eye(len(movable))
                 # Scaled to a unit diagonal: parameters of any size are solved for equally well.
                 root = np.sqrt(scale)
-                step = np.linalg.solve(damped / (root[:, :, None] * root[:, None, :]) + 1e-15 * np.eye(len(movable)),
-                                       (slope / root)[:, :, None])[:, :, 0] / root
+                step = (
+                    np.linalg.solve(
+                        damped / (root[:, :, None] * root[:, None, :]) + 1e-15 * np.eye(len(movable)), (slope / root)[:, :, None]
+                    )[:, :, 0]
+                    / root
+                )
                 tried = theta[alive].copy()
                 tried[:, movable] += np.clip(np.nan_to_num(step), -5.0, 5.0)
                 reached = total(tried, alive)
@@ -132,7 +154,7 @@ def _solve(predict: Function, target: Array, theta: Array, delta: Array, weights
         finished = (stalled[alive] >= 4) | (damping[alive] > 1e7) | (cost[alive] < 1e-30)
         done[alive[finished]] = True
         alive = alive[~finished]
-    if constraint is not None:      # what the rows cost without it
+    if constraint is not None:  # what the rows cost without it
         with np.errstate(all="ignore"):
             cost = np.sum(weights * _huber(target - np.real(predict(theta)), delta), axis=1)
     return theta, cost, done

@@ -31,19 +31,19 @@ class Sizes(Section):
     """How models of different size are shaped.  Give `widths` with aspect, `scales` with sovit, `sizes` with list."""
 
     rule: Literal["aspect", "sovit", "list"] = "aspect"
-    widths: Counts | None = None            # aspect: each a multiple of head_width
-    width_per_layer: Positive = 64.0        # aspect: depth is width over this (Kaplan et al. 2020, section 3.1: the ratio matters little)
-    scales: Positives | None = None         # sovit: compute of the training over that of SoViT-400m
-    head_width: Count = 64                  # heads are width over this
-    mlp_ratio: Positive = 4.0               # aspect: hidden width of a block's MLP over its width
-    sizes: Annotated[tuple[str | Explicit, ...], BeforeValidator(_tuple), Field(min_length=1)] | None = None    # list: names or numbers
+    widths: Counts | None = None  # aspect: each a multiple of head_width
+    width_per_layer: Positive = 64.0  # aspect: depth is width over this (Kaplan et al. 2020, section 3.1: the ratio matters little)
+    scales: Positives | None = None  # sovit: compute of the training over that of SoViT-400m
+    head_width: Count = 64  # heads are width over this
+    mlp_ratio: Positive = 4.0  # aspect: hidden width of a block's MLP over its width
+    sizes: Annotated[tuple[str | Explicit, ...], BeforeValidator(_tuple), Field(min_length=1)] | None = None  # list: names or numbers
 
 
 class Axes(Section):
     """What varies besides the size; what is not given stays as the base recipe has it."""
 
-    samples: Counts | None = None           # images seen; of a run with a budget they follow from it
-    unique_shards: Counts | None = None     # of data.train, the first ones: fewer unique samples, seen more often
+    samples: Counts | None = None  # images seen; of a run with a budget they follow from it
+    unique_shards: Counts | None = None  # of data.train, the first ones: fewer unique samples, seen more often
     patch: Counts | None = None
     image: Counts | None = None
     lr: Positives | None = None
@@ -52,24 +52,24 @@ class Axes(Section):
 
 class Fitting(Section):
     metric: Literal["eval_loss", "eval_top1"] = "eval_loss"
-    forms: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()     # none: those the runs allow, chosen by backtest
-    delta: Positive | None = None           # of Huber's function
+    forms: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()  # none: those the runs allow, chosen by backtest
+    delta: Positive | None = None  # of Huber's function
 
 
 class Sweep(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,40}$")]
-    base: str                               # a run recipe: a file beside this one or from here, or a shipped one
-    set: dict[str, Any] = {}                # dotted keys of the base recipe that all runs have otherwise
+    base: str  # a run recipe: a file beside this one or from here, or a shipped one
+    set: dict[str, Any] = Field(default_factory=dict)  # dotted keys of the base recipe that all runs have otherwise
     mode: Literal["grid", "isoflop", "star", "ladder"] = "isoflop"
     sizes: Sizes
     axes: Axes = Axes()
-    budgets: Positives | None = None        # FLOPs of a training; isoflop: each with every size, ladder: one with each size
-    hold_out: CountOrZero = 0               # the largest so many budgets (or samples x size) are predicted first and run last
+    budgets: Positives | None = None  # FLOPs of a training; isoflop: each with every size, ladder: one with each size
+    hold_out: CountOrZero = 0  # the largest so many budgets (or samples x size) are predicted first and run last
     seeds: Annotated[tuple[CountOrZero, ...], BeforeValidator(_tuple), Field(min_length=1)] = (0,)
-    epochs: Annotated[tuple[Positive, Positive], BeforeValidator(_tuple)] = (0.5, 300.0)     # isoflop: runs outside are pruned
+    epochs: Annotated[tuple[Positive, Positive], BeforeValidator(_tuple)] = (0.5, 300.0)  # isoflop: runs outside are pruned
     transfer: Literal["none", "mup"] = "none"
-    mup_base_width: Count | None = None     # of mup; null: the smallest width of the sweep
-    cooldown: Annotated[float, Field(gt=0, lt=1)] | None = None    # share of a run; then runs of one model share one trunk (WSD)
+    mup_base_width: Count | None = None  # of mup; null: the smallest width of the sweep
+    cooldown: Annotated[float, Field(gt=0, lt=1)] | None = None  # share of a run; then runs of one model share one trunk (WSD)
     retries: CountOrZero = 2
     fit: Fitting = Fitting()
 

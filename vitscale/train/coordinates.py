@@ -15,14 +15,14 @@ from vitscale.recipe import Recipe, Vit
 STEPS = 8
 SEEDS = 3
 BATCH = 32
-LIMIT = 0.25        # of the slope of log size over log width: 0 under muP, about 1/2 to 1 for standard parametrisation
+LIMIT = 0.25  # of the slope of log size over log width: 0 under muP, about 1/2 to 1 for standard parametrisation
 
 
 def coordinate_check(recipes: Sequence[Recipe], steps: int = STEPS, seeds: int = SEEDS) -> dict[str, Any]:
-    """Train the models of different width for `steps` steps on one fixed batch at the recipes' rate, and compare how far their coordinates move.
+    """Train the models of different width for `steps` steps on one fixed batch at the recipes' rate; compare how far coordinates move.
 
-    All have the depth of the first, so that the width alone differs.  What is compared is the root mean square of the change since the first
-    values, of each block's output and of the logits: under muP its slope over the width (in logarithms) is near 0.
+    All have the depth of the first, so that the width alone differs.  What is compared is the root mean square of the change since the
+    first values, of each block's output and of the logits: under muP its slope over the width (in logarithms) is near 0.
     -> {passed, verdict, limit, widths, slopes {what: slope}, sizes {what: [size at each width]}}
     """
     first = recipes[0].model
@@ -45,9 +45,20 @@ def coordinate_check(recipes: Sequence[Recipe], steps: int = STEPS, seeds: int =
     slopes = {name: float(np.polyfit(np.log(widths), np.log(told), 1)[0]) for name, told in sizes.items()}
     worst = max(slopes, key=lambda name: abs(slopes[name]))
     passed = all(np.isfinite(slope) and abs(slope) <= LIMIT for slope in slopes.values())
-    text = (f"{worst} moves as width^{slopes[worst]:.2f} over widths {', '.join(map(str, widths))}, the most of all; "
-            f"{'within' if passed else 'outside'} +-{LIMIT:g}")
-    return {"passed": passed, "verdict": text, "limit": LIMIT, "steps": steps, "seeds": seeds, "widths": widths, "slopes": slopes, "sizes": sizes}
+    text = (
+        f"{worst} moves as width^{slopes[worst]:.2f} over widths {', '.join(map(str, widths))}, the most of all; "
+        f"{'within' if passed else 'outside'} +-{LIMIT:g}"
+    )
+    return {
+        "passed": passed,
+        "verdict": text,
+        "limit": LIMIT,
+        "steps": steps,
+        "seeds": seeds,
+        "widths": widths,
+        "slopes": slopes,
+        "sizes": sizes,
+    }
 
 
 def _moved(recipe: Recipe, steps: int, seed: int) -> dict[str, float]:
