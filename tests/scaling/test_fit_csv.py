@@ -149,6 +149,17 @@ def test_too_few_points_and_why(tmp_path: Path) -> None:
         fit(path, "--n", "n", "--d", "d", "--loss", "loss", "--form", "chinchilla3")
 
 
+def test_mixed_metrics(tmp_path: Path) -> None:
+    rows = [(x, 3 * x**-0.1, "loss") for x in (1e3, 1e4, 1e5, 1e6)] + [(x, 0.1 * x**0.1, "top1") for x in (1e3, 1e4, 1e5, 1e6)]
+    path = write(tmp_path / "mixed.csv", ["seen", "value", "metric"], rows)
+    with pytest.raises(DataError, match=r"several metrics \(loss, top1\) make no law together: choose by --where 'metric=loss'"):
+        fit(path, "--x", "seen", "--loss", "value", "--form", "m1")
+    fit(path, "--x", "seen", "--loss", "value", "--form", "m1", "--where", "metric=loss", "--no-figures", "--draws", "60")
+    told = json.loads((tmp_path / "mixed-fit" / "fit.json").read_text())
+    assert told["data"]["points"] == 4
+    assert told["fits"]["m1"]["parameters"]["c"]["value"] == pytest.approx(0.1)
+
+
 def test_no_rows_and_no_csv(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no rows"):
         fit(write(tmp_path / "empty.csv", ["n", "d", "loss"], []), "--n", "n", "--d", "d", "--loss", "loss")

@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def expand(sweep: Sweep, source: Path, folder: Path) -> Plan:
     if sweep.hold_out and sweep.hold_out >= len(levels):
         raise RecipeError(f"{source}: hold_out: {sweep.hold_out} of {len(levels)} budgets leaves nothing to fit")
     largest = set(levels[len(levels) - sweep.hold_out :]) if sweep.hold_out else set()
-    ordered = [Run(**{**run.__dict__, "held_out": _level(run) in largest}) for run in ordered]
+    ordered = [replace(run, held_out=_level(run) in largest) for run in ordered]
     if sweep.cooldown is not None:
         ordered = _branches(sweep, ordered)
     return Plan(sweep, tuple(ordered), tuple(pruned))
@@ -279,10 +279,10 @@ def _branches(sweep: Sweep, runs: list[Run]) -> list[Run]:
         if 0 < count <= 200:  # else a checkpoint every few steps would cost more than the branches save
             checkpoint = trunk.recipe.checkpoint.model_dump(mode="json") | {"every": f"{every} steps", "keep": count + 1}
             recipe = check_recipe(trunk.recipe.model_dump(mode="json") | {"checkpoint": checkpoint}, trunk.name)
-            found[trunk.name] = Run(**{**trunk.__dict__, "recipe": recipe})
+            found[trunk.name] = replace(trunk, recipe=recipe)
             for run in members:
                 if run.name in steps:
-                    found[run.name] = Run(**{**run.__dict__, "trunk": trunk.name, "branch_step": steps[run.name]})
+                    found[run.name] = replace(run, trunk=trunk.name, branch_step=steps[run.name])
     return [found.get(run.name, run) for run in runs]
 
 

@@ -47,7 +47,7 @@ def _peak(name: str) -> float:
 
 
 def flops_per_sample(points: Points) -> Callable[[Array], Array]:
-    """FLOPs of a sample as a power of n (two pieces of a parabola in logarithms where sizes allow it), from the points' own c / d."""
+    """FLOPs of a sample as a power of n, from the points' own c / d."""
     u, v = np.log(points.x["n"]), np.log(points.x["c"] / points.x["d"])
     slope = np.polyfit(u, v, 1)
     return lambda n: np.exp(np.polyval(slope, np.log(n)))

@@ -110,6 +110,7 @@ def read_csv(path: Path, columns: Columns) -> Points:
     kept = [(number, row) for number, row in enumerate(rows, 2) if all((row.get(name) or "").strip() == value for name, value in filters)]
     if not kept:
         raise DataError(f"{path}: no row has {' and '.join(columns.where)}")
+    _refuse_mixed(kept, header, columns, path)
     roles = {role: _column(column, header, path) for role, column in columns.roles.items()}
     metric, scale = _column(columns.metric, header, path)
     run = _column(columns.run, header, path)[0] if columns.run else None
@@ -136,6 +137,18 @@ def read_csv(path: Path, columns: Columns) -> Points:
         source=str(path),
         keep=columns.keep,
     )
+
+
+def _refuse_mixed(rows: Sequence[tuple[int, Mapping[str, str]]], header: Sequence[str], columns: Columns, path: Path) -> None:
+    """A column that says which metric a row tells must say one thing: losses and accuracies make no law together."""
+    for name in header:
+        if name.lower() in ("metric", "metric_name", "metrics") and name not in (columns.metric, *columns.keep):
+            values = sorted({(row.get(name) or "").strip() for _, row in rows})
+            if len(values) > 1:
+                raise DataError(
+                    f"{path}: rows of several metrics ({', '.join(values[:5])}) make no law together: choose by --where '{name}={values[0]}', "
+                    f"or fit each by --by {name}"
+                )
 
 
 def make_points(

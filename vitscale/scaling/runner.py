@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -55,7 +56,7 @@ def is_done(folder: Path) -> bool:
 def run_all(runs: Sequence[Run], folder: Path, jobs: int, retries: int, console: Console) -> dict[str, State]:
     """Run what is not done, `jobs` at a time; trunks before what branches off them.  Raises ClusterError naming the runs that failed.
 
-    A run that stopped early goes on; one that failed is tried `retries` times more; one whose recipe or data are wrong ends at once.
+    A run that stopped early goes on; one that failed is tried `retries` times more; one whose recipe or data are wrong once.
     """
     states = {run.name: State(run, folder / "runs" / run.name) for run in runs}
     for state in states.values():
@@ -82,7 +83,20 @@ def run_all(runs: Sequence[Run], folder: Path, jobs: int, retries: int, console:
 
 def _may_start(state: State, states: Mapping[str, State]) -> bool:
     trunk = states.get(state.run.trunk or "")
-    return trunk is None or trunk.state in ("done", "failed")
+    return (trunk is None or trunk.state in ("done", "failed")) and not still_held(state.folder)
+
+
+def still_held(folder: Path) -> bool:
+    """Whether a process of this machine still trains the run: one that an earlier, killed sweep left behind and that is saving."""
+    try:
+        number = max((int(path.name) for path in (folder / "lease").iterdir() if path.name.isdecimal()), default=0)
+        holder = json.loads((folder / "lease" / str(number)).read_bytes())
+        started = Path(f"/proc/{int(holder['pid'])}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if holder.get("host") != socket.gethostname() or (folder / "lease" / f"{number}.released").exists():
+        return False
+    return started[0] not in "ZX" and started[19] == holder.get("start")
 
 
 def _start(state: State, states: Mapping[str, State], folder: Path, slot: int, jobs: int) -> None:
@@ -141,7 +155,7 @@ def _ended(state: State, retries: int) -> None:
     code, state.process = state.process.returncode, None
     if code == 0 and is_done(state.folder):
         state.state = "done"
-    elif code != EXIT_WRONG_INPUT and state.attempts <= retries:
+    elif state.attempts <= (min(retries, 1) if code == EXIT_WRONG_INPUT else retries):      # 2 also: an orphan took the folder first
         state.state = "waits"  # it goes on from its last checkpoint
     else:
         state.state = "failed"

@@ -6,6 +6,7 @@ tolerance, so that an optimizer stops where it began (Besiroglu et al. 2024, sec
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,7 @@ def jacobian(function: Function, theta: Array) -> tuple[Array, Array]:
     The function is called once with (S, P, P), of which the middle axis says which parameter has moved.
     """
     params = theta.shape[1]
-    values = function(theta[:, None, :] + 1j * STEP * np.eye(params))
+    values: Any = function(theta[:, None, :] + 1j * STEP * np.eye(params))
     return np.real(values[:, 0]), np.imag(values) / STEP
 
 
