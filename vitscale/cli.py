@@ -465,6 +465,14 @@ def job_coordinates(out: Path, recipes: list[str]) -> None:
         raise typer.Exit(EXIT_FAILED)
 
 
+@job_app.command("nursery")
+def job_nursery() -> None:
+    """Runs of a sweep, asked for on stdin, as forks of this process."""
+    from vitscale.train.nursery import serve
+
+    serve()
+
+
 @job_app.command("end")
 def job_end(folder: Path, code: int) -> None:
     """After the ranks have ended with CODE: the exit code says how to go on, the output which nodes to leave out."""

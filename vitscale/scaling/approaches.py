@@ -52,7 +52,8 @@ def budgets_of(points: Points) -> Array:
     """The budget of each point: compute, or where points lie within SAME of each other their geometric mean."""
     order = np.argsort(points.x["c"], kind="stable")
     logs = np.log(points.x["c"])[order]
-    label, found = np.zeros(len(points)), []
+    label = np.zeros(len(points))
+    found: list[tuple[float, list[int]]] = []
     for i, value in zip(order, logs, strict=True):
         if not found or value - found[-1][0] > np.log(SAME):
             found.append((value, []))

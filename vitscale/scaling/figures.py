@@ -20,7 +20,7 @@ from vitscale.scaling.solve import Array
 
 matplotlib.use("Agg")
 INK, SOFT, ACCENT = "#222222", "#8a8a8a", "#c1272d"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -287,7 +287,7 @@ def residuals(found: Analysis) -> Figure | None:
         shown = over.scatter(order, left, c=np.log10(found.points.x["n"]), cmap="viridis", s=14, linewidths=0, zorder=3)
         bar = figure.colorbar(shown, ax=over, pad=0.01, aspect=30)
         bar.set_label("log10 N", fontsize=7)
-        bar.outline.set_linewidth(0)  # type: ignore[operator]
+        bar.outline.set_linewidth(0)
     else:
         over.plot(order, left, "o", color=INK, markersize=3)
     for i in law.outliers:

@@ -1,7 +1,7 @@
 """What to train next: the best size and number of samples for a budget, and the run that would teach most per FLOP."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,7 @@ def best_for(
 
 
 def most_informative(
-    found: Fit, draws: Draws, per_sample: Callable[[Array], Array], target: Best, candidates: list[Mapping[str, float]]
+    found: Fit, draws: Draws, per_sample: Callable[[Array], Array], target: Best, candidates: Sequence[Mapping[str, float]]
 ) -> list[dict[str, Any]]:
     """Candidates {n, d, u} by how much they would narrow the prediction at the target's optimum, per FLOP; the best first.
 

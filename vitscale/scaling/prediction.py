@@ -1,7 +1,7 @@
 """What the law says of the largest runs before they run: prediction.json, written once, judged afterwards."""
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def interval_of_new(found: Fit, draws: Draws, x: Mapping[str, float]) -> tuple[f
     return float(np.exp(ends[0])), float(np.exp(ends[1])), float(np.exp(ends[2]))
 
 
-def predict(found: Analysis, runs: list[Mapping[str, Any]], folder: Path, started: list[str]) -> dict[str, Any]:
+def predict(found: Analysis, runs: Sequence[Mapping[str, Any]], folder: Path, started: list[str]) -> dict[str, Any]:
     """Write what the chosen law says of `runs` (rows with n, d, u, c), unless it is written already.  -> the file's content
 
     `started`: which of them had begun, as the file says for itself.
@@ -61,7 +61,7 @@ def predict(found: Analysis, runs: list[Mapping[str, Any]], folder: Path, starte
     return read_json(path)
 
 
-def judge(folder: Path, rows: list[Mapping[str, Any]], data_hash: str) -> dict[str, Any] | None:
+def judge(folder: Path, rows: Sequence[Mapping[str, Any]], data_hash: str) -> dict[str, Any] | None:
     """Compare prediction.json with what the runs came to; verdict.json; None while one of them is not done or nothing was predicted."""
     prediction = read_json(folder / FILE)
     if not prediction:

@@ -1,17 +1,14 @@
 """Run the recipes of a sweep on this machine, so many at a time; what is done stays done, what failed is tried again."""
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 
 from vitscale.errors import EXIT_REQUEUE, EXIT_WRONG_INPUT, ClusterError
+from vitscale.scaling.children import Child, Nursery
 from vitscale.scaling.expand import Run
 from vitscale.scaling.files import read_json
 
@@ -34,10 +32,9 @@ class State:
     folder: Path
     state: str = "waits"  # waits, runs, done, failed
     attempts: int = 0
-    process: subprocess.Popen[bytes] | None = None
+    child: Child | None = None
     slot: int = 0
     note: str = ""
-    began: float = field(default_factory=time.monotonic)
 
 
 def outcome_of(folder: Path) -> dict[str, Any]:
@@ -62,18 +59,26 @@ def run_all(runs: Sequence[Run], folder: Path, jobs: int, retries: int, console:
     for state in states.values():
         if is_done(state.folder):
             state.state = "done"
-    with _shown(states, console) as refresh, _ended_together(states):
-        while any(state.state in ("waits", "runs") for state in states.values()):
-            for state in states.values():
-                if state.state == "runs" and state.process is not None and state.process.poll() is not None:
-                    _ended(state, retries)
-            free = sorted(set(range(jobs)) - {state.slot for state in states.values() if state.state == "runs"})
-            for slot, state in zip(
-                free, [one for one in states.values() if one.state == "waits" and _may_start(one, states)], strict=False
-            ):
-                _start(state, states, folder, slot, jobs)
-            refresh()
-            time.sleep(0.1)
+    with _shown(states, console) as refresh, _ended_together() as stopping:
+        nursery = Nursery(folder / "logs" / "nursery.log")
+        try:
+            while any(state.state in ("waits", "runs") for state in states.values()):
+                nursery.look()
+                for state in states.values():
+                    if state.child is not None and state.child.code is not None:
+                        _ended(state, retries)
+                free = sorted(set(range(jobs)) - {state.slot for state in states.values() if state.state == "runs"})
+                ready = [one for one in states.values() if one.state == "waits" and _may_start(one, states)]
+                for slot, state in zip(free, ready, strict=False):
+                    _start(state, nursery, folder, slot, jobs)
+                refresh()
+                if stopping():
+                    break
+                time.sleep(0.05)
+        finally:
+            nursery.close()
+    if stopping():
+        raise _Stopped("stopped; what ran has saved, and the same command goes on from there")
     failed = [state for state in states.values() if state.state == "failed"]
     if failed:
         lines = "\n".join(f"  {state.run.name}: {state.note}" for state in failed)
@@ -99,26 +104,16 @@ def still_held(folder: Path) -> bool:
     return started[0] not in "ZX" and started[19] == holder.get("start")
 
 
-def _start(state: State, states: Mapping[str, State], folder: Path, slot: int, jobs: int) -> None:
+def _start(state: State, nursery: Nursery, folder: Path, slot: int, jobs: int) -> None:
     branch_off(state.run, folder)
-    environment = dict(os.environ)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))       # before torch is imported by the first run's process
     devices = _devices()
-    if devices:
-        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     log = folder / "logs" / f"{state.run.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as output:
-        state.process = subprocess.Popen(
-            [sys.executable, "-m", "vitscale", "train", str(folder / "recipes" / f"{state.run.name}.yaml")],
-            stdout=output,
-            stderr=output,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-        )
-    state.state, state.slot, state.attempts, state.began = "runs", slot, state.attempts + 1, time.monotonic()
+    environment = {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {}
+    state.child = nursery.start(folder / "recipes" / f"{state.run.name}.yaml", log, environment)
+    state.state, state.slot, state.attempts = "runs", slot, state.attempts + 1
 
 
 def branch_off(run: Run, folder: Path) -> None:
@@ -151,8 +146,8 @@ def _link(source: str, target: str) -> str:
 
 
 def _ended(state: State, retries: int) -> None:
-    assert state.process is not None
-    code, state.process = state.process.returncode, None
+    assert state.child is not None
+    code, state.child = state.child.code, None
     if code == 0 and is_done(state.folder):
         state.state = "done"
     elif state.attempts <= (min(retries, 1) if code == EXIT_WRONG_INPUT else retries):      # 2 also: an orphan took the folder first
@@ -160,11 +155,6 @@ def _ended(state: State, retries: int) -> None:
     else:
         state.state = "failed"
         state.note = str(outcome_of(state.folder).get("reason") or f"exit code {code}; see logs/{state.run.name}.log")
-
-
-def _end_with_parent() -> None:
-    """In the child: TERM when the sweep is gone, also if it was killed."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _devices() -> list[str]:
@@ -176,25 +166,15 @@ def _devices() -> list[str]:
 
 
 @contextlib.contextmanager
-def _ended_together(states: Mapping[str, State]) -> Iterator[None]:
-    """Interrupted or asked to end: the runs save and stop first."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
+def _ended_together() -> Iterator[Callable[[], bool]]:
+    """Whether the sweep was interrupted or asked to end: the runs then save and stop first."""
+    asked: list[int] = []
+    before = {number: signal.signal(number, lambda got, frame: asked.append(got)) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
-    except KeyboardInterrupt:
-        running = [state.process for state in states.values() if state.process is not None]
-        for process in running:
-            process.terminate()
-        for process in running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=120)
-        raise _Stopped(f"stopped; {len(running)} runs saved; the same command goes on from there") from None
+        yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Stopped(ClusterError):
