@@ -146,7 +146,8 @@ def _refuse_mixed(rows: Sequence[tuple[int, Mapping[str, str]]], header: Sequenc
             values = sorted({(row.get(name) or "").strip() for _, row in rows})
             if len(values) > 1:
                 raise DataError(
-                    f"{path}: rows of several metrics ({', '.join(values[:5])}) make no law together: choose by --where '{name}={values[0]}', "
+                    f"{path}: rows of several metrics ({', '.join(values[:5])}) make no law together: choose by "
+                    f"--where '{name}={values[0]}', "
                     f"or fit each by --by {name}"
                 )
 

@@ -1,6 +1,6 @@
 """Many small runs from one process: torch is imported once, and each run is a fork of it.
 
-Importing torch takes seconds of a core, which is more than a run of a sweep may take.  No thread runs and no device is touched before a fork.
+Importing torch takes seconds of a core, more than many a run of a sweep.  No thread runs and no device is touched before a fork.
 Requests come on stdin, a JSON object a line: {id, recipe, log, environment}.  Answers go to stdout: {ready}, {id, pid}, {id, code}.
 """
 
