@@ -27,7 +27,7 @@ hold_out: 1
 epochs: [0.1, 10]
 fit: {forms: [chinchilla3], metric: eval_loss}
 """
-WAIT_S = 400
+WAIT_S = 500
 
 
 def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -48,7 +48,8 @@ def finished(process: subprocess.Popen[str], code: int = 0) -> str:
     return output
 
 
-@pytest.mark.slow  # two sweeps of nine trainings, each in a process that imports torch
+@pytest.mark.timeout(1500)
+@pytest.mark.slow  # two sweeps of nine trainings
 def test_killed_and_resumed_with_an_identical_fit(place: Path) -> None:
     (place / "tiny.yaml").write_text(SWEEP)
     whole = finished(start(place, "--out", "whole", "--jobs", "2"))
@@ -105,7 +106,7 @@ def test_killed_and_resumed_with_an_identical_fit(place: Path) -> None:
     assert (place / "hurt" / "prediction.json").read_bytes() == before
 
 
-@pytest.mark.slow  # three trainings, each in a process that imports torch
+@pytest.mark.slow  # a trunk and a branch, in a process that imports torch
 def test_a_branch_trains_its_cooldown_alone(place: Path) -> None:
     text = SWEEP.replace("mode: isoflop", "mode: grid").replace(
         "budgets: [5.0e7, 1.0e8, 2.0e8]", "axes: {samples: [320, 960]}\ncooldown: 0.25"

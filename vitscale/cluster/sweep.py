@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -121,7 +122,7 @@ def _short(value: float) -> str:
 
 def lay_out(plan: Plan, folder: Path, source: Path) -> None:
     """sweep.json and a recipe for each run.  Raises RecipeError when the folder holds runs of another sweep."""
-    told = {
+    told: dict[str, Any] = {
         "format": 1,
         "sweep": plan.sweep.model_dump(mode="json"),
         "source": str(source),

@@ -220,7 +220,7 @@ def describe(found: Fit, draws: Draws | None, profiles: Mapping[str, Profile] | 
     drives = influence(found, draws) if draws is not None else []
     for one in drives[:3]:
         warnings.append(f"{one['run']} drives the fit: without it {one['parameter']} moves by {one['deviations']:.1f} standard errors")
-    outliers = [{"run": found.points.run[i], "residual": float(found.residuals[i])} for i in found.outliers]
+    outliers: list[dict[str, Any]] = [{"run": found.points.run[i], "residual": float(found.residuals[i])} for i in found.outliers]
     if outliers:
         warnings.append(
             f"{len(outliers)} points lie more than {OUTLIER:g} robust standard deviations from the law: "

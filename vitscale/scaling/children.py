@@ -26,7 +26,9 @@ class Nursery:
     """Starts runs, and knows how they ended.  If it dies itself, its runs count as stopped, and the next start makes a new one."""
 
     def __init__(self, log: Path) -> None:
-        self._log, self._process, self._children = log, None, {}  # type: ignore[var-annotated]
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._children: dict[str, Child] = {}
         self._buffer = b""
 
     def start(self, recipe: Path, log: Path, environment: Mapping[str, str]) -> Child:
