@@ -17,6 +17,7 @@ KNOWN = {
     "exporter-step": "What telling Prometheus costs a step",
     "models-step": "Training step: against transformers",
     "planner-memory": "Planned memory of a GPU against torch's tracker on fake tensors",
+    "scaling-coverage": "How often 95 % intervals of a law hold the truth",
     "unattended-goodput": "Ten faults in one run: where the time goes",
     "unattended-hang": "A rank that hangs, until it is named",
     "unattended-restart": "kill -9 of a rank, to the next optimizer step",
