@@ -165,22 +165,26 @@ def submit(
 def status(
     runs: Annotated[Path, typer.Argument(help="A folder of runs, or one run's.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="For scripts: a list of objects.")] = False,
+    all_runs: Annotated[bool, typer.Option("--all", help="Also those for which a terminal has no lines; a pipe gets all.")] = False,
 ) -> None:
-    """How the runs of a folder are doing, and which jobs are in SLURM's queue."""
+    """How the runs of a folder are doing, and which jobs are in SLURM's queue: on one screen."""
     import json
     import shutil
 
     from vitscale.cluster.slurm import queue
     from vitscale.cluster.status import as_json as plain
-    from vitscale.cluster.status import others, runs_in, status_of, table
+    from vitscale.cluster.status import on_one_screen, others, runs_in, status_of, table
 
     jobs, folders = queue(), runs_in(runs)
     found = [status_of(folder, jobs) for folder in folders]
     if as_json:
         print(json.dumps(plain(found), indent=1))
         return
-    width = shutil.get_terminal_size((200, 50)).columns
-    for line in [*table(found, width), *others(folders, jobs, width)]:
+    width, height = shutil.get_terminal_size((200, 50))
+    below = others(folders, jobs, width)
+    room = height - len(below) - 3 if sys.stdout.isatty() and not all_runs else len(found)      # the heads, what is left out, the prompt
+    shown, rest = on_one_screen(found, room)
+    for line in [*table(shown, width), *([rest] if rest else []), *below]:
         print(line)
 
 
@@ -535,6 +539,68 @@ def compare(
         print(f"wrote {figure}")
 
 
+@app.command()
+def sweep(
+    recipe: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep recipe, or the name of a shipped one (quickstart).")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where everything goes; default: sweeps/NAME.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time on this machine.")] = 1,
+    submit: Annotated[bool, typer.Option("--submit", help="As an array on SLURM instead; the same command goes on with it later.")] = False,
+    at_once: Annotated[int | None, typer.Option(min=1, help="Of an array: tasks that run at the same time; default: all.")] = None,
+    cluster: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: ./slurm/cluster.yaml, then the user's own.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the bill; start nothing.")] = False,
+) -> None:
+    """Many runs from one recipe: shows the bill, runs or submits what is not done, predicts the largest before it runs, fits.
+
+    Killed at any moment, the same command goes on; a run that is done never runs again.
+    """
+    from vitscale.cluster.site import find_site
+    from vitscale.cluster.sweep import sweep as go_on
+
+    raise typer.Exit(go_on(recipe, out, jobs, submit, dry_run, find_site(cluster)[0], at_once))
+
+
+@app.command()
+def fit(
+    data: Annotated[Path, typer.Argument(metavar="SWEEP_DIR|CSV", help="The folder of a sweep, or a CSV with a row for each point.")],
+    form: Annotated[str | None, typer.Option(help="Forms, with commas; default: those the columns allow, chosen by backtest.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results go; default: the sweep's folder, or NAME-fit beside the CSV.")] = None,
+    n: Annotated[str | None, typer.Option("--n", metavar="COLUMN", help="Model size.  Any column may be scaled: 'Size (M)*1e6'.")] = None,
+    d: Annotated[str | None, typer.Option("--d", metavar="COLUMN", help="Samples or tokens seen.")] = None,
+    u: Annotated[str | None, typer.Option("--u", metavar="COLUMN", help="Unique samples.")] = None,
+    c: Annotated[str | None, typer.Option("--c", metavar="COLUMN", help="FLOPs of the training.")] = None,
+    x: Annotated[str | None, typer.Option("--x", metavar="COLUMN", help="The one variable of a law in one.")] = None,
+    t: Annotated[str | None, typer.Option("--t", metavar="COLUMN", help="FLOPs, of a shape law in --x.")] = None,
+    loss: Annotated[str | None, typer.Option(metavar="COLUMN", help="A metric that falls.")] = None,
+    accuracy: Annotated[str | None, typer.Option(metavar="COLUMN", help="A metric that rises to --bound; what it lacks is fitted.")] = None,
+    bound: Annotated[float, typer.Option(help="Of --accuracy: 1, or 100 for per cent.")] = 1.0,
+    run: Annotated[str | None, typer.Option(metavar="COLUMN", help="Which points are of one run; default: each its own.")] = None,
+    where: Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only such rows.")] = None,
+    by: Annotated[str | None, typer.Option(metavar="COLUMN,...", help="Fit each value of these columns by itself.")] = None,
+    train: Annotated[str | None, typer.Option(metavar="COLUMN", help="1 or true: fitted; all others are held out.")] = None,
+    hold_out: Annotated[float, typer.Option(min=0, max=0.9, help="Share of points, those of the largest budgets, held out.")] = 0.0,
+    flops_per: Annotated[float | None, typer.Option(help="FLOPs = this x n x d where no column gives them (6 for text).")] = None,
+    fix: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A parameter that is known.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Of Huber's function; default: the form's, else by the residuals.")] = None,
+    drop_outliers: Annotated[bool, typer.Option("--drop-outliers", help="Fit again without points named as outliers.")] = False,
+    draws: Annotated[int, typer.Option(min=50, help="Of the bootstrap.")] = 400,
+    budget: Annotated[str | None, typer.Option(help="Plan for 1e21 (FLOP), '500 GPU-hours on H100', '2000 EUR at 2.5 on H100'.")] = None,
+    serve: Annotated[float, typer.Option(min=0, help="Images the model will be asked of later: their FLOPs count too.")] = 0.0,
+    figures: Annotated[bool, typer.Option(help="Draw them.")] = True,
+) -> None:
+    """Fit scaling laws to a sweep or a CSV: numbers with intervals, a choice by backtest, figures, and what to train next."""
+    from vitscale.scaling.analyse import Asked
+    from vitscale.scaling.command import columns_of, fit_csv, fixed_of, forms_of
+
+    asked = Asked(forms_of(form), delta, fixed_of(fix or []), drop_outliers, draws, hold_out=hold_out)
+    if data.is_dir():
+        from vitscale.scaling.report import fit_sweep
+
+        fit_sweep(data, asked, out or data, budget, serve, figures)
+        return
+    columns = columns_of({"n": n, "d": d, "u": u, "c": c, "x": x, "t": t}, loss, accuracy, bound, run, where or [], flops_per)
+    fit_csv(data, columns, asked, out or data.with_name(f"{data.stem}-fit"), by, train, figures, budget, serve)
+
+
 @recipes_app.command("list")
 def recipes_list() -> None:
     """Every recipe that vitscale ships, with the first line of its header."""
@@ -595,7 +661,7 @@ def explain(
     run: ModelArgument,
     images: Images,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where figures and index.html go.")] = Path("explained"),
-    method: Annotated[list[str] | None, typer.Option(help="May be given several times; default: all that the model can do quickly.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Several times; default: all that the model can do quickly.")] = None,
     layer: Annotated[list[int] | None, typer.Option(help="Of the figures of attention, from 0, -1 the last; default: all.")] = None,
     head: Annotated[list[int] | None, typer.Option(help="The same; default: all.")] = None,
     target: Annotated[str | None, typer.Option(metavar="CLASS", help="Explain this class; default: the one that the model says.")] = None,
@@ -779,6 +845,29 @@ def job_begin(recipe: RecipeArgument, overrides: Overrides = None,
     from vitscale.cluster.attempt import begin
 
     print(begin(recipe, overrides or []))
+
+
+@job_app.command("coordinates")
+def job_coordinates(out: Path, recipes: list[str]) -> None:
+    """The coordinate check of muP over the widths of some recipes; writes OUT; exit code 3 if it does not pass."""
+    from vitscale.errors import EXIT_FAILED
+    from vitscale.recipe import load_recipe
+    from vitscale.scaling.files import write_json
+    from vitscale.train.coordinates import coordinate_check
+
+    told = coordinate_check([load_recipe(file) for file in recipes])
+    write_json(out, told)
+    print(told["verdict"])
+    if not told["passed"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@job_app.command("nursery")
+def job_nursery() -> None:
+    """Runs of a sweep, asked for on stdin, as forks of this process."""
+    from vitscale.train.nursery import serve
+
+    serve()
 
 
 @job_app.command("end")

@@ -14,6 +14,7 @@ from vitscale.bench.loader import measure_loader
 from vitscale.data import open_index
 from vitscale.data.quickstart import pack_digits
 from vitscale.plan.flops import training_flops_per_image
+from vitscale.plan.params import count_params
 from vitscale.recipe import load_recipe
 
 TINY = ["model.width=32", "model.depth=2", "model.heads=2", "model.mlp=64"]
@@ -95,8 +96,9 @@ def test_comm(folder):
 def test_checkpoint(folder):
     told = bench(folder, "checkpoint", "quickstart", *TINY, "--repeats", "1", "--json")
     found = figures(told)
-    assert found["training stands still"]["value"] <= found["until it is published"]["value"] + 0.5
-    assert json.loads(told)["bytes"] > 3 * 4 * 20_000        # weights and two moments
+    assert 0 < found["training stands still"]["value"] < 60
+    recipe = load_recipe("quickstart", TINY)
+    assert json.loads(told)["bytes"] >= 3 * 4 * count_params(recipe.model, recipe.objective)        # weights and two moments
     assert not list(folder.glob(".vitscale-bench-*"))
 
 

@@ -247,7 +247,7 @@ def test_no_damage_makes_it_read_or_write_where_it_must_not():
 # How it is built
 
 def test_it_is_built_from_these_sources():
-    assert native._module.SOURCES == BUILD["digest"](), "python vitscale/data/native/build.py"
+    assert BUILD["digest"]() == native._module.SOURCES, "python vitscale/data/native/build.py"
 
 
 def test_it_compiles_without_a_warning_and_loads(tmp_path):

@@ -142,7 +142,7 @@ def test_attention_weights_are_brightest_where_they_are_largest(tmp_path: Path) 
     names = ["blocks.1.attention"]
     weights = loaded.model.forward_features(image[None], None, names)[names[0]][0, 1, 1 + 6, 1:].unflatten(0, (4, 4))
     picture = visualize_attention_weights(loaded.model, image, layer=1, head=1, token=(1, 2), file=tmp_path / "x.png")
-    cells = torch.from_numpy(picture.reshape(4, 112, 4, 112, 3).sum(axis=(1, 3, 4)))
+    cells = torch.from_numpy(picture.reshape(4, 112, 4, 112, 3).sum(axis=(1, 3, 4)).astype(np.int64))
     assert int(cells.argmax()) == int(weights.argmax())
     assert int(cells.argmin()) == int(weights.argmin())
     assert (tmp_path / "x.png").read_bytes()[:4] == PNG

@@ -29,8 +29,8 @@ def trained(section: Model, images: Tensor, labels: Tensor, steps: int) -> Backb
 
 
 def hits(heat: Tensor, boxes: Tensor, side: int, size: int) -> tuple[float, float]:
-    """heat (B, down, across) of images of `size` pixels, boxes (B, 2) of squares of `side` -> how often the brightest place's centre lies in the square (the
-    pointing game: Zhang et al. 2018, Top-down neural attention), and how often a place chosen blindly would."""
+    """heat (B, down, across) of images of `size` pixels, boxes (B, 2) of squares of `side` -> how often the brightest place's centre lies
+    in the square (the pointing game: Zhang et al. 2018, Top-down neural attention), and how often a place chosen blindly would."""
     centres = (torch.arange(heat.shape[1]) + 0.5) * size / heat.shape[1]
     down, across = ((centres >= boxes[:, axis, None]) & (centres < boxes[:, axis, None] + side) for axis in (0, 1))
     inside = (down[:, :, None] & across[:, None, :]).flatten(1)

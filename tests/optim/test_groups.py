@@ -13,6 +13,8 @@ from vitscale.recipe.schema import Swin, Vit
 
 
 class Toy(nn.Module):
+    width_scale = 1.0
+
     def __init__(self, exempt=("norm.weight", "norm.bias", "linear.bias", "token")):
         super().__init__()
         self.token = nn.Parameter(torch.zeros(1, 1, 4))

@@ -1,6 +1,5 @@
-"""The explainer's page in a real Chromium: pointing, keyboard, names that want to be markup, light and dark, nothing loaded from anywhere."""
+"""The explainer's page in a real Chromium: pointing, keyboard, names that want to be markup, light and dark, nothing loaded."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,7 @@ from vitscale.evaluate.images import open_images
 from vitscale.explain import Look, rollout
 from vitscale.explain.command import Wish, explain
 
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,       # starts a browser
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)"),
-]
+pytestmark = pytest.mark.slow       # a browser, and a trained run
 EVIL = "<img src=x onerror='window.hit=1'>.png"
 
 
@@ -36,14 +30,6 @@ def site(unbroken: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     explain(loaded, "</title><script>window.hit=1</script>", open_images([str(folder / "in" / name) for name in ("a.png", EVIL)]), Wish(),
             folder / "out")
     return folder / "out" / "index.html", loaded
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
@@ -78,7 +64,7 @@ def test_pointing_at_a_patch_shows_what_it_attends_to(page: Any, site: tuple[Pat
     loaded = site[1]
     look = Look(loaded.model, loaded.transform(site[0].parent.parent / "in" / "a.png")[None])
     says = page.locator("#says")
-    assert says.inner_text().startswith("The class token attends to most: " + best_of(look.maps[3, 0, :, 0, 1:].mean(dim=0)))
+    assert says.inner_text().startswith("The class token attends to most: " + best_of(look.maps[-1, 0, :, 0, 1:].mean(dim=0)))
     page.select_option("#layer", "1")
     page.select_option("#head", "2")
     point_at(page, 2, 1)
@@ -114,7 +100,7 @@ def test_by_keyboard_alone(page: Any) -> None:
     assert "row 4, column 2" in page.locator("#says").inner_text()
     page.keyboard.press("[")
     page.keyboard.press(".")
-    assert (page.input_value("#layer"), page.input_value("#head")) == ("2", "0")
+    assert (page.input_value("#layer"), page.input_value("#head")) == ("1", "0")      # from the last of three layers
     page.keyboard.press("m")
     assert page.is_checked("input[value=rollout]")
     page.keyboard.press("n")
@@ -123,7 +109,7 @@ def test_by_keyboard_alone(page: Any) -> None:
     page.evaluate("document.activeElement.blur()")
     for _ in range(12):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.id || document.activeElement.name || document.activeElement.getAttribute('role')"))
+        reached.add(page.evaluate("(now => now.id || now.name || now.getAttribute('role'))(document.activeElement)"))
     assert {"theme", "radio", "map", "method", "strength"} <= reached
 
 

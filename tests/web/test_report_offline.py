@@ -80,7 +80,8 @@ def test_pictures_of_samples_that_could_not_be_used(look: Look, keep: Keep, plac
         expect(page.locator(".sample")).to_have_count(len(rows))
         drawn = page.locator(".sample img")
         expect(drawn.first).to_be_visible()
-        page.wait_for_function("[...document.querySelectorAll('.sample img')].some(one => one.naturalWidth > 50)")
+        expect(drawn.first).to_have_js_property("complete", True)
+        assert drawn.first.evaluate("one => one.naturalWidth") > 50
         expect(page.locator(".sample", has_text="000009").first).to_contain_text("is no JPEG")
         keep(page, "run-bad-samples")
         # a row may name any file: only the run's own shards are opened

@@ -9,6 +9,8 @@ from pages import Keep, Look, copied, monitoring, shown, steps, tile, write_rows
 from playwright.sync_api import expect
 from running import SMALL, Run, start
 
+from vitscale.cluster.runfolder import page_id
+
 
 def test_a_finished_run(look: Look, keep: Keep, unbroken: Run) -> None:
     last = steps(unbroken.folder)[-1]
@@ -60,10 +62,11 @@ def test_a_live_run_moves_by_itself(look: Look, keep: Keep, place: Path) -> None
             page = look(url)
             row = page.locator("table.runs tbody tr")
             expect(row).to_contain_text("running")
+            expect(row.get_by_role("link", name="live")).to_have_attribute("href", f"#/run/{page_id('live')}")
             row.get_by_role("link", name="live").click()
             expect(page.locator(".badge")).to_have_text("running")
             first = page.locator(".tile.wide .more").inner_text()
-            page.wait_for_function("before => !document.querySelector('.tile.wide .more').textContent.includes(before)", arg=first)
+            expect(page.locator(".tile.wide .more")).not_to_have_text(first)
             assert tile(page, "Time left")
             expect(page.get_by_role("img", name=re.compile("^Each rank's own time of a step: 2 ranks"))).to_be_visible()
             keep(page, "run-live")
@@ -72,6 +75,8 @@ def test_a_live_run_moves_by_itself(look: Look, keep: Keep, place: Path) -> None
             assert tile(page, "Loss") == shown(steps(run.folder)[-1]["loss"])
             assert tile(page, "Top-1") == f"{100 * run.outcome['eval_top1']:.1f} %"
             expect(page.locator("[role=status].hidden")).to_contain_text("live is now done")
+        said = process.communicate()[0]     # the run said at its start where it can be seen
+        assert f"watch it: `vitscale monitor runs`, then http://127.0.0.1:8420/#/run/{page_id('live')}" in said
     finally:
         process.kill()
 

@@ -78,10 +78,10 @@ def test_a_long_record_is_there_at_once_and_loses_no_peak(look: Look, tmp_path: 
         assert len(first["x"]) > 300            # few rows stand for what is not read yet
         assert first["x"][-1] > 1.7e9 + 149_000
         page = look(f"{url}#{run.removeprefix('/api')}")
-        page.wait_for_function("!document.querySelector('.notice')")
+        expect(page.locator(".notice")).to_have_count(0)
         norm = page.locator(".plot[aria-label^='Gradient norm']")
         expect(norm).to_have_attribute("aria-label", re.compile("most 777.5"))
-        status, text, headers = fetch(url, run)
+        _, text, headers = fetch(url, run)
         assert json.loads(text)["recorded"] == 150_000
         assert len(text) < 1_000_000
         assert fetch(url, run, **{"If-None-Match": headers["etag"]})[0] == 304      # nothing new: nothing is sent

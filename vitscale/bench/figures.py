@@ -41,7 +41,8 @@ def show(title: str, figures: Sequence[Figure], facts: Mapping[str, Any], as_jso
         table.add_row(figure.name, number(figure.value), figure.unit, span, figure.note)
     out = console()
     out.print(table, markup=False)
-    out.print("; ".join(f"{name} {value}" for name, value in facts.items() if not isinstance(value, dict | float)), highlight=False, markup=False)
+    brief = {name: value for name, value in facts.items() if not isinstance(value, dict | float)}
+    out.print("; ".join(f"{name} {value}" for name, value in brief.items()), highlight=False, markup=False)
 
 
 def number(value: float) -> str:

@@ -1,4 +1,4 @@
-"""A training step of a recipe on made-up images: images/s, MFU against both peaks, memory, time by phase.  The step is train_step() itself."""
+"""A training step of a recipe, train_step() itself, on made-up images: images/s, MFU against both peaks, memory, time by phase."""
 
 import json
 import logging
@@ -47,7 +47,7 @@ def measure_step(recipe: Recipe, world: World, steps: int, warm_up: int, micro_s
     """
     share = max(recipe.global_batch // world.data_size, 1)
     micro_batch = recipe.micro_batch or fitting_micro_batch(recipe, world.size, device_bytes(world), share)
-    engine, task, batch = _prepared(recipe, world, micro_batch, micro_steps)
+    engine, task, batch = prepared(recipe, world, micro_batch, micro_steps)
     on_gpu = world.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -56,7 +56,7 @@ def measure_step(recipe: Recipe, world: World, steps: int, warm_up: int, micro_s
     for number in range(warm_up + steps):
         meters = Meters()
         meters.begin()
-        elapsed = _one_step(engine, batch, task, recipe, meters)
+        elapsed = one_step(engine, batch, task, recipe, meters)
         if number >= warm_up:
             seconds.append(elapsed)
             for name, took in meters.end_step(batch.size).items():
@@ -94,7 +94,8 @@ def save(path: Path, facts: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(facts, indent=1) + "\n")
 
 
-def _prepared(recipe: Recipe, world: World, micro_batch: int, micro_steps: int) -> tuple[Engine, Task, StepBatch]:
+def prepared(recipe: Recipe, world: World, micro_batch: int, micro_steps: int) -> tuple[Engine, Task, StepBatch]:
+    """The engine with its model and optimizer, the task, and a batch for every step."""
     engine = open_engine(recipe.parallel, world, Work(micro_batch, micro_steps, recipe.optim.clip_norm))
     task = build_task(recipe.model, recipe.objective)
     give_teacher(task, recipe, world.device)
@@ -129,8 +130,8 @@ def _made_up(recipe: Recipe, count: int, drop_rates: Sequence[float], num_draws:
     )
 
 
-def _one_step(engine: Engine, batch: StepBatch, task: Task, recipe: Recipe, meters: Meters) -> float:
-    """Seconds; on a GPU by its own clock, between events."""
+def one_step(engine: Engine, batch: StepBatch, task: Task, recipe: Recipe, meters: Meters) -> float:
+    """Train one step; -> seconds, on a GPU by its own clock, between events."""
     if engine.world.device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()

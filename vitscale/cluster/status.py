@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -157,6 +158,21 @@ def _checkpoint_age(folder: Path, now: float) -> float | None:
 
 def as_json(found: Sequence[Status]) -> list[dict[str, Any]]:
     return [asdict(one) for one in found]
+
+
+def on_one_screen(found: Sequence[Status], lines: int) -> tuple[list[Status], str]:
+    """Those whose lines fit, in their order, and a line for the others ("" if there are none).
+
+    What runs or waits goes before what ended badly, that before what is done; of equal ones those that made a step last.
+    """
+    if len(found) <= lines:
+        return list(found), ""
+    urgent = {**dict.fromkeys(("running", "starting", "queued"), 0), **dict.fromkeys(("done", "new"), 2)}
+    ranked = sorted(found, key=lambda one: (urgent.get(one.state, 1), math.inf if one.step_age_s is None else one.step_age_s))
+    shown = {one.run for one in ranked[:max(lines, 1)]}
+    left = Counter(one.state for one in ranked[max(lines, 1):])
+    told = ", ".join(f"{count} {printable(state)}" for state, count in left.most_common())
+    return [one for one in found if one.run in shown], f"and {told}; `vitscale status --all` lists them too"
 
 
 def table(found: Sequence[Status], width: int) -> list[str]:

@@ -75,8 +75,8 @@ def panels(rows: Sequence[Sequence[Panel]], title: str, side: float = 1.9, left:
     across, gap, over = max(len(row) for row in rows), 0.1, 0.22
     under = 0.19 if any(panel.note for row in rows for panel in row) else 0.0
     margin, top, first = 0.1, 0.4, 0.55 if left else 0.0
-    titled = [any(panel.title for panel in row) and (not down or [panel.title for panel in row] != [panel.title for panel in rows[down - 1]])
-              for down, row in enumerate(rows)]
+    titles = [[panel.title for panel in row] for row in rows]
+    titled = [any(its) and (not down or its != titles[down - 1]) for down, its in enumerate(titles)]
     height = top + sum(side + under + gap + over * one for one in titled)
     width = max(2 * margin + first + across * (side + gap) - gap, 2 * margin + 0.082 * len(title))
     figure, axes = _canvas(width, height, title)

@@ -54,8 +54,10 @@ class Method:
 METHODS: dict[str, Method] = {
     "patches": Method("Patches", "The image as the model is given it, cut into patches.", attends=False),
     "attention": Method("Attention", "Whom a token looks at in one layer and head."),
-    "rollout": Method("Attention rollout", "What is in the answer of each patch, through all layers (Abnar & Zuidema 2020).", heat=_rollout),
-    "flow": Method("Attention flow", "What could at most have come from each patch, attention as pipes (Abnar & Zuidema 2020).", heat=_flow),
+    "rollout": Method("Attention rollout", "What is in the answer of each patch, through all layers (Abnar & Zuidema 2020).",
+                      heat=_rollout),
+    "flow": Method("Attention flow", "What could at most have come from each patch, attention as pipes (Abnar & Zuidema 2020).",
+                   heat=_flow),
     "relevance": Method("Relevance", "What speaks for the class: attention times its gradient, layer upon layer (Chefer et al. 2021).",
                         by_class=True, heat=_relevance),
     "gradient-rollout": Method("Gradient rollout", "Rollout of attention times its gradient for the class, every layer alike.",

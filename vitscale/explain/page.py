@@ -24,7 +24,8 @@ _KINDS = {"attention": "attention", "rollout": "matrix", "similarity": "similari
 def entry(one: Study, names: Sequence[str], methods: Sequence[str]) -> dict[str, Any]:
     """What the page holds of one image."""
     maps: dict[str, Any] = {
-        method: {"" if which is None else str(which): _packed(heat) for which, heat in heats.items()} for method, heats in one.heats.items()}
+        method: {"" if which is None else str(which): _packed(heat) for which, heat in heats.items()}
+        for method, heats in one.heats.items()}
     if one.rollout is not None:
         maps["rollout"] = _packed_rows(one.rollout)
     if one.similarity is not None:
@@ -61,8 +62,11 @@ def _packed(values: Tensor) -> str:
 
 
 def page(title: str, about: str, view: View, grid: tuple[int, int], methods: Sequence[str], entries: Sequence[Mapping[str, Any]]) -> str:
-    """entries: of entry(), at least one.  Text goes into the data block, and from there into the page as text, never as markup.  The page's policy lets it load nothing and
-    run no script but its own."""
+    """The page's text; entries: of entry(), at least one.
+
+    What is said of images goes into the data block, and from there into the page as text, never as markup.  The page's policy lets it
+    load nothing and run no script but its own.
+    """
     shown = [{"id": name, "title": METHODS[name].title, "about": METHODS[name].about, "byClass": METHODS[name].by_class,
               "kind": _KINDS.get(name, "heat")} for name in methods if name in _KINDS or METHODS[name].heat]
     data = {

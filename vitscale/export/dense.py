@@ -71,7 +71,7 @@ class PyramidBackbone(BackboneMixin, PreTrainedModel):
         own = self.pyramid.backbone
         own.load_state_dict({name: value for name, value in trained.state_dict().items() if name in own.state_dict()})
 
-    def forward(self, pixel_values: Tensor, **options: Any) -> BackboneOutput:
+    def forward(self, pixel_values: Tensor, **options: Any) -> BackboneOutput:  # type: ignore[override]
         levels = self.pyramid(pixel_values)
         return BackboneOutput(feature_maps=tuple(level for name, level in zip(self.stage_names, levels, strict=True)
                                                  if name in self.out_features))

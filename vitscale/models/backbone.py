@@ -31,9 +31,14 @@ class Backbone(nn.Module):
     constants: Mapping[str, float]
     answers_from: tuple[str, ...] = ("pooled",)     # the intermediates that answer() reads
 
+    # muP: the base's width over this model's, by which the learning rate of matrices is scaled; 1: as usual.
+    width_scale: float
+    base_width: int | None          # muP: the width whose first values positions and tokens have; None: as usual
+
     def __init__(self) -> None:
         super().__init__()
         self.constants = {}
+        self.width_scale, self.base_width = 1.0, None
 
     def check_keep(self, keep: Tensor | None, images: Tensor) -> None:
         """Raises ValueError when `keep` does not say for each residual branch and image whether it stays."""

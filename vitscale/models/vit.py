@@ -1,5 +1,6 @@
 """The Vision Transformer (Dosovitskiy et al. 2021), from images to logits."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -68,6 +69,8 @@ def build_attention(model: Vit, shape: Shape, eps: float, layer: int) -> Attenti
     """The attention that the section asks for."""
     width, heads = shape.width, shape.heads
     options: dict[str, Any] = {"qkv_bias": model.qkv_bias, "dropout": model.dropout, "qk_norm": model.qk_norm, "eps": eps}
+    if model.mup_base_head_width is not None:       # products of K numbers that go together grow as K, not as its root (Yang et al. 2022)
+        options["scale"] = math.sqrt(model.mup_base_head_width) / (width // heads)
     if model.position == "relative":
         before = num_placed(model) + model.registers
         return RelativePositionAttention(width, heads, (grid(model), grid(model)), before, **options)
@@ -116,6 +119,8 @@ class VisionTransformer(Backbone):
         self.width, self.head_width = shape.width, shape.width // shape.heads
         self.grid, self.before = (grid(model), grid(model)), num_placed(model) + model.registers
         self.constants = {} if model.layer_scale is None else {".gamma": model.layer_scale}
+        if model.mup_base_width is not None:
+            self.base_width, self.width_scale = model.mup_base_width, model.mup_base_width / shape.width
         self.drop_rates = drop_rates(shape.depth, model.drop_path, model.drop_path_schedule)
 
         self.patch_embed = build_patch_embed(model, shape, eps)

@@ -81,8 +81,11 @@ def device(uuid: str) -> Reading | None:
 
     What a device does not tell (utilisation of a part of a GPU, power of some boards) is left out.
     """
-    import pynvml
-
+    try:
+        import pynvml
+    except ImportError:
+        log.warning("no readings of GPU %s: nvidia-ml-py is not installed", uuid)
+        return None
     try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")

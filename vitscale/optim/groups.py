@@ -7,7 +7,7 @@ from torch import nn
 
 from vitscale.errors import RecipeError
 from vitscale.models import Backbone
-from vitscale.models.names import HEAD, depth_of
+from vitscale.models.names import HEAD, TABLES, depth_of, leaf
 from vitscale.optim.local import by_mesh
 
 
@@ -17,6 +17,8 @@ def decay_groups(model: Backbone, weight_decay: float, layer_decay: float = 1.0)
 
     layer_decay: below 1 a parameter learns at layer_decay ** (depth of the head - its own depth) times the rate, its group's `lr_scale`
     (Clark et al. 2020, ELECTRA; of Vision Transformers Bao et al. 2022, BEiT).
+    Under muP the matrices between widths, which all decay, have their learning rate scaled by base over width (`lr_scale`; Yang et al.
+    2022, table 3, Adam), and their decay by its inverse, so that what decays in a step is the same at every width.
 
     Each trainable parameter stands in exactly one group, in the order of `named_parameters()`.  `no_decay()` may name only parameters
     that exist: a name left behind by a renaming would silently decay what should not.
@@ -29,10 +31,12 @@ def decay_groups(model: Backbone, weight_decay: float, layer_decay: float = 1.0)
         names.add(name)
         if parameter.requires_grad:
             scale = layer_decay ** (len(units) + 1 - depth_of(name, units)) if layer_decay < 1 else 1.0
-            groups.setdefault((0.0 if name in exempt else weight_decay, scale), []).append(parameter)
+            wide = model.width_scale if parameter.ndim == 2 and name not in exempt and leaf(name) not in TABLES else 1.0
+            groups.setdefault((0.0 if name in exempt else weight_decay / wide, scale * wide), []).append(parameter)
     assert exempt <= names, f"no_decay() names no parameter of the model: {sorted(exempt - names)}"
-    order = sorted(groups, key=lambda key: (key[0] != weight_decay, -key[1]))
-    return [{"params": alike, "weight_decay": decay, **({"lr_scale": scale} if layer_decay < 1 else {})}
+    order = sorted(groups, key=lambda key: (-key[0], -key[1]))
+    scaled = layer_decay < 1 or model.width_scale != 1.0
+    return [{"params": alike, "weight_decay": decay, **({"lr_scale": scale} if scaled else {})}
             for decay, scale in order for alike in by_mesh(groups[decay, scale])]
 
 

@@ -87,7 +87,7 @@ class Engine(ABC):
 
     def set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+            group["lr"] = lr * group.get("lr_scale", 1.0)       # its share of it: optim/groups.py
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole training state by name, the same names in every engine: `model.NAME` in fp32 and `optim.NAME.KEY`.

@@ -107,6 +107,8 @@ class Vit(Model):
     parallel: bool = False                  # attention and MLP side by side behind one norm (Dehghani et al. 2023, ViT-22B)
     layer_scale: Positive | None = None     # initial value of LayerScale's gamma (Touvron et al. 2021); null: none
     norm_eps: Positive = 1e-6               # of every LayerNorm: that of the papers' JAX code and of timm; transformers' default is 1e-12
+    mup_base_width: Count | None = None     # muP (Yang et al. 2022): optim.lr and first values are those of this width; null: standard
+    mup_base_head_width: Count | None = None    # of muP: where heads are as wide as this, attention is scaled as usual; null: as these are
 
 
 class Deit(Vit):

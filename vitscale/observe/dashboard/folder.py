@@ -4,7 +4,7 @@ import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 from vitscale.cluster.runfolder import (
@@ -21,7 +21,7 @@ from vitscale.cluster.runfolder import (
     printable,
 )
 from vitscale.cluster.slurm import Queued, queue
-from vitscale.cluster.status import MARKS, status_of
+from vitscale.cluster.status import MARKS, jobs_of, status_of
 from vitscale.errors import ClusterError
 from vitscale.observe.dashboard.table import number, sampled
 from vitscale.observe.meters import data_wait_share
@@ -50,7 +50,7 @@ class Runs:
         if not root.is_dir():
             raise ClusterError(f"{root}: no such folder; name a folder of runs, or one run's")
         self.root = root
-        self._lock = Lock()
+        self._asking = Lock()
         self._lines: dict[str, tuple[object, dict[str, Any]]] = {}
         self._queue: tuple[float, list[Queued] | None] = (-_QUEUE_S, None)
 
@@ -91,11 +91,17 @@ class Runs:
                 "groups": [{"id": place.id, "name": place.name} for place in groups], "others": others[:50], "num_others": len(others)}
 
     def jobs(self) -> list[Queued] | None:
-        """What SLURM's queue held a moment ago; None without SLURM."""
-        with self._lock:
-            if time.monotonic() - self._queue[0] >= _QUEUE_S:
-                self._queue = (time.monotonic(), queue())
-            return self._queue[1]
+        """What SLURM's queue held a moment ago; None without SLURM, and until it has answered for the first time."""
+        asked, known = self._queue
+        if time.monotonic() - asked >= _QUEUE_S and self._asking.acquire(blocking=False):
+            Thread(target=self._ask, daemon=True).start()       # a scheduler that is slow to answer holds up no page
+        return known
+
+    def _ask(self) -> None:
+        try:
+            self._queue = (time.monotonic(), queue())
+        finally:
+            self._asking.release()
 
     def line(self, place: Place, jobs: list[Queued] | None) -> dict[str, Any]:
         """A run in the overview.  One that rests and whose files are as they were is not looked into again."""
@@ -103,7 +109,9 @@ class Runs:
         now = time.time()
         holder = holder_of(folder, now)
         files = [mark(folder / name) for name in (METRICS, OUTCOME, RECIPE, JOB, BEGUN, ENVIRONMENT)]
-        known = (files, holder.attempts, holder.alive, holder.released)
+        mine = jobs_of(folder) if jobs else []
+        queued = [(entry.job, entry.state) for entry in jobs or () if entry.job in mine]
+        known = (files, holder.attempts, holder.alive, holder.released, queued)
         before = self._lines.get(place.id)
         if before is not None and before[0] == known and before[1]["state"] not in _RESTING:
             return before[1]

@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 from urllib.parse import quote
 
@@ -37,6 +37,7 @@ COOKIE = "vitscale"
 POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; "
           "form-action 'none'; frame-ancestors 'none'")
 FIRST_S = 0.8               # of reading, before a page that is asked for is answered with what there is
+_PIECE_S = 0.3              # of reading between two such answers
 _MOST_ROWS = 8_000_000      # recorded rows held in memory, 220 bytes each; the runs looked at longest ago make room
 
 
@@ -45,6 +46,7 @@ class _Tables:
 
     def __init__(self) -> None:
         self._lock = Lock()
+        self._reading: set[Path] = set()
         self._held: OrderedDict[Path, tuple[Lock, Table]] = OrderedDict()
 
     def view(self, folder: Path, **wanted: Any) -> dict[str, Any]:
@@ -55,8 +57,20 @@ class _Tables:
             while len(self._held) > 1 and sum(held.rows for _, held in self._held.values()) > _MOST_ROWS:
                 self._held.popitem(last=False)
         with lock:          # one reads on, the others wait for what it finds
-            table.refresh(FIRST_S)
+            if not table.refresh(FIRST_S) and folder not in self._reading:
+                self._reading.add(folder)
+                Thread(target=self._read_on, args=(folder, lock, table), daemon=True).start()
             return run_view(folder, table, **wanted)
+
+    def _read_on(self, folder: Path, lock: Lock, table: Table) -> None:
+        """The rest of a long record, while what is known of it is looked at."""
+        done = False
+        while not done:
+            with lock:
+                done = table.refresh(_PIECE_S)
+                if done:
+                    self._reading.discard(folder)
+            time.sleep(0.01)        # so that who waits for the lock gets it
 
 
 def make_app(runs: Runs, *, hosts: frozenset[str] | None, token: str | None) -> Starlette:

@@ -102,7 +102,7 @@ V.logTicks = (least, most) => {
 };
 V.short = (value) => {
   for (const [size, unit] of [[1e12, ""], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) if (unit && value >= size && value < 1000 * size) return `${Number((value / size).toPrecision(3))}${unit}`;
-  return value >= 1000 ? value.toExponential(0).replace("e+", "e") : V.number(value);
+  return value >= 1000 ? value.toExponential(1).replace(".0e", "e").replace("e+", "e") : V.number(value);
 };
 
 /* One chart that is fed again and again.

@@ -209,12 +209,14 @@ V.Run = class {
     V.swap(this.notices, notices.map((notice) => V.h("div", {class: "notice"}, notice)));
     this.showTiles(data);
     if (!this.charts.length) this.makeCharts(data);
-    for (const chart of this.charts) chart.feed({...this.seriesOf(chart, data), marks: data.marks, heat: data.heat, range: this.range || (data.x.length > 1 ? [data.x[0], data.x[data.x.length - 1]] : null)});
+    const last = Math.max(data.x[data.x.length - 1], data.evaluations.x[data.evaluations.x.length - 1] ?? -Infinity);     /* an evaluation ends after its step */
+    const range = this.range || (data.x.length > 1 ? [data.x[0], last] : null);
+    for (const chart of this.charts) chart.feed({...this.seriesOf(chart, data), marks: data.marks, heat: data.heat, range});
     this.showEvents(data);
     this.showGoodput(data);
     this.showSamples(data);
     this.showFacts(data);
-    return data.read_ratio < 1 ? 300 : null;
+    return data.read_ratio < 1 ? 700 : null;
   }
 
   showTiles(data) {
@@ -226,7 +228,7 @@ V.Run = class {
     V.swap(this.tiles,
       V.h("div", {class: "tile wide"}, V.h("div", {class: "label"}, "Progress"), V.h("div", {class: "value"}, V.is(run.done_ratio) ? V.percent(run.done_ratio) : V.is(run.step) ? `step ${V.whole(run.step)}` : "–"),
         V.bar(run.done_ratio, run.state, "Progress"), V.h("div", {class: "more"}, [V.is(run.step) ? `step ${V.whole(run.step)}` : "", V.is(latest.images) ? `${V.whole(latest.images)} images` : ""].filter(Boolean).join(", "))),
-      run.state === "running" ? tile("Time left", V.span(run.eta_s), V.is(run.eta_s) ? `done ${new Date(1000 * (data.now + run.eta_s)).toLocaleString([], {weekday: "short", hour: "2-digit", minute: "2-digit"})}` : "") : null,
+      run.state === "running" ? tile("Time left", V.span(run.eta_s), V.is(run.eta_s) ? `at ${V.clock(data.now + run.eta_s).slice(5, 16)}` : "") : null,
       tile("Images/s", V.number(latest.images_per_second), V.is(data.environment.world) && data.environment.world > 1 && V.is(latest.images_per_second) ? `${V.number(latest.images_per_second / data.environment.world)} a rank` : ""),
       tile("MFU", V.percent(latest.mfu), V.is(data.environment.peak_flops) && data.environment.peak_flops > 0 ? `of ${V.number(data.environment.peak_flops / 1e12)} TFLOP/s` : ""),
       tile("Data wait", wait > 0 ? V.percent((latest.seconds_data_wait || 0) / wait) : "–", "of the last step", wait > 0 && latest.seconds_data_wait / wait > 0.1 ? "warn" : ""),
@@ -333,7 +335,7 @@ V.Run = class {
     const facts = (values) => V.h("dl", {class: "card facts"}, Object.entries(values).filter(([, value]) => value !== null && value !== "").map(([name, value]) =>
       V.h("div", {}, V.h("dt", {}, name.replaceAll("_", " ")), V.h("dd", {}, typeof value === "number" ? (name.endsWith("time") || name === "started" ? V.clock(value) : name.includes("flops") ? V.number(value) : Number.isInteger(value) ? V.whole(value) : V.number(value)) : String(value)))));
     const attempts = data.attempts.length ? [V.h("h2", {}, "Attempts"), V.h("div", {class: "card scroll"}, V.h("table", {}, V.h("thead", {}, V.h("tr", {}, ["Attempt", "Began", "From step", "Ranks", "Where", "The one before ended by"].map((label) =>
-      V.h("th", {scope: "col"}, label)))), V.h("tbody", {}, data.attempts.map((one) => V.h("tr", {}, V.h("td", {}, String(one.attempt ?? "")), V.h("td", {}, V.clock(one.started)), V.h("td", {}, V.whole(one.step)), V.h("td", {}, V.whole(one.ranks)),
+      V.h("th", {scope: "col"}, label)))), V.h("tbody", {}, data.attempts.map((one) => V.h("tr", {}, V.h("td", {}, String(one.attempt ?? "")), V.h("td", {class: "whole"}, V.clock(one.started)), V.h("td", {}, V.whole(one.step)), V.h("td", {}, V.whole(one.ranks)),
       V.h("td", {}, [one.node || one.host, one.job ? `job ${one.job}` : ""].filter(Boolean).join(", ")), V.h("td", {}, one.cause ? `${one.cause}: ${one.reason || ""}` : "–")))))) ] : [];
     V.swap(this.facts, attempts,
       Object.keys(data.outcome).length ? [V.h("h2", {}, "Outcome"), facts(data.outcome)] : [],
