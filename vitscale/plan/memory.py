@@ -196,13 +196,13 @@ class _States:
 
     def _zero(self, block: int) -> tuple[int, int, int]:
         """As DeepSpeed 0.19 allocates by its defaults: buckets of 5e8 numbers however small the model, two of them where it overlaps
-        exchange and computation (stages 1 and 2); stage 1 in bf16 accumulates whole gradients in fp32."""
+        exchange and computation (stages 1 and 2), one of fp32 in stage 3; stage 1 in bf16 accumulates whole gradients in fp32."""
         n, element = self.n, self.element
         bf16 = element == 2
         if self.stage == 3:
             weights = self._share(element * n) + element * min(n, self.outer + block + REUSE)
             gradients = self._share(element * n) + element * (self.outer + block // 3)
-            return weights, gradients + (self._share(4 * n) if bf16 else 0), element * self.bucket
+            return weights, gradients + (self._share(4 * n) if bf16 else 0), 4 * self.bucket
         whole = (element + 4) * n if bf16 else 4 * n
         if self.stage == 1:
             return element * n, whole, 0 if bf16 else 2 * element * self.bucket
