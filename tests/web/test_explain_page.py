@@ -70,9 +70,9 @@ def test_pointing_at_a_patch_shows_what_it_attends_to(page: Any, site: tuple[Pat
     look = Look(loaded.model, loaded.transform(site[0].parent.parent / "in" / "a.png")[None])
     says(page, "The class token attends to most: " + best_of(look.maps[-1, 0, :, 0, 1:].mean(dim=0)))
     page.select_option("#layer", "1")
-    page.select_option("#head", "2")
+    page.select_option("#head", "1")
     point_at(page, 2, 1)
-    row = look.maps[1, 0, 2, 1 + 9, 1:]
+    row = look.maps[1, 0, 1, 1 + 9, 1:]
     says(page, "The patch in row 3, column 2 attends to most: " + best_of(row))
     share = 100 * float(row.max())
     says(page, f"({share:.0f} %)" if share >= 10 else f"({share:.1f} %)")
