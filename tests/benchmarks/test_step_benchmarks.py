@@ -27,8 +27,8 @@ def test_gpu_step_in_its_smallest_form_on_a_cpu(tmp_path, monkeypatch):
     import gpu_step
 
     monkeypatch.setattr(gpu_step, "PEERS", ("transformers", "no_such_library"))
-    gpu_step.main(["--device", "cpu", "--models", "micro", "--no-compile", "--precision", "fp32", "--rounds", "1", "--steps", "1", "--batch",
-                   "2", "--rows", str(tmp_path)])
+    gpu_step.main(["--device", "cpu", "--models", "micro", "--no-compile", "--precision", "fp32", "--rounds", "1", "--steps", "1",
+                   "--batch", "2", "--rows", str(tmp_path)])
     found = json.loads((tmp_path / "cpu-step.json").read_text())
     values = {one["name"]: one["value"] for one in found["figures"]}
     assert 0.01 < values["micro: ratio to the best peer, transformers"] < 100      # no speed is asserted but a collapse

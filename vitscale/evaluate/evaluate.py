@@ -134,11 +134,11 @@ def _on(request: Request, here: Outputs, there: Outputs | None, world: World) ->
 
 
 def write_results(path: Path, found: dict[str, Any]) -> None:
-    """Replace eval.json, whose results of other kinds stay if they are of the same weights."""
+    """Replace eval.json, whose results of other kinds stay if they are of the same weights on the same shards."""
     try:
         before = json.loads(path.read_bytes())
-        same = all(before.get(key) == found[key] for key in ("weights", "step", "image", "crop"))
-        found = found | {"results": (before["results"] if same else {}) | found["results"]}
+        same = all(before.get(key) == found.get(key, before.get(key)) for key in ("weights", "step", "image", "crop", "data"))
+        found = (before if same else {}) | found | {"results": (before["results"] if same else {}) | found["results"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     write_object(path, _finite(found))

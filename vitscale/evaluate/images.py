@@ -16,7 +16,6 @@ from torch import Tensor
 from vitscale.data.bad import BadSample
 from vitscale.data.cache import ShardCache
 from vitscale.data.index import IMAGES, SetIndex, image_member, open_index
-from vitscale.data.labels import LabelRule, labels_of
 from vitscale.data.reader import ShardReader
 from vitscale.data.remote import is_remote
 from vitscale.data.transform import Transform
@@ -33,7 +32,6 @@ class Batch:
     names: list[str]                    # of the images
     images: Tensor                      # (B, C, S, S) fp32, normalised
     bad: list[tuple[str, str]]          # (name, why)
-    pixels: Tensor                      # (B, S, S, C) uint8: what was seen, before it was normalised
 
 
 class Files:
@@ -83,9 +81,6 @@ class Samples:
         if image is None:
             raise BadSample("image", f"has no image (its members are {', '.join(members)})")
         return self.reader.pread(shard, *members[image])
-
-    def label(self, number: int, rule: LabelRule, classes: int) -> list[int]:
-        return labels_of(self.index, self.reader, *self.place(number), rule, classes)
 
 
 class Several:
@@ -170,4 +165,4 @@ def batches(source: Several | Files | Samples, transform: Transform, size: int, 
             bad = [(name, f"{value.reason}: {value}") for name, value in found if isinstance(value, BadSample)]
             stacked = torch.from_numpy(np.stack([value for _, value in good])) if good else torch.empty(
                 0, transform.image, transform.image, transform.channels, dtype=torch.uint8)
-            yield Batch([name for name, _ in good], transform.normalised(stacked.to(device)), bad, stacked)
+            yield Batch([name for name, _ in good], transform.normalised(stacked.to(device)), bad)

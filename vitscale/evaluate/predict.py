@@ -17,19 +17,20 @@ Row = dict[str, Any]        # {"image", "classes": [(name, probability), ...]} o
 
 @torch.no_grad()
 def predict(loaded: Loaded, source: Several, top: int = 5, batch: int = 64) -> Iterator[Row]:
-    """A row for each image, in order; one that cannot be read has an `error` in place of `classes`.  Raises RecipeError without a head."""
+    """A row for each image, in order; one that cannot be read comes after its batch and has an `error` in place of `classes`.
+
+    Raises RecipeError for a model without a head.
+    """
     if not loaded.class_names:
         raise RecipeError(f"{loaded.source}: this model tells no classes apart, since it was trained without labels; vitscale embed gives "
                           "its features")
     device = next(loaded.model.parameters()).device
     for part in batches(source, loaded.transform, batch, device):
-        rows: dict[str, Row] = {}
         if part.names:
             values, classes = loaded.probabilities(part.images).cpu().topk(min(top, len(loaded.class_names)), dim=-1)
             for name, shares, numbers in zip(part.names, values.tolist(), classes.tolist(), strict=True):
-                rows[name] = {"image": name, "classes": [(loaded.class_names[number], share)
-                                                         for number, share in zip(numbers, shares, strict=True)]}
-        yield from rows.values()
+                yield {"image": name, "classes": [(loaded.class_names[number], share)
+                                                  for number, share in zip(numbers, shares, strict=True)]}
         for name, why in part.bad:
             yield {"image": name, "error": why}
 

@@ -47,7 +47,7 @@ class Trackers:
 
     def row(self, row: Mapping[str, Any]) -> None:
         """A step or an evaluation: all of its columns that are numbers, under their own names."""
-        if self._open and "step" in row:
+        if self._open and "step" in row and "event" not in row:
             numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name not in _LEFT_OUT}
             for name in list(self._open):
                 self._try(name, lambda name=name: self._open[name].log(numbers, step=row["step"]))

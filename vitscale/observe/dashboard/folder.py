@@ -1,6 +1,5 @@
 """The runs under a folder, each under a name that is safe in an address; one line of the overview for each."""
 
-import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +75,12 @@ class Runs:
         return runs, groups, others
 
     def find(self, wanted: str) -> Place | None:
-        """The run or folder of runs with this id."""
-        runs, groups, _ = self.places()
-        return next((place for place in itertools.chain(runs, groups) if place.id == wanted), None)
+        """The run with this id."""
+        return next((place for place in self.places()[0] if place.id == wanted), None)
+
+    def find_group(self, wanted: str) -> Place | None:
+        """The folder of runs with this id."""
+        return next((place for place in self.places()[1] if place.id == wanted), None)
 
     def _place(self, path: Path, group: str | None) -> Place:
         name = path.name if path != self.root else self.root.absolute().name

@@ -14,7 +14,7 @@ _MOST_BYTES = 8 << 20
 
 def sweep_view(runs: Runs, wanted: str) -> dict[str, Any] | None:
     """None: there is no such folder any more.  Points come from the runs themselves, so that they move while the sweep trains."""
-    place = runs.find(wanted)
+    place = runs.find_group(wanted)
     if place is None:
         return None
     members, _, _ = runs.places()
