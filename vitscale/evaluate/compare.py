@@ -185,14 +185,14 @@ def draw(entries: Sequence[Entry], path: Path) -> None:
     except ImportError:
         raise RecipeError("--figure: install matplotlib with `pip install 'vitscale[figures]'`") from None
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     judged = [entry for entry in entries if entry.top1 is not None]
     if not judged:
         raise RecipeError("--figure: no model has an accuracy to draw; run `vitscale eval` on them first")
     families = list(dict.fromkeys(entry.family for entry in entries))
     axes: list[tuple[str, Callable[[Entry], float]]] = [
-        ("parameters", lambda entry: entry.parameters), ("GFLOP of an image", lambda entry: entry.flops / 1e9),
+        ("parameters", lambda entry: entry.parameters), ("FLOP of an image", lambda entry: entry.flops),
         ("images/s in batches", lambda entry: entry.images_per_s), ("latency of one image, ms", lambda entry: entry.latency_s * 1e3)]
     figure, plots = pyplot.subplots(1, len(axes), figsize=(3.4 * len(axes), 3.4), sharey=True, constrained_layout=True)
     for plot, (label, value) in zip(plots, axes, strict=True):
@@ -201,10 +201,18 @@ def draw(entries: Sequence[Entry], path: Path) -> None:
             low, high = (100 * end for end in entry.interval) if entry.interval else (top1, top1)
             plot.errorbar(value(entry), top1, yerr=[[top1 - low], [high - top1]], fmt="o", color=colour, capsize=3)
             plot.annotate(entry.name, (value(entry), top1), xytext=(5, 5), textcoords="offset points", fontsize=8)
-        plot.set_xscale("log")
+        values = [value(entry) for entry in judged]
+        if max(values) > 3 * min(values):
+            plot.set_xscale("log")
+            plot.xaxis.set_minor_formatter(ticker.NullFormatter())
+        else:
+            plot.xaxis.set_major_locator(ticker.MaxNLocator(4))
+        plot.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
         plot.set_xlabel(label)
-        plot.margins(x=0.35)
-        plot.grid(alpha=0.3)
+        plot.margins(x=0.35, y=0.15)
+        plot.grid(alpha=0.3, which="both")
+    handles = [pyplot.Line2D([], [], marker="o", linestyle="", color=f"C{number}", label=name) for number, name in enumerate(families)]
+    plots[-1].legend(handles=handles, fontsize=8, loc="lower right")
     plots[0].set_ylabel("top-1, %, with 95 % interval")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
