@@ -34,7 +34,8 @@ def measure_checkpoint(recipe: Recipe, world: World, folder: Path, repeats: int)
     engine.step()
     tensors = engine.tensors()
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    stalls, published = [], []
+    stalls: list[float] = []
+    published: list[float] = []
     with tempfile.TemporaryDirectory(prefix=".vitscale-bench-", dir=folder) as name:
         run = Path(name)
         lease = Lease.take(run)
