@@ -5,10 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: quickstart test test-all lint types clean bench-gpu bench-cpu bench-check
+.PHONY: quickstart monitor-demo test test-all lint types clean bench-gpu bench-cpu bench-check
 
 quickstart: $(VENV)/installed                 # train a small ViT on handwritten digits
 	$(BIN)/vitscale train recipes/quickstart.yaml
+
+monitor-demo: $(VENV)/installed               # a small run with its page, and Prometheus beside it where that is installed
+	VENV=$(VENV) launch/monitoring/demo.sh
 
 test: $(VENV)/installed-dev                   # what must pass before a change goes in
 	$(BIN)/python -m pytest -m "not all" $(PYTEST_ARGS)

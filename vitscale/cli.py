@@ -4,7 +4,7 @@ import atexit
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -79,6 +79,48 @@ def doctor(
     raise typer.Exit(examine(read, recipe is not None, as_json))
 
 
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    on: Annotated[str | None, typer.Option(metavar="NODESxGPUSxGPU", help="4x8xH200, 8xA100, cpu, ...; default: cluster.yaml's.")] = None,
+    price: Annotated[float | None, typer.Option(help="Of a GPU-hour, in any currency; default: cluster.yaml's.")] = None,
+    mfu: Annotated[float | None, typer.Option(help="Assume this share of the peak for one GPU that waits for nobody, 0..1.")] = None,
+    measured: Annotated[Path | None, typer.Option(metavar="FILE", help="Take it from `vitscale bench step --save FILE` instead.")] = None,
+    storage: Annotated[float | None, typer.Option(metavar="GB/S", help="What all nodes together can read; default: enough.")] = None,
+    image_kb: Annotated[float | None, typer.Option(help="Of a stored image; default 110.")] = None,
+    images_per_core: Annotated[float | None, typer.Option(help="Images that a core decodes in a second; default 865.")] = None,
+    mtbf: Annotated[float | None, typer.Option(metavar="HOURS", help="Between failures of one GPU; default 50000.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Also track the memory of the real model on fake tensors; loads torch.")] = False,
+    write: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a copy of the recipe with what is proposed.")] = None,
+    figure: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the memory of a GPU.")] = None,
+    cluster: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: ./slurm/cluster.yaml, then the user's own.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON; the keys stay: docs/planner.md.")] = False,
+) -> None:
+    """Say what a recipe needs and costs on hardware: memory, speed, days, money, what limits it, what would be better.  No torch.
+
+    Exit code 0: it fits; 2: it does not, and the page says what would.
+    """
+    from vitscale.cluster.planned import with_site
+    from vitscale.plan.command import Options, as_text, plan_command
+
+    options = with_site(Options(on or "", price, mfu, measured, storage, image_kb, images_per_core, mtbf, write, figure), cluster)
+    found, code = plan_command(recipe, overrides or [], options)
+    if exact:
+        from vitscale.train.exact import hold_against
+
+        found = hold_against(found, recipe, overrides or [], options)
+    if as_json:
+        print(as_text(found))
+    else:
+        from rich.console import Console
+
+        from vitscale.plan.report import show_plan
+
+        show_plan(found, Console())
+    raise typer.Exit(code)
+
+
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or the name of one in ./runs.")]
 
 
@@ -123,22 +165,26 @@ def submit(
 def status(
     runs: Annotated[Path, typer.Argument(help="A folder of runs, or one run's.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="For scripts: a list of objects.")] = False,
+    all_runs: Annotated[bool, typer.Option("--all", help="Also those for which a terminal has no lines; a pipe gets all.")] = False,
 ) -> None:
-    """How the runs of a folder are doing, and which jobs are in SLURM's queue."""
+    """How the runs of a folder are doing, and which jobs are in SLURM's queue: on one screen."""
     import json
     import shutil
 
     from vitscale.cluster.slurm import queue
     from vitscale.cluster.status import as_json as plain
-    from vitscale.cluster.status import others, runs_in, status_of, table
+    from vitscale.cluster.status import on_one_screen, others, runs_in, status_of, table
 
     jobs, folders = queue(), runs_in(runs)
     found = [status_of(folder, jobs) for folder in folders]
     if as_json:
         print(json.dumps(plain(found), indent=1))
         return
-    width = shutil.get_terminal_size((200, 50)).columns
-    for line in [*table(found, width), *others(folders, jobs, width)]:
+    width, height = shutil.get_terminal_size((200, 50))
+    below = others(folders, jobs, width)
+    room = height - len(below) - 3 if sys.stdout.isatty() and not all_runs else len(found)      # the heads, what is left out, the prompt
+    shown, rest = on_one_screen(found, room)
+    for line in [*table(shown, width), *([rest] if rest else []), *below]:
         print(line)
 
 
@@ -166,6 +212,151 @@ def cancel(runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run
     from vitscale.cluster.submit import cancel_runs
 
     print(f"cancelled: {' '.join(cancel_runs([find_run(run) for run in runs]))}")
+
+ModelArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder or its name, a checkpoint, or an exported folder.")]
+ModelOption = Annotated[str, typer.Option("--model", "-m", metavar="RUN", help="A run folder or its name, a checkpoint, or an export.")]
+Images = Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders, globs, shards (quoted).")]
+WhichCheckpoint = Annotated[str, typer.Option("--checkpoint", metavar="last|best|STEP", help="Of a run folder.")]
+Averaged = Annotated[bool, typer.Option("--ema", help="The averaged weights, if the run kept them.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+@app.command()
+def predict(
+    images: Images,
+    model: ModelOption,
+    top: Annotated[int, typer.Option(min=1, help="How many of the likeliest classes.")] = 5,
+    output: Annotated[str, typer.Option("--format", metavar="table|json|csv")] = "table",
+    checkpoint: WhichCheckpoint = "last",
+    ema: Averaged = False,
+    class_map: Annotated[Path | None, typer.Option(help="Class names, one a line; default: those that the run knows.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    device: Device = "auto",
+) -> None:
+    """What a trained model sees in images.  Those that cannot be read are listed, the rest is done, and the exit code is 2."""
+    from vitscale.errors import RecipeError
+
+    if output not in ("table", "json", "csv"):
+        raise RecipeError(f"--format {output}: wants table, json or csv")
+    from vitscale.evaluate.predict import as_csv, as_json, show
+    from vitscale.evaluate.predict import predict as classify
+
+    loaded, source = _opened(model, images, checkpoint, ema, class_map, device)
+    rows = list(classify(loaded, source, top, batch))
+    if output == "table":
+        show(rows)
+    else:
+        print(as_json(rows) if output == "json" else as_csv(rows), end="\n" if output == "json" else "")
+    _tell_unreadable([(row["image"], row["error"]) for row in rows if "error" in row])
+
+
+@app.command()
+def embed(
+    images: Images,
+    model: ModelOption,
+    out: Annotated[Path, typer.Option(metavar="FILE.npz|FILE.parquet")] = Path("features.npz"),
+    layers: Annotated[list[str] | None, typer.Option("--layer", help="Any layer by name, several times; default: pooled.")] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Every token of a layer; default: their mean.")] = False,
+    checkpoint: WhichCheckpoint = "last",
+    ema: Averaged = False,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    device: Device = "auto",
+) -> None:
+    """Features of images, for search, clustering or another model.  Those that cannot be read are listed, and the exit code is 2."""
+    from vitscale.evaluate.embed import check_layers, write_features
+    from vitscale.evaluate.embed import embed as extract
+    from vitscale.evaluate.images import batches
+
+    loaded, source = _opened(model, images, checkpoint, ema, None, device)
+    wanted = layers or ["pooled"]
+    check_layers(loaded.model, wanted)
+    parts = batches(source, loaded.transform, batch, next(loaded.model.parameters()).device)
+    names, found, bad = extract(loaded.model, parts, wanted, "none" if whole else "mean")
+    write_features(out, names, found)
+    print(f"{len(names):,} images; wrote {out}: " + ", ".join(f"{layer} {list(value.shape)}" for layer, value in found.items()))
+    _tell_unreadable(bad)
+
+
+def _opened(model: str, images: list[str], checkpoint: str, ema: bool, class_map: Path | None, device: str) -> tuple[Any, Any]:
+    """A trained model, and a source of images."""
+    from vitscale.checkpoint.load import load
+    from vitscale.evaluate.device import choose
+    from vitscale.evaluate.images import open_images
+
+    source = open_images(images)
+    return load(model, checkpoint=checkpoint, ema=ema, device=choose(device), class_map=class_map), source
+
+
+def _tell_unreadable(bad: list[tuple[str, str]]) -> None:
+    """List what could not be read, and end with exit code 2, if there is any."""
+    from vitscale.errors import EXIT_WRONG_INPUT
+
+    for name, why in bad:
+        print(f"unreadable: {name}: {why}", file=sys.stderr)
+    if bad:
+        print(f"{len(bad)} image{'s' if len(bad) > 1 else ''} could not be read; the rest was done", file=sys.stderr)
+        raise typer.Exit(EXIT_WRONG_INPUT)
+
+@app.command("eval")
+def evaluate(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders or names, checkpoints, exported folders.")],
+    what: Annotated[str, typer.Option(help="Some of accuracy,knn,linear,few-shot,retrieval; '' for --set and others alone.")] = "accuracy",
+    data: Annotated[list[str] | None, typer.Option(help="Validation shards; default: the run's.")] = None,
+    train_data: Annotated[list[str] | None, typer.Option("--train", help="Shards that probes learn from; default: the run's.")] = None,
+    plain: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=SHARDS", help="Another set, such as ImageNet-V2.")] = None,
+    subset: Annotated[list[str] | None, typer.Option(metavar="NAME=SHARDS", help="One with some of the classes: ImageNet-A, -R.")] = None,
+    class_numbers: Annotated[Path | None, typer.Option("--map", help="Of --subset: for each of its classes the model's.")] = None,
+    real: Annotated[list[str] | None, typer.Option(metavar="NAME=SHARDS", help="One with any number of right labels: ReaL.")] = None,
+    corrupted: Annotated[Path | None, typer.Option(metavar="FOLDER", help="CORRUPTION/SEVERITY/*.tar, as ImageNet-C.")] = None,
+    label: Annotated[str | None, typer.Option(help="As data.label; default: the run's, or cls.")] = None,
+    class_map: Annotated[Path | None, typer.Option(help="As data.class_map; default: the run's.")] = None,
+    layer: Annotated[str, typer.Option(help="Whose features are probed.")] = "pooled",
+    k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
+    faiss: Annotated[bool, typer.Option("--faiss", help="Look for neighbours with faiss.")] = False,
+    checkpoint: WhichCheckpoint = "last",
+    ema: Averaged = False,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time, on each rank.")] = 64,
+    processes: Annotated[int, typer.Option(min=1, help="Ranks on this machine.")] = 1,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Default: eval.json in the run's folder.")] = None,
+) -> None:
+    """How good trained models are: accuracy with intervals, neighbours, probes, retrieval, and other sets of images."""
+    from vitscale.evaluate.evaluate import Request
+    from vitscale.evaluate.ranks import run as judge
+    from vitscale.evaluate.sets import parse_set
+
+    sets = [parse_set(text, kind) for kind, texts in (("plain", plain), ("subset", subset), ("real", real)) for text in texts or []]
+    requests = [Request(run, tuple(part.strip() for part in what.split(",") if part.strip()), tuple(data or ()), tuple(train_data or ()),
+                        tuple(sets), corrupted, class_numbers, label, class_map, layer, k, faiss, checkpoint, ema, batch) for run in runs]
+    raise typer.Exit(judge(requests, processes, device, out))
+
+
+@app.command()
+def export(
+    run: ModelArgument,
+    out: Annotated[Path, typer.Option(help="The new folder.")],
+    output: Annotated[str, typer.Option("--format", metavar="transformers|timm|safetensors|onnx|torch-export")] = "transformers",
+    checkpoint: WhichCheckpoint = "last",
+    ema: Averaged = False,
+    class_map: Annotated[Path | None, typer.Option(help="Class names, one a line; default: those that the run knows.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+) -> None:
+    """Write a model so that other programs load it, and check each answer against our own.
+
+    A model with an option that the format has no expression for is refused, and the option named.
+    """
+    from vitscale.errors import RecipeError
+    from vitscale.export import FORMATS
+
+    if output not in FORMATS:
+        raise RecipeError(f"--format {output}: wants one of {', '.join(FORMATS)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
+        raise RecipeError(f"{out}: is not empty; name a new folder, or give --force")
+    from vitscale.checkpoint.load import load
+    from vitscale.export.write import write
+
+    for line in write(load(run, checkpoint=checkpoint, ema=ema, class_map=class_map), output, out):
+        print(line)
 
 
 bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure this machine with a recipe, part by part.")
@@ -254,6 +445,162 @@ def bench_startup(repeats: Annotated[int, typer.Option(min=1)] = 3, as_json: AsJ
     show("Start-up", *measure_startup(repeats), as_json)
 
 
+@app.command()
+def monitor(
+    runs: Annotated[Path, typer.Argument(help="A folder of runs, or one run's.")] = Path("runs"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8420,
+    host: Annotated[str, typer.Option(help="The address to listen at; other than loopback a token is asked for.")] = "127.0.0.1",
+    token: Annotated[str | None, typer.Option(help="To be asked for; default: none on loopback, elsewhere one is made.")] = None,
+    prometheus: Annotated[Path | None, typer.Option(metavar="DIR", help="Instead: write what Prometheus and Grafana want there.")] = None,
+) -> None:
+    """The dashboard of all runs under a folder, in a browser; or the files for Prometheus and Grafana."""
+    if prometheus is not None:
+        from vitscale.observe.prometheus_files import write_prometheus
+
+        print("\n".join(write_prometheus(runs, prometheus)))
+        return
+    from vitscale.observe.dashboard import serve
+
+    serve(runs, host=host, port=port, token=token)
+
+
+@app.command()
+def report(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html in the run folder.")] = None,
+) -> None:
+    """Write a run's page as one file that needs neither server nor network."""
+    from vitscale.cluster.runfolder import find_run
+    from vitscale.observe.report import write_report
+
+    print(f"wrote {write_report(find_run(run), out)}")
+
+
+@app.command()
+def average(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders or names, checkpoints, exported folders.")],
+    out: Annotated[Path, typer.Option(help="The new folder, which eval, predict, export and init= take.")],
+    last: Annotated[int | None, typer.Option(min=2, metavar="N", help="Of each run its last N checkpoints.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Take one in only if held-out accuracy does not fall by it.")] = False,
+    data: Annotated[list[str] | None, typer.Option(help="The held-out shards; default: the run's data.val.")] = None,
+    ema: Averaged = False,
+    device: Device = "auto",
+) -> None:
+    """Average the weights of several checkpoints of one model: a soup, or the end of a run."""
+    from vitscale.evaluate.device import choose
+    from vitscale.export.average import gather, judge_on, mean_of
+    from vitscale.export.average import greedy as choose_greedily
+    from vitscale.export.folder import write_safetensors
+
+    models = gather(runs, last, ema)
+    if greedy:
+        kept = []
+        for model, score, stays in choose_greedily(models, judge_on(tuple(data or ()), choose(device))):
+            kept += [model] if stays else []
+            print(f"{model.source}: top-1 {score:.2%} {'with it: kept' if stays else 'with it: left out'}")
+        models = kept
+    write_safetensors(mean_of(models), out)
+    print(f"{out}: the mean of {len(models)} checkpoint{'s' if len(models) > 1 else ''}")
+
+
+@app.command("import")
+def bring_in(
+    folder: Annotated[Path, typer.Argument(help="A folder of transformers' or timm's: config.json and safetensors.")],
+    out: Annotated[Path, typer.Option(help="The new folder, which eval, predict, export and init= take.")],
+) -> None:
+    """Make another library's model one of ours, check it against that library, and print its model section for a recipe."""
+    from vitscale.export.bring import bring
+
+    for line in bring(folder, out):
+        print(line)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run folders or names, checkpoints, exported folders.")],
+    figure: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw accuracy against size, FLOPs and speed.")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there too.")] = None,
+    checkpoint: WhichCheckpoint = "last",
+    batch: Annotated[int, typer.Option(min=1, help="Images of a batch whose speed and memory are measured.")] = 64,
+    device: Device = "auto",
+) -> None:
+    """Models side by side: accuracy, parameters, FLOPs, speed, latency and memory, measured here."""
+    from vitscale.cluster.runfolder import write_object
+    from vitscale.evaluate import compare as side_by_side
+    from vitscale.evaluate.device import choose
+
+    where = choose(device)
+    entries = side_by_side.compare(runs, where, batch, checkpoint)
+    side_by_side.show(entries, where, batch)
+    if as_json:
+        write_object(as_json, side_by_side.as_json(entries, where, batch))
+    if figure:
+        side_by_side.draw(entries, figure)
+        print(f"wrote {figure}")
+
+
+@app.command()
+def sweep(
+    recipe: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep recipe, or the name of a shipped one (quickstart).")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where everything goes; default: sweeps/NAME.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time on this machine.")] = 1,
+    submit: Annotated[bool, typer.Option("--submit", help="As an array on SLURM instead; the same command goes on with it later.")] = False,
+    at_once: Annotated[int | None, typer.Option(min=1, help="Of an array: tasks that run at the same time; default: all.")] = None,
+    cluster: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: ./slurm/cluster.yaml, then the user's own.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the bill; start nothing.")] = False,
+) -> None:
+    """Many runs from one recipe: shows the bill, runs or submits what is not done, predicts the largest before it runs, fits.
+
+    Killed at any moment, the same command goes on; a run that is done never runs again.
+    """
+    from vitscale.cluster.site import find_site
+    from vitscale.cluster.sweep import sweep as go_on
+
+    raise typer.Exit(go_on(recipe, out, jobs, submit, dry_run, find_site(cluster)[0], at_once))
+
+
+@app.command()
+def fit(
+    data: Annotated[Path, typer.Argument(metavar="SWEEP_DIR|CSV", help="The folder of a sweep, or a CSV with a row for each point.")],
+    form: Annotated[str | None, typer.Option(help="Forms, with commas; default: those the columns allow, chosen by backtest.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results go; default: the sweep's folder, or NAME-fit beside the CSV.")] = None,
+    n: Annotated[str | None, typer.Option("--n", metavar="COLUMN", help="Model size.  Any column may be scaled: 'Size (M)*1e6'.")] = None,
+    d: Annotated[str | None, typer.Option("--d", metavar="COLUMN", help="Samples or tokens seen.")] = None,
+    u: Annotated[str | None, typer.Option("--u", metavar="COLUMN", help="Unique samples.")] = None,
+    c: Annotated[str | None, typer.Option("--c", metavar="COLUMN", help="FLOPs of the training.")] = None,
+    x: Annotated[str | None, typer.Option("--x", metavar="COLUMN", help="The one variable of a law in one.")] = None,
+    t: Annotated[str | None, typer.Option("--t", metavar="COLUMN", help="FLOPs, of a shape law in --x.")] = None,
+    loss: Annotated[str | None, typer.Option(metavar="COLUMN", help="A metric that falls.")] = None,
+    accuracy: Annotated[str | None, typer.Option(metavar="COLUMN", help="A metric that rises to --bound; what it lacks is fitted.")] = None,
+    bound: Annotated[float, typer.Option(help="Of --accuracy: 1, or 100 for per cent.")] = 1.0,
+    run: Annotated[str | None, typer.Option(metavar="COLUMN", help="Which points are of one run; default: each its own.")] = None,
+    where: Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only such rows.")] = None,
+    by: Annotated[str | None, typer.Option(metavar="COLUMN,...", help="Fit each value of these columns by itself.")] = None,
+    train: Annotated[str | None, typer.Option(metavar="COLUMN", help="1 or true: fitted; all others are held out.")] = None,
+    hold_out: Annotated[float, typer.Option(min=0, max=0.9, help="Share of points, those of the largest budgets, held out.")] = 0.0,
+    flops_per: Annotated[float | None, typer.Option(help="FLOPs = this x n x d where no column gives them (6 for text).")] = None,
+    fix: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A parameter that is known.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Of Huber's function; default: the form's, else by the residuals.")] = None,
+    drop_outliers: Annotated[bool, typer.Option("--drop-outliers", help="Fit again without points named as outliers.")] = False,
+    draws: Annotated[int, typer.Option(min=50, help="Of the bootstrap.")] = 400,
+    budget: Annotated[str | None, typer.Option(help="Plan for 1e21 (FLOP), '500 GPU-hours on H100', '2000 EUR at 2.5 on H100'.")] = None,
+    serve: Annotated[float, typer.Option(min=0, help="Images the model will be asked of later: their FLOPs count too.")] = 0.0,
+    figures: Annotated[bool, typer.Option(help="Draw them.")] = True,
+) -> None:
+    """Fit scaling laws to a sweep or a CSV: numbers with intervals, a choice by backtest, figures, and what to train next."""
+    from vitscale.scaling.analyse import Asked
+    from vitscale.scaling.command import columns_of, fit_csv, fixed_of, forms_of
+
+    asked = Asked(forms_of(form), delta, fixed_of(fix or []), drop_outliers, draws, hold_out=hold_out)
+    if data.is_dir():
+        from vitscale.scaling.report import fit_sweep
+
+        fit_sweep(data, asked, out or data, budget, serve, figures)
+        return
+    columns = columns_of({"n": n, "d": d, "u": u, "c": c, "x": x, "t": t}, loss, accuracy, bound, run, where or [], flops_per)
+    fit_csv(data, columns, asked, out or data.with_name(f"{data.stem}-fit"), by, train, figures, budget, serve)
+
+
 @recipes_app.command("list")
 def recipes_list() -> None:
     """Every recipe that vitscale ships, with the first line of its header."""
@@ -307,6 +654,32 @@ def recipes_check(
                 print(text if text.startswith(str(file)) else f"{file}: {text}", file=sys.stderr)
     if wrong:
         raise typer.Exit(EXIT_WRONG_INPUT)
+
+
+@app.command()
+def explain(
+    run: ModelArgument,
+    images: Images,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where figures and index.html go.")] = Path("explained"),
+    method: Annotated[list[str] | None, typer.Option(help="Several times; default: all that the model can do quickly.")] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="Of the figures of attention, from 0, -1 the last; default: all.")] = None,
+    head: Annotated[list[int] | None, typer.Option(help="The same; default: all.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="CLASS", help="Explain this class; default: the one that the model says.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Images at most.")] = 24,
+    checkpoint: WhichCheckpoint = "last",
+    ema: Averaged = False,
+    class_map: Annotated[Path | None, typer.Option(help="Class names, one a line; default: those that the run knows.")] = None,
+    device: Device = "auto",
+) -> None:
+    """What a model looks at in images, and what speaks for a class: figures, and one HTML page to explore them offline.
+
+    Images that cannot be read are listed, the rest is done, and the exit code is 2.
+    """
+    loaded, source = _opened(run, images, checkpoint, ema, class_map, device)
+    from vitscale.explain.command import Wish
+    from vitscale.explain.command import explain as look_inside
+
+    _tell_unreadable(look_inside(loaded, run, source, Wish(method or (), layer or (), head or (), target, limit), out))
 
 
 @recipes_app.command("schema")
@@ -472,6 +845,29 @@ def job_begin(recipe: RecipeArgument, overrides: Overrides = None,
     from vitscale.cluster.attempt import begin
 
     print(begin(recipe, overrides or []))
+
+
+@job_app.command("coordinates")
+def job_coordinates(out: Path, recipes: list[str]) -> None:
+    """The coordinate check of muP over the widths of some recipes; writes OUT; exit code 3 if it does not pass."""
+    from vitscale.errors import EXIT_FAILED
+    from vitscale.recipe import load_recipe
+    from vitscale.scaling.files import write_json
+    from vitscale.train.coordinates import coordinate_check
+
+    told = coordinate_check([load_recipe(file) for file in recipes])
+    write_json(out, told)
+    print(told["verdict"])
+    if not told["passed"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@job_app.command("nursery")
+def job_nursery() -> None:
+    """Runs of a sweep, asked for on stdin, as forks of this process."""
+    from vitscale.train.nursery import serve
+
+    serve()
 
 
 @job_app.command("end")

@@ -12,6 +12,8 @@ from faults import Fault, faults, happened
 from running import SMALL, TIMEOUT_S, Run, ranks_of, same_as, start, train
 
 from vitscale.checkpoint.store import damage_in
+from vitscale.observe.targets import target_file
+from vitscale.parallel.place import node_name
 
 pytestmark = pytest.mark.slow       # one run that is started eight times
 SOON_S = 25.0       # for a process that has nothing to finish; those that wait here would wait for 100 s
@@ -94,7 +96,7 @@ def test_a_request_to_stop_comes_at_any_moment(place: Path, unbroken: Run) -> No
         output = train(place, *arguments, "observe.exporter=true", f"observe.exporter_port={port}")
     assert f"no metrics exporter: 127.0.0.1:{port} cannot be bound" in output
     assert "set observe.exporter_port=0" in output
-    assert not (run.folder / "exporter.json").exists()
+    assert not target_file(run.folder, node_name()).exists()
     same_as(unbroken, run)
     assert run.outcome["state"] == "done"
     assert [row["step"] for row in run.rows() if "eval_loss" in row] == [30, 60]

@@ -41,7 +41,7 @@ def measure_checkpoint(recipe: Recipe, world: World, folder: Path, repeats: int)
         lease = Lease.take(run)
         try:
             writer = Writer(run / "checkpoints", rank=0, lease=lease, attempt=1, settings=recipe.checkpoint,
-                            on_published=published.append)
+                            on_published=lambda step, seconds: published.append(seconds))
             for step in range(1, repeats + 2):
                 began = time.perf_counter()
                 writer.save(engine.tensors(), Facts(step=step, data={}, recipe={}, engine=recipe.parallel.engine, world_size=1,

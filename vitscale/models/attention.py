@@ -25,9 +25,11 @@ class Attention(nn.Module):
 
     def __init__(
         self, width: int, heads: int, qkv_bias: bool = True, dropout: float = 0.0, qk_norm: bool = False, eps: float = 1e-6,
+        scale: float | None = None,
     ) -> None:
+        """`scale` of the products of queries and keys; None: 1 / sqrt(K)."""
         super().__init__()
-        self.heads = heads
+        self.heads, self.scale = heads, scale
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.q_norm = nn.LayerNorm(width // heads, eps=eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(width // heads, eps=eps) if qk_norm else nn.Identity()
@@ -55,11 +57,11 @@ class Attention(nn.Module):
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout | None) -> Tensor:
         """Queries, keys, values (B, H, N, K) each -> what each token sees (B, H, N, K)."""
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias(layout, query))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias(layout, query), scale=self.scale)
 
     def map(self, query: Tensor, key: Tensor, layout: Layout | None) -> Tensor:
         """The weights (B, H, N, N) with which mix() would add up the values."""
-        logits = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
+        logits = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale)
         bias = self.bias(layout, query)
         return (logits if bias is None else logits + bias).softmax(dim=-1)
 

@@ -20,7 +20,8 @@ def initial_value(model: Backbone, name: str, shape: Sequence[int], seed: int) -
     As big_vision's vit.py (Beyer et al. 2022), whose deviations follow the width, so that small models train as well as large ones:
 
     * matrices of attention and MLP uniform with variance 2 / (fan-in + fan-out) (Glorot & Bengio 2010); qkv counts as three;
-    * positions, registers, the mask token and the MAP probe normal with variance 1 / D; class and distillation token 0;
+    * positions, registers, the mask token and the MAP probe normal with variance 1 / D (muP: of the base's D, since what is added to
+      the tokens must not shrink with the width: Yang et al. 2022, table 3); class and distillation token 0;
     * the patch projection normal with variance 1 / fan-in (LeCun et al. 1998);
     * other convolutions likewise; tables of relative positions 0: every direction alike at first; boxes of adaptive patches 0: at
       first the regular grid;
@@ -40,7 +41,7 @@ def initial_value(model: Backbone, name: str, shape: Sequence[int], seed: int) -
     if len(shape) == 4:
         return value.normal_(0.0, 1 / math.sqrt(math.prod(shape[1:])), generator=generator)
     if last in ("pos_embed", "latent", "reg_token", "mask_token"):
-        return value.normal_(0.0, 1 / math.sqrt(shape[-1]), generator=generator)
+        return value.normal_(0.0, 1 / math.sqrt(model.base_width or shape[-1]), generator=generator)
     fan_out, fan_in = shape
     if name.endswith("qkv.weight"):
         fan_out //= 3

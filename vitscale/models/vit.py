@@ -1,6 +1,7 @@
 """The Vision Transformer (Dosovitskiy et al. 2021), from images to logits."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -68,6 +69,8 @@ def build_attention(model: Vit, shape: Shape, eps: float, layer: int) -> Attenti
     """The attention that the section asks for."""
     width, heads = shape.width, shape.heads
     options: dict[str, Any] = {"qkv_bias": model.qkv_bias, "dropout": model.dropout, "qk_norm": model.qk_norm, "eps": eps}
+    if model.mup_base_head_width is not None:       # products of K numbers that go together grow as K, not as its root (Yang et al. 2022)
+        options["scale"] = math.sqrt(model.mup_base_head_width) / (width // heads)
     if model.position == "relative":
         before = num_placed(model) + model.registers
         return RelativePositionAttention(width, heads, (grid(model), grid(model)), before, **options)
@@ -108,14 +111,16 @@ class VisionTransformer(Backbone):
 
     pos_embed: Tensor
 
-    def __init__(self, model: Vit, eps: float = 1e-6) -> None:
-        """Raises RecipeError when the section contradicts itself.  `eps` of every LayerNorm."""
+    def __init__(self, model: Vit) -> None:
+        """Raises RecipeError when the section contradicts itself."""
         super().__init__()
-        shape = shape_of(model)
+        shape, eps = shape_of(model), model.norm_eps
         self.pool, self.position, self.class_tokens = model.pool, model.position, model.class_tokens
         self.width, self.head_width = shape.width, shape.width // shape.heads
         self.grid, self.before = (grid(model), grid(model)), num_placed(model) + model.registers
         self.constants = {} if model.layer_scale is None else {".gamma": model.layer_scale}
+        if model.mup_base_width is not None:
+            self.base_width, self.width_scale = model.mup_base_width, model.mup_base_width / shape.width
         self.drop_rates = drop_rates(shape.depth, model.drop_path, model.drop_path_schedule)
 
         self.patch_embed = build_patch_embed(model, shape, eps)
@@ -142,7 +147,10 @@ class VisionTransformer(Backbone):
         Any height and width that the patch divides.  `keep` (2 L, B), 1.0 or 0.0, says which residual branches stay: row 2 l the
         attention of block l, row 2 l + 1 its MLP, each dropped at the rate drop_rates gives; None (evaluation) keeps all.
         """
-        return self.classify(self.forward_features(images, keep, ("pooled",))["pooled"])
+        return self.answer(self.forward_features(images, keep, self.answers_from))
+
+    def answer(self, found: Mapping[str, Tensor]) -> Tensor:
+        return self.classify(found["pooled"])
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Pooled features (B, D) -> logits (B, classes)."""

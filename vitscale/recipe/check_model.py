@@ -46,6 +46,10 @@ def _vit(model: Vit) -> list[tuple[str, str]]:
     if model.attention == "sparse" and num_blocks <= 3 + model.sparse_random:
         found.append(("model.sparse_block", f"{model.sparse_block} of {side * side} patches are {num_blocks} blocks, of which each"
                       f" would see {3 + model.sparse_random}, which is all: smaller blocks, or model.attention full"))
+    if model.mup_base_head_width is not None and model.mup_base_width is None:
+        found.append(("model.mup_base_head_width", "belongs to model.mup_base_width"))
+    if model.mup_base_width is not None and (model.attention != "full" or model.patch_embed != "patch" or model.head_hidden is not None):
+        found.append(("model.mup_base_width", "muP is worked out for attention full, patch_embed patch and no head_hidden"))
     if model.position == "relative" and model.attention != "full":
         found.append(("model.position", f"a bias for each offset belongs to model.attention full, not to {model.attention}"))
     return found

@@ -18,6 +18,11 @@ def num_masked(squares: int, mask_ratio: float) -> int:
 def objective_contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     """(dotted key, sentence) for every combination that cannot work."""
     objective, data, found = recipe.objective, recipe.data, []
+    if isinstance(recipe.model, Vit) and recipe.model.mup_base_width is not None:
+        if objective.name in ("mae", "inpainting"):
+            found.append(("model.mup_base_width", f"muP is worked out for classifiers; {objective.name} has a decoder of its own"))
+        if recipe.optim.name not in ("adamw", "lion"):
+            found.append(("optim.name", f"muP's learning rates are those of adamw and lion, not of {recipe.optim.name}"))
     if objective.wants_labels:
         if recipe.model.classes == 0:
             found.append(("model.classes", f"{objective.name} wants at least 1 class, got 0"))

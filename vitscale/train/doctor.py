@@ -130,7 +130,7 @@ def _fits(recipe: Recipe, prepared: Prepared, world: World) -> Finding:
         return Finding("memory", "failed", "", "", str(error))
     from vitscale.plan.memory import estimate
 
-    wanted = estimate(recipe, world.size, work.micro_batch).total
+    wanted = estimate(recipe, world.size, work.micro_batch, work.micro_steps, world.device.type == "cuda").total
     params = count_params(recipe.model, recipe.objective)
     words = f"of {there} per rank, with micro_batch {work.micro_batch} and {params:,} parameters, as estimated"
     if wanted > device_bytes(world):

@@ -49,5 +49,5 @@ def bound_settings(recipe: Mapping[str, Any], index_hash: str) -> dict[str, Any]
     data = {key: value for key, value in recipe["data"].items() if key not in hidden} | resolved
     if data.get("mix"):
         data["mix"] = [{"weight": part["weight"]} for part in data["mix"]]
-    rest = {key: value for key, value in recipe.items() if key not in ("name", "runs_dir", "observe", "init")}
+    rest = {key: value for key, value in recipe.items() if key not in ("name", "runs_dir", "observe", "profile", "init")}
     return rest | {"data": data, "index_hash": index_hash}

@@ -12,6 +12,7 @@ from vitscale.data.labels import check_labels
 from vitscale.data.mixture import order_of
 from vitscale.data.quickstart import pack_digits
 from vitscale.errors import DataError, RecipeError
+from vitscale.observe.trackers import check_trackers
 from vitscale.optim.schedule import Schedule
 from vitscale.recipe import Recipe
 from vitscale.recipe.check import train_urls
@@ -35,6 +36,7 @@ def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = Non
     `look` False: another process has looked at the labels, or does; a thousand ranks need not do it too.
     Raises RecipeError or DataError for whatever the user can mend.  Safe to call in many processes at once.
     """
+    check_trackers(recipe.observe.trackers)
     folder = run_folder(recipe)
     try:
         (folder / "logs").mkdir(parents=True, exist_ok=True)

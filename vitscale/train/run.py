@@ -15,12 +15,15 @@ from vitscale.checkpoint.store import Writer
 from vitscale.data import open_stream
 from vitscale.data.remote import PATIENCE
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, DataError, UserError
+from vitscale.models.lora import with_adapters
 from vitscale.objectives import build_task
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.observe.goodput import Goodput
 from vitscale.observe.meters import Meters
+from vitscale.observe.profile import Profile
 from vitscale.optim.build import build_optimizer
 from vitscale.optim.ema import Ema
+from vitscale.optim.groups import freeze_
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.launch import hold_lifeline
 from vitscale.parallel.place import Place, node_name
@@ -97,7 +100,10 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
     engine = open_engine(recipe.parallel, world, work)
     task = build_task(recipe.model, recipe.objective)
     give_teacher(task, recipe, world.device)
-    model = engine.materialise(task.build, first_values(recipe, task, start))
+    build = functools.partial(with_adapters, task.build, recipe.lora) if recipe.lora else task.build
+    model = engine.materialise(build, first_values(recipe, task, start))
+    if frozen := freeze_(model, recipe.optim.freeze):
+        log.info("optim.freeze=%s: %s numbers stay as they are", recipe.optim.freeze, f"{frozen:,}")
     drop_rates = model.drop_rates
     engine.adopt(model, build_optimizer(model, recipe.optim))
     ema = Ema(engine.model, recipe.ema.decay) if recipe.ema else None
@@ -114,7 +120,9 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
         with meters.phase("restore"):
             progress = restore(start, engine, ema, stream)
         guard = Guard(recipe.resilience, progress.now.step, progress.guard)
-        record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, goodput, progress.now, dog.nodes))
+        record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, goodput, progress.now, dog.nodes,
+                                              engine, stream))
+        profile = stack.enter_context(Profile(recipe.profile, prepared.folder, world, dog.nodes))
         writer = stack.enter_context(contextlib.closing(Writer(
             prepared.folder / "checkpoints", rank=world.rank, lease=lease, attempt=start.attempt, settings=recipe.checkpoint,
             on_published=record.checkpoint_published, on_failed=record.checkpoint_failed)))
@@ -193,6 +201,7 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
             except EvaluationLeft:
                 return leave()
         while not stream.ends_at(schedule.total) and not patience_over:
+            profile.begin(progress.now.step + 1)
             with meters.phase("data_wait"):
                 try:
                     batch = next(stream)
@@ -210,9 +219,10 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
                 ema.update()
             record.step(batch, result, lr, progress.now, bad)
             bad.clear()
+            finished = stream.ends_at(schedule.total)
+            profile.end(progress.now.step, finished or result.stop)
 
             verdict = guard.judge(progress.now.step, batch.position, batch.end, result.loss, result.applied)
-            finished = stream.ends_at(schedule.total)
             if result.stop and not finished:    # an evaluation that is due now is made up: there may be half a minute left
                 progress.owes_evaluation = prepared.val is not None and due(recipe.evaluate.every, before, progress.now, num_samples)
                 return leave()

@@ -1,0 +1,69 @@
+"""From the run folders of a sweep to its points: what each run cost and where it ended; what is missing, and why."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from vitscale.errors import DataError
+from vitscale.scaling.points import Points, make_points
+from vitscale.scaling.runner import manifest, outcome_of
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """runs.csv: one row for each run of the sweep, in its order, done or not.  Raises DataError where there is no sweep."""
+    told = manifest(folder)
+    if not told.get("runs"):
+        raise DataError(
+            f"{folder}: is no sweep's folder (no sweep.json); `vitscale sweep RECIPE` makes one, and `vitscale fit` takes a CSV too"
+        )
+    rows = []
+    for run in told["runs"]:
+        outcome = outcome_of(folder / "runs" / run["name"])
+        seen = outcome.get("images")
+        done = seen if isinstance(seen, int) and run["d"] <= seen < run["d"] + run["batch"] else run["d"]  # the last batch is a whole one
+        row: dict[str, Any] = {
+            "run": run["name"],
+            "n": run["n"],
+            "d": done,
+            "u": run["u"],
+            "c": run["c"] * done / run["d"],
+            "budget": run["budget"],
+            **run["shape"],
+            "lr": run["lr"],
+            "batch": run["batch"],
+            "seed": run["seed"],
+            "held_out": run["held_out"],
+            "state": outcome.get("state", "not started"),
+            "eval_loss": _number(outcome.get("eval_loss")),
+            "eval_top1": _number(outcome.get("eval_top1")),
+        }
+        row["reason"] = _why_not(row, outcome, told["metric"])
+        rows.append(row)
+    return rows
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+
+
+def _why_not(row: dict[str, Any], outcome: dict[str, Any], metric: str) -> str | None:
+    if row["state"] != "done":
+        return f"not finished: {row['state']}"
+    if outcome.get("images") != row["d"]:
+        return f"ended after {outcome['images']} images of {row['d']}"
+    if not math.isfinite(row[metric]):
+        return f"its {metric} is not finite, or there was no evaluation"
+    return None
+
+
+def points_of(rows: list[dict[str, Any]], folder: Path, metric: str, held_out: bool) -> Points:
+    """The points to fit, or those that are held out.  Samples seen again and again are told by u."""
+    chosen = [row for row in rows if row["held_out"] == held_out]
+    repeated = any(row["d"] > row["u"] for row in chosen) and len({row["u"] for row in rows}) > 1
+    given = [
+        {"where": row["run"], "run": row["run"], **{role: row[role] for role in "nduc"}, "metric": row[metric], "reason": row["reason"]}
+        for row in chosen
+    ]
+    return make_points(
+        given, roles=("n", "d", "c", *("u" if repeated else "")), metric=metric, higher=metric == "eval_top1", source=str(folder)
+    )

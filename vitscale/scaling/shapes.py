@@ -1,0 +1,53 @@
+"""From a rule to the shapes of models of different size.  Pure."""
+
+from vitscale.errors import RecipeError
+from vitscale.plan.sizes import SIZES, Shape
+from vitscale.scaling.sweep import Explicit, Sizes
+
+# Exponents of the compute-optimal shape over compute, from SoViT-400m: Alabdulmohsin et al. 2023, table 1 and section 4.
+SOVIT = {"width": 0.22, "depth": 0.45, "mlp": 0.6}
+
+
+def shapes(sizes: Sizes) -> list[Shape]:
+    """In the order of the rule's list.  Raises RecipeError for a name that is none."""
+    if sizes.rule == "aspect":
+        return [aspect(width, sizes) for width in sizes.widths or ()]
+    if sizes.rule == "sovit":
+        return [sovit(scale, sizes.head_width) for scale in sizes.scales or ()]
+    return [_listed(size) for size in sizes.sizes or ()]
+
+
+def aspect(width: int, sizes: Sizes) -> Shape:
+    """Depth in proportion to the width."""
+    return Shape(width, max(1, round(width / sizes.width_per_layer)), width // sizes.head_width, round(width * sizes.mlp_ratio))
+
+
+def sovit(scale: float, head_width: int) -> Shape:
+    """SoViT-400m's shape taken to `scale` times its compute: each dimension by its own power."""
+    centre = SIZES["so400m"]
+    heads = max(1, round(centre.width * scale ** SOVIT["width"] / head_width))
+    return Shape(
+        heads * head_width,
+        max(1, round(centre.depth * scale ** SOVIT["depth"])),
+        heads,
+        max(8, 8 * round(centre.mlp * scale ** SOVIT["mlp"] / 8)),
+    )
+
+
+def between(sizes: Sizes, width: float) -> Shape:
+    """A shape of the rule near to a width that it may not list: for the run that a law recommends."""
+    rounded = max(1, round(width / sizes.head_width)) * sizes.head_width
+    if sizes.rule == "aspect":
+        return aspect(rounded, sizes)
+    if sizes.rule == "sovit":
+        return sovit((rounded / SIZES["so400m"].width) ** (1 / SOVIT["width"]), sizes.head_width)
+    known = shapes(sizes)
+    return min(known, key=lambda shape: abs(shape.width - width))
+
+
+def _listed(size: str | Explicit) -> Shape:
+    if isinstance(size, Explicit):
+        return Shape(size.width, size.depth, size.heads, size.mlp)
+    if size not in SIZES:
+        raise RecipeError(f"sizes.sizes: {size!r} is no size; they are {', '.join(SIZES)}, or give width, depth, heads, mlp")
+    return SIZES[size]

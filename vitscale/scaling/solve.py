@@ -1,0 +1,170 @@
+"""Robust least squares for many starts, weights or constraints at once.  Pure numpy.
+
+What is minimised is the *sum* of Huber's function (Huber 1964) over the residuals.  An average of losses near 1e-6 is below any default
+tolerance, so that an optimizer stops where it began (Besiroglu et al. 2024, section 3); a sum, solved to the limits of arithmetic, is not.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Function = Callable[[NDArray[np.complexfloating] | Array], NDArray[np.complexfloating] | Array]
+
+STEP = 1e-30  # of the complex step: nothing is subtracted, so it can be as small as it likes (Squire & Trapp 1998)
+_ROOM = 3_000_000  # complex numbers of a Jacobian held at once
+
+
+@dataclass(frozen=True)
+class Solutions:
+    """One row for each start."""
+
+    theta: Array  # (S, P)
+    cost: Array  # (S,): the sum of Huber's function, constraints left out
+    converged: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """Hold a scalar function of the parameters at a value, a row each: `of` maps (..., P) to (...)."""
+
+    of: Function
+    values: Array  # (S,)
+    stiffness: float = 1e4
+
+
+def huber(residuals: Array, delta: float) -> Array:
+    """r^2 / 2 up to `delta`, a straight line beyond (Huber 1964)."""
+    size = np.abs(residuals)
+    return np.where(size <= delta, 0.5 * residuals**2, delta * (size - 0.5 * delta))
+
+
+def jacobian(function: Function, theta: Array) -> tuple[Array, Array]:
+    """Values (S, n) and derivatives (S, P, n) at theta (S, P), by complex steps: exact to rounding.
+
+    The function is called once with (S, P, P), of which the middle axis says which parameter has moved.
+    """
+    params = theta.shape[1]
+    values: Any = function(theta[:, None, :] + 1j * STEP * np.eye(params))
+    return np.real(values[:, 0]), np.imag(values) / STEP
+
+
+def solve(
+    predict: Function,
+    target: Array,
+    starts: Array,
+    delta: float | Array,
+    weights: Array | None = None,
+    constraint: Constraint | None = None,
+    free: NDArray[np.bool_] | None = None,
+    iterations: int = 150,
+) -> Solutions:
+    """Minimise sum_i w_i huber(target_i - predict_i(theta)) from each start by damped Gauss-Newton steps.
+
+    predict maps theta (..., P), real or complex, to (..., n); target (n,) or (S, n); starts (S, P); weights (n,) or (S, n).  `delta` is one
+    number, or one for each row.  `free` (P,): parameters that may move.  Rows do not know of each other.
+    """
+    rows, params = starts.shape
+    points = target.shape[-1]
+    size = max(1, _ROOM // max(1, params * points))
+    target = np.broadcast_to(target, (rows, points))
+    weights = np.broadcast_to(np.ones(points) if weights is None else weights, (rows, points))
+    deltas = np.broadcast_to(np.asarray(delta, dtype=float), (rows,))
+    movable = np.flatnonzero(np.ones(params, bool) if free is None else free)
+    theta, cost, done = starts.astype(float).copy(), np.full(rows, np.inf), np.zeros(rows, bool)
+    for first in range(0, rows, size):
+        part = slice(first, min(first + size, rows))
+        values = None if constraint is None else constraint.values[part]
+        theta[part], cost[part], done[part] = _solve(
+            predict, target[part], theta[part], deltas[part, None], weights[part], constraint, values, movable, iterations
+        )
+    return Solutions(theta, cost, done)
+
+
+def _solve(
+    predict: Function,
+    target: Array,
+    theta: Array,
+    delta: Array,
+    weights: Array,
+    constraint: Constraint | None,
+    values: Array | None,
+    movable: NDArray[np.intp],
+    iterations: int,
+) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """One block of rows."""
+    rows = len(theta)
+    theta, damping = theta.copy(), np.full(rows, 1e-3)
+    alive, done = np.arange(rows), np.zeros(rows, bool)
+
+    def total(at: Array, which: NDArray[np.intp]) -> Array:
+        with np.errstate(all="ignore"):
+            found = np.sum(weights[which] * _huber(target[which] - np.real(predict(at)), delta[which]), axis=1)
+            if constraint is not None and values is not None:
+                found = found + 0.5 * _stiff(constraint, delta[which]) * (np.real(constraint.of(at)) - values[which]) ** 2
+        return np.where(np.isfinite(found), found, np.inf)
+
+    cost = total(theta, alive)
+    alive = alive[np.isfinite(cost)]
+    stalled = np.zeros(rows, int)
+    for _ in range(iterations):
+        if not len(alive):
+            break
+        with np.errstate(all="ignore"):
+            predicted, slopes = jacobian(predict, theta[alive])
+            slopes = np.nan_to_num(slopes[:, movable], nan=0.0, posinf=0.0, neginf=0.0)
+            residual = target[alive] - predicted
+            limit = delta[alive]
+            # Two curvatures: that of a parabola above the cost (always down), and the cost's own (fast near the end).
+            softened = weights[alive] * limit / np.maximum(np.abs(residual), limit)
+            slope = np.einsum("spn,sn->sp", slopes, softened * residual)
+            inside = weights[alive] * (np.abs(residual) <= limit)
+            curvatures = [np.einsum("spn,sn,sqn->spq", slopes, w, slopes, optimize=True) for w in (softened, inside)]
+            if constraint is not None and values is not None:
+                level, tilt = jacobian(lambda at: constraint.of(at)[..., None], theta[alive])
+                stiff, tilt = _stiff(constraint, limit), tilt[:, movable, 0]
+                slope = slope - (stiff * (level[:, 0] - values[alive]))[:, None] * tilt
+                curvatures = [one + stiff[:, None, None] * tilt[:, :, None] * tilt[:, None, :] for one in curvatures]
+            best, chosen = np.full(len(alive), np.inf), theta[alive].copy()
+            scale = np.maximum(np.einsum("spp->sp", curvatures[0]), 1e-30)
+            for curvature in curvatures:
+                damped = curvature + (damping[alive, None] * scale)[:, :, None] * np.eye(len(movable))
+                # Scaled to a unit diagonal: parameters of any size are solved for equally well.
+                root = np.sqrt(scale)
+                step = (
+                    np.linalg.solve(
+                        damped / (root[:, :, None] * root[:, None, :]) + 1e-15 * np.eye(len(movable)), (slope / root)[:, :, None]
+                    )[:, :, 0]
+                    / root
+                )
+                tried = theta[alive].copy()
+                tried[:, movable] += np.clip(np.nan_to_num(step), -5.0, 5.0)
+                reached = total(tried, alive)
+                better = reached < best
+                best[better], chosen[better] = reached[better], tried[better]
+        before = cost[alive]
+        gained = best < before
+        theta[alive[gained]], cost[alive[gained]] = chosen[gained], best[gained]
+        damping[alive] = np.where(gained, np.maximum(damping[alive] * 0.2, 1e-14), damping[alive] * 8)
+        # What gains no more in several steps is done, also if it still moves along a valley that the points cannot see.
+        small = gained & (before - best <= 1e-8 * before)
+        stalled[alive] = np.where(small, stalled[alive] + 1, np.where(gained, 0, stalled[alive]))
+        finished = (stalled[alive] >= 4) | (damping[alive] > 1e7) | (cost[alive] < 1e-30)
+        done[alive[finished]] = True
+        alive = alive[~finished]
+    if constraint is not None:  # what the rows cost without it
+        with np.errstate(all="ignore"):
+            cost = np.sum(weights * _huber(target - np.real(predict(theta)), delta), axis=1)
+    return theta, cost, done
+
+
+def _stiff(constraint: Constraint, delta: Array) -> Array:
+    return np.full(len(delta), constraint.stiffness)
+
+
+def _huber(residuals: Array, delta: Array) -> Array:
+    size = np.abs(residuals)
+    return np.where(size <= delta, 0.5 * residuals**2, delta * (size - 0.5 * delta))
