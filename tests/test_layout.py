@@ -175,3 +175,11 @@ def test_help_is_quick() -> None:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(once() for _ in range(3)) < 0.5
+
+
+@pytest.mark.slow       # a fresh process imports torch
+def test_training_loads_no_scipy_unless_it_is_wanted() -> None:
+    """A ninth of a run's imports."""
+    told = subprocess.run([sys.executable, "-c", "import sys, vitscale.train.run; print('scipy' in sys.modules)"],
+                          capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "False"
