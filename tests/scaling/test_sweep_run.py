@@ -28,7 +28,7 @@ hold_out: 1
 epochs: [0.1, 10]
 fit: {forms: [chinchilla3], metric: eval_loss}
 """
-WAIT_S = 500
+WAIT_S = 1000
 
 
 def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -49,7 +49,7 @@ def finished(process: subprocess.Popen[str], code: int = 0) -> str:
     return output
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2500)
 @pytest.mark.slow  # two sweeps of nine trainings
 def test_killed_and_resumed_with_an_identical_fit(place: Path) -> None:
     (place / "tiny.yaml").write_text(SWEEP)
