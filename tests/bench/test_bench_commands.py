@@ -14,6 +14,7 @@ from vitscale.bench.loader import measure_loader
 from vitscale.data import open_index
 from vitscale.data.quickstart import pack_digits
 from vitscale.plan.flops import training_flops_per_image
+from vitscale.plan.measured import read_measured
 from vitscale.plan.params import count_params
 from vitscale.recipe import load_recipe
 
@@ -52,6 +53,8 @@ def test_step(folder, ranks):
     assert set(saved) >= {"recipe", "device", "images_per_second", "mfu", "micro_batch", "engine", "precision", "recompute", "compile",
                           "peak_bytes", "versions", "date"}
     assert (saved["micro_batch"], saved["ranks"], saved["engine"], saved["recipe"]) == (4, ranks, "ddp", "quickstart")
+    read = read_measured(folder / "saved" / f"{ranks}.json")           # as `vitscale plan --measured` does
+    assert (read.images_per_second, read.micro_batch, read.peak_bytes) == (saved["images_per_second"], 4, saved["peak_bytes"])
     assert "data sheet" not in told             # there is none for a CPU
     phases = sum(found[f"of it {name}"]["value"] for name in ("h2d", "compute", "optimizer"))
     assert 0.5 * found["step"]["value"] < phases < 2 * found["step"]["value"]
