@@ -5,10 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: quickstart test test-all lint types clean
+.PHONY: quickstart monitor-demo test test-all lint types clean bench-gpu bench-cpu bench-check
 
 quickstart: $(VENV)/installed                 # train a small ViT on handwritten digits
 	$(BIN)/vitscale train recipes/quickstart.yaml
+
+monitor-demo: $(VENV)/installed               # a small run with its page, and Prometheus beside it where that is installed
+	VENV=$(VENV) launch/monitoring/demo.sh
 
 test: $(VENV)/installed-dev                   # what must pass before a change goes in
 	$(BIN)/python -m pytest -m "not all" $(PYTEST_ARGS)
@@ -21,6 +24,24 @@ lint: $(VENV)/installed-dev
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
+
+SHARDS ?=
+BENCH := $(BIN)/python benchmarks
+
+bench-gpu: $(VENV)/installed                  # a training step against timm, transformers, torchvision on one GPU, within 8 minutes
+	$(BENCH)/gpu_step.py
+	$(BENCH)/report.py
+
+bench-cpu: $(VENV)/installed-dev              # everything that needs no GPU, 40 minutes or so; SHARDS='PHOTOS-{0..3}.tar' for the data's
+	$(BENCH)/data.py $(if $(SHARDS),--shards '$(SHARDS)')
+	$(BENCH)/models.py
+	$(BENCH)/overhead.py
+	$(BENCH)/distillation.py
+	$(BENCH)/unattended.py
+	$(BENCH)/report.py
+
+bench-check: $(VENV)/installed-dev            # ratios measured anew must be within a tenth of the stored ones
+	$(BENCH)/check.py $(if $(SHARDS),--shards '$(SHARDS)')
 
 clean:                                        # keeps runs/ and data/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

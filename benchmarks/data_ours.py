@@ -10,18 +10,22 @@ from typing import Any
 import numpy as np
 from measure import serve
 
-from vitscale.data import Order, SetIndex, ShardReader, open_index
+from vitscale.data import Order, SetIndex, ShardReader, native, open_index
 from vitscale.data.sound import SoundImages
 
 _SOUND: dict[int, SoundImages] = {}
 
 
-def crop(files: list[str], draws: list[list[Sequence[float]]], size: int, first: bool, keep: str | None = None) -> dict[str, Any]:
+def crop(files: list[str], draws: list[list[Sequence[float]]], size: int, first: bool, keep: str | None = None,
+         libraries: bool = False) -> dict[str, Any]:
     """Decode, crop and resize images that lie in memory, as the loader does.  first: as in a first epoch, each image whole; else those that
-    an earlier call has decoded are known again."""
+    an earlier call has decoded are known again.  libraries: without the native decoder."""
     from vitscale.data.crop import RandomCrop
     from vitscale.data.decode import decode
 
+    present = native._module
+    if libraries:
+        native._module = None
     data, rule = [Path(file).read_bytes() for file in files], RandomCrop()
     slot, kept = np.empty((size, size, 3), np.uint8), []
     for rows in draws:
@@ -29,10 +33,11 @@ def crop(files: list[str], draws: list[list[Sequence[float]]], size: int, first:
         for number, (one, row) in enumerate(zip(data, rows, strict=True)):
             found = sound.sum_of(one)
             known = sound.knows(number, found)
-            slot[:] = decode(one, rule, size, draws=row, sound=known)           # into a batch that is there
+            decode(one, rule, size, draws=row, sound=known, out=slot)           # into a batch that is there
             if not known:
                 sound.note(number, found)
             kept += [slot.copy()] * bool(keep)
+    native._module = present
     if keep:
         np.save(keep, np.stack(kept))
     return {"samples": len(draws) * len(data)}

@@ -7,14 +7,19 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 KNOWN = {
+    "dashboard": "The page of a run with 1,000,000 recorded rows, in Chromium",
     "data-crop": "Decode, random crop, resize: against PIL, one core",
     "data-end-opencv": "Shards to batches: against webdataset + OpenCV at equal quality",
     "data-end-pil": "Shards to batches: against webdataset + PIL",
     "data-read": "Find and read samples: against webdataset's reader",
     "data-resume": "Cold resume in the middle of 2,000,000,000 samples in 200,000 shards",
     "distillation": "A student with a teacher, against alone",
+    "exporter-step": "What telling Prometheus costs a step",
+    "gpu-step": "Training step on one GPU: against timm, transformers, torchvision",
     "models-step": "Training step: against transformers",
+    "planner-memory": "Planned memory of a GPU against torch's tracker on fake tensors",
     "scaling-coverage": "How often 95 % intervals of a law hold the truth",
+    "step-overhead": "What a step spends around the model",
     "unattended-goodput": "Ten faults in one run: where the time goes",
     "unattended-hang": "A rank that hangs, until it is named",
     "unattended-restart": "kill -9 of a rank, to the next optimizer step",
@@ -62,8 +67,9 @@ def _detail(row: dict[str, Any]) -> str:
     shards = row.get("shards")
     on = (f"; {shards['samples']} samples of {shards['mean_bytes']:,} bytes in {shards['count']} shards, index {shards['sha256'][:16]}"
           if shards else "")
+    notes = "".join(f"; {note}" for note in row.get("notes", ()))
     return (f"* **{row['name']}**: `{row['command']}`{on}; {row['rounds']} rounds on {row['hardware']} "
-            f"(load at the end {row['load_at_end']}); {versions}; {row['date']}, commit {row['commit']}\n")
+            f"(load at the end {row['load_at_end']}); {versions}; {row['date']}, commit {row['commit']}{notes}\n")
 
 
 def _number(value: float) -> str:

@@ -133,7 +133,7 @@ serve_prometheus() {
     fi
     [ -z "$SETUP" ] || eval "$SETUP"
     program=$(command -v prometheus) || { say "no program \`prometheus\` on $(node): install it, or load it by SETUP"; exit 2; }
-    here monitor "$1" --prometheus "$folder" || exit
+    here monitor "$1" --prometheus "$folder" > /dev/null || exit
     "$program" --config.file="$folder/prometheus.yml" --storage.tsdb.path="$folder/data" --web.listen-address="127.0.0.1:$2" &
     server=$!
     trap 'stop_by=soon; kill $server' USR2

@@ -99,7 +99,7 @@ def test_without_room_nothing_is_begun(small: Path, caplog: pytest.LogCaptureFix
 def test_a_disk_that_fills_during_a_checkpoint(small: Path, moment: str, background: bool) -> None:
     failed, published = [], []
     here = writer(small, background=background)
-    here.on_failed, here.on_published = lambda: failed.append(1), published.append
+    here.on_failed, here.on_published = lambda: failed.append(1), lambda step, seconds: published.append(seconds)
     here.save(state(), facts(1))
     here.wait()
     here.filling = moment

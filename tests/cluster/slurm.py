@@ -17,14 +17,16 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
 NODES = ("n1", "n2", "n3", "n4")
+ADDRESSES = {name: f"127.0.0.{number}" for number, name in enumerate(NODES, 1)}      # each of its own, as in a cluster
 REPOSITORY = Path(__file__).parents[2]
 WAIT_S = 120        # for what takes seconds, on a loaded machine
 JOB_S = 240         # for a job to get somewhere
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY")
 
 # The cores, memory and GPUs are lies that SLURM believes (config_overrides).  A job that is requeued is held until its old credential has
-# expired: cred_expire is 120 s by default.  ReturnToService=1: a node set down stays down.  FirstJobId: ports of jobs follow from their
-# numbers, and two of these clusters may run at once.
+# expired: cred_expire is 120 s by default.  NoInAddrAny is not set: it would bind every slurmd to the address of this machine's name, and
+# not to its node's.  ReturnToService=1: a node set down stays down.  FirstJobId: ports of jobs follow from their numbers, and two of
+# these clusters may run at once.
 CONFIGURATION = """\
 ClusterName=emulated
 SlurmctldHost=localhost
@@ -32,7 +34,7 @@ SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
 FirstJobId={first_job}
-CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+CommunicationParameters=NoCtldInAddrAny
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/munge.socket,cred_expire=6
 StateSaveLocation={folder}/state
@@ -63,7 +65,7 @@ MinJobAge=3600
 PartitionName=normal Nodes=n[1-4] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
 PartitionName=high Nodes=n[1-4] PriorityTier=10 PreemptMode=OFF
 """
-NODE = "NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} Sockets=1 CoresPerSocket=16 ThreadsPerCore=1 " \
+NODE = "NodeName={name} NodeHostname=localhost NodeAddr={address} Port={port} Sockets=1 CoresPerSocket=16 ThreadsPerCore=1 " \
        "RealMemory=64000 Gres=gpu:8"
 
 
@@ -98,7 +100,7 @@ class Cluster:
             (folder / name).mkdir(mode=0o700)
         (folder / "munge").chmod(0o711)
         ports = _free_ports(1 + len(NODES))
-        nodes = "\n".join(NODE.format(name=name, port=port) for name, port in zip(NODES, ports[1:], strict=True))
+        nodes = "\n".join(NODE.format(name=name, address=ADDRESSES[name], port=port) for name, port in zip(NODES, ports[1:], strict=True))
         user = pwd.getpwuid(os.getuid()).pw_name
         self.configuration.write_text(CONFIGURATION.format(folder=folder, ports=ports, nodes=nodes, user=user,
                                                            first_job=random.randrange(1, 9000) * 10))

@@ -12,7 +12,7 @@ from vitscale.checkpoint.lease import Lease
 from vitscale.cluster.logs import logs_of, show
 from vitscale.cluster.runfolder import BEGUN, JOB, TAIL_BYTES, find_run, last_row, write_object
 from vitscale.cluster.slurm import Queued
-from vitscale.cluster.status import as_json, jobs_of, others, runs_in, status_of, table
+from vitscale.cluster.status import as_json, jobs_of, on_one_screen, others, runs_in, status_of, table
 from vitscale.errors import ClusterError
 from vitscale.resilience.outcome import write_outcome
 
@@ -153,6 +153,25 @@ def test_the_table(held: Path, tmp_path: Path):
         "done  done      100  100%     16    -   2.5         0           -  -    trained for 100 steps",
         "held  running    50   50%     16   1m   2.5         0           -  -",
     ]
+
+
+def test_one_screen_holds_what_needs_a_look(held: Path, tmp_path: Path):
+    now = time.time()
+    for number in range(20):
+        write_outcome(a_run(tmp_path / f"done-{number:02d}", time=now - 100 * number), 0, "trained")
+    write_outcome(a_run(tmp_path / "broken", time=now - 99999), 3, "no further")
+    found = [status_of(folder, None) for folder in runs_in(tmp_path)]
+    shown, rest = on_one_screen(found, 5)
+    assert [one.run for one in shown] == ["broken", "done-00", "done-01", "done-02", "held"]
+    assert rest == "and 17 done; `vitscale status --all` lists them too"
+    assert on_one_screen(found, 22) == (found, "")
+
+
+def test_what_an_attempt_wrote_down_counts_before_the_recipe(held: Path):
+    (held / "environment.json").write_text('{"total_images": 6400}')        # 50 steps of 32 images were made
+    assert status_of(held, None).done_ratio == 0.25
+    (held / "environment.json").write_text('{"total_images": "many"}')
+    assert status_of(held, None).done_ratio == 0.5
 
 
 def test_other_jobs_in_the_queue(held: Path):

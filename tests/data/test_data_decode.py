@@ -54,7 +54,7 @@ def distance(a, b):
     (FLOWER, "WEBP", {"quality": 80}), (FLOWER, "BMP", {}),
 ])
 @pytest.mark.parametrize("size", [32, 224])
-def test_random_crops_are_those_of_pil(image, format, options, size):
+def test_random_crops_are_those_of_pil(image, format, options, size, decoder):
     data, rule = encode(image, format, **options), RandomCrop()
     for row in uniforms(0, 0, 0, range(6), 0, DRAWS):
         pixels = decode(data, rule, size, 3, row.tolist())
@@ -69,7 +69,7 @@ def test_random_crops_are_those_of_pil(image, format, options, size):
 
 @pytest.mark.parametrize("crop", [0.875, 1.0])
 @pytest.mark.parametrize("turn", [0, 90])
-def test_centre_crops_are_those_of_timm(crop, turn):
+def test_centre_crops_are_those_of_timm(crop, turn, decoder):
     data = encode(CHINA.rotate(turn, expand=True), "PNG")
     for size in (48, 224, 384):
         assert distance(decode(data, CentreCrop(crop), size), pil_centre(data, crop, size)) <= 0.3
@@ -86,7 +86,7 @@ def test_what_is_resized_is_no_planes():
             assert all(np.array_equal(*pair) for pair in zip(resized[::2], resized[1::2], strict=True))
 
 
-def test_tiny_images_are_enlarged_as_by_pil():
+def test_tiny_images_are_enlarged_as_by_pil(decoder):
     data = encode(CHINA.resize((8, 8)).convert("L"), "PNG")
     assert distance(decode(data, CentreCrop(1.0), 28, 1), pil_crop(data, (0, 0, 8, 8), 28, "L")) <= 0.5
     assert (decode(data, CentreCrop(1.0), 8, 1)[:, :, 0] == np.asarray(Image.open(io.BytesIO(data)))).all()
@@ -107,7 +107,7 @@ def test_sixteen_bits_are_scaled_not_cut():
     assert np.abs(pixels.astype(int) - deep / 257).max() <= 1.01
 
 
-def test_cmyk_and_orientation():
+def test_cmyk_and_orientation(decoder):
     cmyk = encode(FLOWER.convert("CMYK"), "JPEG", quality=95)
     assert distance(decode(cmyk, CentreCrop(1.0), 427), pil_crop(cmyk, MIDDLE, 427)) <= 1
     exif = Image.Exif()
@@ -144,7 +144,7 @@ def flipped(data, at):
     (encode(CHINA, "PNG")[:-30], "truncated"), (encode(CHINA, "PNG")[:20], "truncated"), (flipped(encode(CHINA, "PNG"), 5000), "decode"),
     (encode(CHINA, "WEBP")[:-100], "truncated"), (b"\xff\xd8\xff\xd9", "truncated"), (b"BM" + bytes(60), "decode"),
 ])
-def test_what_cannot_be_an_image_is_refused(data, reason):
+def test_what_cannot_be_an_image_is_refused(data, reason, decoder):
     with pytest.raises(BadSample) as caught:
         decode(data, CentreCrop(), 32)
     assert caught.value.reason == reason

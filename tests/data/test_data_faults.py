@@ -86,7 +86,7 @@ def test_a_damaged_tar_loses_only_what_was_hit(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", corrupt.SAMPLE)
-def test_a_bad_sample_is_counted_and_shifts_nothing(tmp_path, name, whole):
+def test_a_bad_sample_is_counted_and_shifts_nothing(tmp_path, name, whole, decoder):
     members, reason = corrupt.SAMPLE[name]
     urls = corrupt.build(tmp_path, members)
     good, bad, places = run(urls)
@@ -159,7 +159,7 @@ def test_a_shard_that_changed_its_size_under_a_run_is_one_error(tmp_path):
         run(urls, index, world=1)
 
 
-def test_bytes_that_rot_unseen_after_indexing_shift_nothing(tmp_path, whole):
+def test_bytes_that_rot_unseen_after_indexing_shift_nothing(tmp_path, whole, decoder):
     urls = corrupt.build(tmp_path)
     index = open_index(urls)
     path = tmp_path / "s-001.tar"

@@ -274,7 +274,7 @@ def test_a_label_outside_the_classes_ends_training_at_once(tmp_path):
 
 
 def test_an_error_in_a_thread_names_the_sample(shards, monkeypatch):
-    def fail(*_):
+    def fail(*_, **named):
         raise ZeroDivisionError
 
     with open_stream(recipe(shards), open_index(shards), rank=0, world=1, micro_batch=2) as stream:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from vitscale.data import jpeg, open_index, open_stream
+from vitscale.data import jpeg, native, open_index, open_stream
 from vitscale.data.bad import BadSample
 from vitscale.data.crop import DRAWS, RandomCrop
 from vitscale.data.decode import decode
@@ -59,7 +59,7 @@ def test_they_are_so_for_every_sampling_of_colour(sampling):
     assert lasting(coded)[0]
 
 
-def test_a_crop_of_a_sound_image_is_the_same():
+def test_a_crop_of_a_sound_image_is_the_same(decoder):
     formats = [encode(CHINA), encode(CHINA, progressive=True), encode(CHINA.convert("L")), encode(CHINA.convert("CMYK"))]
     padded = formats[0][:-2] + bytes([5] * 3) + formats[0][-2:]
     turned = Image.Exif()
@@ -134,11 +134,17 @@ def recipe(urls):
     }, "test")
 
 
-def test_a_stream_decodes_less_once_it_knows_and_finds_what_rots_meanwhile(tmp_path, monkeypatch):
+def test_a_stream_decodes_less_once_it_knows_and_finds_what_rots_meanwhile(tmp_path, monkeypatch, decoder):
     urls = corrupt.build(tmp_path)
     index, total, bad, above = open_index(urls), sum(corrupt.COUNTS), [], []
-    real = jpeg.pixels_above
+    real, real_crop = jpeg.pixels_above, native.crop
+
+    def crop(*given, whole):
+        above.extend([given] * (decoder == "native" and not whole))
+        return real_crop(*given, whole=whole)
+
     monkeypatch.setattr(jpeg, "pixels_above", lambda *given: above.append(given) or real(*given))
+    monkeypatch.setattr(native, "crop", crop)
     with open_stream(recipe(urls), index, rank=0, world=1, micro_batch=2, on_bad=bad.append) as stream:
         for batch in stream.until(4 * total):
             for micro in batch.micro:

@@ -47,7 +47,7 @@ def pair(**changes) -> tuple[MaskedAutoencoder, torch.nn.Module]:
         value.data = across_last.roll(value.shape[-1] // 2, dims=-1)[None]          # as their published weights have it
     weights = {renamed(name, RENAMED): value for name, value in theirs.state_dict().items() if name not in fixed}
     fuse(weights, ("q_proj", "k_proj", "v_proj"), "qkv")
-    ours = MaskedAutoencoder(Vit(**ENCODER, position="sincos"), MAE, eps=1e-3)
+    ours = MaskedAutoencoder(Vit(**ENCODER, position="sincos", norm_eps=1e-3), MAE)
     ours.load_state_dict(weights, strict=True)
     assert len(fixed) == 2
     return ours, theirs

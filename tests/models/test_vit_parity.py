@@ -53,7 +53,7 @@ Output = Callable[[Tensor], Tensor]
 
 def pair(theirs: torch.nn.Module, section: Vit, weights: dict[str, Tensor] | None = None) -> tuple[VisionTransformer, torch.nn.Module]:
     """Ours with the weights of theirs, shaken."""
-    ours = VisionTransformer(section, eps=1e-3).eval()
+    ours = VisionTransformer(section.model_copy(update={"norm_eps": 1e-3})).eval()
     ours.load_state_dict(ours_from(theirs.state_dict() if weights is None else weights), strict=True)
     return ours, theirs
 

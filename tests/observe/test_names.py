@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,9 @@ def test_conventions(metric):
     assert "ratio" not in metric.name or re.search("0 to 1|1 or more", metric.help)
     assert bool(metric.buckets) == (metric.kind == "histogram")
     assert list(metric.buckets) == sorted(metric.buckets)
-    assert len(metric.labels) <= 1 or metric.kind == "info"         # what Exporter.update takes
+    assert metric.labels == ("rank", *metric.labels[1:]) if metric.scope == "rank" else "rank" not in metric.labels
+    assert len(metric.labels) - (metric.scope == "rank") <= 1 or metric.kind == "info"
+    assert bool(metric.values) == bool(set(metric.labels) - {"rank"}) or metric.kind == "info"      # no label can grow without bound
 
 
 def test_every_column_is_a_metric():
@@ -34,6 +37,13 @@ def test_every_column_is_a_metric():
 
 def test_an_evaluation_is_no_step():
     assert metrics_of({"step": 3, "time": 9.0, "loss": 2.0, "images_per_second": 5.0}) == {
-        "steps_total": 3, "last_step_timestamp_seconds": 9.0, "loss": 2.0,
+        "steps_total": 3, "last_step_timestamp_seconds": 9.0, "loss": 2.0, "images_per_second": 5.0,
     }
     assert metrics_of({"step": 3, "time": 9.0, "eval_top1": 0.5}) == {"steps_total": 3, "eval_top1_ratio": 0.5}
+
+
+def test_the_guide_has_the_same_table():
+    guide = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
+    rows = [line for line in guide.splitlines() if line.startswith("| `vitscale_")]
+    assert rows == [f"| `{metric.full_name}` | {metric.kind} | {', '.join(metric.labels)} | {metric.scope} | {metric.help} |"
+                    for metric in METRICS]

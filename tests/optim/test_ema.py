@@ -2,14 +2,16 @@
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from vitscale.optim.ema import Ema
+from vitscale.parallel.place import Place
+from vitscale.parallel.world import joined
+from vitscale.recipe import Parallel
 
 
 def toy() -> nn.Module:
@@ -76,8 +78,13 @@ def test_only_fp32_weights_are_averaged():
         Ema(toy().bfloat16(), 0.5)
 
 
-def _sharded(rank: int, size: int, store: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+def _sharded(place: Place) -> int:
+    """Returns how many averages were compared."""
+    with joined(Parallel(engine="fsdp", device="cpu"), place) as world:
+        return _compare(world.size)
+
+
+def _compare(size: int) -> int:
     x = torch.ones(2, 6)
     whole, model = toy(), toy()
     mesh = init_device_mesh("cpu", (size,))
@@ -100,9 +107,9 @@ def _sharded(rank: int, size: int, store: str) -> None:
     for (name, average), expected in zip(ema.tensors().items(), whole_ema.tensors().values(), strict=True):
         assert isinstance(average, DTensor), name
         torch.testing.assert_close(average.full_tensor(), expected)
-    dist.destroy_process_group()
+    return len(ema.tensors())
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])     # at 4 the last layer's 3 rows leave a rank with none
-def test_sharded_averages_equal_whole_ones(tmp_path, size):
-    mp.spawn(_sharded, (size, str(tmp_path / "store")), nprocs=size)
+def test_sharded_averages_equal_whole_ones(size):
+    assert run_ranks(size, _sharded) == [len(Ema(toy(), 0.75).tensors())] * size

@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from vitscale.errors import RecipeError
+from vitscale.models import build_model
 from vitscale.optim.build import OPTIMIZERS, build_optimizer
-from vitscale.optim.groups import decay_groups
+from vitscale.optim.groups import decay_groups, freeze_
 from vitscale.recipe import Optim
+from vitscale.recipe.schema import Swin, Vit
 
 
 class Toy(nn.Module):
@@ -63,3 +66,38 @@ def test_adamw_decays_what_it_should_and_nothing_else():
 
 def test_every_optimizer_a_recipe_can_name_is_registered():
     assert set(Optim.model_fields["name"].annotation.__args__) == set(OPTIMIZERS)
+
+
+SWIN = Swin(family="swin", width=8, depths=(2, 1), heads=(2, 4), window=2, patch=2, image=16, classes=5)
+VIT = Vit(width=16, depth=3, heads=2, mlp=24, patch=4, image=16, classes=5)
+
+
+def test_layers_learn_more_slowly_the_further_they_lie_from_the_head():
+    """BEiT's rule: the head at the whole rate, block i of L at decay ** (L - i), the patches at decay ** (L + 1)."""
+    model = build_model(VIT)
+    optimizer = build_optimizer(model, Optim(lr=1.0, layer_decay=0.5))
+    scales = {name: group["lr_scale"] for group in optimizer.param_groups for name in names_of(model, group)}
+    assert scales.keys() == {name for name, _ in model.named_parameters()}
+    assert [scales[name] for name in ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight", "blocks.2.norm1.bias",
+                                      "norm.weight", "head.weight")] == [1 / 16, 1 / 16, 1 / 8, 1 / 2, 1, 1]
+    assert all(group["weight_decay"] == (0 if names_of(model, group)[0] in model.no_decay() else 0.05) for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(("section", "what", "stays", "learns"), [
+    (VIT, 1, ["patch_embed.proj.weight", "pos_embed", "cls_token", "blocks.0.attn.qkv.weight"], ["blocks.1.norm1.weight", "norm.weight"]),
+    (VIT, "backbone", ["blocks.2.mlp.fc2.bias", "norm.weight"], ["head.weight", "head.bias"]),
+    (SWIN, 1, ["patch_embed.proj.weight", "layers.0.blocks.1.norm1.weight"], ["layers.1.downsample.norm.weight", "head.fc.weight"]),
+])
+def test_what_is_frozen_stays_and_stands_in_no_group(section, what, stays, learns):
+    model = build_model(section)
+    frozen = freeze_(model, what)
+    assert frozen == sum(p.numel() for p in model.parameters() if not p.requires_grad) > 0
+    trained = {name for group in decay_groups(model, 0.1, 0.9) for name in names_of(model, group)}
+    assert trained >= set(learns)
+    assert not trained & set(stays)
+
+
+def test_more_blocks_than_there_are_cannot_be_frozen():
+    for section, words in ((VIT, "4 of the model's 3 blocks"), (SWIN, "4 of the model's 2 stages")):
+        with pytest.raises(RecipeError, match=words):
+            freeze_(build_model(section), 4)

@@ -23,21 +23,33 @@ def recipe(model=SMALL, group=None, ema=None, **parallel) -> Recipe:
 
 def test_ddp_in_fp32_holds_sixteen_bytes_per_parameter():
     n = count_params(Vit(**SMALL))
-    memory = estimate(recipe(), world_size=8, micro_batch=1)
+    memory = estimate(recipe(), world_size=8, micro_batch=1, on_gpu=False)
     assert (memory.weights, memory.gradients, memory.optimizer, memory.ema) == (4 * n, 4 * n, 8 * n, 0)
     assert estimate(recipe(ema={"decay": 0.99}), 8, 1).ema == 4 * n
     assert memory.total == 16 * n + activation_bytes(recipe())
+    assert memory.context == 0 < estimate(recipe(), 1, 1).context < estimate(recipe(), 8, 1).context    # CUDA, and NCCL
 
 
-@pytest.mark.parametrize(("stage", "bytes_per_parameter"), [(1, 2 + 2 + 16 / 64), (2, 2 + 18 / 64), (3, 20 / 64)])
+@pytest.mark.parametrize(("stage", "bytes_per_parameter"), [(1, 2 + 6 + 12 / 64), (2, 2 + 18 / 64), (3, 2 + 20 / 64)])
 def test_zero_stages_follow_the_papers_formulas(stage, bytes_per_parameter):
-    """Rajbhandari et al. 2020, figure 1, with 4 bytes more for the fp32 gradient shard that the update reads."""
+    """Rajbhandari et al. 2020, figure 1, with 4 bytes more for the fp32 gradient shard that the update reads; DeepSpeed's stage 1
+    accumulates whole gradients in fp32, and its stage 3 keeps up to 1e9 gathered parameters for their next use."""
     section = recipe(HUGE, engine="zero", zero_stage=stage, precision="bf16")
     memory = estimate(section, 64, 1)
     states = memory.weights + memory.gradients + memory.optimizer
     n, block = count_params(section.model), 19_677_440         # a block of ViT-H
-    gathered = {1: 0, 2: 2 * block, 3: 2 * block + 2 * (n - 32 * block) + 2 * 2 * block}[stage]
+    gathered = {1: 0, 2: 2 * block, 3: 2 * (n - 32 * block) + 2 * (block // 3)}[stage]
     assert states == pytest.approx(bytes_per_parameter * n + gathered, abs=8)
+    assert memory.communication >= (0 if stage == 1 else 2 * 5e8)       # its buckets, as large as ever
+
+
+@pytest.mark.parametrize(("engine", "more"), [("ddp", 0), ("zero", 0), ("fsdp", 4)])
+def test_fsdp_alone_keeps_whole_gradients_between_micro_steps(engine, more):
+    """FSDP2 reduces in the last micro-step, and until then every rank holds all of them in fp32."""
+    section = recipe(HUGE, engine=engine, precision="bf16")
+    n = count_params(section.model)
+    once, twice = (estimate(section, 64, 8, steps) for steps in (1, 2))
+    assert twice.total - once.total == pytest.approx(more * n, rel=0.01)
 
 
 @pytest.mark.parametrize(("name", "moments"), [("lamb", 2), ("lion", 1), ("sgd", 1)])
@@ -54,10 +66,10 @@ def test_offload_takes_the_optimizer_off_the_device():
 
 def test_fsdp_of_huge_agrees_with_a_simulated_run():
     """A memory tracker on fake tensors, 64 ranks, micro-batch 64, bf16: 20.6 GiB; with every block recomputed 2.37 GiB."""
-    none = estimate(recipe(HUGE, engine="fsdp", precision="bf16"), 64, 64).total
-    blocks = estimate(recipe(HUGE, engine="fsdp", precision="bf16", recompute="blocks"), 64, 64).total
-    assert none / GIB == pytest.approx(20.6, rel=0.03)
-    assert blocks / GIB == pytest.approx(2.37, rel=0.15)
+    none = estimate(recipe(HUGE, engine="fsdp", precision="bf16"), 64, 64, on_gpu=False).total
+    blocks = estimate(recipe(HUGE, engine="fsdp", precision="bf16", recompute="blocks"), 64, 64, on_gpu=False).total
+    assert none / GIB == pytest.approx(20.6, rel=0.02)
+    assert blocks / GIB == pytest.approx(2.37, rel=0.05)
 
 
 @pytest.mark.parametrize("options", [
@@ -100,7 +112,9 @@ def test_a_recomputed_block_keeps_its_input_and_one_is_whole_again():
     none = activation_bytes(recipe())
     every_third = activation_bytes(recipe(recompute="blocks", recompute_every=3))      # blocks 0 and 3 of 4
     block = unit_bytes(recipe(), anatomy_of(recipe().model).units[0])
-    assert none - every_third == 2 * (block - 26 * 24 * 4) - block
+    assert none - every_third == pytest.approx(block - 26 * 24 * 4, abs=64)         # block 0; block 3 is whole again
+    every = activation_bytes(recipe(recompute="blocks"))
+    assert none - every == pytest.approx(3 * (block - 26 * 24 * 4), abs=64)         # one of four is whole again
 
 
 def test_more_of_anything_never_takes_less():
@@ -126,7 +140,7 @@ def test_bf16_computes_in_less_than_fp32(engine):
 
 def device_for(section: Recipe, world_size: int, images: int) -> int:
     """The bytes of a device on which exactly `images` fit."""
-    return int(estimate(section, world_size, images).total / 0.85) + 64
+    return int((estimate(section, world_size, images, 2).total + 64) / 0.9)
 
 
 @pytest.mark.parametrize(("fits", "local_share", "group", "expected"), [
@@ -149,8 +163,8 @@ def test_fewer_steps_would_not_fit():
     for share in (7, 64, 100, 511):
         size = fitting_micro_batch(section, 8, 40 * 10**9, share)
         steps = -(-share // size)
-        assert estimate(section, 8, size).total <= 0.85 * 40e9
-        assert steps == 1 or estimate(section, 8, -(-share // (steps - 1))).total > 0.85 * 40e9
+        assert estimate(section, 8, size, steps).total <= 0.9 * 40e9
+        assert steps == 1 or estimate(section, 8, -(-share // (steps - 1)), steps - 1).total > 0.9 * 40e9
 
 
 def test_what_cannot_fit_names_what_to_change():

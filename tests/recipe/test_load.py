@@ -99,7 +99,7 @@ def test_every_mistake_at_once(mistakes):
         "data.augment.mean wants a longer list, got (1, 2)",
         "optim.lr wants a number, got 'abc'",
         "optim.learning_rte is no key of optim; the keys are name, lr, betas, eps, weight_decay, schedule, warmup, cooldown, timescale, "
-        "min_lr, clip_norm",
+        "min_lr, clip_norm, layer_decay, freeze",
         "optim.betas wants a list, got 0.9",
         "optim.clip_norm wants a number > 0, got 0",
         "optim.weight_decay wants a finite number, got nan",
@@ -110,7 +110,7 @@ def test_every_mistake_at_once(mistakes):
         "micro_batch wants a number >= 1, got 0",
         "duration wants a number and a unit, such as '300 epochs', '90000 steps' or '5e8 images', got '3 weeks'",
         "1 is no key of a recipe; the keys are name, model, data, objective, optim, global_batch, micro_batch, duration, parallel, "
-        "checkpoint, evaluate, ema, observe, resilience, seed, runs_dir, init",
+        "checkpoint, evaluate, ema, lora, observe, resilience, seed, runs_dir, profile, init",
     }
 
 

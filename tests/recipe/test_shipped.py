@@ -32,12 +32,16 @@ PUBLISHED = {
     "convnext_l_in1k": (197_767_336, 4096, "300 epochs"),
     "mae_l16_in1k": (329_541_888 - 197 * (1024 + 512), 4096, "800 epochs"),     # the fixed positions are no parameters here
     "mae_h14_in1k": (657_074_508 - 257 * (1280 + 512), 4096, "1600 epochs"),
+    "finetune_mae_l16_in1k": (304_326_632 - 1024, 1024, "50 epochs"),           # the class token has no place of its own
+    "finetune_mae_h14_in1k": (632_045_800 - 1280, 1024, "50 epochs"),
+    "finetune_deit3_l16_in1k": (304_374_760, 512, "20 epochs"),
     "vit_so400m14": (427_680_704 + 29_593 * 1_153, 16_384, "40000000000 images"),
 }
 
 
 def test_there_are_recipes():
-    assert {load_recipe(file).name for file in FILES} == PUBLISHED.keys() | {"quickstart"}
+    own = {"quickstart", "compare_vit", "compare_swin", "compare_convnext"}
+    assert {load_recipe(file).name for file in FILES} == PUBLISHED.keys() | own
 
 
 def test_names_are_not_shared():

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from running import SMALL, TIMEOUT_S, Run, start, train
 
+from vitscale.observe.targets import target_file
+from vitscale.parallel.place import node_name
+
 pytestmark = pytest.mark.slow       # whole runs of real processes
 
 
@@ -68,8 +71,8 @@ def test_metrics_over_http_while_it_runs(place: Path) -> None:
     run = Run(place / "runs" / "m")
     try:
         run.wait_for_step(12, process)
-        (target,) = json.loads((run.folder / "exporter.json").read_text())
-        assert target["labels"] == {"run": "m"}
+        (target,) = json.loads(target_file(run.folder, node_name()).read_text())
+        assert target["labels"] == {"run": "m", "node": node_name()}
         address = target["targets"][0]
         assert address.startswith("127.0.0.1:")
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
@@ -83,7 +86,7 @@ def test_metrics_over_http_while_it_runs(place: Path) -> None:
     assert float(values["vitscale_checkpoint_seconds_count"]) >= 1
     assert time.time() - float(values["vitscale_checkpoint_last_success_timestamp_seconds"]) < 60
     assert 0 < float(values["vitscale_mfu_ratio"]) < 1
-    assert not (run.folder / "exporter.json").exists()      # withdrawn at the end
+    assert not target_file(run.folder, node_name()).exists()      # withdrawn at the end
 
 
 @pytest.mark.parametrize("launcher", [

@@ -11,6 +11,8 @@ import pytest
 from faults import Fault, faults, happened
 from running import SMALL, TIMEOUT_S, Run, start, train
 
+from vitscale.observe.targets import target_file
+from vitscale.parallel.place import node_name
 from vitscale.resilience.skips import remember
 
 pytestmark = pytest.mark.slow       # whole runs of real processes: several seconds each for starting alone
@@ -199,7 +201,7 @@ def test_a_checkpoint_from_which_no_step_can_be_made_is_left_too(place: Path) ->
     run = Run(place / "runs" / "m")
     try:
         run.wait_for_step(30, process)
-        (target,) = json.loads((run.folder / "exporter.json").read_text())
+        (target,) = json.loads(target_file(run.folder, node_name()).read_text())
         with urllib.request.urlopen(f"http://{target['targets'][0]}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
     finally:

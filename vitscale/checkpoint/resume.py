@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 # A run with another value of one of these would not be the same run.  (The shards are compared by their index hash, not their paths.)
 ORDER = ("data.lanes", "data.group", "data.mix", "data.repeats", "global_batch", "seed", "index_hash")      # decide which sample comes when
-BOUND = ("model", "objective", "data.augment", "data.label", "data.class_map", "data.multi_label", "data.exif_orientation", *ORDER)
+BOUND = ("model", "objective", "lora", "data.augment", "data.label", "data.class_map", "data.multi_label", "data.exif_orientation", *ORDER)
 
 
 def newest_whole(folder: Path) -> Path | None:

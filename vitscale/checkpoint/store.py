@@ -51,6 +51,7 @@ class Facts:
     best: dict[str, Any] | None = None      # {"step", "metric", "value"} of the best evaluation so far
     stopping: dict[str, Any] = field(default_factory=dict)     # early stopping's memory
     guard: dict[str, Any] = field(default_factory=dict)        # the losses against which the next ones are judged
+    owes_evaluation: bool = False       # the evaluation of this step was left when the run was asked to stop
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -68,11 +69,11 @@ class Writer:
     """
 
     def __init__(self, folder: Path, *, rank: int, lease: Lease | None, attempt: int, settings: CheckpointSettings,
-                 on_published: Callable[[float], None] | None = None, on_failed: Callable[[], None] | None = None) -> None:
+                 on_published: Callable[[int, float], None] | None = None, on_failed: Callable[[], None] | None = None) -> None:
         """`folder` is the run's checkpoints/.  Only rank 0 has a lease.  Collective: makes a process group of its own.
 
-        Called on rank 0, in the writing thread: `on_published` with the seconds from save() to the published checkpoint, `on_failed`
-        when one could not be written.
+        Called on rank 0, in the writing thread: `on_published` with the step and the seconds from save() to the published checkpoint,
+        `on_failed` when one could not be written.
         """
         self.folder, self.rank, self.lease, self.attempt, self.settings = folder, rank, lease, attempt, settings
         self.on_published, self.on_failed = on_published, on_failed
@@ -162,7 +163,7 @@ class Writer:
             shutil.rmtree(draft, ignore_errors=True)        # it is this attempt's own, and nobody else may come to clear it away
             raise
         if self.rank == 0 and self.on_published is not None:
-            self.on_published(time.monotonic() - started)
+            self.on_published(facts.step, time.monotonic() - started)
 
     def _on_first(self, act: Callable[[], None]) -> None:
         """Run `act` on rank 0 while the others wait; what it raises is raised on every rank, so that none goes on without the rest.

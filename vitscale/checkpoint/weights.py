@@ -4,14 +4,18 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from vitscale.checkpoint.foreign import is_foreign_folder, read_folder
 from vitscale.checkpoint.store import FACTS, MANIFEST, WEIGHTS, checkpoints_in, damage_in, read_facts
 from vitscale.errors import CheckpointError
+from vitscale.models.adapt import adapted
+from vitscale.models.lora import has_adapters, merged
 from vitscale.models.names import CLASSIFIERS, HEAD, PAINTER
-from vitscale.recipe.schema import OBJECTIVES
+from vitscale.recipe.schema import FAMILIES, OBJECTIVES, Lora, Model
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +39,42 @@ def find_weights(source: Path) -> Path:
 def read_weights(source: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """name -> fp32 value for exactly the parameters in `shapes`.  Raises CheckpointError naming the first that does not fit."""
     path = find_weights(source)
-    return _fitting(path, _load(path), shapes)
+    return fitting(path, _load(path), shapes)
+
+
+def read_start(source: Path, model: nn.Module, objective: str) -> dict[str, Tensor]:
+    """What `init` gives a new model, of any folder that load() takes: adapted to it, and by name in fp32; the log says what was done.
+
+    Of a head that is another one, and of what comes anew, nothing is returned.  Raises CheckpointError for another backbone.
+    """
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    section: Model | None
+    if is_foreign_folder(source):
+        folder = read_folder(source)
+        path, weights, section = folder.source, folder.weights, folder.section
+    else:
+        path = find_weights(source)
+        weights, section = _load(path), section_before(path)
+        if own := _own_parts(path, weights, shapes, objective):
+            weights = {name: value for name, value in weights.items() if name not in own}
+            log.info("init=%s: left behind is what its pretraining alone needed: %s", source,
+                     ", ".join(sorted({name.partition(".")[0] for name in own})))
+    weights, notes = adapted(weights, model, section)
+    for note in notes:
+        log.info("init=%s: %s", source, note)
+    wanted = {name: shape for name, shape in shapes.items() if name in weights or not name.startswith((*HEAD, "head"))}
+    return fitting(path, weights, wanted)
+
+
+def section_before(path: Path) -> Model | None:
+    """The model section that the weights in a checkpoint's folder were trained with; None if they lie elsewhere."""
+    if not (path.parent / FACTS).is_file():
+        return None
+    values = read_facts(path.parent).recipe.get("model", {})
+    try:
+        return FAMILIES[values.get("family", "vit")].model_validate(values)
+    except (KeyError, ValidationError):
+        return None
 
 
 def read_backbone(source: Path, shapes: Mapping[str, tuple[int, ...]], objective: str) -> dict[str, Tensor]:
@@ -46,19 +85,26 @@ def read_backbone(source: Path, shapes: Mapping[str, tuple[int, ...]], objective
     """
     path = find_weights(source)
     weights = _load(path)
-    before = _objective_of(path)
-    own = [name for name in weights if name.startswith(PAINTER)]
-    if before is not None and before != objective and not OBJECTIVES[before].wants_labels:
-        own += [name for name in weights if name in CLASSIFIERS]
-    if not own or any(name.startswith(PAINTER) for name in shapes):
-        return _fitting(path, weights, shapes)
+    own = _own_parts(path, weights, shapes, objective)
+    if not own:
+        return fitting(path, weights, shapes)
     if "norm.weight" not in shapes and "fc_norm.weight" in shapes:      # the last norm comes after the pooling now: another one
         own += [name for name in weights if name.startswith("norm.")]
     kept = {name: value for name, value in weights.items() if name not in own}
     fresh = [name for name in shapes if name.startswith(HEAD) and name not in kept]
     log.info("init=%s: %d of its tensors belong to %s alone and are left behind (%s); these begin at first values: %s", source, len(own),
-             before or "its pretraining", ", ".join(sorted({name.partition(".")[0] for name in own})), ", ".join(fresh) or "none")
-    return _fitting(path, kept, {name: shape for name, shape in shapes.items() if name not in fresh})
+             _objective_of(path) or "its pretraining", ", ".join(sorted({name.partition(".")[0] for name in own})),
+             ", ".join(fresh) or "none")
+    return fitting(path, kept, {name: shape for name, shape in shapes.items() if name not in fresh})
+
+
+def _own_parts(path: Path, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], objective: str) -> list[str]:
+    """Names of the weights that belong to a pretraining without labels alone, if it was that and `shapes` is something else."""
+    before = _objective_of(path)
+    own = [name for name in weights if name.startswith(PAINTER)]
+    if before is not None and before != objective and not OBJECTIVES[before].wants_labels:
+        own += [name for name in weights if name in CLASSIFIERS]
+    return [] if any(name.startswith(PAINTER) for name in shapes) else own
 
 
 def _objective_of(path: Path) -> str | None:
@@ -70,13 +116,21 @@ def _objective_of(path: Path) -> str | None:
 
 
 def _load(path: Path) -> dict[str, Tensor]:
+    """What a file holds; of a run with adapters, added up."""
     try:
-        return load_file(path)
+        weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from None
+    if not has_adapters(weights):
+        return weights
+    try:
+        return merged(weights, Lora.model_validate(read_facts(path.parent).recipe["lora"]))
+    except (KeyError, ValidationError):
+        raise CheckpointError(f"{path}: holds adapters, but {FACTS} beside it does not say by how much they count") from None
 
 
-def _fitting(path: Path, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def fitting(path: Path, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The weights in fp32, if they are exactly those of `shapes`.  Raises CheckpointError naming the first that does not fit."""
     for name, shape in shapes.items():
         if name not in weights:
             raise CheckpointError(f"{path}: has no '{name}'; these are the weights of another model")

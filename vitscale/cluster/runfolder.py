@@ -1,5 +1,6 @@
 """A run folder as the login node sees it: names of its files, and reading what may be half-written or damaged."""
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -14,13 +15,21 @@ BEGUN = "begun.json"            # {job, restart, nodes, began, before}: written 
 OUTCOME = "outcome.json"
 METRICS = "metrics.jsonl"
 RECIPE = "recipe.yaml"
+ENVIRONMENT = "environment.json"    # what an attempt runs on: vitscale/train/environment.py
+GOODPUT = "goodput.json"
 LEASES = "lease"
+MONITOR_PORT = 8420
 STALE_S = 60.0                  # a holder that has not been heard of for so long is taken for dead
 TAIL_BYTES = 1 << 18
 
 
 def run_folder(recipe: Recipe) -> Path:
     return Path(recipe.runs_dir) / recipe.name
+
+
+def page_id(below: str) -> str:
+    """What a run is called in the addresses of the page: a hash of its path below the folder of runs, since that may hold anything."""
+    return hashlib.sha256(os.fsencode(below)).hexdigest()[:16]
 
 
 def find_run(named: str) -> Path:

@@ -2,12 +2,27 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vitscale.cluster.runfolder import BEGUN, JOB, METRICS, OUTCOME, RECIPE, Holder, holder_of, last_row, printable, read_object
+from vitscale.cluster.runfolder import (
+    BEGUN,
+    ENVIRONMENT,
+    JOB,
+    METRICS,
+    OUTCOME,
+    RECIPE,
+    Holder,
+    holder_of,
+    last_row,
+    mark,
+    printable,
+    read_object,
+)
 from vitscale.cluster.slurm import Queued, is_job
 from vitscale.errors import ClusterError, RecipeError
 from vitscale.recipe import Duration
@@ -60,7 +75,7 @@ def status_of(folder: Path, queue: Sequence[Queued] | None, now: float | None = 
     queued = sorted((entry for entry in queue or () if entry.job in jobs), key=lambda entry: jobs.index(entry.job))
     state, detail = _state(folder, holder, queued, bool(jobs))
     step, speed, timestamp = (_number(row.get(column)) for column in ("step", "images_per_second", "time"))
-    done, left = _progress(folder / RECIPE, step, _number(row.get("images")))
+    done, left = _progress(folder, step, _number(row.get("images")))
     return Status(
         run=folder.name, state=state, detail=detail, step=None if step is None else int(step), done_ratio=done, images_per_second=speed,
         eta_s=left / speed if left is not None and speed and state == "running" else None, loss=_number(row.get("loss")),
@@ -98,22 +113,39 @@ def _number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _progress(recipe: Path, step: float | None, images: float | None) -> tuple[float | None, float | None]:
-    """(share of the run that is done, images left), by the keys of its recipe that say so; the rest of it may be of another version."""
+def _progress(folder: Path, step: float | None, images: float | None) -> tuple[float | None, float | None]:
+    """(share of the run that is done, images left): by what its last attempt wrote down, else by its recipe."""
+    total = _number(read_object(folder / ENVIRONMENT).get("total_images"))
+    if total is not None and total > 0 and images is not None:
+        return min(images / total, 1.0), max(total - images, 0.0)
+    recipe = folder / RECIPE
+    length = _length(recipe, tuple(mark(recipe) or ()))
+    if length is None:
+        return None, None
+    amount, unit_images, in_steps = length
+    seen = step if in_steps else images
+    if seen is None or unit_images is None:
+        return None, None
+    total = amount * (1.0 if in_steps else unit_images)
+    return min(seen / total, 1.0), max(total - seen, 0.0) * (unit_images if in_steps else 1.0)
+
+
+@lru_cache(maxsize=4096)        # who looks again and again, at many runs, need not parse every recipe anew: 30 ms each
+def _length(recipe: Path, version: tuple[int, ...]) -> tuple[float, float | None, bool] | None:
+    """(amount, images of one of its units, whether these are steps) of a run's duration, by the keys of its recipe that say so.
+
+    The rest of the recipe may be of another version.  None: they are not there.
+    """
     try:
-        if recipe.stat().st_size > LARGEST_RECIPE_BYTES:
-            return None, None
+        if not 0 < recipe.stat().st_size <= LARGEST_RECIPE_BYTES:
+            return None
         values = read_yaml(recipe.read_text(encoding="utf-8"), str(recipe))
         duration, batch = Duration.parse(values["duration"]), float(values["global_batch"])
         samples = values["data"].get("num_samples")
         unit_images = {"steps": batch, "images": 1.0, "epochs": None if samples is None else float(samples)}[duration.unit]
-        seen = step if duration.unit == "steps" else images
-        if seen is None or unit_images is None:
-            return None, None
-        total = duration.amount * (1.0 if duration.unit == "steps" else unit_images)
-        return min(seen / total, 1.0), max(total - seen, 0.0) * (batch if duration.unit == "steps" else 1.0)
+        return (duration.amount, unit_images, duration.unit == "steps") if duration.amount > 0 and unit_images != 0 else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecipeError):
-        return None, None
+        return None
 
 
 def _checkpoint_age(folder: Path, now: float) -> float | None:
@@ -126,6 +158,21 @@ def _checkpoint_age(folder: Path, now: float) -> float | None:
 
 def as_json(found: Sequence[Status]) -> list[dict[str, Any]]:
     return [asdict(one) for one in found]
+
+
+def on_one_screen(found: Sequence[Status], lines: int) -> tuple[list[Status], str]:
+    """Those whose lines fit, in their order, and a line for the others ("" if there are none).
+
+    What runs or waits goes before what ended badly, that before what is done; of equal ones those that made a step last.
+    """
+    if len(found) <= lines:
+        return list(found), ""
+    urgent = {**dict.fromkeys(("running", "starting", "queued"), 0), **dict.fromkeys(("done", "new"), 2)}
+    ranked = sorted(found, key=lambda one: (urgent.get(one.state, 1), math.inf if one.step_age_s is None else one.step_age_s))
+    shown = {one.run for one in ranked[:max(lines, 1)]}
+    left = Counter(one.state for one in ranked[max(lines, 1):])
+    told = ", ".join(f"{count} {printable(state)}" for state, count in left.most_common())
+    return [one for one in found if one.run in shown], f"and {told}; `vitscale status --all` lists them too"
 
 
 def table(found: Sequence[Status], width: int) -> list[str]:

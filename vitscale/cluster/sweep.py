@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vitscale.cluster.bill import ASSUMED_MFU, bill
+from vitscale.cluster.bill import bill
 from vitscale.cluster.runfolder import JOB
 from vitscale.cluster.site import Site
 from vitscale.cluster.slurm import queue
@@ -93,9 +93,10 @@ def bill_of(plan: Plan, site: Site) -> Table:
     for label, runs in levels.items():
         row(label + (" (held out)" if runs[0].held_out else ""), runs)
     row("all", plan.runs)
+    shares = [one.mfu for one in bills.values() if one.mfu is not None]
     notes = [
-        f"GPU-hours assume {ASSUMED_MFU:.0%} MFU on {gpu}"
-        if gpu and site.gpus_per_node
+        f"GPU-hours assume {min(shares):.2g} to {max(shares):.2g} of the peak of {gpu}, as `vitscale plan` works it out"
+        if shares
         else f"GPU-hours and cost: give gpu ({', '.join(list(DEVICES)[:3])}, ...) and price_per_gpu_hour in cluster.yaml"
     ]
     if cached:

@@ -1,5 +1,6 @@
 """Fetch micro-batches ahead of whoever consumes them: by threads, in order, so many and no more."""
 
+import itertools
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ class Ahead:
         self.max_bad_fraction, self.on_bad = max_bad_fraction, on_bad
         self.fetched = 0                            # tasks that the threads have ended: it grows as long as reading gets on
         self.read = 0                               # samples handed out, replaced and masked ones included
+        self.bytes = 0                              # of their image files
         self.skipped: Counter[str] = Counter()      # bad ones among them, by reason
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._plans: Iterator[Plan] = iter(())
@@ -52,6 +54,11 @@ class Ahead:
         self._plans, self._made = plans, 0
         if self._shards:
             self._shards.follow(shards)
+
+    @property
+    def ready(self) -> int:
+        """How many of the next micro-batches could be taken without waiting, at most `depth`."""
+        return sum(1 for _ in itertools.takewhile(lambda entry: all(task.done() for task in entry[1]), self._queue))
 
     def take(self) -> MicroBatch | None:
         """The next micro-batch, waited for; None after the last plan.  Raises what a thread raised, and DataError past max_bad_fraction."""
@@ -96,6 +103,7 @@ class Ahead:
 
     def _book(self, report: Report) -> None:
         self.read += report.read
+        self.bytes += report.bytes
         for bad in report.bad:
             self.skipped[bad["reason"]] += 1
             if self.on_bad:

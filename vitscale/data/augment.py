@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from scipy.special import ndtri
 from torch import Tensor
 
 from vitscale.data.mix import in_box
@@ -90,4 +89,6 @@ def normal_noise(keys: Tensor, channels: int, height: int, width: int) -> Tensor
 @cache
 def _quantiles(device: torch.device) -> Tensor:
     """(65536,) float32"""
+    from scipy.special import ndtri  # a ninth of a run's imports, and few recipes want it
+
     return torch.from_numpy(ndtri((torch.arange(65536, dtype=torch.float64).numpy() + 0.5) / 65536)).float().to(device)

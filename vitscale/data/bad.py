@@ -1,8 +1,10 @@
 """What can be wrong with one sample while the others are well."""
 
+REASONS = ("read", "image", "format", "bomb", "truncated", "decode", "label")      # labels of a metric, and so few
+
 
 class BadSample(Exception):
-    """This one sample cannot be used.  `reason` is one word for counting: read, image, format, bomb, truncated, decode or label."""
+    """This one sample cannot be used.  `reason`, for counting, is one of REASONS."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)

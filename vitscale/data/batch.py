@@ -118,9 +118,10 @@ def moved(given: _Tensors | None, move: Callable[[Tensor], Tensor]) -> _Tensors 
 
 @dataclass
 class Report:
-    """What happened to the slots of one task: samples read, and what is wrong with those that could not be used."""
+    """What happened to the slots of one task: samples read, the bytes of their images, and what is wrong with those not to be used."""
 
     read: int = 0
+    bytes: int = 0
     bad: list[dict[str, Any]] = field(default_factory=list)     # step, position, id, shard, key, reason, detail
 
 
@@ -149,7 +150,7 @@ class Fetcher:
                     return report
                 report.read += 1
                 try:
-                    self._put(plan, micro, slot, slot)
+                    report.bytes += self._put(plan, micro, slot, slot)
                     good.append(slot)
                 except BadSample as error:
                     report.bad.append(self._describe(plan, slot, error))
@@ -161,14 +162,14 @@ class Fetcher:
                 micro.images.numpy()[slot] = 0
                 for other in sorted(good, key=lambda other: (other < slot, other)):     # those after it first, then from the start
                     try:
-                        self._put(plan, micro, slot, other)
+                        report.bytes += self._put(plan, micro, slot, other)
                         break
                     except BadSample:           # with this slot's own crop it may fail where it had not
                         continue
         return report
 
-    def _put(self, plan: Plan, micro: MicroBatch, slot: int, source: int) -> None:
-        """The sample planned for `source`, by the draws of `slot`, into `slot`."""
+    def _put(self, plan: Plan, micro: MicroBatch, slot: int, source: int) -> int:
+        """The sample planned for `source`, by the draws of `slot`, into `slot`; returns the bytes of its image's file."""
         shard, number = int(plan.shard[source]), int(plan.number[source])
         labels: list[int] = []
         if self.classes and self.label is not None:
@@ -181,14 +182,14 @@ class Fetcher:
         data, sample = self.reader.pread(shard, *members[image]), int(plan.ids[source])
         known = self.sound.sum_of(data)
         sound = self.sound.knows(sample, known)
-        pixels = decode(data, self.crop, self.image, self.channels, draws, self.exif, sound)
+        decode(data, self.crop, self.image, self.channels, draws, self.exif, sound, out=micro.images.numpy()[slot])
         if not sound:
             self.sound.note(sample, known)
-        micro.images.numpy()[slot] = pixels
         micro.labels.numpy()[slot] = labels[0] if labels else 0
         if micro.targets is not None:
             micro.targets.numpy()[slot, labels] = 1
         micro.weight.numpy()[slot] = 1
+        return len(data)
 
     def _describe(self, plan: Plan, slot: int, error: BadSample) -> dict[str, Any]:
         shard, number = int(plan.shard[slot]), int(plan.number[slot])

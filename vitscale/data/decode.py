@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vitscale.data import jpeg, native
 from vitscale.data.crop import CentreCrop, RandomCrop, on_grid, reduction
 from vitscale.data.image import checked_size, decode_above, decode_checked, reducible
 from vitscale.data.orient import orientation, stored_box, swaps, upright
@@ -14,41 +15,52 @@ from vitscale.data.orient import orientation, stored_box, swaps, upright
 
 def decode(
     data: bytes, crop: RandomCrop | CentreCrop, size: int, channels: int = 3, draws: Sequence[float] = (), exif: bool = False,
-    sound: bool = False,
+    sound: bool = False, out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """One image -> (S, S, C) uint8, RGB or grey.  draws: 22 numbers in [0, 1) for a RandomCrop.
+    """One image -> (S, S, C) uint8, RGB or grey: into `out`, contiguous, if it is given.  draws: 22 numbers in [0, 1) for a RandomCrop.
 
-    Resized by torch's antialiased bicubic on uint8, the filter of PIL's BICUBIC, in a single pass.  A JPEG whose random crop is at least
+    Resized by an antialiased bicubic on uint8, the filter of PIL's BICUBIC, in a single pass.  A JPEG whose random crop is at least
     three times as large as the output is decoded at 1/2, 1/4 or 1/8, its box moved onto that grid.  Evaluation never does so, since
-    its numbers are compared with others'.  Raises BadSample.
+    its numbers are compared with others'.  Raises BadSample; then `out` holds nothing of use.
 
     exif: the box is drawn in the image as its EXIF orientation has it looked at.  It is cut out of the stored pixels, and only the resized
     square is turned: as right, and nothing large is copied.
 
-    sound: these bytes were decoded before and nothing was wrong with them (sound.py).  Then a random crop leaves out the rows below it,
-    which takes an eighth less time and gives the same pixels; else they are decoded too, since damage is told only at an image's end.
+    sound: these bytes were decoded before and nothing was wrong with them (sound.py).  Then what lies below the crop is left out, which
+    takes less time and gives the same pixels; else it is read too, since damage is told only at an image's end.
+
+    A JPEG is done by the native decoder where that was built and takes it; else by simplejpeg and torch, to the same pixels.
     """
     height, width = checked_size(data)
     turn = orientation(data) if exif else 1
     seen = (width, height) if swaps(turn) else (height, width)
+    reduces = reducible(data)
     if isinstance(crop, RandomCrop):
         box = stored_box(crop.box(*seen, draws), height, width, turn)
-        scale = reduction(box, size) if reducible(data) else 1
-        top, left, h, w = on_grid(box, scale)
-        pixels = decode_above(data, channels, scale, top + h) if sound else decode_checked(data, channels, scale)
-        square = resize(pixels[top:top + h, left:left + w], size, size)
+        scale = reduction(box, size) if reduces else 1
+        box, resized, window = on_grid(box, scale), (size, size), (0, 0, size, size)
     else:
-        pixels = decode_checked(data, channels)
         h, w = crop.resized(*seen, size)
         middle = round((h - size) / 2), round((w - size) / 2), size, size
-        h, w = (w, h) if swaps(turn) else (h, w)
-        top, left, _, _ = stored_box(middle, h, w, turn)
-        square = resize(pixels, h, w)[top:top + size, left:left + size]
-    return upright(square, turn)
+        resized = (w, h) if swaps(turn) else (h, w)
+        box, scale, window = (0, 0, height, width), 1, stored_box(middle, *resized, turn)
+    if out is None:
+        out = np.empty((size, size, channels), np.uint8)
+    if reduces and native.available() and (sound or jpeg.zeroed(data) is None):
+        square = out if turn == 1 else np.empty_like(out)
+        if native.crop(data, square, scale, box, resized, window, whole=not sound):
+            if turn != 1:
+                out[:] = upright(square, turn)
+            return out
+    top, left, h, w = box
+    pixels = decode_above(data, channels, scale, top + h) if sound else decode_checked(data, channels, scale)
+    row, column, _, _ = window
+    out[:] = upright(resize(pixels[top:top + h, left:left + w], *resized)[row:row + size, column:column + size], turn)
+    return out
 
 
 def resize(pixels: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]:
-    """(h, w, C) -> (height, width, C)"""
+    """(h, w, C) -> (height, width, C), by torch."""
     # with the strides of channels-last in every dimension, also that of the one image: else the result is planes, and copying it into a
     # batch takes 0.4 ms
     planes = torch.from_numpy(np.ascontiguousarray(pixels).reshape(1, *pixels.shape).transpose(0, 3, 1, 2))

@@ -91,7 +91,8 @@ class Stream:
     """Endless iterator over a rank's part of each global batch, from `position` on.
 
     position: images seen; it stands after the last step handed out, however far ahead the threads are.  wait_s: seconds the consumer
-    waited for the last step.  read, skipped: samples handed out by this rank, and those of them that could not be used, by reason.
+    waited for the last step; ready: micro-batches that were there when it asked.  read, bytes, skipped: samples handed out by this rank,
+    of their image files, and those of them that could not be used, by reason.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Stream:
         self.index_hash, self.order = index_hash, order
         self.num_micro, self.micro_batch = num_micro, micro_batch
         self.position = 0
-        self.wait_s = 0.0
+        self.wait_s, self.ready = 0.0, 0
         self._ahead, self._rank, self._world = ahead, rank, world
         self._augment, self._image, self._classes = augment, image, classes
         self._drop_rates = np.asarray(drop_rates, np.float64) if any(drop_rates) else None
@@ -112,7 +113,7 @@ class Stream:
         return self
 
     def __next__(self) -> StepBatch:
-        started = time.perf_counter()
+        started, self.ready = time.perf_counter(), self._ahead.ready
         batch = self.order.next(self.position)
         try:
             micro = [self._ahead.take() for _ in range(self.num_micro)]
@@ -136,6 +137,10 @@ class Stream:
     @property
     def read(self) -> int:
         return self._ahead.read
+
+    @property
+    def bytes(self) -> int:
+        return self._ahead.bytes
 
     @property
     def skipped(self) -> Counter[str]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 from torch import Tensor
 
 from vitscale.data.draws import MIX, group_uniforms
@@ -35,6 +34,8 @@ def plan_mix(
         return None
     partner, share, box = np.arange(size), np.ones(size, np.float32), np.zeros((size, 4), np.int64)
     numbers, first, inverse, counts = np.unique(places // group, return_index=True, return_inverse=True, return_counts=True)
+    from scipy.special import betaincinv  # a ninth of a run's imports, and few recipes want it
+
     slots = np.arange(len(places))
     partner[:len(places)] = 2 * first[inverse] + counts[inverse] - 1 - slots
     whether, which, quantile, row, column = group_uniforms(seed, epoch, numbers, MIX.stop).T

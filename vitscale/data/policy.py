@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from vitscale.data.draws import ERASE, JITTER, RANDAUGMENT, THREE
 from vitscale.recipe.schema import Augment, Erasing, RandAugment
@@ -65,6 +64,8 @@ def rand_augment(settings: RandAugment, draws: Floats, size: int) -> Iterator[St
 
     An operation's magnitude is normal around `magnitude`, cut off to 0..10 (timm).
     """
+    from scipy.special import ndtri  # a ninth of a run's imports, and few recipes want it
+
     for number in range(settings.num_ops):
         which, whether, normal, sign = draws[:, 4 * number:4 * number + 4].T
         deviation = settings.magnitude_std * ndtri(normal) if settings.magnitude_std else 0.0

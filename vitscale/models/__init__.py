@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from vitscale.models import convnext, deit, swin, vit
 from vitscale.models.attention import Attention, Layout, RelativePositionAttention
 from vitscale.models.attention_axial import AxialAttention
@@ -33,7 +35,8 @@ __all__ = [
     "MLP", "MODELS", "AdaptivePatchEmbed", "Attention", "AxialAttention", "Backbone", "Block", "ConvNeXt", "ConvStemPatchEmbed",
     "DistilledVisionTransformer", "DropPath", "GatedMLP", "HybridPatchEmbed", "Layout", "LinearAttention", "LocalAttention", "Mlp",
     "MultiHeadAttention", "OverlappingPatchEmbed", "PatchEmbed", "PositionalPatchEmbed", "RelativePositionAttention", "SparseAttention",
-    "SwinTransformer", "VisionTransformer", "build_model", "create_vit_model", "initial_value", "initialise", "resample_kernel",
+    "SwinTransformer", "VisionTransformer", "build_model", "create_vit_model", "initial_value", "initialise", "parameter_shapes",
+    "resample_kernel",
 ]
 
 
@@ -43,6 +46,12 @@ def build_model(model: Model) -> Backbone:
     Its numbers mean something after initialise() or load_state_dict().  Raises RecipeError when the section contradicts itself.
     """
     return MODELS[model.family](model)
+
+
+def parameter_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter of a section's model, which is not built for it.  Raises RecipeError."""
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in build_model(model).named_parameters()}
 
 
 def create_vit_model(size: str, seed: int = 0, **options: Any) -> VisionTransformer:

@@ -29,6 +29,7 @@ class Backbone(nn.Module):
     drop_rates: tuple[float, ...]       # probability of dropping each residual branch (R); the rows of `keep`
     # First values that are one number, by the end of the parameter's name; the rest is initial_value's.
     constants: Mapping[str, float]
+    answers_from: tuple[str, ...] = ("pooled",)     # the intermediates that answer() reads
 
     # muP: the base's width over this model's, by which the learning rate of matrices is scaled; 1: as usual.
     width_scale: float
@@ -44,6 +45,18 @@ class Backbone(nn.Module):
         wanted = (len(self.drop_rates), images.shape[0])
         if keep is not None and keep.shape != wanted:
             raise ValueError(f"keep wants the shape {wanted}, got {tuple(keep.shape)}")
+
+    @abstractmethod
+    def forward_features(self, images: Tensor, keep: Tensor | None = None, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """The intermediates asked for by name; the others are not kept.  Raises ValueError for a name that feature_names() lacks."""
+
+    @abstractmethod
+    def feature_names(self) -> list[str]:
+        """The names that forward_features knows, in the order of computation."""
+
+    @abstractmethod
+    def answer(self, found: Mapping[str, Tensor]) -> Tensor:
+        """Intermediates, those of `answers_from` among them -> what evaluation takes as forward's output."""
 
     @abstractmethod
     def units(self) -> Sequence[nn.Module]:

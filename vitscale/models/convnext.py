@@ -1,6 +1,6 @@
 """ConvNeXt, version 1 (Liu et al. 2022) and version 2 (Woo et al. 2023), from images to logits."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -124,7 +124,10 @@ class ConvNeXt(Backbone):
 
         `keep` (L, B), 1.0 or 0.0: row l the block l; None keeps all.
         """
-        return self.head.fc(self.forward_features(images, keep, ("pooled",))["pooled"])
+        return self.answer(self.forward_features(images, keep, self.answers_from))
+
+    def answer(self, found: Mapping[str, Tensor]) -> Tensor:
+        return self.head.fc(found["pooled"])
 
     def forward_features(self, images: Tensor, keep: Tensor | None = None, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The intermediates asked for by name; None: the last stage and `pooled`.

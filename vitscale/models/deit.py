@@ -1,5 +1,7 @@
 """DeiT (Touvron et al. 2021): a Vision Transformer with a second token and head that learn from a teacher."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -11,9 +13,11 @@ from vitscale.recipe.schema import Deit
 class DistilledVisionTransformer(VisionTransformer):
     """The distillation token follows the class tokens.  Parameter names are timm's."""
 
-    def __init__(self, model: Deit, eps: float = 1e-6) -> None:
+    answers_from = ("norm", "pooled")
+
+    def __init__(self, model: Deit) -> None:
         """Raises RecipeError when the section contradicts itself."""
-        super().__init__(model, eps)
+        super().__init__(model)
         width = shape_of(model).width
         self.dist_token = nn.Parameter(torch.zeros(1, 1, width))
         self.head_dist = nn.Linear(width, model.classes) if model.classes else nn.Identity()
@@ -26,11 +30,17 @@ class DistilledVisionTransformer(VisionTransformer):
 
         images and keep as VisionTransformer's.  Where classes is 0: the class token's features (B, D).
         """
-        found = self.forward_features(images, keep, ("norm", "pooled"))
+        found = self.forward_features(images, keep, self.answers_from)
+        return self._both(found) if self.training and not isinstance(self.head, nn.Identity) else self.answer(found)
+
+    def answer(self, found: Mapping[str, Tensor]) -> Tensor:
         if isinstance(self.head, nn.Identity):
             return found["pooled"]
-        by_label, by_teacher = self.classify(found["pooled"]), self.head_dist(found["norm"][:, self.class_tokens])
-        return (by_label, by_teacher) if self.training else (by_label + by_teacher) / 2
+        by_label, by_teacher = self._both(found)
+        return (by_label + by_teacher) / 2
+
+    def _both(self, found: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.classify(found["pooled"]), self.head_dist(found["norm"][:, self.class_tokens])
 
 
 def build(model: Deit) -> DistilledVisionTransformer:

@@ -22,17 +22,17 @@ class MaskedAutoencoder(VisionTransformer):
 
     decoder_pos_embed: Tensor
 
-    def __init__(self, model: Vit, objective: Mae, eps: float = 1e-6) -> None:
-        """Raises RecipeError when a section contradicts itself.  `eps` of every LayerNorm."""
-        super().__init__(encoder_section(model), eps)
+    def __init__(self, model: Vit, objective: Mae) -> None:
+        """Raises RecipeError when a section contradicts itself."""
+        super().__init__(encoder_section(model))
         decoder = decoder_section(model, objective)
         shape = shape_of(decoder)
         self.mask_ratio, self.decoder_width = objective.mask_ratio, shape.width
         self.decoder_embed = nn.Linear(self.width, shape.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, shape.width))
         self.register_buffer("decoder_pos_embed", sincos(self.grid, shape.width), persistent=False)
-        self.decoder_blocks = nn.ModuleList(Block(decoder, shape, 0.0, eps) for _ in range(shape.depth))
-        self.decoder_norm = nn.LayerNorm(shape.width, eps=eps)
+        self.decoder_blocks = nn.ModuleList(Block(decoder, shape, 0.0, model.norm_eps) for _ in range(shape.depth))
+        self.decoder_norm = nn.LayerNorm(shape.width, eps=model.norm_eps)
         self.decoder_pred = nn.Linear(shape.width, num_pixels(model))
 
     def forward(self, images: Tensor, keep: Tensor | None, order: Tensor) -> Tensor:  # type: ignore[override]

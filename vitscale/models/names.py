@@ -10,6 +10,20 @@ HEAD = (*CLASSIFIERS, "fc_norm.", "pre_logits.", "attn_pool.")      # how names 
 PAINTER = ("decoder_", "mask_token")                                # and of what only hidden pixels are for
 
 
+def depth_of(name: str, units: Sequence[str]) -> int:
+    """How deep in a model a parameter lies: 0 before the blocks, 1 + i in the i-th of `units` (their names), len(units) + 1 behind them.
+
+    Bao et al. 2022 (BEiT) count so.  What stands between stages counts with the block after it.
+    """
+    for depth, unit in enumerate(units, 1):
+        if name.startswith(unit + "."):
+            return depth
+    if name.startswith((*HEAD, *PAINTER, "norm.", "head.")):
+        return len(units) + 1
+    stage = name.partition(".downsample.")[0] + "."
+    return next((depth for depth, unit in enumerate(units, 1) if unit.startswith(stage)), 0)
+
+
 def leaf(name: str) -> str:
     """`blocks.0.attn.qkv.weight` -> `weight`."""
     return name.rpartition(".")[2]

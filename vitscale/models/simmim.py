@@ -11,9 +11,9 @@ from vitscale.recipe.schema import Vit
 class Inpainter(VisionTransformer):
     """A VisionTransformer without a head, whose weights are a classifier's, a token for what is masked and a layer that paints."""
 
-    def __init__(self, model: Vit, eps: float = 1e-6) -> None:
-        """Raises RecipeError when the section contradicts itself.  `eps` of every LayerNorm."""
-        super().__init__(encoder_section(model), eps)
+    def __init__(self, model: Vit) -> None:
+        """Raises RecipeError when the section contradicts itself."""
+        super().__init__(encoder_section(model))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.width))
         self.decoder_pred = nn.Linear(self.width, num_pixels(model))
 

@@ -1,7 +1,7 @@
 """The Swin Transformer, version 1 (Liu et al. 2021) and version 2 (Liu et al. 2022), from images to logits."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -244,7 +244,10 @@ class SwinTransformer(Backbone):
 
         `keep` (2 L, B), 1.0 or 0.0: row 2 l the attention of block l, row 2 l + 1 its MLP; None keeps all.
         """
-        return self.head(self.forward_features(images, keep, ("pooled",))["pooled"])
+        return self.answer(self.forward_features(images, keep, self.answers_from))
+
+    def answer(self, found: Mapping[str, Tensor]) -> Tensor:
+        return self.head(found["pooled"])
 
     def forward_features(self, images: Tensor, keep: Tensor | None = None, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The intermediates asked for by name; None: `norm` and `pooled`.

@@ -1,7 +1,7 @@
 """The Vision Transformer (Dosovitskiy et al. 2021), from images to logits."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -111,10 +111,10 @@ class VisionTransformer(Backbone):
 
     pos_embed: Tensor
 
-    def __init__(self, model: Vit, eps: float = 1e-6) -> None:
-        """Raises RecipeError when the section contradicts itself.  `eps` of every LayerNorm."""
+    def __init__(self, model: Vit) -> None:
+        """Raises RecipeError when the section contradicts itself."""
         super().__init__()
-        shape = shape_of(model)
+        shape, eps = shape_of(model), model.norm_eps
         self.pool, self.position, self.class_tokens = model.pool, model.position, model.class_tokens
         self.width, self.head_width = shape.width, shape.width // shape.heads
         self.grid, self.before = (grid(model), grid(model)), num_placed(model) + model.registers
@@ -147,7 +147,10 @@ class VisionTransformer(Backbone):
         Any height and width that the patch divides.  `keep` (2 L, B), 1.0 or 0.0, says which residual branches stay: row 2 l the
         attention of block l, row 2 l + 1 its MLP, each dropped at the rate drop_rates gives; None (evaluation) keeps all.
         """
-        return self.classify(self.forward_features(images, keep, ("pooled",))["pooled"])
+        return self.answer(self.forward_features(images, keep, self.answers_from))
+
+    def answer(self, found: Mapping[str, Tensor]) -> Tensor:
+        return self.classify(found["pooled"])
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Pooled features (B, D) -> logits (B, classes)."""

@@ -1,28 +1,32 @@
-"""A run's Prometheus exporter: its own registry, a loopback address by default, and never a reason for training to stop."""
+"""A node's Prometheus exporter: its own registry, a loopback address by default, and never a reason for training to stop."""
 
 import json
 import logging
+import math
 import os
-from collections.abc import Callable, Mapping
-from operator import attrgetter
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics, start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
 
-from vitscale.observe.names import METRICS, Metric
+from vitscale.observe.board import Board
+from vitscale.observe.names import METRICS, PHASES, Metric
 
 log = logging.getLogger(__name__)
 
-Setter = Callable[[Any], None]
 
+class Exporter(Collector):
+    """Serves the metrics of names.METRICS at http://host:port/metrics until `close()`: those that are given to `update`, and of each rank
+    what stands on the `board` of this node.
 
-class Exporter:
-    """Serves the metrics of names.METRICS at http://host:port/metrics until `close()`.
-
-    `port` 0 takes a free one.  `discovery` is where a file_sd file (a JSON list of `{targets, labels}`) is put for Prometheus to find this
-    exporter: written beside and renamed, so never seen half; removed at close.  Where the address cannot be had there is one warning, no
-    exporter, and every method does nothing.
+    A step costs it as good as nothing: text is made at a scrape, by a thread of the server.  `port` 0 takes a free one.  `discovery` is
+    where a file_sd file (a JSON list of `{targets, labels}`) is put for Prometheus to find this exporter: written beside and renamed, so
+    never seen half; removed at close.  Where the address cannot be had there is one warning, no exporter, and every method does nothing.
     """
 
     def __init__(
@@ -31,15 +35,18 @@ class Exporter:
         host: str = "127.0.0.1",
         port: int = 0,
         discovery: Path | None = None,
-        labels: Mapping[str, str] | None = None,        # of the target: run, node, ...
+        labels: Mapping[str, str] | None = None,        # of the target: run, node
+        board: Board | None = None,
+        tells_run: bool = True,                         # False: another node's exporter tells what is of the run
     ) -> None:
         self.address: str | None = None                 # "host:port", or None where there is no exporter
+        self._board, self._tells_run = board, tells_run
         self._server = None
         self._discovery: Path | None = None
         self._complained = False
-        disable_created_metrics()                       # else every counter and histogram gains a series that the table does not name
+        self._held = {metric.name: _HOLDERS[metric.kind](metric, tells_run) for metric in METRICS if not _on_board(metric)}
         registry = CollectorRegistry()
-        self._setters = {metric.name: _setter(metric, registry) for metric in METRICS}
+        registry.register(self)
         try:
             self._server, _ = start_http_server(port, addr=host, registry=registry)
         except OSError as error:
@@ -55,7 +62,7 @@ class Exporter:
                 log.warning("the metrics exporter at %s is not announced: %s cannot be written (%s)", self.address, discovery, error)
 
     def update(self, values: Mapping[str, Any]) -> None:
-        """Set metrics by name without prefix: {"loss": 2.3, "images_total": 4096, "step_phase_seconds": {"compute": 0.12}, ...}.
+        """Set metrics by name without prefix: {"loss": 2.3, "images_total": 4096, "run_seconds_total": {"train": 0.12}, ...}.
 
         Counters take their total so far and never fall (after a rollback they wait for what was repeated, then rise again from there);
         histograms take one observation; a metric with a label takes {label value: number}; an info {label: text}; None is passed over.
@@ -67,11 +74,24 @@ class Exporter:
             if value is None:
                 continue
             try:
-                self._setters[name](value)
+                self._held[name].put(value)
             except Exception as error:      # whatever it is, a number that cannot be shown must not stop a run
                 if not self._complained:
                     self._complained = True
                     log.warning("metric %s cannot be set to %r (%s: %s); said once", name, value, type(error).__name__, error)
+
+    def collect(self) -> Iterator[Family]:
+        """Called at each scrape, by its thread."""
+        for metric in METRICS:
+            if not _on_board(metric):
+                if self._tells_run or metric.scope != "run":
+                    yield self._held[metric.name].family()
+            elif self._board is not None:
+                yield _from_board(metric, self._board)
+
+    def describe(self) -> list[Family]:
+        """Nothing is known twice: registering need not collect."""
+        return []
 
     def close(self) -> None:
         """Stop serving and withdraw the announcement.  May be called twice."""
@@ -88,43 +108,124 @@ class Exporter:
             self._server = self.address = None
 
 
-def _setter(metric: Metric, registry: CollectorRegistry) -> Setter:
-    """Register `metric` and return what sets it.  Label children are made once, since looking them up costs more than setting them."""
-    if metric.kind == "info":
-        return Info(metric.full_name.removesuffix("_info"), metric.help, registry=registry).info
-    family: Any
-    bind: Callable[[Any], Setter]
-    if metric.kind == "counter":
-        family, bind = Counter(metric.full_name, metric.help, metric.labels, registry=registry), _raise_to
-    elif metric.kind == "gauge":
-        family, bind = Gauge(metric.full_name, metric.help, metric.labels, registry=registry), attrgetter("set")
-    else:
-        family = Histogram(metric.full_name, metric.help, metric.labels, buckets=metric.buckets, registry=registry)
-        bind = attrgetter("observe")
-    if not metric.labels:
-        return bind(family)
-    children: dict[str, Setter] = {}
+class _Holder(Protocol):
+    """The last value of a metric."""
 
-    def set_each(values: Mapping[str, float]) -> None:
-        for label, value in values.items():
-            if label not in children:
-                children[label] = bind(family.labels(label))
-            children[label](value)
-
-    return set_each
+    def __init__(self, metric: Metric, from_start: bool) -> None: ...
+    def put(self, value: Any) -> None: ...
+    def family(self) -> Family: ...
 
 
-def _raise_to(child: Counter) -> Setter:
-    """A counter only rises; what it is given are totals."""
-    reached = 0.0
+class _Gauge:
+    """Nothing is shown before the first value: a 0 that nobody measured would be read as one."""
 
-    def set_total(total: float) -> None:
-        nonlocal reached
-        if total > reached:
-            child.inc(total - reached)
-            reached = total
+    def __init__(self, metric: Metric, from_start: bool) -> None:
+        self.metric = metric
+        self.values: dict[str, float] = {}
 
-    return set_total
+    def put(self, value: Any) -> None:
+        if self.metric.labels:
+            for label, one in value.items():
+                self._put(self._known(label), float(one))
+        else:
+            self._put("", float(value))
+
+    def _known(self, label: str) -> str:
+        if label not in self.metric.values:
+            raise ValueError(f"{label!r} is no {self.metric.labels[0]}; there are {', '.join(self.metric.values)}")
+        return label
+
+    def _put(self, label: str, value: float) -> None:
+        self.values[label] = value
+
+    def family(self) -> Family:
+        made = GaugeMetricFamily(self.metric.full_name, self.metric.help, labels=self.metric.labels)
+        for label, value in list(self.values.items()):
+            made.add_metric([label] if self.metric.labels else [], value)
+        return made
+
+
+class _Counter(_Gauge):
+    """It begins at 0 with every label there is, since Prometheus sees no rise from nothing to 1; and it only rises."""
+
+    def __init__(self, metric: Metric, from_start: bool) -> None:
+        super().__init__(metric, from_start)
+        self.values = dict.fromkeys(metric.values or ("",), 0.0) if from_start else {}
+
+    def _put(self, label: str, value: float) -> None:
+        if value > self.values.get(label, 0.0):
+            self.values[label] = value
+
+    def family(self) -> Family:
+        made = CounterMetricFamily(self.metric.full_name, self.metric.help, labels=self.metric.labels)
+        for label, value in list(self.values.items()):
+            made.add_metric([label] if self.metric.labels else [], value)
+        return made
+
+
+class _Histogram:
+    def __init__(self, metric: Metric, from_start: bool) -> None:
+        self.metric, self.counts, self.total = metric, [0] * (len(metric.buckets) + 1), 0.0
+
+    def put(self, value: Any) -> None:
+        self.total += float(value)
+        self.counts[bisect_left(self.metric.buckets, value)] += 1
+
+    def family(self) -> Family:
+        made = HistogramMetricFamily(self.metric.full_name, self.metric.help)
+        made.add_metric([], _buckets(self.metric, self.counts), self.total)
+        return made
+
+
+class _Info:
+    def __init__(self, metric: Metric, from_start: bool) -> None:
+        self.metric, self.value = metric, dict[str, str]()
+
+    def put(self, value: Any) -> None:
+        self.value = {label: str(value[label]) for label in self.metric.labels}
+
+    def family(self) -> Family:
+        made = InfoMetricFamily(self.metric.full_name.removesuffix("_info"), self.metric.help)
+        if self.value:
+            made.add_metric([], self.value)
+        return made
+
+
+_HOLDERS: dict[str, type[_Holder]] = {"gauge": _Gauge, "counter": _Counter, "histogram": _Histogram, "info": _Info}
+
+
+def _on_board(metric: Metric) -> bool:
+    return metric.scope == "rank" or metric.name == "step_phase_seconds"
+
+
+def _from_board(metric: Metric, board: Board) -> Family:
+    made: Family
+    if metric.kind == "histogram":
+        made = histogram = HistogramMetricFamily(metric.full_name, metric.help, labels=metric.labels)
+        for phase in PHASES:
+            counts, total = board.histogram(phase)
+            histogram.add_metric([phase], _buckets(metric, counts), total)
+        return made
+    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    made = numbers = kind(metric.full_name, metric.help, labels=metric.labels)
+    for rank in board.ranks:
+        if metric.labels == ("rank",):
+            value = board.of_rank(rank).get(metric.name)
+            if value is not None:
+                numbers.add_metric([str(rank)], value)
+        else:
+            for phase, seconds in board.phase_seconds(rank).items():
+                numbers.add_metric([str(rank), phase], seconds)
+    return made
+
+
+def _buckets(metric: Metric, counts: list[int]) -> list[tuple[str, float]]:
+    """Prometheus' own: each bucket counts all that is not above its bound."""
+    found, below = [], 0
+    for bound, count in zip((*metric.buckets, math.inf), counts, strict=True):
+        below += count
+        found.append(("+Inf" if math.isinf(bound) else repr(bound), float(below)))
+    return found
 
 
 def _publish(path: Path, value: object) -> None:

@@ -36,11 +36,11 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], Optim], torch.optim.Optimi
 
 
 def build_optimizer(model: Backbone, optim: Optim) -> torch.optim.Optimizer:
-    """The optimizer over `model`'s parameters in decay and no-decay groups.
+    """The optimizer over those of `model`'s parameters that learn, in groups by their decay and their depth.
 
     Build it after sharding, since FSDP2 replaces the parameters, and after materialising: a fused optimizer refuses the meta device.
     """
-    optimizer = OPTIMIZERS[optim.name](decay_groups(model, optim.weight_decay), optim)
+    optimizer = OPTIMIZERS[optim.name](decay_groups(model, optim.weight_decay, optim.layer_decay), optim)
     for group in optimizer.param_groups:
         group["lr"] = optim.lr * group.get("lr_scale", 1.0)
     return optimizer

@@ -1,18 +1,22 @@
-"""Which parameters decay, and under muP learn more slowly: the parameter groups of an optimizer."""
+"""Which parameters learn, which decay, and how fast each learns: the parameter groups of an optimizer."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from torch import nn
 
+from vitscale.errors import RecipeError
 from vitscale.models import Backbone
-from vitscale.models.names import TABLES, leaf
+from vitscale.models.names import HEAD, TABLES, depth_of, leaf
 from vitscale.optim.local import by_mesh
 
 
-def decay_groups(model: Backbone, weight_decay: float) -> list[dict[str, Any]]:
+def decay_groups(model: Backbone, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Trainable parameters as torch optimizers take them: those that decay, then those that do not; an empty group is left out.
     Where some are sharded over other ranks than the rest, these are groups of their own.
 
+    layer_decay: below 1 a parameter learns at layer_decay ** (depth of the head - its own depth) times the rate, its group's `lr_scale`
+    (Clark et al. 2020, ELECTRA; of Vision Transformers Bao et al. 2022, BEiT).
     Under muP the matrices between widths, which all decay, have their learning rate scaled by base over width (`lr_scale`; Yang et al.
     2022, table 3, Adam), and their decay by its inverse, so that what decays in a step is the same at every width.
 
@@ -20,21 +24,55 @@ def decay_groups(model: Backbone, weight_decay: float) -> list[dict[str, Any]]:
     that exist: a name left behind by a renaming would silently decay what should not.
     """
     exempt = model.no_decay()
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+    units = unit_names(model) if layer_decay < 1 else []
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     names = set()
     for name, parameter in model.named_parameters():
         names.add(name)
         if parameter.requires_grad:
-            (spared if name in exempt else decayed).append(parameter)
+            scale = layer_decay ** (len(units) + 1 - depth_of(name, units)) if layer_decay < 1 else 1.0
+            wide = model.width_scale if parameter.ndim == 2 and name not in exempt and leaf(name) not in TABLES else 1.0
+            groups.setdefault((0.0 if name in exempt else weight_decay / wide, scale * wide), []).append(parameter)
     assert exempt <= names, f"no_decay() names no parameter of the model: {sorted(exempt - names)}"
-    scale = model.width_scale
-    if scale == 1.0:
-        kinds: list[tuple[list[nn.Parameter], dict[str, float]]] = [
-            (decayed, {"weight_decay": weight_decay}), (spared, {"weight_decay": 0.0})]
-    else:
-        wide = {id(parameter) for name, parameter in model.named_parameters() if parameter.ndim == 2 and leaf(name) not in TABLES}
-        kinds = [([p for p in decayed if id(p) in wide], {"weight_decay": weight_decay / scale, "lr_scale": scale}),
-                 ([p for p in decayed if id(p) not in wide], {"weight_decay": weight_decay}),
-                 (spared, {"weight_decay": 0.0})]
-    return [{"params": alike, **options} for parameters, options in kinds for alike in by_mesh(parameters)]
+    order = sorted(groups, key=lambda key: (-key[0], -key[1]))
+    scaled = layer_decay < 1 or model.width_scale != 1.0
+    return [{"params": alike, "weight_decay": decay, **({"lr_scale": scale} if scaled else {})}
+            for decay, scale in order for alike in by_mesh(groups[decay, scale])]
+
+
+def freeze_(model: Backbone, what: int | Literal["backbone"]) -> int:
+    """Let the first blocks (of Swin and ConvNeXt: stages), and what stands before them, or all but the head, stay as they are.
+
+    Call it before the optimizer is built and before an engine adopts the model.  Returns how many numbers stay.  Raises RecipeError.
+    """
+    if what == 0:
+        return 0
+    units, last = unit_names(model), -1
+    if what != "backbone":
+        stages = _stages(units)
+        if what > len(stages):
+            kind = "blocks" if len(stages) == len(units) else "stages"
+            raise RecipeError(f"optim.freeze: {what} of the model's {len(stages)} {kind}; it wants {len(stages)} at most, or backbone")
+        last = sum(stages[:what])
+    frozen = 0
+    for name, parameter in model.named_parameters():
+        stays = not name.startswith((*HEAD, "head")) if what == "backbone" else depth_of(name, units) <= last
+        if stays:
+            parameter.requires_grad_(False)
+            frozen += parameter.numel()
+    return frozen
+
+
+def unit_names(model: nn.Module) -> list[str]:
+    """The names of a model's units, in order."""
+    names = {id(module): name for name, module in model.named_modules()}
+    return [names[id(unit)] for unit in model.units()]      # type: ignore[operator]
+
+
+def _stages(units: Sequence[str]) -> list[int]:
+    """How many units each stage has; a block that belongs to none is one by itself."""
+    counts: dict[str, int] = {}
+    for unit in units:
+        stage = unit.partition(".blocks.")[0]       # `layers.0.blocks.1`; a Vision Transformer's is `blocks.1`
+        counts[stage] = counts.get(stage, 0) + 1
+    return list(counts.values())

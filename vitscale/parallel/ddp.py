@@ -26,6 +26,13 @@ class DdpEngine(Engine):
                 warnings.simplefilter("ignore", FutureWarning)
                 self._wrapped = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
+    @property
+    def exchange_s(self) -> float | None:
+        """torch times each of the first ten backward passes and every hundredth then: the exchange, and what of it ran beside others."""
+        logged: dict[str, int] = getattr(self._wrapped, "_get_ddp_logging_data", dict)()      # no promise of torch's
+        whole, beside = logged.get("backward_comm_time"), logged.get("backward_compute_comm_overlap_time")
+        return None if whole is None or beside is None else max(whole - beside, 0) / 1e9
+
     @contextlib.contextmanager
     def micro_step(self, last: bool) -> Iterator[None]:
         if last or self._wrapped is self.model:

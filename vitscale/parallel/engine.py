@@ -45,6 +45,11 @@ class Engine(ABC):
         """Whether a forward pass in training waits for no other rank, so that its time is this rank's own."""
         return True
 
+    @property
+    def exchange_s(self) -> float | None:
+        """Seconds that a backward pass not long ago waited for the exchange of gradients; None where that cannot be told."""
+        return None
+
     def materialise(self, build: Callable[[], Backbone], value_of: ValueOf) -> Backbone:
         """Build on the meta device, recompute, compile, shard (in that order), allocate, fill every parameter from `value_of`.
 
@@ -82,7 +87,7 @@ class Engine(ABC):
 
     def set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)       # muP's share of it: optim/groups.py
+            group["lr"] = lr * group.get("lr_scale", 1.0)       # its share of it: optim/groups.py
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole training state by name, the same names in every engine: `model.NAME` in fp32 and `optim.NAME.KEY`.

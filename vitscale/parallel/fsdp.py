@@ -22,21 +22,29 @@ from vitscale.parallel.tensor import cut_
 class FsdpEngine(Engine):
     """Each unit is gathered for its own forward and backward only.  bf16 computes in bf16 and reduces gradients in fp32."""
 
+    _shard: DeviceMesh | None = None        # the ranks that a parameter is sharded over
     _tensor: DeviceMesh | None = None       # the ranks that are given the same samples
 
     @property
     def is_forward_local(self) -> bool:
         return self.world.size == 1
 
+    def connect(self) -> DeviceMesh:
+        """The ranks that parameters are sharded over; materialise() asks for them, and what simulates a run before it."""
+        if self._shard is None:
+            if self.world.tensor == 1:
+                self._shard = init_device_mesh(self.world.device.type, (self.world.size,), mesh_dim_names=("shard",))
+            else:
+                shape = (self.world.data_size, self.world.tensor)
+                grid = init_device_mesh(self.world.device.type, shape, mesh_dim_names=("shard", "tensor"))
+                grid._flatten("ranks")      # so that norms over the whole grid are added up in one exchange
+                self._shard, self._tensor = grid["shard"], grid["tensor"]
+        return self._shard
+
     def materialise(self, build: Callable[[], Backbone], value_of: ValueOf) -> Backbone:
         model = prepared(build, self.parallel)
-        device = self.world.device
-        if self.world.tensor == 1:
-            mesh = init_device_mesh(device.type, (self.world.size,), mesh_dim_names=("shard",))
-        else:
-            grid = init_device_mesh(device.type, (self.world.data_size, self.world.tensor), mesh_dim_names=("shard", "tensor"))
-            grid._flatten("ranks")      # so that norms over the whole grid are added up in one exchange
-            mesh, self._tensor = grid["shard"], grid["tensor"]
+        device, mesh = self.world.device, self.connect()
+        if self._tensor is not None:
             cut_(model.units(), self._tensor)
         policy = MixedPrecisionPolicy()
         if self.parallel.precision == "bf16":

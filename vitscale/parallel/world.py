@@ -70,6 +70,14 @@ class World:
         dist.gather_object(value, box, dst=0, group=self.host_group)
         return box
 
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on some rank.  Exchanged between hosts: no device waits."""
+        if self.host_group is None:
+            return flag
+        vote = torch.tensor(int(flag))
+        dist.all_reduce(vote, op=dist.ReduceOp.MAX, group=self.host_group)
+        return bool(vote)
+
     def sum_(self, values: torch.Tensor) -> torch.Tensor:
         """Add `values` (on the device) over all ranks, in place."""
         if self.size > 1:

@@ -12,9 +12,12 @@ class Unit:
     kept: int               # numbers kept for the backward pass in the computing precision, nothing recomputed
     normed: int             # of these, inputs of norms: autocast keeps them in fp32
     kept_fp32: int          # kept besides, always in fp32: the log-sum-exps of attention
-    outputs: int            # of `kept`, the block's input and the outputs of matrix products and attention: selective recomputation
+    outputs: int            # the block's input and the outputs of matrix products and attention: what selective recomputation keeps
+    spare: int              # of `outputs`, those that are not of `kept`: no operation's gradient asks for them
+    attention: int          # of `kept`, what stands between the two linear layers of attention: N D, never N^2
+    attention_outputs: int  # of `outputs`, the same
     mask_bytes: int         # masks of elementwise dropout
-    in_flight: int          # numbers of the gradients that live at once while it is differentiated
+    in_flight: int          # numbers of the gradients that live at once while it is differentiated, besides what is kept
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,11 @@ class Anatomy:
 
     params: dict[str, int]      # by component; their sum is the model's
     flops: dict[str, int]       # of the forward pass by component; a multiply-add is 2
+    moved: dict[str, int]       # numbers that each component reads and writes besides weights; `elementwise` is all that multiplies nothing
     units: tuple[Unit, ...]     # in order
     normed: int                 # numbers that the last norms get
     outputs: int                # numbers that the model gives: logits, pixels
     pooled: int = 0             # numbers that the pooling, or the layers about a decoder, keep
+    one_row: int = 0            # parameters in tensors whose first dimension is 1 (positions, tokens), which FSDP2 fills up to whole copies
     stem: int = 0               # numbers that a patch embedding keeps besides the image
     mask_bytes: int = 0         # masks of elementwise dropout outside the units

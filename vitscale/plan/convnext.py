@@ -96,7 +96,19 @@ def anatomy(model: ConvNext) -> Anatomy:
         "mlp": sum(stage.depth * 2 * stage.grid**2 * 2 * MLP_RATIO * stage.width**2 for stage in stages),
         "head": 2 * last.width * model.classes,
     }
-    return Anatomy(params=params, flops=flops, units=tuple(_unit(model, stage) for stage in stages for _ in range(stage.depth)),
+    numbers = [stage.depth * stage.grid**2 * stage.width for stage in stages]
+    scaled = 2 if model.version == 1 else 3 * MLP_RATIO         # LayerScale; response norm: reads twice, writes
+    moved = {
+        "stem": model.channels * model.image**2 + first.grid**2 * first.width,
+        "downsampling": sum(a.grid**2 * a.width + b.grid**2 * b.width for a, b in pairs),
+        "convolution": sum(2 * n for n in numbers),
+        "mlp": sum((2 + 2 * MLP_RATIO) * n for n in numbers),
+        # norm, GELU, addition, and the turns between channels first and last
+        "elementwise": sum((2 + 2 * MLP_RATIO + 3 + 4 + scaled) * n for n in numbers) + 2 * first.grid**2 * first.width,
+        "head": last.width + model.classes,
+    }
+    return Anatomy(params=params, flops=flops, moved=moved,
+                   units=tuple(_unit(model, stage) for stage in stages for _ in range(stage.depth)),
                    normed=last.width, outputs=model.classes)
 
 
@@ -116,7 +128,10 @@ def _unit(model: ConvNext, stage: Stage) -> Unit:
         kept=places * (3 * width + 2 * hidden + (width if model.version == 1 else hidden)),
         normed=places * width,
         kept_fp32=0,
-        outputs=places * (3 * width + hidden),              # input; the convolution; fc2; fc1
+        outputs=places * (2 * width + hidden),              # input; fc2; fc1; a convolution is recomputed
+        spare=places * width if model.version == 2 else 0,
+        attention=0,
+        attention_outputs=0,
         mask_bytes=0,
-        in_flight=places * 2 * hidden,
+        in_flight=places * ((1 if model.version == 1 else 2) * hidden + width),
     )

@@ -36,15 +36,19 @@ def mae_anatomy(model: Vit, objective: Mae) -> Anatomy:
     parts, decoded = vit.anatomy(encoder), vit.anatomy(decoder)
     blocks = sum(decoded.params[name] for name in ("attention", "mlp", "norms"))        # the last norm among them
     about = (wide.width + 1) * narrow.width + narrow.width + (narrow.width + 1) * num_pixels(model)     # embedding, mask token, pixels
+    inner = vit.block_moved(encoder, wide, seen)
+    inner["elementwise"] += 6 * seen * wide.width
     flops = seen * 2 * wide.width * narrow.width + patches * 2 * narrow.width * num_pixels(model)
     return Anatomy(
         params=parts.params | {"decoder": blocks + about},
         flops=parts.flops | vit.block_flops(encoder, wide, seen)
         | {"decoder": flops + sum(vit.block_flops(decoder, narrow, patches + before).values())},
+        moved=parts.moved | inner | {"decoder": sum(decoded.moved.values()) - decoded.moved["patch_embed"] + patches * num_pixels(model)},
         units=(vit.unit_of(encoder, wide, seen),) * wide.depth + (vit.unit_of(decoder, narrow, patches + before),) * narrow.depth,
         normed=seen * wide.width + (patches + before) * narrow.width,
         outputs=patches * num_pixels(model),
         pooled=seen * wide.width + patches * narrow.width,
+        one_row=parts.one_row + narrow.width,
         mask_bytes=parts.mask_bytes,
     )
 
@@ -57,5 +61,6 @@ def inpainting_anatomy(model: Vit, objective: Inpainting) -> Anatomy:
         parts,
         params=parts.params | {"decoder": width + (width + 1) * num_pixels(model)},     # mask token, pixels
         flops=parts.flops | {"decoder": patches * 2 * width * num_pixels(model)},
+        moved=parts.moved | {"decoder": patches * (width + num_pixels(model))},
         outputs=patches * num_pixels(model), pooled=patches * width,
     )

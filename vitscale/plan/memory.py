@@ -1,15 +1,21 @@
-"""How much memory one rank needs, to first order, and the micro-batch that fits."""
+"""How much memory one rank needs at the peak of a training step, part by part, and the micro-batch that fits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from itertools import accumulate
 
 from vitscale.errors import RecipeError
-from vitscale.plan.anatomy import Unit
+from vitscale.plan.anatomy import Anatomy, Unit
 from vitscale.plan.families import anatomy_of
 from vitscale.recipe.check import default_group
-from vitscale.recipe.schema import Recipe
+from vitscale.recipe.schema import Model, Objective, Recipe
 
-USABLE = 0.85       # of a device's memory; the rest is left to the context, communication buffers and fragmentation
+USABLE = 0.9                    # of a device's memory; the rest is left to fragmentation
+CONTEXT = 600 * 2**20           # bytes that CUDA, its kernels and cuBLAS's workspace hold.  An assumption, not measured
+NCCL = 400 * 2**20              # bytes of NCCL's own buffers, where there is more than one rank.  An assumption, not measured
+BUCKET = 500_000_000            # numbers of a reduction bucket of DeepSpeed's, its default, which parallel/zero.py leaves as it is
+REUSE = 1_000_000_000           # gathered parameters that stage 3 keeps for their next use: DeepSpeed's default
 
 
 @dataclass(frozen=True)
@@ -17,14 +23,18 @@ class Memory:
     """Bytes of one rank at the peak of a training step."""
 
     weights: int        # what is computed with, the parts gathered for the moment included
-    gradients: int
+    gradients: int      # none yet where the peak is at the start of the backward pass and they are not kept from step to step
     optimizer: int      # two moments (Lion, SGD: one), and with ZeRO in bf16 the fp32 master copy, as Rajbhandari et al. 2020 count it
     ema: int
-    activations: int
+    activations: int    # without attention's
+    attention: int      # queries, keys, values, what came of them: N D each; the map of N^2 is never stored
+    communication: int  # parameters fetched ahead, gradients on their way, DeepSpeed's buckets
+    loader: int         # the micro-batch's images, and their cast copy
+    context: int        # CUDA, cuBLAS, NCCL; 0 on a CPU
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.ema + self.activations
+        return sum(getattr(self, field.name) for field in fields(self))
 
 
 def _ceil(dividend: int, divisor: int) -> int:
@@ -41,75 +51,172 @@ def _autocast(recipe: Recipe) -> bool:
     return recipe.parallel.precision == "bf16" and recipe.parallel.engine in ("ddp", "accelerate")
 
 
+@lru_cache(maxsize=64)
+def cached_anatomy(model: Model, objective: Objective) -> Anatomy:
+    """A search asks for the same one many times."""
+    return anatomy_of(model, objective)
+
+
 def unit_bytes(recipe: Recipe, unit: Unit) -> int:
     """Bytes that one block keeps of one image for its backward pass, nothing recomputed.  Autocast keeps the norms' inputs in fp32."""
     element = _element(recipe)
     return element * unit.kept + (4 - element) * (unit.normed if _autocast(recipe) else 0) + 4 * unit.kept_fp32 + unit.mask_bytes
 
 
-def _kept_bytes(recipe: Recipe, units: Sequence[Unit]) -> int:
-    """Bytes that all blocks keep of one image, with what the recomputation brings back for the largest of them at its time."""
+@dataclass(frozen=True)
+class _Kept:
+    """Bytes of one image that a block holds from forward to backward, and what recomputation brings back besides in its turn."""
+
+    held: int
+    again: int
+    attention_held: int     # of these, attention's
+    attention_again: int
+
+
+def _kept(recipe: Recipe, first: bool, unit: Unit) -> _Kept:
+    """`first`: of recompute_every blocks."""
     element, parallel = _element(recipe), recipe.parallel
-    full = [unit_bytes(recipe, unit) for unit in units]
-    if parallel.recompute == "none":
-        return sum(full)
-    if parallel.recompute == "blocks":                              # blocks 0, k, 2 k, ... keep their input alone
-        again = range(0, len(units), parallel.recompute_every)
-        kept = sum(element * units[at].stream if at in again else full[at] for at in range(len(units)))
-        return kept + max(full[at] for at in again)
-    return sum(min(element * unit.outputs + 4 * unit.kept_fp32, one) for unit, one in zip(units, full, strict=True)) + max(full)
+    full, attention = unit_bytes(recipe, unit), element * unit.attention + 4 * unit.kept_fp32
+    if parallel.recompute == "blocks" and first:                # blocks 0, k, 2 k, ... keep their input alone
+        return _Kept(element * unit.stream, full - element * unit.stream, 0, attention)
+    if parallel.recompute == "selective":
+        outputs = element * unit.outputs + 4 * unit.kept_fp32
+        if outputs < full:
+            mixed = min(element * unit.attention_outputs + 4 * unit.kept_fp32, attention)
+            return _Kept(outputs, full - outputs + element * unit.spare, mixed, attention - mixed)
+    return _Kept(full, 0, attention, 0)
+
+
+def estimate(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int = 1, on_gpu: bool = True) -> Memory:
+    """Bytes of one of `world_size` ranks that takes `micro_steps` micro-batches of `micro_batch` images a step.  Raises RecipeError.
+
+    Model states after Rajbhandari et al. 2020 (ZeRO), sections 3.1 and 5, with n parameters and w ranks: fp32 everywhere but for
+    bf16's computing copies.  `fsdp` shards everything, and gathers what stands outside the blocks for good and blocks one by one,
+    the next one fetched ahead; where gradients are accumulated they stay whole on every rank until the last micro-step.
+    `zero` shards the optimizer (1), gradients (2), weights (3).  `accelerate` is taken for DDP, its least frugal form.
+    The backward pass is gone through block by block, from the last to the first, with what is there while each is differentiated;
+    the peak is the largest of these moments.
+    With parallel.tensor (Shoeybi et al. 2019, section 3) a block is gathered in part and what stands outside the blocks is sharded over
+    fewer ranks; the activations that it saves are not counted, so that its estimate is an upper bound, as it is for parallel.compile.
+    """
+    return max(_moments(recipe, world_size, micro_batch, micro_steps, on_gpu), key=lambda memory: memory.total)
+
+
+def _moments(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int, on_gpu: bool) -> list[Memory]:
+    """While each block is differentiated, from the last to the first, and what comes before them."""
+    parts = cached_anatomy(recipe.model, recipe.objective)
+    parallel, element = recipe.parallel, _element(recipe)
+    states = _States(recipe, parts, world_size, micro_steps, on_gpu)
+    of: dict[tuple[Unit, bool], _Kept] = {}
+    kept = []
+    for number, one in enumerate(parts.units):
+        first = number % parallel.recompute_every == 0
+        kept.append(of.get((one, first)) or of.setdefault((one, first), _kept(recipe, first, one)))
+    image = recipe.model.channels * recipe.model.image**2
+    loader = micro_batch * image * (4 if element == 4 else 4 + element)
+    norm = parts.normed * (4 if _autocast(recipe) else element)
+    ends = parts.mask_bytes + norm + (parts.stem + parts.pooled) * element + 2 * 4 * parts.outputs      # logits and log-probabilities
+    context = (CONTEXT + (NCCL if world_size > 1 else 0)) if on_gpu else 0
+    held = list(accumulate((one.held for one in kept), initial=0))              # of the blocks before
+    attention = list(accumulate((one.attention_held for one in kept), initial=0))
+    found = []
+    for turn in _turns(parts.units, parallel.recompute_every):
+        unit, still, mixed = 0, held[turn], attention[turn]
+        if turn < len(parts.units):
+            unit = element * parts.units[turn].in_flight
+            still += kept[turn].held + kept[turn].again
+            mixed += kept[turn].attention_held + kept[turn].attention_again
+        weights, gradients, communication = states.at(turn)
+        found.append(Memory(weights, gradients, states.optimizer, states.ema, micro_batch * (ends + still - mixed + unit),
+                            micro_batch * mixed, communication, loader, context))
+    return found
+
+
+@lru_cache(maxsize=64)
+def _turns(units: tuple[Unit, ...], every: int) -> list[int]:
+    """Of blocks that are alike, those near the first and the last: between them all grows or shrinks evenly."""
+    edges = [0, *(number for number in range(1, len(units)) if units[number] != units[number - 1]), len(units)]
+    near = every + 1
+    return sorted({turn for edge in edges for turn in range(max(edge - near, 0), min(edge + near, len(units)) + 1)})
+
+
+class _States:
+    """Bytes of weights, gradients and optimizer of one rank."""
+
+    def __init__(self, recipe: Recipe, parts: Anatomy, world: int, micro_steps: int, on_gpu: bool) -> None:
+        parallel = recipe.parallel
+        self.engine, self.stage, self.element = parallel.engine, parallel.zero_stage, _element(recipe)
+        self.world, self.accumulates = world, micro_steps > 1
+        self.blocks = [unit.params // parallel.tensor for unit in parts.units]
+        whole = sum(parts.params.values())
+        self.outer = whole - sum(unit.params for unit in parts.units)
+        # each rank that shares a block's matrices holds what stands outside the blocks for itself
+        self.n = whole + (parallel.tensor - 1) * self.outer
+        self.filled = (world // parallel.tensor - 1) * parts.one_row if parallel.engine == "fsdp" else 0
+        self.autocast = _autocast(recipe)
+        self.bucket = BUCKET if on_gpu else min(BUCKET, self.n)     # a host hands out only what is written to
+        self.before = list(accumulate(self.blocks, initial=0))
+        self.again = [parallel.recompute != "none" and number % parallel.recompute_every == 0 for number in range(len(self.blocks))]
+        self.remade = sum(block for block, again in zip(self.blocks, self.again, strict=True) if again)
+        moments = self.n * (4 if recipe.optim.name in ("lion", "sgd") else 8)
+        master = parallel.engine == "zero" and self.element == 2
+        self.optimizer = 0 if parallel.zero_offload else self._share(moments + (4 * self.n if master else 0)) \
+            if parallel.engine in ("fsdp", "zero") else moments
+        self.ema = 0 if recipe.ema is None else self._share(4 * self.n) if parallel.engine == "fsdp" else 4 * self.n
+
+    def _share(self, num_bytes: int) -> int:
+        return _ceil(num_bytes, self.world)
+
+    def at(self, turn: int) -> tuple[int, int, int]:
+        """Weights, gradients, communication while block `turn` is differentiated; past the last one: while the head is."""
+        block = self.blocks[turn] if turn < len(self.blocks) else 0
+        ahead = self.blocks[turn - 1] if turn else 0
+        before = self.blocks[turn + 1] if turn + 1 < len(self.blocks) else 0       # its gradients are on their way
+        done = self.before[-1] - self.before[min(turn + 1, len(self.blocks))]
+        if self.engine == "fsdp":
+            return self._fsdp(block, ahead, before, done)
+        if self.engine == "zero":
+            return self._zero(block)
+        copies = 2 * self.n if self.autocast else 0             # autocast's bf16 copies, which every layer keeps for its gradient
+        if self.autocast and turn < len(self.blocks):           # but for those that are made again
+            copies -= 2 * (self.remade - (block if self.again[turn] else 0))
+        gradients = 4 * self.n                                  # views of DDP's buckets, which stay from step to step
+        if self.world == 1 and not self.accumulates:            # without others there are none: they come block by block
+            gradients = 4 * (self.outer + done + block // 3)
+        return 4 * self.n + copies, gradients, 0
+
+    def _fsdp(self, block: int, ahead: int, before: int, done: int) -> tuple[int, int, int]:
+        """A third of a block's parameters is the weight whose gradient is made while its activations are still there: fc2's."""
+        element = self.element
+        weights = self._share(4 * self.n) + element * (self.outer + self.filled + block)
+        communication = element * ahead + 4 * before
+        gradients = element * (self.outer + block // 3)
+        gradients += 4 * self.n if self.accumulates else self._share(4 * done)
+        return weights, gradients, communication
+
+    def _zero(self, block: int) -> tuple[int, int, int]:
+        """As DeepSpeed 0.19 allocates by its defaults: buckets of 5e8 numbers however small the model, two of them where it overlaps
+        exchange and computation (stages 1 and 2), one of fp32 in stage 3; stage 1 in bf16 accumulates whole gradients in fp32."""
+        n, element = self.n, self.element
+        bf16 = element == 2
+        if self.stage == 3:
+            weights = self._share(element * n) + element * min(n, self.outer + block + REUSE)
+            gradients = self._share(element * n) + element * (self.outer + block // 3)
+            return weights, gradients + (self._share(4 * n) if bf16 else 0), 4 * self.bucket
+        whole = (element + 4) * n if bf16 else 4 * n
+        if self.stage == 1:
+            return element * n, whole, 0 if bf16 else 2 * element * self.bucket
+        gradients = self._share(element * n) + element * max(block, self.outer) + (self._share(4 * n) if bf16 else 0)
+        return element * n, gradients, 2 * element * self.bucket + (4 * min(n, BUCKET) if bf16 else 0)
 
 
 def activation_bytes(recipe: Recipe) -> int:
-    """Bytes of one image at the start of the backward pass: the peak.  Proportional to the micro-batch."""
-    model, parts, element = recipe.model, anatomy_of(recipe.model, recipe.objective), _element(recipe)
-    image = model.channels * model.image**2 * (4 if element == 4 else 4 + element)      # the batch, and its cast copy
-    norm = parts.normed * (4 if _autocast(recipe) else element)
-    outputs = 2 * 4 * parts.outputs                                 # fp32 logits and log-probabilities; pixels and their differences
-    in_flight = element * parts.units[-1].in_flight                 # of the block being differentiated
-    return image + parts.mask_bytes + _kept_bytes(recipe, parts.units) + norm + (parts.stem + parts.pooled) * element + outputs + in_flight
+    """Bytes of one more image at the peak, its own pixels included."""
+    one, two = (estimate(recipe, 1, count, on_gpu=False) for count in (4096, 4097))
+    return two.total - one.total
 
 
-def estimate(recipe: Recipe, world_size: int, micro_batch: int) -> Memory:
-    """Bytes of one of `world_size` ranks that runs `micro_batch` images at a time.  Raises RecipeError.
-
-    Model states after Rajbhandari et al. 2020 (ZeRO), sections 3.1 and 5, with n parameters and w ranks: fp32 everywhere but for
-    bf16's computing copies; `fsdp` shards everything and gathers the outer parameters and two blocks (one used, one fetched
-    ahead); `zero` shards the optimizer (1), gradients (2), weights (3).  `accelerate` is taken for DDP, its least frugal form.
-    With parallel.tensor (Shoeybi et al. 2019, section 3) a block is gathered in part and what stands outside the blocks is sharded over
-    fewer ranks; the activations that it saves are not counted, so that its estimate is an upper bound.
-    Communication buckets are not counted; DDP's gradients are taken to be views of its buckets.
-    """
-    parts = anatomy_of(recipe.model, recipe.objective)
-    n, blocks = sum(parts.params.values()), [unit.params for unit in parts.units]
-    block, outer = max(blocks), n - sum(blocks)
-    parallel, element = recipe.parallel, _element(recipe)
-    gathered = outer + max(sum(blocks[at:at + 2]) for at in range(len(blocks))) // parallel.tensor
-    n += (parallel.tensor - 1) * outer      # each rank that shares a block's matrices holds these for itself
-    block //= parallel.tensor
-    moments = n * (4 if recipe.optim.name in ("lion", "sgd") else 8)
-
-    def share(num_bytes: int) -> int:
-        return _ceil(num_bytes, world_size)
-
-    if parallel.engine == "fsdp":
-        weights = share(4 * n) + element * gathered
-        gradients = share(4 * n) + (element + 4) * max(block, outer)        # one unit's, and its fp32 copy on the way to its shards
-        optimizer = share(moments)
-    elif parallel.engine == "zero":
-        master = element == 2
-        weights = share(element * n) + element * gathered if parallel.zero_stage == 3 else element * n
-        gradients = element * n if parallel.zero_stage == 1 else share(element * n) + element * max(block, outer)
-        gradients += share(4 * n) if master else 0                          # the fp32 copy that the update reads
-        optimizer = 0 if parallel.zero_offload else share(moments + (4 * n if master else 0))
-    else:
-        weights = 4 * n + (2 * n if _autocast(recipe) else 0)
-        gradients, optimizer = 4 * n, moments
-    average = 0 if recipe.ema is None else share(4 * n) if parallel.engine == "fsdp" else 4 * n
-    return Memory(weights, gradients, optimizer, average, micro_batch * activation_bytes(recipe))
-
-
-def fitting_micro_batch(recipe: Recipe, world_size: int, device_bytes: int, local_share: int) -> int:
+def fitting_micro_batch(recipe: Recipe, world_size: int, device_bytes: int, local_share: int, on_gpu: bool = True) -> int:
     """The micro-batch with the fewest equal accumulation steps whose estimate stays within USABLE of `device_bytes`.
 
     `local_share`: samples of the global batch that one rank takes.  k steps take ceil(local_share / k) each, rounded up to a
@@ -119,12 +226,33 @@ def fitting_micro_batch(recipe: Recipe, world_size: int, device_bytes: int, loca
         raise ValueError(f"wants at least one sample and one rank, got local_share {local_share}, world_size {world_size}")
     group = default_group(recipe)
     budget = int(USABLE * device_bytes)
-    states = estimate(recipe, world_size, 0).total
-    affordable = (budget - states) // activation_bytes(recipe) // group * group
-    if affordable < group:
-        raise RecipeError(_too_big(recipe, estimate(recipe, world_size, group), group, device_bytes))
-    steps = _ceil(local_share, affordable)
-    return _ceil(_ceil(local_share, steps), group) * group
+    sizes = possible_micro_batches(local_share, group)
+
+    def fits(size: int) -> bool:
+        return estimate(recipe, world_size, size, _ceil(local_share, size), on_gpu).total <= budget
+
+    if fits(sizes[0]):          # no accumulation, for which whole gradients may have to stay
+        return sizes[0]
+    low, high = 1, len(sizes)   # sizes[low:] are to be searched; what is smaller takes less
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(sizes[middle]) else (middle + 1, high)
+    if low == len(sizes):
+        raise RecipeError(_too_big(recipe, estimate(recipe, world_size, group, _ceil(local_share, group), on_gpu), group, device_bytes))
+    return sizes[low]
+
+
+def possible_micro_batches(local_share: int, group: int) -> Sequence[int]:
+    """Of 1, 2, 3, ... equal steps, from the largest to one group; each once."""
+    found: dict[int, None] = {}
+    steps = 1
+    while True:
+        size = _ceil(_ceil(local_share, steps), group) * group
+        found[size] = None
+        if size == group:
+            return list(found)
+        # the next number of steps that makes it smaller
+        steps = max(steps + 1, _ceil(local_share, size - group))
 
 
 def _too_big(recipe: Recipe, memory: Memory, group: int, device_bytes: int) -> str:
@@ -145,8 +273,9 @@ def _too_big(recipe: Recipe, memory: Memory, group: int, device_bytes: int) -> s
         ways.append("more devices")
     ways.append("a smaller model.size or model.image")
     images = "1 image" if group == 1 else f"{group} images (data.group)"
+    states = memory.weights + memory.gradients + memory.optimizer + memory.ema
     return (
         f"micro_batch: {images} at a time would need {memory.total / 2**30:.2f} GiB per device"
-        f" ({(memory.total - memory.activations) / 2**30:.2f} of them for weights, gradients and optimizer);"
+        f" ({states / 2**30:.2f} of them for weights, gradients and optimizer);"
         f" {USABLE:.0%} of {device_bytes / 2**30:.2f} GiB is to be had. Try {', or '.join(ways)}"
     )

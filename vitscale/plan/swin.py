@@ -91,7 +91,7 @@ def anatomy(model: Swin) -> Anatomy:
     stages = stages_of(model)
     last = stages[-1]
     return Anatomy(
-        params=_params(model, stages), flops=_flops(model, stages),
+        params=_params(model, stages), flops=_flops(model, stages), moved=_moved(model, stages),
         units=tuple(_unit(model, stage) for stage in stages for _ in range(stage.depth)), normed=last.grid**2 * last.width,
         outputs=model.classes,
     )
@@ -141,6 +141,20 @@ def _flops(model: Swin, stages: tuple[Stage, ...]) -> dict[str, int]:
     }
 
 
+def _moved(model: Swin, stages: tuple[Stage, ...]) -> dict[str, int]:
+    """As of a ViT's block (vitscale/plan/vit.py); shifting and cutting into windows read and write the stream twice more."""
+    first, hidden = stages[0], MLP_RATIO
+    numbers = [stage.depth * stage.grid**2 * stage.width for stage in stages]
+    return {
+        "patch_embed": model.channels * model.image**2 + first.grid**2 * first.width,
+        "attention_linear": sum(6 * n for n in numbers), "attention_product": sum(4 * n for n in numbers),
+        "mlp": sum((2 + 2 * hidden) * n for n in numbers),
+        "merging": sum((stage.grid**2) * (stage.width + stage.width // 2) for stage in stages[:-1]),
+        "elementwise": sum((4 + 6 + 4 + 2 * hidden) * n for n in numbers) + 6 * first.grid**2 * first.width,
+        "head": stages[-1].width + model.classes,
+    }
+
+
 def _unit(model: Swin, stage: Stage) -> Unit:
     """As a block of a ViT (vitscale/plan/vit.py); version 2 keeps besides the normed queries and keys, and what it norms is not what
     the next layer gets, so as many numbers of D."""
@@ -153,6 +167,9 @@ def _unit(model: Swin, stage: Stage) -> Unit:
         normed=tokens * 2 * width,
         kept_fp32=tokens * stage.heads,
         outputs=tokens * (7 * width + hidden),
+        spare=tokens * 2 * width if model.version == 1 else 0,
+        attention=tokens * 4 * width,
+        attention_outputs=tokens * 4 * width,
         mask_bytes=0,
-        in_flight=tokens * 2 * hidden,
+        in_flight=tokens * (hidden + width),
     )

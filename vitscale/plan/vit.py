@@ -12,10 +12,12 @@ def anatomy(model: Vit) -> Anatomy:
     shape = shape_of(model)
     tokens = num_tokens(model)
     return Anatomy(
-        params=_params(model, shape), flops=_flops(model, shape),
+        params=_params(model, shape), flops=_flops(model, shape), moved=_moved(model, shape),
         units=(unit_of(model, shape, tokens),) * shape.depth, normed=tokens * shape.width,
         outputs=model.classes,
         pooled=3 * tokens * shape.width if model.pool == "attention" else 0,        # keys and values, and what they came from
+        one_row=(num_placed(model) + model.registers + (model.pool == "attention")) * shape.width
+        + (num_positions(model) * shape.width if model.position == "learned" else 0),
         stem=patch_embed.kept(model, shape.width), mask_bytes=tokens * shape.width if model.dropout else 0,
     )
 
@@ -90,6 +92,32 @@ def block_flops(model: Vit, shape: Shape, tokens: int) -> dict[str, int]:
     }
 
 
+def _moved(model: Vit, shape: Shape) -> dict[str, int]:
+    tokens, width = num_tokens(model), shape.width
+    found = block_moved(model, shape, tokens)
+    found["elementwise"] += 6 * tokens * width              # positions, the last norm
+    return found | {
+        "patch_embed": model.channels * model.image**2 + tokens * width + 2 * patch_embed.kept(model, width),
+        "pool": 4 * tokens * width if model.pool == "attention" else tokens * width,
+        "head": num_features(model, width) + model.classes,
+    }
+
+
+def block_moved(model: Vit, shape: Shape, tokens: int) -> dict[str, int]:
+    """Of all blocks: a layer reads its input and writes its output, a norm and GELU too, an addition reads two and writes one."""
+    width, first = shape.width, shape.mlp * (2 if model.gated else 1)
+    norms = 1 if model.parallel else 2
+    pointwise = (2 * norms + 6 + (4 if model.layer_scale is not None else 0)) * width + first + shape.mlp
+    if model.qk_norm or model.position == "rotary":
+        pointwise += 4 * width
+    return {
+        "attention_linear": shape.depth * tokens * (4 + 2) * width,
+        "attention_product": shape.depth * mixing(model, shape, tokens).kept,
+        "mlp": shape.depth * tokens * (2 * width + first + shape.mlp),
+        "elementwise": shape.depth * tokens * pointwise,
+    }
+
+
 def unit_of(model: Vit, shape: Shape, tokens: int) -> Unit:
     """What one block keeps for its backward pass.
 
@@ -103,6 +131,7 @@ def unit_of(model: Vit, shape: Shape, tokens: int) -> Unit:
     width, mlp = shape.width, shape.mlp
     scaled, first = model.layer_scale is not None, 2 * mlp if model.gated else mlp
     norms = 1 if model.parallel else 2
+    between = 3 * tokens * width            # queries, keys, values as the layer gave them
     inner = 4 * mlp if model.gated else 2 * mlp
     attention = mixing(model, shape, tokens)
     kept = 2 * norms * width + inner + (2 * width if scaled else 0) + (2 * width if model.qk_norm else 0)
@@ -113,6 +142,9 @@ def unit_of(model: Vit, shape: Shape, tokens: int) -> Unit:
         normed=tokens * norms * width,
         kept_fp32=attention.kept_fp32,
         outputs=tokens * (6 * width + first) + attention.outputs,       # input; qkv 3, proj, fc2; fc1
+        spare=0 if scaled else tokens * 2 * width,          # proj, fc2: added to the stream, which asks for neither
+        attention=attention.kept,
+        attention_outputs=between + attention.outputs,
         mask_bytes=tokens * 2 * width if model.dropout else 0,
-        in_flight=tokens * inner,                           # inside the MLP
+        in_flight=tokens * ((3 if model.gated else 1) * mlp + width),       # inside the MLP, and of the stream
     )

@@ -96,11 +96,32 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         wrong("optim.name", "lamb wants the lengths of whole tensors, which DeepSpeed's shards cut across; use parallel.engine fsdp or ddp")
     if recipe.ema is not None and parallel.engine == "zero":
         wrong("ema", "DeepSpeed has no fp32 shard of the weights to average in every stage; use parallel.engine fsdp or ddp, or ema: null")
+    found += _fine_tuning(recipe)
     if parallel.zero_offload and parallel.engine != "zero":
         wrong("parallel.zero_offload", f"belongs to parallel.engine zero, not to {parallel.engine}")
     found += _tensor(recipe)
     if parallel.recompute_every > 1 and parallel.recompute != "blocks":
         wrong("parallel.recompute_every", f"belongs to parallel.recompute blocks, not to {parallel.recompute}")
+    return found
+
+
+def _fine_tuning(recipe: Recipe) -> list[tuple[str, str]]:
+    """What frozen parts and adapters do not go with."""
+    optim, engine, found = recipe.optim, recipe.parallel.engine, []
+    if optim.freeze and engine == "zero":
+        found.append(("optim.freeze", "DeepSpeed keeps no fp32 copy of what does not learn; use parallel.engine ddp or fsdp"))
+    if optim.freeze == "backbone" and not recipe.objective.wants_labels:
+        found.append(("optim.freeze", f"backbone leaves the head alone to learn, of which {recipe.objective.name} has none that lasts"))
+    if recipe.lora is None:
+        return found
+    if engine != "ddp":
+        found.append(("lora", f"adapters stand beside whole layers: they want parallel.engine ddp, not {engine}"))
+    if not recipe.objective.wants_labels:
+        found.append(("lora", f"adapts a trained model to labels; {recipe.objective.name} has none"))
+    if recipe.parallel.compile:
+        found.append(("lora", "does not go with parallel.compile"))
+    if optim.freeze:
+        found.append(("optim.freeze", "with lora all but adapters and head is frozen already"))
     return found
 
 

@@ -55,7 +55,7 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         try:
             keys, value = parse_override(override)
-            _put(values, keys, value)
+            set_value(values, keys, value)
         except RecipeError as error:
             mistakes.append(("", str(error)))
     return check_recipe(values, str(path), mistakes)
@@ -98,7 +98,7 @@ def check_section(kind: type[_Kind], values: dict[str, Any], source: str, mistak
     raise RecipeError("\n".join([f"{source}: {count}", *lines]))
 
 
-def _put(values: dict[str, Any], keys: list[str], value: Any) -> None:
+def set_value(values: dict[str, Any], keys: list[str], value: Any) -> None:
     """Set values[k0][k1]... = value, making sections on the way."""
     for depth, key in enumerate(keys[:-1]):
         inner = values.get(key)

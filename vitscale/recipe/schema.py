@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from pydantic_core import PydanticCustomError
 
 from vitscale.recipe.duration import Duration
+from vitscale.recipe.steps import Steps
 
 
 def _whole(value: Any) -> Any:
@@ -105,6 +106,7 @@ class Vit(Model):
     gated: bool = False                     # SwiGLU in place of GELU, mlp wide after the gate (Shazeer 2020)
     parallel: bool = False                  # attention and MLP side by side behind one norm (Dehghani et al. 2023, ViT-22B)
     layer_scale: Positive | None = None     # initial value of LayerScale's gamma (Touvron et al. 2021); null: none
+    norm_eps: Positive = 1e-6               # of every LayerNorm: that of the papers' JAX code and of timm; transformers' default is 1e-12
     mup_base_width: Count | None = None     # muP (Yang et al. 2022): optim.lr and first values are those of this width; null: standard
     mup_base_head_width: Count | None = None    # of muP: where heads are as wide as this, attention is scaled as usual; null: as these are
 
@@ -303,6 +305,16 @@ class Optim(Section):
     timescale: Duration | None = None       # rsqrt: lr ~ sqrt(timescale / (timescale + t)) after the warm-up; null: the warm-up
     min_lr: NotNegative = 0.0               # where cosine, linear and a cooldown end
     clip_norm: Positive | None = None       # global gradient norm
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0    # of fine-tuning: each block before the head learns so much more slowly (BEiT)
+    freeze: Literal["backbone"] | CountOrZero = 0   # that many first blocks, of Swin and ConvNeXt stages, with what stands before them stay
+
+
+class Lora(Section):
+    """Fine-tune by small products of matrices beside those that stay as they are (Hu et al. 2022, LoRA), through peft."""
+
+    rank: Count = 8
+    alpha: Positive = 16.0                  # the products are scaled by alpha / rank
+    targets: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_pair)] = ("attn.qkv", "attn.proj")   # ends of layers' names
 
 
 class Parallel(Section):
@@ -345,6 +357,7 @@ class Observe(Section):
     log_every: Count = 1                    # steps between rows of metrics.jsonl
     exporter: bool = True                   # Prometheus metrics over HTTP
     exporter_port: Annotated[CountOrZero, Field(le=65535)] = 0   # 0: a free one
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], BeforeValidator(_pair)] = ()   # given every row as well
     peak_flops: Positive | None = None      # FLOP/s of one device that MFU is measured against; null: data sheet, on a CPU measured
 
 
@@ -398,11 +411,13 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
     ema: Ema | None = None
+    lora: Lora | None = None                # of fine-tuning: what `init` gave stays, and adapters learn
     observe: Observe = Observe()
     resilience: Resilience = Resilience()
     seed: Annotated[CountOrZero, Field(lt=2**64)] = 0
     runs_dir: str = "runs"                  # the run folder is runs_dir/name
-    init: str | None = None                 # run folder, checkpoint or .safetensors whose weights a new run starts from
+    profile: Steps | None = None            # steps:20-25: torch profiler traces of those steps and a summary, in the run folder's profile/
+    init: str | None = None                 # whose weights a new run starts from: run folder, checkpoint, .safetensors, exported folder
 
     @model_validator(mode="before")
     @classmethod

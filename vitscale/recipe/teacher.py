@@ -8,7 +8,7 @@ from vitscale.errors import RecipeError
 from vitscale.recipe.text import read_yaml
 
 RECIPE_FILE = "recipe.yaml"         # of a run folder
-CONFIG_FILE = "config.json"         # of a folder of transformers'
+CONFIG_FILE = "config.json"         # of a folder of transformers', timm's, or an export of ours
 
 
 def teacher_classes(folder: str) -> int | None:
@@ -22,6 +22,8 @@ def teacher_classes(folder: str) -> int | None:
             return int(values["model"]["classes"])
         if (path / CONFIG_FILE).is_file():
             config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+            if "model_type" not in config and "id2label" not in config:       # timm's, or ours
+                return int(config["num_classes"] if "num_classes" in config else config["model"]["classes"])
             return len(config["id2label"]) if "id2label" in config else int(config.get("num_labels", 2))     # transformers' own default
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecipeError(f"objective.teacher: {folder} is no readable teacher ({type(error).__name__}: {error})") from None

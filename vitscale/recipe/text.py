@@ -74,6 +74,11 @@ def read_yaml(text: str, source: str) -> Any:
         raise RecipeError(f"{source}: is nested too deeply to be read") from None
 
 
+def compose(text: str) -> yaml.Node | None:
+    """The document's nodes with their places in the text, of one that `read_yaml` reads."""
+    return yaml.compose(text, _Loader)
+
+
 def write_yaml(value: Any) -> str:
     """Plain values as YAML that `read_yaml` reads back equal."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=10**6, allow_unicode=True)

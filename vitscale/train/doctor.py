@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from vitscale.data import native
 from vitscale.data.report import console, size
 from vitscale.errors import EXIT_DONE, EXIT_WRONG_INPUT, DataError, RecipeError
 from vitscale.observe.console import make_console, setup_logging
@@ -93,9 +94,10 @@ def _installed() -> list[Finding]:
             found.append(Finding(library, "ok", importlib.metadata.version(library)))
         except importlib.metadata.PackageNotFoundError:
             found.append(Finding(library, "warning", "", "", "is not installed; `pip install` vitscale again"))
-    decoder = next((finding for finding in found if finding.name == "simplejpeg" and finding.state == "ok"), None)
-    found.append(Finding("JPEG decoder", "ok", "simplejpeg", "", "libjpeg-turbo, strict") if decoder else
-                 Finding("JPEG decoder", "failed", "", "", "simplejpeg is missing; `pip install simplejpeg`"))
+    if any(finding.name == "simplejpeg" and finding.state == "ok" for finding in found):
+        found.append(Finding("JPEG decoder", "ok", "native" if native.available() else "simplejpeg", "", native.describe()))
+    else:
+        found.append(Finding("JPEG decoder", "failed", "", "", "simplejpeg is missing; `pip install simplejpeg`"))
     return found
 
 
@@ -128,7 +130,7 @@ def _fits(recipe: Recipe, prepared: Prepared, world: World) -> Finding:
         return Finding("memory", "failed", "", "", str(error))
     from vitscale.plan.memory import estimate
 
-    wanted = estimate(recipe, world.size, work.micro_batch).total
+    wanted = estimate(recipe, world.size, work.micro_batch, work.micro_steps, world.device.type == "cuda").total
     params = count_params(recipe.model, recipe.objective)
     words = f"of {there} per rank, with micro_batch {work.micro_batch} and {params:,} parameters, as estimated"
     if wanted > device_bytes(world):

@@ -26,7 +26,8 @@ def facts_of(recipe: Recipe, prepared: Prepared, world: World, progress: Progres
     assert data["position"] == progress.now.images
     engine = recipe.parallel.engine + (f" stage {recipe.parallel.zero_stage}" if recipe.parallel.engine == "zero" else "")
     return Facts(step=progress.now.step, data=data, recipe=redacted(recipe.model_dump(mode="json")), engine=engine, world_size=world.size,
-                 best=progress.best, stopping=progress.stopping, guard=progress.guard, versions=versions())
+                 best=progress.best, stopping=progress.stopping, guard=progress.guard, owes_evaluation=progress.owes_evaluation,
+                 versions=versions())
 
 
 def versions() -> dict[str, str]:
@@ -48,5 +49,5 @@ def bound_settings(recipe: Mapping[str, Any], index_hash: str) -> dict[str, Any]
     data = {key: value for key, value in recipe["data"].items() if key not in hidden} | resolved
     if data.get("mix"):
         data["mix"] = [{"weight": part["weight"]} for part in data["mix"]]
-    rest = {key: value for key, value in recipe.items() if key not in ("name", "runs_dir", "observe", "init")}
+    rest = {key: value for key, value in recipe.items() if key not in ("name", "runs_dir", "observe", "profile", "init")}
     return rest | {"data": data, "index_hash": index_hash}

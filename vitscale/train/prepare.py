@@ -12,6 +12,7 @@ from vitscale.data.labels import check_labels
 from vitscale.data.mixture import order_of
 from vitscale.data.quickstart import pack_digits
 from vitscale.errors import DataError, RecipeError
+from vitscale.observe.trackers import check_trackers
 from vitscale.optim.schedule import Schedule
 from vitscale.recipe import Recipe
 from vitscale.recipe.check import train_urls
@@ -35,6 +36,7 @@ def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = Non
     `look` False: another process has looked at the labels, or does; a thousand ranks need not do it too.
     Raises RecipeError or DataError for whatever the user can mend.  Safe to call in many processes at once.
     """
+    check_trackers(recipe.observe.trackers)
     folder = run_folder(recipe)
     try:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -44,9 +46,7 @@ def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = Non
         raise RecipeError(f"runs_dir: the run folder {folder} cannot be made ({error.strerror}); choose another runs_dir") from None
     if not writable:
         raise RecipeError(f"runs_dir: the run folder {folder} is not writable; choose another runs_dir, or another name")
-    if recipe.data.prepare == "digits":
-        pack_digits(Path(train_urls(recipe)[0]).parent)
-    train = open_index(train_urls(recipe), recipe.data.index_dir, on_progress)
+    train = training_set(recipe, on_progress)
     val = open_index(recipe.data.val, recipe.data.index_dir, on_progress) if recipe.data.val else None
     declared = recipe.data.num_samples
     if declared is not None and declared != train.num_samples:
@@ -60,3 +60,10 @@ def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = Non
     epoch = None if recipe.data.mix else train.num_samples
     schedule = Schedule.of(recipe.optim, recipe.duration, epoch, recipe.global_batch, recipe.data.repeats)
     return Prepared(folder, train, val, schedule)
+
+
+def training_set(recipe: Recipe, on_progress: Callable[[int, int], None] | None = None) -> SetIndex:
+    """The index of the training shards; a built-in set is packed if it is absent.  Raises DataError."""
+    if recipe.data.prepare == "digits":
+        pack_digits(Path(train_urls(recipe)[0]).parent)
+    return open_index(train_urls(recipe), recipe.data.index_dir, on_progress)

@@ -4,22 +4,28 @@ import contextlib
 import json
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from vitscale.checkpoint.files import write_atomically
 from vitscale.checkpoint.lease import Lease
-from vitscale.data import StepBatch
+from vitscale.data import StepBatch, Stream
+from vitscale.errors import EXIT_REQUEUE
 from vitscale.observe.console import Progress as Display
 from vitscale.observe.console import make_console
-from vitscale.observe.exporter import Exporter
 from vitscale.observe.goodput import Goodput, goodput_ratio
 from vitscale.observe.jsonl import JsonLines, read_rows
 from vitscale.observe.meters import Meters
 from vitscale.observe.names import metrics_of
+from vitscale.observe.papers import leave_papers
+from vitscale.observe.readings import process_memory
+from vitscale.observe.trackers import Trackers
+from vitscale.parallel.engine import Engine
 from vitscale.parallel.world import World
 from vitscale.plan.flops import training_flops_per_image
 from vitscale.recipe import Recipe
@@ -29,7 +35,9 @@ from vitscale.resilience.guard import Verdict
 from vitscale.resilience.outcome import write_outcome
 from vitscale.resilience.restarts import attempts_of, restarts_by_cause
 from vitscale.resilience.skips import rollbacks
+from vitscale.train.environment import write_environment
 from vitscale.train.facts import versions
+from vitscale.train.metrics import RankMetrics
 from vitscale.train.pace import Pace
 from vitscale.train.prepare import Prepared
 from vitscale.train.size import device_peak_flops
@@ -40,22 +48,30 @@ log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "logs/samples.jsonl"
 QUARANTINE_FILE = "quarantine.jsonl"
-EXPORTER_FILE = "exporter.json"     # for Prometheus's file_sd
 
 
 class Recorder:
     """Every rank has one, since some of what is recorded must be gathered; rank 0 writes, while it holds the lease."""
 
     def __init__(self, recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, meters: Meters,
-                 goodput: Goodput | None, start: Moment, nodes: Sequence[str]) -> None:
+                 goodput: Goodput | None, start: Moment, nodes: Sequence[str], engine: Engine, stream: Stream) -> None:
         self.recipe, self.prepared, self.world, self.lease, self.meters, self.goodput = recipe, prepared, world, lease, meters, goodput
         self._steps_since_row, self._checkpoint_failures = 0, 0
-        meters.rate(training_flops_per_image(recipe.model, recipe.objective), device_peak_flops(recipe, world), world.size)
+        peak_flops = device_peak_flops(recipe, world)
+        meters.rate(training_flops_per_image(recipe.model, recipe.objective), peak_flops, world.size)
         self._pace = Pace(nodes, recipe.resilience.straggler_ratio) if world.is_first and world.size > 1 else None
         self._open = contextlib.ExitStack()
+        self._stream, self._metrics = stream, None
+        if recipe.observe.exporter:
+            self._metrics = self._open.enter_context(RankMetrics(recipe, prepared.folder, world, engine, stream, nodes))
         self._files = _Files(self._open, recipe, prepared, lease, start) if lease is not None else None
-        if self._files is not None:
+        self._published: deque[dict[str, Any]] = deque()     # checkpoints whose rows are to be written
+        if self._files is not None and lease is not None:
+            write_environment(recipe, prepared, world, nodes, peak_flops, lease.number)
             meters.repeat(max(self._files.images_before - start.images, 0))
+            self._export(self._files.totals() | {
+                "build_info": {"version": versions()["vitscale"]} | versions(), "attempt_start_timestamp_seconds": time.time(),
+                "devices": world.size, "device_peak_flops": peak_flops or None, "target_images": prepared.schedule.total})
 
     def __enter__(self) -> "Recorder":
         return self
@@ -73,6 +89,8 @@ class Recorder:
         if result.bad:
             self.quarantine(bad)
         phases = self.meters.end_step(batch.size)
+        if self._metrics is not None:
+            self._metrics.step(now.step, result, phases)
         if self._pace is not None:
             self._pace.step(result.own_s, result.probe_s, sum(phases[name] for name in ("data_wait", "h2d", "compute", "optimizer")))
         if not result.applied:
@@ -86,11 +104,15 @@ class Recorder:
             return
         self._steps_since_row = 0
         row = {"step": now.step, "images": now.images, "epoch": batch.epoch, "time": time.time(), "loss": result.loss, "lr": lr,
-               "grad_norm": result.grad_norm, "applied": result.applied, **self.meters.row(), **(self._pace.row() if self._pace else {})}
+               "grad_norm": result.grad_norm, "applied": result.applied, **self.meters.row(), **(self._pace.row() if self._pace else {}),
+               **self._memory(), "loader_ready": self._stream.ready}
+        self._write_published()
         self._files.row(row)
-        self._files.display.step(row, self.meters.eta_s(self.prepared.schedule.total - now.images))
-        self._files.export(metrics_of(row) | {"step_phase_seconds": phases, "nonfinite_steps_total": self._files.nonfinite,
-                                              **self._goodput("run_seconds_total")})
+        eta_s = self.meters.eta_s(self.prepared.schedule.total - now.images)
+        self._files.display.step(row, eta_s)
+        self._export(metrics_of(row) | {
+            "eta_seconds": eta_s, "images_per_second_per_device": self.meters.images_per_second / self.world.size,
+            "nonfinite_steps_total": self._files.nonfinite, **self._goodput("run_seconds_total")})
 
     def rollback(self, verdict: Verdict, now: Moment, to: Moment, skips: list[tuple[int, int]]) -> None:
         """Book that the run goes back from `now` to `to`, from where it passes over `skips` (merged)."""
@@ -104,13 +126,14 @@ class Recorder:
         reached = self._files.images_before = max(self._files.images_before, now.images)
         passed_over = sum(max(min(end, reached) - max(start, to.images), 0) for start, end in skips)
         self.meters.repeat(reached - to.images - passed_over)
-        self._files.export({"rollbacks_total": self._files.rollbacks})
+        self._export({"rollbacks_total": self._files.rollbacks})
 
     def quarantine(self, bad: list[dict[str, Any]], split: str = "train") -> None:
         """Write down samples that could not be used, of all ranks.  Collective."""
         parts = self.world.gather(bad)
         if parts is not None and self._files is not None:
             self._files.quarantine([row | {"split": split} for part in parts for row in part])
+            self._export({"samples_skipped_total": self._files.skipped})
 
     def last_bad(self, bad: list[dict[str, Any]]) -> None:
         """Write down this rank's bad samples when they end the run, in which no rank waits for another any more."""
@@ -124,18 +147,32 @@ class Recorder:
             row = {"step": now.step, "images": now.images, "time": time.time(), **result}
             self._files.row(row)
             self._files.display.evaluated(row)
-            self._files.export(metrics_of(row))
+            self._export(metrics_of(row))
 
-    def checkpoint_published(self, seconds: float) -> None:
-        """Called by the checkpoint's thread."""
-        if self._files is not None:
-            self._files.export({"checkpoint_seconds": seconds, "checkpoint_last_success_timestamp_seconds": time.time()})
+    def checkpoint_published(self, step: int, seconds: float) -> None:
+        """Called by the checkpoint's thread, which writes no rows itself."""
+        self._published.append({"event": "checkpoint", "step": step, "seconds": seconds, "time": time.time()})
+        self._export({"checkpoint_seconds": seconds, "checkpoint_last_success_timestamp_seconds": time.time()})
 
     def checkpoint_failed(self) -> None:
         """Called by the checkpoint's thread."""
         self._checkpoint_failures += 1
-        if self._files is not None:
-            self._files.export({"checkpoint_failures_total": self._checkpoint_failures})
+        self._export({"checkpoint_failures_total": self._checkpoint_failures})
+
+    def _write_published(self) -> None:
+        while self._published and self._files is not None:
+            self._files.row(self._published.popleft())
+
+    def _export(self, values: dict[str, Any]) -> None:
+        """Of the run; rank 0's alone."""
+        if self._metrics is not None and self._files is not None:
+            self._metrics.update(values)
+
+    def _memory(self) -> dict[str, float | None]:
+        """Bytes that this process holds now, and the most that torch has held on its GPU."""
+        on_gpu = self.world.device.type == "cuda"
+        return {"resident_bytes": process_memory().get("rank_resident_bytes"),
+                "device_bytes": torch.cuda.max_memory_allocated(self.world.device) if on_gpu else None}
 
     def _goodput(self, name: str) -> dict[str, Any]:
         spent = self.goodput.run_seconds() if self.goodput is not None else {}
@@ -145,11 +182,14 @@ class Recorder:
         """Close the books and write the outcome; returns `exit_code`."""
         if self._files is not None and self.lease is not None:
             self.lease.check()
+            self._write_published()
             write_outcome(self.prepared.folder, exit_code, reason, cause=cause, step=progress.now.step, images=progress.now.images,
                           best=progress.best, attempt=self.lease.number, **self._goodput("run_seconds"),
                           samples_skipped=self._files.skipped, rollbacks=self._files.rollbacks.total(),
                           checkpoint_failures=self._checkpoint_failures, versions=versions(), **self._files.last_evaluation())
             self._open.close()      # the display goes before the last words come
+            if exit_code != EXIT_REQUEUE:       # then there may be seconds left, and the run goes on
+                leave_papers(self.prepared.folder)
             log.info("%s at step %d (%d images): %s", "done" if exit_code == 0 else "ended", progress.now.step, progress.now.images, reason)
             log.info("run folder %s; metrics in %s", self.prepared.folder, self.prepared.folder / METRICS_FILE)
         return exit_code
@@ -178,14 +218,8 @@ class _Files:
         self._log_samples = recipe.data.log_samples
         self._cut = stack.enter_context(contextlib.ExitStack())
         self.go_back_to(start.step)
-        self._exporter = None
-        if recipe.observe.exporter:
-            self._exporter = Exporter(port=recipe.observe.exporter_port, discovery=folder / EXPORTER_FILE, labels={"run": recipe.name})
-            stack.callback(self._exporter.close)
-        info = {key: value for key, value in versions().items() if key != "vitscale"} | {"version": versions()["vitscale"]}
-        self.export({"build_info": info, "nonfinite_steps_total": self.nonfinite, "rollbacks_total": self.rollbacks,
-                     "restarts_total": restarts_by_cause(attempts_of(folder))})
         epoch = None if recipe.data.mix else prepared.train.num_samples      # a mixture's sets have epochs of their own
+        self._trackers = stack.enter_context(Trackers(recipe.observe.trackers, folder, redacted(recipe.model_dump(mode="json"))))
         self.display = Display(make_console(), total_images=prepared.schedule.total, num_samples=epoch)
         stack.enter_context(self.display)
 
@@ -203,6 +237,7 @@ class _Files:
     def row(self, row: dict[str, Any]) -> None:
         self._lease.check()
         self._rows.write(row | {"attempt": self._lease.number})
+        self._trackers.row(row)
 
     def samples(self, row: dict[str, Any]) -> None:
         self._lease.check()
@@ -213,11 +248,11 @@ class _Files:
         for row in rows:
             self._quarantine.write(row)
             self.skipped[row["reason"]] += 1
-        self.export({"samples_skipped_total": self.skipped})
 
-    def export(self, values: dict[str, object]) -> None:
-        if self._exporter is not None:
-            self._exporter.update(values)
+    def totals(self) -> dict[str, Any]:
+        """Metrics of all that happened before, to this run."""
+        return {"nonfinite_steps_total": self.nonfinite, "rollbacks_total": self.rollbacks, "samples_skipped_total": self.skipped,
+                "restarts_total": restarts_by_cause(attempts_of(self._folder))}
 
     def last_evaluation(self) -> dict[str, Any]:
         evaluations = [row for row in read_rows(self._folder / METRICS_FILE) if "eval_loss" in row]

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vitscale.checkpoint.lease import Lease
 from vitscale.checkpoint.resume import newest_whole, refuse_changes, set_aside
 from vitscale.checkpoint.store import STATE, Facts, checkpoints_in, read_facts, read_into, shapes_in, step_of
-from vitscale.checkpoint.weights import read_backbone
+from vitscale.checkpoint.weights import read_start
 from vitscale.data import Stream
 from vitscale.errors import CheckpointError
 from vitscale.models import initial_value
+from vitscale.models.lora import BASE, UP
 from vitscale.objectives import Task
 from vitscale.optim.ema import Ema
 from vitscale.parallel.engine import Engine, ValueOf
@@ -85,11 +87,17 @@ def first_values(recipe: Recipe, task: Task, start: Start) -> ValueOf:
     """Each parameter's first value: from `init`, or drawn by (seed, name) and so the same on every rank and engine."""
     with torch.device("meta"):
         skeleton = task.build()
+    weights: dict[str, Tensor] = {}
     if recipe.init is not None and start.checkpoint is None:
-        shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
-        weights = read_backbone(Path(recipe.init), shapes, recipe.objective.name)
-        return lambda name, shape: weights[name] if name in weights else initial_value(skeleton, name, shape, recipe.seed)
-    return lambda name, shape: initial_value(skeleton, name, shape, recipe.seed)
+        weights = read_start(Path(recipe.init), skeleton, recipe.objective.name)
+
+    def value(name: str, shape: torch.Size) -> Tensor:
+        if UP in name:              # an adapter adds nothing at first
+            return torch.zeros(shape)
+        name = name.replace(BASE, ".")
+        return weights[name] if name in weights else initial_value(skeleton, name, shape, recipe.seed)
+
+    return value
 
 
 def restore(start: Start, engine: Engine, ema: Ema | None, stream: Stream, anew: Callable[[], ValueOf] | None = None) -> Progress:
@@ -113,7 +121,8 @@ def restore(start: Start, engine: Engine, ema: Ema | None, stream: Stream, anew:
     elif ema is not None:
         ema.restart()
     stream.load_state_dict(facts.data | {"skips": start.skips})
-    progress = Progress(Moment(facts.step, facts.data["position"]), facts.best, dict(facts.stopping), dict(facts.guard))
+    progress = Progress(Moment(facts.step, facts.data["position"]), facts.best, dict(facts.stopping), dict(facts.guard),
+                        facts.owes_evaluation)
     log.info("going on from %s: step %d, %d images seen; it was written by %s on %d rank(s)", start.checkpoint.name,
              facts.step, progress.now.images, facts.engine, facts.world_size)
     return progress

@@ -15,12 +15,15 @@ from vitscale.checkpoint.store import Writer
 from vitscale.data import open_stream
 from vitscale.data.remote import PATIENCE
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, DataError, UserError
+from vitscale.models.lora import with_adapters
 from vitscale.objectives import build_task
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.observe.goodput import Goodput
 from vitscale.observe.meters import Meters
+from vitscale.observe.profile import Profile
 from vitscale.optim.build import build_optimizer
 from vitscale.optim.ema import Ema
+from vitscale.optim.groups import freeze_
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.launch import hold_lifeline
 from vitscale.parallel.place import Place, node_name
@@ -32,7 +35,7 @@ from vitscale.resilience.preflight import preflight
 from vitscale.resilience.restarts import begin_attempt, refuse_loop
 from vitscale.resilience.signals import StopFlag
 from vitscale.resilience.watchdog import Watchdog
-from vitscale.train.evaluate import evaluate
+from vitscale.train.evaluate import EvaluationLeft, evaluate
 from vitscale.train.facts import facts_of
 from vitscale.train.pace import PROBE_EVERY, Probe
 from vitscale.train.prepare import Prepared, prepare
@@ -97,7 +100,10 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
     engine = open_engine(recipe.parallel, world, work)
     task = build_task(recipe.model, recipe.objective)
     give_teacher(task, recipe, world.device)
-    model = engine.materialise(task.build, first_values(recipe, task, start))
+    build = functools.partial(with_adapters, task.build, recipe.lora) if recipe.lora else task.build
+    model = engine.materialise(build, first_values(recipe, task, start))
+    if frozen := freeze_(model, recipe.optim.freeze):
+        log.info("optim.freeze=%s: %s numbers stay as they are", recipe.optim.freeze, f"{frozen:,}")
     drop_rates = model.drop_rates
     engine.adopt(model, build_optimizer(model, recipe.optim))
     ema = Ema(engine.model, recipe.ema.decay) if recipe.ema else None
@@ -114,7 +120,9 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
         with meters.phase("restore"):
             progress = restore(start, engine, ema, stream)
         guard = Guard(recipe.resilience, progress.now.step, progress.guard)
-        record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, goodput, progress.now, dog.nodes))
+        record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, goodput, progress.now, dog.nodes,
+                                              engine, stream))
+        profile = stack.enter_context(Profile(recipe.profile, prepared.folder, world, dog.nodes))
         writer = stack.enter_context(contextlib.closing(Writer(
             prepared.folder / "checkpoints", rank=world.rank, lease=lease, attempt=start.attempt, settings=recipe.checkpoint,
             on_published=record.checkpoint_published, on_failed=record.checkpoint_failed)))
@@ -137,17 +145,18 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
                     _patient(recipe), prepared.val, "val", rank=world.data_rank, world=world.data_size, micro_batch=work.micro_batch,
                     num_draws=task.num_draws, local_ranks=world.local_size, pin=on_gpu, on_bad=unusable.append if world.leads else None)
                 with val:
-                    result = evaluate(engine, dog.over(val), task, recipe.data.augment)
+                    result = evaluate(engine, dog.over(val), task, recipe.data.augment, lambda: bool(stop))
                     found = list(unusable)
                     if ema is not None:
                         with ema.swapped():
-                            averaged = evaluate(engine, dog.over(val), task, recipe.data.augment)
+                            averaged = evaluate(engine, dog.over(val), task, recipe.data.augment, lambda: bool(stop))
                         result |= {name.replace("eval_", "eval_ema_"): value for name, value in averaged.items()}
             if result["eval_images"] < prepared.val.num_samples:
                 log.warning("data.val: %d of %d samples could not be used; quarantine.jsonl names them",
                             prepared.val.num_samples - result["eval_images"], prepared.val.num_samples)
                 record.quarantine([row | {"step": progress.now.step - 1} for row in found], split="val")
             record.evaluation(result, progress.now)
+            progress.owes_evaluation = False
             return progress.note(result, recipe.checkpoint.best, recipe.evaluate.early_stopping)
 
         def go_back(verdict: Verdict) -> str | None:
@@ -160,6 +169,7 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
                     return again
                 left = progress.now
                 progress = restore(again, engine, ema, stream, anew=lambda: first_values(recipe, task, again))
+                progress.owes_evaluation = False        # made up when the attempt that began there did
                 guard = Guard(recipe.resilience, progress.now.step, progress.guard)
                 writer.last_step = None     # a checkpoint of that step would now be another one
                 record.rollback(verdict, left, progress.now, stream.order.skips)
@@ -175,12 +185,23 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
                     exit_code, reason, cause = error.exit_code, f"{reason}, but the last checkpoint is lost: {error}", "disk"
             return record.end(exit_code, reason, progress, cause)
 
+        def leave() -> int:
+            if guard.calm:      # else the checkpoint before is the better one to go on from
+                save()
+            return end(EXIT_REQUEUE, f"asked to stop by {stop.reason or 'a signal to another rank'}", cause_of_stop(stop.reason))
+
         meters.begin()
         stop.begin()
         dog.begin(progress.now.step)
         probe = Probe(world.device) if world.size > 1 else None
         owed, patience_over = False, progress.out_of_patience(recipe.evaluate.early_stopping)
+        if progress.owes_evaluation and prepared.val is not None:
+            try:
+                _, patience_over = evaluate_now()
+            except EvaluationLeft:
+                return leave()
         while not stream.ends_at(schedule.total) and not patience_over:
+            profile.begin(progress.now.step + 1)
             with meters.phase("data_wait"):
                 try:
                     batch = next(stream)
@@ -198,13 +219,13 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
                 ema.update()
             record.step(batch, result, lr, progress.now, bad)
             bad.clear()
+            finished = stream.ends_at(schedule.total)
+            profile.end(progress.now.step, finished or result.stop)
 
             verdict = guard.judge(progress.now.step, batch.position, batch.end, result.loss, result.applied)
-            finished = stream.ends_at(schedule.total)
-            if result.stop and not finished:    # an evaluation that is due now is left out: there may be half a minute left
-                if guard.calm:      # else the checkpoint before is the better one to go on from
-                    save()
-                return end(EXIT_REQUEUE, f"asked to stop by {stop.reason or 'a signal to another rank'}", cause_of_stop(stop.reason))
+            if result.stop and not finished:    # an evaluation that is due now is made up: there may be half a minute left
+                progress.owes_evaluation = prepared.val is not None and due(recipe.evaluate.every, before, progress.now, num_samples)
+                return leave()
             if verdict is not None:
                 if (failed := go_back(verdict)) is not None:
                     return end(EXIT_FAILED, failed, verdict.cause)
@@ -213,7 +234,11 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
 
             is_best = False
             if prepared.val is not None and (finished or due(recipe.evaluate.every, before, progress.now, num_samples)):
-                is_best, patience_over = evaluate_now()
+                try:
+                    is_best, patience_over = evaluate_now()
+                except EvaluationLeft:
+                    progress.owes_evaluation = True
+                    return leave()
             owed = owed or due(recipe.checkpoint.every, before, progress.now, num_samples)
             if finished or patience_over or is_best or (owed and guard.calm):
                 save()

@@ -23,7 +23,8 @@ def size_up(recipe: Recipe, train: SetIndex, world: World) -> Work:
     share = order_of(recipe, train).max_share(world.data_size)
     micro_batch = recipe.micro_batch
     if micro_batch is None:
-        micro_batch = fitting_micro_batch(recipe, world.size, world.broadcast(device_bytes(world)), share)
+        micro_batch = fitting_micro_batch(recipe, world.size, world.broadcast(device_bytes(world)), share,
+                                          on_gpu=world.device.type == "cuda")
     elif micro_batch > share:
         group = default_group(recipe)
         micro_batch = -(-share // group) * group

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from vitscale.errors import EXIT_FAILED, EXIT_REQUEUE, UserError
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.plan.families import check_model
 from vitscale.plan.tensor import check_tensor
-from vitscale.recipe import load_recipe
+from vitscale.recipe import Recipe, load_recipe
 from vitscale.resilience.signals import StopFlag
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
     from vitscale.parallel.place import place_from_environment
 
     place = place_from_environment()
+    if place is None or (place.rank == 0 and not place.prepared):
+        _say_where_to_look(recipe)
     if place is None:
         from vitscale.checkpoint.lease import refuse_if_held
         from vitscale.cluster.runfolder import run_folder
@@ -58,6 +61,13 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
             return EXIT_REQUEUE
         log.exception("the run failed")
         return EXIT_FAILED
+
+
+def _say_where_to_look(recipe: Recipe) -> None:
+    from vitscale.cluster.runfolder import MONITOR_PORT, page_id
+
+    log.info("watch it: `vitscale monitor %s`, then http://127.0.0.1:%d/#/run/%s", shlex.quote(recipe.runs_dir), MONITOR_PORT,
+             page_id(recipe.name))
 
 
 def _start_ranks(folder: Path, processes: int, max_silent: int, stop: StopFlag) -> int:

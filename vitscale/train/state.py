@@ -44,6 +44,7 @@ class Progress:
     best: dict[str, Any] | None = None          # {"step", "metric", "value"}
     stopping: dict[str, Any] = field(default_factory=dict)      # early stopping: {"metric", "value" (its best), "evaluations" (since)}
     guard: dict[str, Any] = field(default_factory=dict)         # what the guard remembers of the losses before
+    owes_evaluation: bool = False               # one was left for a request to stop; the next attempt makes it up
 
     def note(self, evaluation: dict[str, float], metric: str | None, rule: EarlyStopping | None) -> tuple[bool, bool]:
         """Take an evaluation in.  Returns (it is the best so far, patience has run out)."""

@@ -87,6 +87,7 @@ def train_step(
         times[:, world.rank] = torch.tensor([own_s, probe_s][: len(times)])
         known = torch.cat([torch.tensor([stop, bad]), times.flatten()]).to(world.device, non_blocking=True)
         own = total.double()[None] / batch.size * world.leads
-        mean_loss, votes, all_bad, *all_s = world.sum_(torch.cat([own, known])).tolist()
+        with meters.phase("communication"):     # by now a device has come to its end, so that this is the wait for other ranks
+            mean_loss, votes, all_bad, *all_s = world.sum_(torch.cat([own, known])).tolist()
     return StepResult(mean_loss, update.grad_norm, update.applied, votes > 0, int(all_bad),
                       own_s=tuple(all_s[:world.size]), probe_s=tuple(all_s[world.size:]))

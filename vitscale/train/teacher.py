@@ -1,4 +1,4 @@
-"""A frozen teacher: a run of ours, or a folder of transformers', that looks at the student's images in its own way."""
+"""A frozen teacher: a run of ours, or a folder of transformers' or timm's, that looks at the student's images in its own way."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitscale.checkpoint.weights import read_weights
+from vitscale.checkpoint.foreign import is_foreign_folder, library_of
+from vitscale.checkpoint.load import Loaded, load
 from vitscale.errors import CheckpointError, RecipeError
-from vitscale.models import build_model
 from vitscale.objectives import Task
 from vitscale.objectives.distillation import Distilling
-from vitscale.recipe import Recipe, load_recipe
+from vitscale.recipe import Recipe
 from vitscale.recipe.teacher import CONFIG_FILE, RECIPE_FILE
 
 Colour = tuple[float, float, float]
@@ -47,22 +47,21 @@ def give_teacher(task: Task, recipe: Recipe, device: torch.device) -> None:
     """Read the teacher of a task that has one.  Raises RecipeError or CheckpointError for one that cannot be used."""
     if isinstance(task, Distilling):
         folder = Path(task.objective.teacher)
-        if (folder / RECIPE_FILE).is_file():
-            task.teacher = _of_a_run(folder, recipe, device)
+        if (folder / RECIPE_FILE).is_file() or (is_foreign_folder(folder) and library_of(folder) != "transformers"):
+            task.teacher = _of_ours(load(folder), recipe, device)
         elif (folder / CONFIG_FILE).is_file():
             task.teacher = _of_transformers(folder, recipe, device)
         else:
             raise RecipeError(f"objective.teacher: {folder} holds neither {RECIPE_FILE} (a run's folder) nor {CONFIG_FILE} (transformers')")
 
 
-def _of_a_run(folder: Path, recipe: Recipe, device: torch.device) -> FrozenTeacher:
-    theirs = load_recipe(folder / RECIPE_FILE)
-    model = build_model(theirs.model)
-    model.load_state_dict(read_weights(folder, {name: tuple(value.shape) for name, value in model.named_parameters()}), strict=False)
-    if theirs.model.channels != recipe.model.channels:
-        raise RecipeError(f"objective.teacher: {folder} wants {theirs.model.channels} channels, model.channels is {recipe.model.channels}")
-    augment = theirs.data.augment
-    return FrozenTeacher(model, theirs.model.image, augment.mean, augment.std, recipe, device)
+def _of_ours(loaded: Loaded, recipe: Recipe, device: torch.device) -> FrozenTeacher:
+    """Of a run, or of a folder that is read as a model of ours."""
+    transform = loaded.transform
+    if transform.channels != recipe.model.channels:
+        raise RecipeError(f"objective.teacher: {loaded.source} wants {transform.channels} channels, model.channels is "
+                          f"{recipe.model.channels}")
+    return FrozenTeacher(loaded.model, transform.image, transform.mean, transform.std, recipe, device)
 
 
 def _of_transformers(folder: Path, recipe: Recipe, device: torch.device) -> FrozenTeacher:

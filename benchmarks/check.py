@@ -1,0 +1,68 @@
+"""Measures the CPU's ratios anew and holds them against the stored rows: a loss of more than a tenth fails.  Times are not compared.
+
+    python benchmarks/check.py                      or: make bench-check
+    python benchmarks/check.py --fresh FOLDER       compares rows that are there already
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from measure import HERE
+
+ALLOWED = 0.10      # of a ratio
+RUNS = (["data.py", "--only", "crop", "read", "end", "--rounds", "5", "--samples", "480"], ["models.py", "--rounds", "3"])
+
+
+def losses(stored: Mapping[str, Any], fresh: Mapping[str, Any]) -> tuple[list[str], int]:
+    """-> (what got worse by more than ALLOWED, how many figures were compared).  Rows by name.  Compared are ratios (unit x), of rows that
+    were made on the same shards, if on any."""
+    worse, compared = [], 0
+    for name in sorted({*stored} & {*fresh}):
+        if stored[name].get("shards", {}).get("sha256") != fresh[name].get("shards", {}).get("sha256"):
+            continue
+        before = {one["name"]: one for one in stored[name]["figures"] if one["unit"] == "x"}
+        for one in fresh[name]["figures"]:
+            if (old := before.get(one["name"])) is None or one["unit"] != "x":
+                continue
+            compared += 1
+            less_is_better = old.get("goal", "").startswith("<=")
+            if (one["value"] > old["value"] * (1 + ALLOWED)) if less_is_better else (one["value"] < old["value"] * (1 - ALLOWED)):
+                worse.append(f"{name}: {one['name']}: {old['value']:.3g} -> {one['value']:.3g}")
+    return worse, compared
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=Path, default=HERE / "rows")
+    parser.add_argument("--fresh", type=Path, help="rows that were just made; default: they are made now")
+    parser.add_argument("--shards", help="those that the stored rows of data were made with; without them these rows are not compared")
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as name:
+        fresh = given.fresh or Path(name)
+        for program, *options in RUNS if given.fresh is None else ():
+            if program == "data.py":
+                if given.shards is None:
+                    print("data: not compared, since no --shards were given", file=sys.stderr)
+                    continue
+                options = [*options, "--shards", given.shards]
+            subprocess.run([sys.executable, str(HERE / program), *options, "--rows", str(fresh)], check=True)
+        worse, compared = losses(read(given.rows), read(fresh))
+    if not compared:
+        raise SystemExit("no ratio could be compared")
+    if worse:
+        raise SystemExit("\n".join([f"{len(worse)} of {compared} ratios fell by more than {ALLOWED:.0%}:", *worse]))
+    print(f"{compared} ratios are within {ALLOWED:.0%} of the stored rows, or better")
+
+
+if __name__ == "__main__":
+    main()

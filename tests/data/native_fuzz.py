@@ -1,0 +1,76 @@
+"""Throws damaged JPEGs at the native decoder at a path, for some seconds, in this process: it may refuse them, and nothing else.
+
+    python native_fuzz.py PATH SECONDS      prints how many were tried and how many taken
+"""
+
+import importlib.util
+import io
+import random
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image
+
+
+def encode(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def images(rng):
+    noise = Image.frombytes("RGB", (24, 18), rng.randbytes(24 * 18 * 3))
+    for size in ((160, 120), (33, 70), (8, 200), (1, 1)):
+        picture = noise.resize(size, Image.Resampling.BICUBIC)
+        for options in ({}, {"optimize": True}, {"restart_marker_blocks": 2}, {"subsampling": 0}, {"quality": 98}, {"progressive": True}):
+            yield encode(picture, **options)
+        yield encode(picture.convert("L"))
+        yield encode(picture.convert("CMYK"))
+
+
+def damage(data, rng):
+    data = bytearray(data)
+    for _ in range(rng.choice((0, 1, 1, 2, 5))):
+        at, length = rng.randrange(len(data)), rng.choice((1, 1, 2, 8, 64, 400))
+        if rng.random() < 0.4:
+            at = rng.randrange(min(len(data), 700))             # headers and tables
+        match rng.randrange(6):
+            case 0:
+                data[at] ^= 1 << rng.randrange(8)
+            case 1:
+                data[at:at + length] = rng.randbytes(length)
+            case 2:
+                data[at:at + length] = bytes(length)
+            case 3:
+                del data[at:at + length]
+            case 4:
+                data[at:at] = data[at:at + length]
+            case 5:
+                data[at:] = b"\xff\xd9"
+        if not data:
+            return b"\xff"
+    return bytes(data)
+
+
+def main(path, seconds):
+    spec = importlib.util.spec_from_file_location("_crop", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rng = random.Random(0)
+    sound, tried, taken, end = list(images(rng)), 0, 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        data, channels, scale = damage(rng.choice(sound), rng), rng.choice((1, 3)), rng.choice((1, 1, 2, 4, 8))
+        top, left = rng.choice((0, rng.randrange(-1, 200))), rng.choice((0, rng.randrange(-1, 200)))
+        box = top, left, rng.randrange(1, 170), rng.randrange(1, 170)
+        resized = rng.randrange(1, 60), rng.randrange(1, 60)
+        row, column = rng.randrange(resized[0]), rng.randrange(resized[1])
+        window = row, column, rng.randrange(1, resized[0] - row + 1), rng.randrange(1, resized[1] - column + 1)
+        out = bytearray(window[2] * window[3] * channels)
+        taken += module.crop(data, out, channels, scale, box, resized, window, rng.random() < 0.7) is None
+        tried += 1
+    print(tried, taken)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), float(sys.argv[2]))

@@ -1,0 +1,273 @@
+"""The native decoder gives the libraries' pixels to the last bit, takes only what they take, and falls on no bytes whatever."""
+
+import importlib.util
+import io
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+import vitscale.data.native
+from vitscale.data import native
+from vitscale.data.bad import BadSample
+from vitscale.data.crop import DRAWS, CentreCrop, RandomCrop
+from vitscale.data.decode import decode, resize
+from vitscale.data.draws import uniforms
+from vitscale.data.image import decode_checked
+
+CHINA, FLOWER = (Image.fromarray(picture) for picture in load_sample_images().images)       # 640 x 427
+WRITERS = {"standard": {}, "optimised": {"optimize": True}, "restarts_at_rows": {"restart_marker_rows": 1},
+           "restarts_anywhere": {"restart_marker_blocks": 3}, "fine": {"quality": 100, "optimize": True}, "coarse": {"quality": 5}}
+SAMPLINGS = {"4:4:4": 0x111111, "4:4:0": 0x121111, "4:2:2": 0x211111, "4:2:0": 0x221111, "4:1:1": 0x411111}
+BUILD = runpy.run_path(str(Path(vitscale.data.native.__file__).parent / "build.py"))
+FUZZ = Path(__file__).parent / "native_fuzz.py"
+
+
+@pytest.fixture(autouse=True)
+def there():
+    if not native.available():
+        assert not os.environ.get("CI"), native.describe()
+        pytest.skip(native.describe())
+
+
+def encode(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **{"quality": 90, **options})
+    return buffer.getvalue()
+
+
+def taken(data, channels, scale, box, resized, window, whole=True):
+    out = np.full((*window[2:], channels), 7, np.uint8)
+    return out if native.crop(data, out, scale, box, resized, window, whole) else None
+
+
+def wanted(data, channels, scale, box, resized, window):
+    top, left, h, w = box
+    row, column, rows, columns = window
+    pixels = decode_checked(data, channels, scale)
+    return resize(pixels[top:top + h, left:left + w], *resized)[row:row + rows, column:column + columns]
+
+
+def geometry(rng, height, width):
+    """A random box, what it is resized to, and a window of that."""
+    top, left = int(rng.integers(height)), int(rng.integers(width))
+    box = top, left, int(rng.integers(1, height - top + 1)), int(rng.integers(1, width - left + 1))
+    resized = int(rng.integers(1, 90)), int(rng.integers(1, 90))
+    row, column = int(rng.integers(resized[0])), int(rng.integers(resized[1]))
+    return box, resized, (row, column, int(rng.integers(1, resized[0] - row + 1)), int(rng.integers(1, resized[1] - column + 1)))
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_crops_are_those_of_the_libraries_to_the_last_bit(writer, mode):
+    rng = np.random.Generator(np.random.Philox(1))
+    for size in ((640, 427), (90, 71), (33, 48), (16, 8), (1, 9), (300, 1)):
+        data = encode(CHINA.resize(size).convert(mode), **WRITERS[writer])
+        for _ in range(12):
+            scale = int(rng.choice([1, 1, 2, 4, 8]))
+            place = geometry(rng, -(-size[1] // scale), -(-size[0] // scale))
+            for channels in (3, 1):
+                want = wanted(data, channels, scale, *place)
+                for whole in (True, False):
+                    assert np.array_equal(taken(data, channels, scale, *place, whole), want), (size, scale, place, channels)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_so_they_are_for_every_sampling_of_colour_and_every_edge(sampling):
+    """Boxes that begin and end at each row and column: where blocks meet, and one before and after."""
+    pixels = np.asarray(CHINA.resize((83, 61)))
+    data = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[sampling]])[1].tobytes()
+    for scale in (1, 2, 4, 8):
+        height, width = -(-61 // scale), -(-83 // scale)
+        whole = decode_checked(data, 3, scale)
+        for edge in range(max(height, width)):
+            for box in ((min(edge, height - 1), 0, 1, width), (0, min(edge, width - 1), height, 1),
+                        (0, 0, min(edge + 1, height), min(edge + 1, width))):
+                top, left, h, w = box
+                got = taken(data, 3, scale, box, (h, w), (0, 0, h, w))
+                assert np.array_equal(got, whole[top:top + h, left:left + w]), (scale, box)
+
+
+def test_large_images_and_strong_reduction():
+    big = encode(CHINA.resize((3000, 2000)))
+    for box, resized, window in (((0, 0, 2000, 3000), (256, 384), (16, 80, 224, 224)), ((1999, 0, 1, 3000), (3, 5), (0, 0, 3, 5)),
+                                 ((5, 2990, 1995, 10), (224, 224), (0, 0, 224, 224)), ((0, 0, 2000, 3000), (2, 2), (0, 0, 2, 2))):
+        assert np.array_equal(taken(big, 3, 1, box, resized, window), wanted(big, 3, 1, box, resized, window))
+
+
+@pytest.mark.parametrize("rule", [RandomCrop(), CentreCrop()])
+def test_decode_gives_the_same_with_it_and_without(rule, monkeypatch):
+    turned = Image.Exif()
+    turned[0x0112] = 8
+    images = [encode(CHINA), encode(FLOWER.convert("L")), encode(CHINA, exif=turned), encode(FLOWER, progressive=True),
+              encode(CHINA.convert("CMYK")), encode(CHINA)[:-2] + b"\x05\x05\x05\xff\xd9"]
+    rows = uniforms(0, 0, 0, range(3), 0, DRAWS).tolist()
+
+    def all_of_them():
+        return [decode(data, rule, size, channels, row, True, sound)
+                for data in images for size in (32, 224) for channels in (3, 1) for row in rows for sound in (False, True)]
+
+    calls = []
+    real = native.crop
+    monkeypatch.setattr(native, "crop", lambda *given, **named: calls.append(real(*given, **named)) or calls[-1])
+    ours = all_of_them()
+    assert 0 < sum(calls) < len(calls)              # progressive and padded ones are left to the libraries
+    monkeypatch.setattr(native, "_module", None)
+    assert all(np.array_equal(*pair) for pair in zip(ours, all_of_them(), strict=True))
+
+
+def test_it_writes_where_it_is_told():
+    batch = np.zeros((3, 32, 32, 3), np.uint8)
+    row = uniforms(0, 0, 0, [0], 0, DRAWS)[0].tolist()
+    given_back = decode(encode(CHINA), RandomCrop(), 32, draws=row, out=batch[1])
+    assert np.shares_memory(given_back, batch)
+    assert np.array_equal(batch[1], decode(encode(CHINA), RandomCrop(), 32, draws=row))
+    assert not batch[[0, 2]].any()
+    for out in (np.zeros((32, 32, 3), np.uint8)[:, ::2], np.zeros((31, 32, 3), np.uint8)):
+        with pytest.raises((ValueError, TypeError)):
+            native.crop(encode(CHINA), out, 1, (0, 0, 9, 9), (32, 32), (0, 0, 32, 32), True)
+
+
+def test_boxes_outside_are_not_taken():
+    data, window = encode(CHINA), (0, 0, 8, 8)
+    for box in ((0, 0, 428, 640), (-1, 0, 9, 9), (0, 640, 1, 1), (0, 0, 0, 5), (2**31 - 1, 0, 2, 2)):
+        assert taken(data, 3, 1, box, (8, 8), window) is None
+    for resized, part in (((7, 8), window), ((8, 8), (1, 0, 8, 8)), ((8, 8), (0, -1, 8, 8)), ((2**31 - 1, 8), window)):
+        assert taken(data, 3, 1, (0, 0, 9, 9), resized, part) is None
+
+
+# What is wrong
+
+def damaged(data, kind, at, amount, value):
+    """`amount` bytes from `at` on: overwritten, zeroed, cut out, cut off, doubled; or a bit flipped."""
+    at %= len(data)
+    end = min(at + amount, len(data))
+    middle = {"overwritten": bytes((value + 37 * n) % 256 for n in range(end - at)), "zeroed": bytes(end - at), "cut_out": b"",
+              "doubled": 2 * data[at:end], "flipped": bytes([data[at] ^ 1 << value % 8]) + data[at + 1:end]}
+    return data[:at] + b"\xff\xd9" if kind == "cut_off" else data[:at] + middle[kind] + data[end:]
+
+
+SMALL = [encode(CHINA.resize((120, 90)), **options) for options in WRITERS.values()]
+SMALL += [encode(FLOWER.resize((50, 70)).convert("L")), encode(FLOWER.resize((50, 70)), subsampling=0)]
+HURTS = st.lists(st.tuples(st.sampled_from(["overwritten", "zeroed", "cut_out", "cut_off", "doubled", "flipped"]),
+                           st.integers(0, 10_000), st.integers(1, 600), st.integers(0, 255)), min_size=1, max_size=3)
+
+
+def made_of(data, row):
+    try:
+        return decode(data, RandomCrop(), 24, 3, row)
+    except BadSample as error:
+        return error.reason, str(error)
+
+
+ROWS = uniforms(0, 0, 0, range(8), 0, DRAWS).tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(SMALL), HURTS, st.sampled_from(ROWS))
+def test_what_comes_of_damage_is_what_the_libraries_make_of_it(data, hurts, row):
+    for hurt in hurts:
+        data = damaged(data, *hurt) or b"\xff"
+    ours = made_of(data, row)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "_module", None)
+        theirs = made_of(data, row)
+    assert np.array_equal(ours, theirs) if isinstance(theirs, np.ndarray) else ours == theirs
+
+
+def test_no_image_is_decoded_with_the_tables_of_another():
+    data = encode(CHINA.resize((64, 64)))
+    table = data.index(b"\xff\xdb") + 4
+    without = data[:table] + b"\x01" + data[table + 1:]          # the table of brightness becomes that of colour
+    box = 0, 0, 64, 64
+    for _ in range(3):
+        assert taken(data, 3, 1, box, (8, 8), (0, 0, 8, 8)) is not None
+        assert taken(without, 3, 1, box, (8, 8), (0, 0, 8, 8)) is None
+
+
+def test_bad_codes_are_told_at_once():
+    """Bytes overwritten above the crop, whatever comes of the image's end: libjpeg's own decoder tells nearly none of them so."""
+    found, at_large = 0, np.random.Generator(np.random.Philox(3))
+    data = encode(CHINA, quality=90, optimize=True)
+    for _ in range(100):
+        at = int(at_large.integers(2000, len(data) // 2))
+        broken = data[:at] + at_large.integers(1, 255, 512, np.uint8).tobytes() + data[at + 512:]
+        found += taken(broken, 3, 1, (300, 0, 100, 100), (32, 32), (0, 0, 32, 32), whole=False) is None
+    assert found >= 90
+
+
+def run_fuzz(library, environment=(), seconds=6):
+    return subprocess.run([sys.executable, str(FUZZ), str(library), str(seconds)], capture_output=True, text=True, timeout=300,
+                          env={**os.environ, **dict(environment)})
+
+
+@pytest.mark.slow       # six seconds of damaged images
+def test_no_damage_brings_it_down():
+    done = run_fuzz(Path(vitscale.data.native.__file__).parent / BUILD["NAME"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    tried, taken = map(int, done.stdout.split())
+    assert tried > 500
+    assert 0 < taken < tried
+
+
+@pytest.mark.slow       # compiles it anew, then as above
+def test_no_damage_makes_it_read_or_write_where_it_must_not():
+    """Under AddressSanitizer, with undefined behaviour trapped, each image in memory of its own.  It finds a planted mistake."""
+    compiler = os.environ.get("CC", "gcc")
+    asan = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    if not Path(asan).is_absolute():
+        pytest.skip("the compiler has no AddressSanitizer")
+    with tempfile.TemporaryDirectory() as name:
+        flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize=alignment,pointer-overflow", "-fno-sanitize-recover=undefined",
+                 "-DMOST_IDLE=0"]
+        assert BUILD["build"](Path(name), flags) == ""
+        environment = {"LD_PRELOAD": os.path.realpath(asan), "ASAN_OPTIONS": "detect_leaks=0"}
+        library = Path(name) / BUILD["NAME"]
+        done = run_fuzz(library, environment.items(), seconds=15)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert int(done.stdout.split()[0]) > 300
+        planted = Path(name) / "planted"
+        planted.mkdir()
+        assert BUILD["build"](planted, [*flags, "-DSPARE=0"]) == ""       # without room behind the coded data
+        done = run_fuzz(planted / BUILD["NAME"], environment.items())
+        assert done.returncode != 0
+        assert "AddressSanitizer" in done.stderr
+
+
+# How it is built
+
+def test_it_is_built_from_these_sources():
+    assert BUILD["digest"]() == native._module.SOURCES, "python vitscale/data/native/build.py"
+
+
+def test_it_compiles_without_a_warning_and_loads(tmp_path):
+    assert BUILD["build"](tmp_path, ["-Werror"]) == ""
+    spec = importlib.util.spec_from_file_location("_crop", tmp_path / BUILD["NAME"])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert "libjpeg-turbo" in module.LIBJPEG
+    assert os.listdir(tmp_path) == [BUILD["NAME"]]
+
+
+def test_without_a_compiler_or_headers_it_says_why_and_leaves_nothing(tmp_path, monkeypatch):
+    assert "jpeglib.h" in BUILD["build"](tmp_path, ["-nostdinc"]) or "stddef.h" in BUILD["build"](tmp_path, ["-nostdinc"])
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert BUILD["build"](tmp_path) == "there is no C compiler"
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_it_doctor_says_what_runs(monkeypatch):
+    assert native.describe().startswith("native: libjpeg-turbo")
+    monkeypatch.setattr(native, "_module", None)
+    assert native.describe().startswith("simplejpeg")

@@ -1,0 +1,33 @@
+"""ONNX through onnxruntime and torch.export through its loader: our answers, for any number of images, for every kind of model."""
+
+import json
+
+import pytest
+from test_export_folders import CONVNEXT, SWIN, VIT, shaken
+
+from vitscale.export.program import check_onnx, check_torch_export, write_onnx, write_torch_export
+from vitscale.recipe.schema import ConvNext, Deit, Swin, Vit
+
+pytest.importorskip("onnxruntime")
+
+MODELS = {
+    "vit": Vit(**VIT), "deit": Deit(family="deit", **VIT), "swin": Swin(**SWIN), "swin-v2": Swin(**SWIN, version=2),
+    "convnext": ConvNext(**CONVNEXT), "convnext-v2": ConvNext(**CONVNEXT, version=2),
+    "modern": Vit(**VIT, registers=2, position="rotary", gated=True, qk_norm=True, layer_scale=0.1, pool="attention"),
+}
+
+
+@pytest.mark.parametrize("name", ["vit", *(pytest.param(name, marks=pytest.mark.all) for name in MODELS if name != "vit")])
+@pytest.mark.slow       # torch's exporter takes some seconds a model
+def test_onnx_gives_our_answers(name, tmp_path):
+    loaded = shaken(MODELS[name])
+    write_onnx(loaded, tmp_path)
+    assert check_onnx(loaded, tmp_path) < 1e-4
+    assert json.loads((tmp_path / "about.json").read_text())["classes"] == ["ant", "bee", "cat", "dog", "elk"]
+
+
+@pytest.mark.parametrize("name", ["vit", *(pytest.param(name, marks=pytest.mark.all) for name in MODELS if name != "vit")])
+def test_torch_export_gives_our_answers(name, tmp_path):
+    loaded = shaken(MODELS[name])
+    write_torch_export(loaded, tmp_path)
+    assert check_torch_export(loaded, tmp_path) < 1e-5

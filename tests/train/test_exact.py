@@ -1,0 +1,65 @@
+"""The planner's memory against torch's tracker: the real model and engine on fake tensors."""
+
+import itertools
+
+import pytest
+
+from vitscale.errors import RecipeError
+from vitscale.plan import estimate, find_fleet, plan_run
+from vitscale.plan.command import Options
+from vitscale.recipe import Recipe, load_recipe
+from vitscale.train.exact import hold_against, track
+
+# wide and shallow, so that tracking takes seconds: what a block keeps does not depend on their number
+SHALLOW = ["model.size=base", "model.patch=16", "model.depth=3", "model.classes=1000", "parallel.compile=false"]
+
+
+def recipe(*overrides: str) -> Recipe:
+    return load_recipe("vit_huge", [*SHALLOW, *overrides])
+
+
+def error_of(section: Recipe, world: int, micro_batch: int, micro_steps: int = 1) -> float:
+    planned = estimate(section, world, micro_batch, micro_steps, on_gpu=False).total
+    return planned / track(section, world, micro_batch, micro_steps) - 1
+
+
+@pytest.mark.slow       # each runs a step of a model, operation by operation in Python
+@pytest.mark.parametrize(("engine", "world"), [("fsdp", 64), ("ddp", 8)])
+@pytest.mark.parametrize("recompute", ["none", "blocks", "selective"])
+def test_within_five_percent_of_the_tracker(engine, world, recompute):
+    section = recipe(f"parallel.engine={engine}", f"parallel.recompute={recompute}")
+    assert abs(error_of(section, world, 32)) < 0.05
+
+
+@pytest.mark.slow       # the same
+@pytest.mark.parametrize(("overrides", "world", "steps"), [
+    (["parallel.engine=fsdp"], 8, 2),                                       # whole gradients stay between micro-steps
+    (["parallel.engine=fsdp", "ema={decay: 0.99}", "model.layer_scale=1e-5", "model.pool=token"], 8, 1),
+    (["parallel.engine=ddp", "parallel.precision=fp32", "parallel.recompute=none"], 1, 1),
+], ids=["accumulated", "ema", "alone"])
+def test_within_five_percent_otherwise_too(overrides, world, steps):
+    assert abs(error_of(recipe(*overrides), world, 16, steps)) < 0.05
+
+
+@pytest.mark.all
+@pytest.mark.parametrize(("size", "sharding", "recompute"), list(itertools.product(
+    (("base", 16), ("large", 16), ("huge", 14)), (("fsdp", 64), ("fsdp", 8), ("ddp", 8)), ("none", "blocks", "selective"))))
+def test_the_whole_grid(size, sharding, recompute):
+    (name, patch), (engine, world) = size, sharding
+    section = load_recipe("vit_huge", [f"model.size={name}", f"model.patch={patch}", f"parallel.engine={engine}", "model.classes=1000",
+                                       f"parallel.recompute={recompute}"])
+    assert abs(error_of(section, world, 32)) < 0.05
+
+
+@pytest.mark.slow       # the same
+def test_a_plan_says_how_far_it_is_from_the_tracker():
+    overrides = [*SHALLOW, "parallel.engine=fsdp", "micro_batch=8"]
+    plan = plan_run(load_recipe("vit_huge", overrides), find_fleet("8xH100"), search=False)
+    found = hold_against(plan, "vit_huge", overrides, Options("8xH100")).exact
+    assert abs(found.difference) < 0.05
+    assert plan.memory.peak_bytes == pytest.approx(found.peak_bytes * (1 + found.difference))
+
+
+def test_what_cannot_be_tracked_is_refused():
+    with pytest.raises(RecipeError, match=r"--exact: parallel\.engine zero: DeepSpeed does not run on fake tensors"):
+        track(recipe("parallel.engine=zero"), 8, 8)

@@ -1,0 +1,139 @@
+"""Exported folders, transformers', timm's and our own, read as models of ours: config.json, safetensors, how images are prepared."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vitscale.data.transform import Transform
+from vitscale.errors import CheckpointError, RecipeError
+from vitscale.models import parameter_shapes
+from vitscale.models.timm_config import from_timm, section_of_timm
+from vitscale.models.transformers_config import section_of
+from vitscale.models.transformers_names import from_transformers
+from vitscale.recipe import Model
+from vitscale.recipe.load import check_section
+from vitscale.recipe.schema import FAMILIES
+
+log = logging.getLogger(__name__)
+CONFIG, PREPROCESSOR, INDEX, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors.index.json", "model.safetensors"
+BICUBIC = 3     # PIL's number
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a folder holds, in our terms."""
+
+    section: Model                      # with classes 0 where no classifier of ours can take theirs
+    weights: dict[str, Tensor]          # by our names
+    transform: Transform
+    class_names: tuple[str, ...]        # () where the folder names none
+    source: Path
+
+
+def is_foreign_folder(path: Path) -> bool:
+    return (path / CONFIG).is_file()
+
+
+def library_of(folder: Path) -> str:
+    """transformers, timm or vitscale: who has written a folder's config.json."""
+    config = _object(folder / CONFIG)
+    return "vitscale" if "vitscale" in config else "timm" if "architecture" in config and "model_type" not in config else "transformers"
+
+
+def read_folder(folder: Path) -> Folder:
+    """No code of the folder's is run and no pickle read.  Raises CheckpointError."""
+    config = _object(folder / CONFIG)
+    library = library_of(folder)
+    if library == "vitscale":
+        return _own(folder, config)
+    is_timm = library == "timm"
+    section = section_of_timm(config, str(folder / CONFIG)) if is_timm else section_of(config, str(folder / CONFIG))
+    theirs, source = _tensors(folder)
+    if is_timm:
+        weights, transform, names = from_timm(section, theirs), _of_timm(config, section), config.get("label_names") or ()
+    else:
+        shapes = parameter_shapes(section)
+        weights = from_transformers(str(config["model_type"]), section, theirs, shapes)
+        heads = [name for name in shapes if name.startswith("head") and "norm" not in name]
+        if any(name not in weights for name in heads):
+            log.info("%s: its classifier is not one of ours; the backbone alone is read", folder)
+            section = section.model_copy(update={"classes": 0})
+            weights = {name: value for name, value in weights.items() if name not in heads}
+        about = folder / PREPROCESSOR
+        transform = _of_transformers(_object(about) if about.is_file() else {}, section)
+        labels = config.get("id2label") or {}
+        names = [labels.get(str(number), str(number)) for number in range(section.classes)] if labels else ()
+    return Folder(section, {name: value.float() for name, value in weights.items()}, transform, tuple(map(str, names)), source)
+
+
+def _own(folder: Path, config: Mapping[str, Any]) -> Folder:
+    """What `vitscale export --format safetensors` has written."""
+    try:
+        section = check_section(FAMILIES[config["model"]["family"]], config["model"], str(folder / CONFIG))
+        given = config["transform"]
+        transform = Transform(**{**given, "mean": _colour(given["mean"], 0.5), "std": _colour(given["std"], 0.5)})
+        names = tuple(map(str, config["class_names"]))
+    except (KeyError, TypeError, RecipeError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: was written by another version of vitscale ({error})") from None
+    weights, source = _tensors(folder)
+    return Folder(section, weights, transform, names, source)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: wants to be a JSON object")
+    return value
+
+
+def _tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
+    files, source = [WEIGHTS], folder / WEIGHTS
+    if (folder / INDEX).is_file():
+        source = folder / INDEX
+        named = _object(source).get("weight_map")
+        files = sorted(set(named.values())) if isinstance(named, dict) else []
+        if not files or any(not isinstance(name, str) or Path(name).name != name for name in files):
+            raise CheckpointError(f"{source}: its weight_map does not name files of this folder")
+    elif not source.is_file():
+        pickled = next((path.name for path in folder.glob("*.bin")), None)
+        hint = f"; {pickled} is a pickle, which could run code: save it anew with safe_serialization=True" if pickled else ""
+        raise CheckpointError(f"{folder}: has no {WEIGHTS}{hint}")
+    tensors: dict[str, Tensor] = {}
+    for name in files:
+        try:
+            tensors |= load_file(folder / name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{folder / name}: cannot be read as safetensors ({error})") from None
+    return tensors, source
+
+
+def _of_transformers(given: Mapping[str, Any], section: Model) -> Transform:
+    """Their square images are cut from the middle, where some of their processors squeeze the whole image into them."""
+    size, box = given.get("size", section.image), given.get("crop_size", section.image)
+    side = box if isinstance(box, int) else box.get("height", section.image)
+    short = size if isinstance(size, int) else size.get("shortest_edge", side)
+    crop = given.get("crop_pct") or (side / short if given.get("do_center_crop", True) else 1.0)
+    return Transform(section.image, section.channels, min(float(crop), 1.0), _colour(given.get("image_mean"), 0.5),
+                     _colour(given.get("image_std"), 0.5))
+
+
+def _of_timm(config: Mapping[str, Any], section: Model) -> Transform:
+    given = {**(config.get("pretrained_cfg") or {}), **config}
+    return Transform(section.image, section.channels, float(given.get("crop_pct") or 0.875), _colour(given.get("mean"), 0.5),
+                     _colour(given.get("std"), 0.5))
+
+
+def _colour(given: Any, default: float) -> tuple[float, float, float]:
+    values = [float(value) for value in given] if isinstance(given, list) and given else [default]
+    red, green, blue = (values * 3)[:3] if len(values) == 1 else values
+    return red, green, blue

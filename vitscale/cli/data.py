@@ -1,0 +1,155 @@
+"""Shards: packed, indexed, checked, looked into."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitscale.cli.app import Shards, data_app
+
+
+@data_app.command("quickstart")
+def data_quickstart(folder: Annotated[Path, typer.Argument(help="Where the shards go.")] = Path("data/digits")) -> None:
+    """Pack scikit-learn's 1,797 handwritten digits into shards."""
+    from vitscale.data.quickstart import pack_digits
+
+    pack_digits(folder)
+    print(f"packed into {folder}")
+
+
+@data_app.command("pack")
+def data_pack(
+    source: Annotated[str, typer.Argument(help="A folder with a folder per class, a .csv or .parquet manifest, or shards (quoted).")],
+    out: Annotated[Path, typer.Argument(help="The folder of the new shards; one for each split.")],
+    prefix: Annotated[str, typer.Option(help="Shards are OUT/PREFIX-000000.tar and on.")] = "shard",
+    shard_samples: Annotated[int | None, typer.Option(help="Samples of a shard; default 1000.")] = None,
+    shard_bytes: Annotated[int | None, typer.Option(help="Instead: bytes of the source images of a shard, about.")] = None,
+    shuffle: Annotated[int | None, typer.Option(metavar="SEED", help="Mix the samples; default: 0 for folders and manifests.")] = None,
+    no_shuffle: Annotated[bool, typer.Option("--no-shuffle", help="Keep the source's order; the default for shards.")] = False,
+    resize: Annotated[int | None, typer.Option(metavar="PIXELS", help="Shrink the shorter side to this; never enlarges.")] = None,
+    quality: Annotated[int, typer.Option(help="JPEG quality of images that were shrunk.")] = 90,
+    classes: Annotated[Path | None, typer.Option(help="Class names, one a line, in the order of their numbers; default: sorted.")] = None,
+    path_column: Annotated[str, typer.Option(help="Manifest: where the path stands, relative to the manifest's folder.")] = "path",
+    label_column: Annotated[str, typer.Option(help="Manifest: where the class number or name stands; '' for no labels.")] = "label",
+    workers: Annotated[int | None, typer.Option(help="Threads; default: one per core.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Exit with 0 although images were bad and left out.")] = False,
+) -> None:
+    """Pack images into shards, in parallel; goes on where a killed pack stopped.
+
+    Every image is decoded first: bad ones are left out and listed in OUT/bad.jsonl, and the exit code is 2.  Folders and manifests are
+    mixed by a seed, since shards that hold one class each train badly.  The same source gives the same bytes.
+    """
+    from vitscale.data.labels import read_class_map
+    from vitscale.data.pack import BAD, Options, pack
+    from vitscale.data.progress import bar
+    from vitscale.data.report import plural, size
+    from vitscale.data.sources import open_source
+    from vitscale.errors import EXIT_WRONG_INPUT, DataError
+    from vitscale.plan.hardware import usable_cores
+
+    if no_shuffle and shuffle is not None:
+        raise DataError("give one of --shuffle and --no-shuffle")
+    if Path(source).is_dir() and out.absolute().resolve().is_relative_to(Path(source).resolve()):
+        raise DataError(f"{out}: lies inside the source; name a folder outside it")
+    names = list(read_class_map(classes)) if classes else ()
+    opened = open_source(source, path_column=path_column, label_column=label_column, classes=names)
+    seed = None if no_shuffle else shuffle if shuffle is not None or opened.mixed else 0
+    options = Options(prefix, shard_samples if shard_samples or shard_bytes else 1000, shard_bytes, seed, resize, quality)
+    with bar("packing", "images") as show:
+        packed = pack(opened, out, options, workers=workers or usable_cores(), on_progress=show)
+    kept = f"; {packed.kept} shards were there already" if packed.kept else ""
+    order = "" if opened.mixed or seed is None else f"; mixed by seed {seed}"
+    ignored = f"; {opened.ignored} files that are no images ignored" if opened.ignored else ""
+    print(f"{packed.samples:,} samples in {packed.shards:,} shards, {size(packed.bytes)}{order}{kept}{ignored}")
+    if packed.bad:
+        for one in packed.bad[:10]:
+            print(f"left out: {one['name']}: {one['reason']}: {one['detail']}", file=sys.stderr)
+        print(f"{plural(len(packed.bad), 'bad image')} left out; {out / BAD} lists them", file=sys.stderr)
+        if not skip_bad:
+            raise typer.Exit(EXIT_WRONG_INPUT)
+
+
+@data_app.command("verify")
+def data_verify(
+    shards: Shards,
+    classes: Annotated[int | None, typer.Option(help="Number of classes: labels must lie below it.")] = None,
+    label: Annotated[str, typer.Option(help="As data.label: a member, or json:path.to.field.")] = "cls",
+    class_map: Annotated[str | None, typer.Option(help="As data.class_map: labels are names.")] = None,
+    multi_label: Annotated[bool, typer.Option(help="As data.multi_label: a sample has any number of labels.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write every fault there too.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads; default: one per core.")] = None,
+) -> None:
+    """Check every header, image, label and sha256 of shards.  Exit code 0: clean; 2: faults found, each named."""
+    import json
+
+    from vitscale.data.progress import bar
+    from vitscale.data.report import show_verdict
+    from vitscale.data.verify import verify
+    from vitscale.errors import EXIT_WRONG_INPUT
+    from vitscale.plan.hardware import usable_cores
+
+    with bar("verifying", "bytes") as show:
+        verdict = verify(shards, label=label, class_map=class_map, classes=classes, multi_label=multi_label,
+                         workers=workers or usable_cores(), on_progress=show)
+    show_verdict(verdict)
+    if json_file:
+        json_file.write_text(json.dumps(verdict.as_json(), indent=1))
+    if verdict.faults:
+        raise typer.Exit(EXIT_WRONG_INPUT)
+
+
+@data_app.command("stats")
+def data_stats(
+    shards: Shards,
+    sheet: Annotated[Path | None, typer.Option(metavar="FILE.png", help="A picture of samples as the model sees them.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Whose crop, flip and augmentation it shows; default: plain, 224 pixels.")] = None,
+    label: Annotated[str | None, typer.Option(help="As data.label: a member, or json:path.to.field; default: the recipe's or cls")] = None,
+    class_map: Annotated[str | None, typer.Option(help="As data.class_map: labels are names; default: the recipe's.")] = None,
+    multi_label: Annotated[bool | None, typer.Option(help="As data.multi_label: any number of labels; default: the recipe's.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there too.")] = None,
+    index_dir: Annotated[str | None, typer.Option(help="Where the index goes; default: beside the shards.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads; default: one per core.")] = None,
+) -> None:
+    """Classes, sizes, formats and copies of the images in shards, and a contact sheet."""
+    import json
+
+    from vitscale.data.index import open_index
+    from vitscale.data.progress import bar
+    from vitscale.data.report import show_stats
+    from vitscale.data.stats import stats
+    from vitscale.plan.hardware import usable_cores
+    from vitscale.recipe import load_recipe
+
+    read = load_recipe(recipe) if recipe else None
+    label = label or (read.data.label if read else None) or "cls"
+    class_map = class_map or (read.data.class_map if read else None)
+    multi_label = multi_label if multi_label is not None else bool(read and read.data.multi_label)
+    index = open_index(tuple(shards), index_dir)
+    with bar("reading", "shards") as show:
+        counted = stats(index, label=label, class_map=class_map, multi_label=multi_label, workers=workers or usable_cores(),
+                        on_progress=show)
+    show_stats(counted)
+    if json_file:
+        json_file.write_text(json.dumps(counted.as_json(), indent=1))
+    if sheet:
+        from vitscale.data.sheet import write_sheet
+
+        write_sheet(sheet, index, read, label, class_map, multi_label)
+        print(f"wrote {sheet}")
+
+
+@data_app.command("index")
+def data_index(
+    shards: Shards,
+    index_dir: Annotated[str | None, typer.Option(help="Where the index goes; default: beside the shards.")] = None,
+) -> None:
+    """Index shards: what `train` does by itself at its first use of them."""
+    from vitscale.data.index import open_index
+    from vitscale.data.progress import bar
+
+    with bar("indexing", "shards") as show:
+        index = open_index(tuple(shards), index_dir, show)
+    print(f"{index.num_samples:,} samples in {len(index.counts):,} shards; index hash {index.hash}")
+    if index.damaged:
+        print(f"{index.damaged} places are damaged, {index.lost} samples lost to them; `vitscale data verify` names them", file=sys.stderr)

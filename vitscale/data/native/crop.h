@@ -1,0 +1,29 @@
+/* A JPEG's bytes to a resized crop, in one go: only what the crop shows is transformed back to pixels. */
+#ifndef VITSCALE_CROP_H
+#define VITSCALE_CROP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct workspace workspace;     /* memory that is used again; for one call at a time */
+
+typedef struct {
+    const uint8_t *data;
+    size_t size;
+    int channels;                       /* 3: RGB, 1: grey */
+    int scale;                          /* the image is decoded at 1 / scale: 1, 2, 4, 8 */
+    int top, left, height, width;       /* the box that is resized, in pixels of the image so decoded */
+    int to_height, to_width;            /* what it is resized to */
+    int from_row, from_column;          /* the part of that which is wanted, */
+    int rows, columns;                  /* and so many */
+    int whole;                          /* read the coded data to its end, to see that all of it is sound */
+    uint8_t *out;                       /* (rows, columns, channels) */
+} request;
+
+workspace *workspace_new(void);
+void workspace_free(workspace *self);
+
+/* NULL, or why this image is not taken: some kinds never are, damage never is.  Then `out` holds nothing of use. */
+const char *crop(workspace *self, const request *asked);
+
+#endif

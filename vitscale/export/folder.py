@@ -1,0 +1,77 @@
+"""Folders that transformers and timm load: config.json, how images are prepared, safetensors under their names."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+import vitscale
+from vitscale.checkpoint.foreign import BICUBIC, CONFIG, PREPROCESSOR, WEIGHTS
+from vitscale.checkpoint.load import Loaded
+from vitscale.models.timm_config import timm_architecture, to_timm
+from vitscale.models.transformers_config import config_of, kind_of
+from vitscale.models.transformers_names import to_transformers
+
+
+def write_transformers(loaded: Loaded, out: Path) -> str:
+    """A folder for AutoModelForImageClassification.from_pretrained; -> the name of the class.  Raises RecipeError where none fits."""
+    kind = kind_of(loaded.section)
+    config = config_of(kind, loaded.section, loaded.class_names)
+    weights = to_transformers(kind, loaded.section, own_weights(loaded))
+    _write(out, config, weights)
+    _json(out / PREPROCESSOR, _preprocessor(loaded))
+    return str(config["architectures"][0])
+
+
+def write_timm(loaded: Loaded, out: Path) -> str:
+    """A folder for timm.create_model("local-dir:FOLDER"); -> the name of the architecture.  Raises RecipeError where none fits."""
+    name, arguments = timm_architecture(loaded.section)
+    transform = loaded.transform
+    about = {
+        "input_size": [transform.channels, transform.image, transform.image], "crop_pct": transform.crop, "interpolation": "bicubic",
+        "mean": list(transform.mean), "std": list(transform.std), "num_classes": loaded.section.classes, "fixed_input_size": False,
+    }
+    config: dict[str, Any] = {"architecture": name, "num_classes": loaded.section.classes, "model_args": arguments, "pretrained_cfg": about}
+    if loaded.named:
+        config["label_names"] = list(loaded.class_names)
+    _write(out, config, to_timm(loaded.section, own_weights(loaded)))
+    return name
+
+
+def write_safetensors(loaded: Loaded, out: Path) -> str:
+    """model.safetensors under our (timm's) names, and config.json with the model section; what every model here can be written as."""
+    config = {"vitscale": vitscale.__version__, "model": loaded.section.model_dump(mode="json"), "transform": vars(loaded.transform),
+              "class_names": list(loaded.class_names)}
+    _write(out, config, own_weights(loaded))
+    return loaded.section.family
+
+
+def own_weights(loaded: Loaded) -> dict[str, Tensor]:
+    """The model's parameters by name, on the host in fp32."""
+    return {name: value.detach().float().cpu().contiguous() for name, value in loaded.model.named_parameters()}
+
+
+def _write(out: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(weights, out / WEIGHTS, metadata={"format": "pt"})
+    _json(out / CONFIG, config)
+
+
+def _json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _preprocessor(loaded: Loaded) -> dict[str, Any]:
+    """BiT's processor resizes the shorter side and cuts out the middle, which is what our evaluation does."""
+    transform, grey = loaded.transform, loaded.transform.channels == 1
+    mean, std = (list(values) for values in (transform.mean, transform.std))
+    if grey:
+        mean, std = [sum(mean) / 3], [sum(std) / 3]
+    return {
+        "image_processor_type": "BitImageProcessor", "do_convert_rgb": not grey, "do_resize": True,
+        "size": {"shortest_edge": max(int(transform.image / transform.crop), transform.image)}, "resample": BICUBIC, "do_center_crop": True,
+        "crop_size": {"height": transform.image, "width": transform.image}, "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": mean, "image_std": std,
+    }

@@ -1,0 +1,73 @@
+"""report.html: the run's page with its numbers in it, one file that needs neither server nor network."""
+
+import base64
+import hashlib
+import html
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vitscale.checkpoint.files import write_atomically
+from vitscale.cluster.runfolder import METRICS
+from vitscale.errors import ClusterError
+from vitscale.observe.dashboard.assets import SCRIPTS, SHEETS, asset, document
+from vitscale.observe.dashboard.folder import Runs
+from vitscale.observe.dashboard.table import Table
+from vitscale.observe.dashboard.view import run_facts, run_view
+
+FILE = "report.html"
+_POINTS = 700
+_PICTURES = 24
+
+
+def write_report(run_folder: Path, out: Path | None = None, ended: bool = False) -> Path:
+    """Write it beside the run's other files, or to `out`; returns where.  Raises ClusterError if that cannot be.
+
+    `ended`: the outcome counts, although the caller still holds the run folder.
+    """
+    path = out or run_folder / FILE
+    try:
+        write_atomically(path, render_report(run_folder, ended))
+    except OSError as error:
+        raise ClusterError(f"{path}: the report cannot be written ({error.strerror or error}); name another file with --out") from None
+    return path
+
+
+def render_report(run_folder: Path, ended: bool = False) -> str:
+    """The page's run view, frozen: the same scripts and the same numbers, both axes, all of the record read."""
+    runs = Runs(run_folder)
+    places, _, _ = runs.places()
+    if [place.path for place in places] != [run_folder]:
+        raise ClusterError(f"{run_folder}: holds no run (no metrics.jsonl, recipe.yaml or outcome.json)")
+    table = Table(run_folder / METRICS)
+    table.refresh()
+    shared = {"run": runs.line(places[0], None), "now": time.time(), **run_facts(run_folder)}
+    if ended:
+        shared["run"] |= {"state": shared["outcome"].get("state", "?"), "detail": shared["outcome"].get("reason", ""), "eta_s": None}
+    held: dict[str, Any] = {axis: {**shared, **run_view(run_folder, table, axis=axis, points=_POINTS)} for axis in ("time", "step")}
+    held["pictures"] = _pictures(run_folder, len(shared["quarantine"]["rows"]))
+    # in a script element only </script and <!-- could end it or confuse it; without < there is neither
+    data = msgspec.json.encode(held).decode().replace("<", "\\u003c")
+    sheet, script = "\n".join(map(asset, SHEETS)), "\n".join(map(asset, SCRIPTS))
+    policy = (f"default-src 'none'; script-src '{_sha(script)}'; style-src '{_sha(sheet)}'; img-src data:; base-uri 'none'; "
+              "form-action 'none'")
+    head = f'<meta http-equiv="Content-Security-Policy" content="{policy}"><style>{sheet}</style>'
+    body = f'<script type="application/json" id="held">{data}</script><script>{script}</script>'
+    return document(f"{html.escape(places[0].name)} · vitscale", head, body)
+
+
+def _pictures(run_folder: Path, rows: int) -> dict[str, str]:
+    """Of the samples that could not be used: row -> data URL."""
+    if not rows:
+        return {}
+    from vitscale.observe.dashboard.pictures import picture
+
+    found = {number: picture(run_folder, number) for number in range(min(rows, _PICTURES))}
+    return {str(number): f"data:image/jpeg;base64,{base64.b64encode(drawn).decode()}" for number, drawn in found.items()
+            if isinstance(drawn, bytes)}
+
+
+def _sha(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

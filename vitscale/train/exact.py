@@ -1,0 +1,136 @@
+"""Memory of a GPU without a GPU: a step of the real model through the real engine on fake tensors, under torch's memory tracker."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.tensor import DTensor
+
+from vitscale.errors import RecipeError
+from vitscale.models import Backbone
+from vitscale.objectives import Seen, Task, build_task
+from vitscale.optim.build import build_optimizer
+from vitscale.optim.ema import Ema
+from vitscale.parallel.engine import Engine, Work
+from vitscale.parallel.engines import open_engine
+from vitscale.parallel.fsdp import FsdpEngine
+from vitscale.parallel.world import World
+from vitscale.plan.answer import Exact, Plan
+from vitscale.plan.command import Options
+from vitscale.recipe import Recipe, load_recipe
+
+
+def hold_against(plan: Plan, recipe: str, overrides: Sequence[str], options: Options) -> Plan:
+    """The plan with what the tracker says of the same micro-batch.  Raises RecipeError for what cannot be tracked."""
+    started = time.perf_counter()
+    tracked = track(load_recipe(recipe, overrides), plan.hardware.gpus, plan.batch.micro_batch, plan.batch.micro_steps)
+    total = tracked + plan.memory.context
+    return dataclasses.replace(plan, exact=Exact(total, plan.memory.peak_bytes / total - 1, time.perf_counter() - started))
+
+
+def track(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int = 1) -> int:
+    """Bytes of all tensors of rank 0 at the peak of a step, the optimizer's state being there from the steps before it.
+
+    Nothing is computed and nothing allocated: tensors are fake and so are the other ranks.  Two things differ from a GPU and are put
+    right: autocast computes norms in fp32 there, and DDP's gradients are views of its buckets, which stay from step to step.
+    What no tensor shows (CUDA, NCCL, fragmentation) is not in it.  Raises RecipeError for an engine that cannot be tracked so.
+    """
+    parallel = recipe.parallel
+    if parallel.engine == "zero" or parallel.tensor > 1:
+        what = "parallel.engine zero: DeepSpeed" if parallel.engine == "zero" else "parallel.tensor"
+        raise RecipeError(f"--exact: {what} does not run on fake tensors; it is for engine ddp and fsdp")
+    recipe = recipe.model_copy(update={"parallel": parallel.model_copy(update={
+        "compile": False, "engine": "fsdp" if parallel.engine == "fsdp" else "ddp", "device": "cpu"})})
+    sharded = recipe.parallel.engine == "fsdp"
+    with _nobody(world_size if sharded else 1):
+        world = World(0, world_size if sharded else 1, 0, 1, torch.device("cpu"), None)
+        engine = open_engine(recipe.parallel, world, Work(micro_batch, micro_steps, recipe.optim.clip_norm))
+        if isinstance(engine, FsdpEngine):
+            engine.connect()            # wants real numbers of ranks
+        task = build_task(recipe.model, recipe.objective)
+        with torch.device("meta"):      # before tensors are fake: fake ones cannot be exchanged for others, as materialise() does
+            built = task.build()
+        with FakeTensorMode(allow_non_fake_inputs=True), _norms_in_fp32():
+            return _track(recipe, engine, task, built, buckets=not sharded and world_size > 1)
+
+
+def _track(recipe: Recipe, engine: Engine, task: Task, built: Backbone, buckets: bool) -> int:
+    work = engine.work
+    model = engine.materialise(lambda: built, lambda name, shape: torch.zeros(shape))
+    optimizer = build_optimizer(model, recipe.optim)
+    for group in optimizer.param_groups:        # the tracker knows plain ones; the bytes of the state are the same
+        group.update({key: False for key in ("fused", "foreach") if key in group})
+    engine.adopt(model, optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=not buckets)
+    images = torch.zeros(work.micro_batch, recipe.model.channels, recipe.model.image, recipe.model.image)
+    labels = torch.zeros(work.micro_batch, dtype=torch.int64)
+    draws = torch.zeros(work.micro_batch, task.num_draws) if task.num_draws else None
+    keep = torch.ones(len(model.drop_rates), work.micro_batch) if any(model.drop_rates) else None
+    outside = 0
+    if recipe.ema is not None:
+        outside = sum(_bytes(tensor) for tensor in Ema(engine.model, recipe.ema.decay).tensors().values())
+    tracker: MemTracker
+    if isinstance(engine, FsdpEngine):
+        tracker = FSDPMemTracker(model, optimizer)
+        tracker.track_inputs((images, labels, draws, keep))
+    else:
+        tracker = MemTracker()
+        given = (images, labels, draws, keep, *(p.grad for p in model.parameters()))
+        tracker.track_external(model, optimizer, *(one for one in given if one is not None))
+    with tracker:
+        _step(engine, task, Seen(images, labels, draws), keep, tracker)
+        optimizer.step()                # the engine's own asks whether the gradient is finite, and fake numbers do not say
+    peak = tracker.get_tracker_snapshot("peak")
+    return outside + sum(int(one["Total"]) for one in peak.values())
+
+
+def _step(engine: Engine, task: Task, seen: Seen, keep: Tensor | None, tracker: MemTracker) -> None:
+    steps = min(engine.work.micro_steps, 2)         # a third adds nothing that stays
+    for number in range(steps):
+        tracker.reset_mod_stats()                   # it takes a module's second forward pass for a mistake
+        with engine.micro_step(last=number == steps - 1):
+            images, *more = task.inputs(seen)
+            engine.backward(task.losses(engine.forward(images, keep, *more), seen).sum())
+
+
+def _bytes(tensor: Tensor) -> int:
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.numel() * local.element_size()
+
+
+@contextlib.contextmanager
+def _nobody(world_size: int) -> Iterator[None]:
+    """A process group whose other ranks answer at once, with nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _norms_in_fp32() -> Iterator[None]:
+    """CUDA's autocast casts what a norm gets to fp32; a CPU's does not."""
+    plain = nn.LayerNorm.forward
+
+    def forward(self: nn.LayerNorm, tensor: Tensor) -> Any:
+        return plain(self, tensor.float() if torch.is_autocast_enabled("cpu") else tensor)
+
+    nn.LayerNorm.forward = forward      # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.LayerNorm.forward = plain    # type: ignore[method-assign]
