@@ -355,9 +355,8 @@ def hold_out(verdict: Mapping[str, Any] | None) -> Figure | None:
         axes.plot(one["observed"], row, "o", color=INK if one["inside"] else ACCENT, markersize=4.5, zorder=3)
     axes.set_yticks(range(len(runs)), [str(one["run"]) for one in runs])
     axes.set_ylim(-0.6, len(runs) - 0.4)
-    axes.set(
-        xlabel="bar: predicted, with its 95 % interval; dot: observed" + ("" if verdict["inside"] == verdict["of"] else " (red: outside)")
-    )
+    outside = "" if verdict["inside"] == verdict["of"] else ", red: outside"
+    axes.set(xlabel=f"bar: predicted, 95 %; dot: observed{outside}")
     axes.set_title(
         f"{verdict['law']}, predicted {verdict['prediction_time'].replace('T', ' ')[:16]} UTC", loc="left", fontsize=6.5, color=SOFT
     )
