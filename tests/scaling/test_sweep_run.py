@@ -132,7 +132,8 @@ def test_a_run_that_fails_is_tried_again_and_then_named(place: Path) -> None:
         .replace("budgets: [5.0e7, 1.0e8, 2.0e8]", "budgets: [5.0e7]")
         .replace("widths: [4, 8, 16]", "widths: [8]")
     )
-    (place / "tiny.yaml").write_text(text.replace("data.lanes: 16", "data.lanes: 16, data.train: 'data/none/train-{000000..000007}.tar'"))
+    nowhere = "data.lanes: 16, data.prepare: null, data.train: 'data/none/train-{000000..000007}.tar'"
+    (place / "tiny.yaml").write_text(text.replace("data.lanes: 16", nowhere))
     output = finished(start(place, "--out", "bad"), code=2)
     assert "1 of 1 runs failed" in output
     assert "w8-l1" in output

@@ -322,22 +322,21 @@ def profiles(found: Analysis) -> Figure | None:
     law = found.fits[found.chosen or ""]
     for axes, (name, one) in zip(panels, told.items(), strict=False):
         positive = name in law.form.positive
-        values = np.exp(one.values) if positive else one.values
         near = np.isfinite(one.statistic) & (one.statistic < 6)
-        axes.plot(values[near], one.statistic[near], color=LINE_COLOURS[0])
-        axes.axhline(1, color=SOFT, linewidth=0.6, linestyle=":")
-        axes.axvline(law.params[name], color=INK, linewidth=0.6)
-        ends = [np.exp(end) if positive and end is not None else end for end in (one.low, one.high)]
-        if ends[0] is not None and ends[1] is not None:
-            axes.axvspan(ends[0], ends[1], color=LINE_COLOURS[0], alpha=0.12, linewidth=0)
-        shown = values[near]
-        if positive and len(shown) and shown.max() > 20 * shown.min():
-            axes.set_xscale("log")
+        # A positive parameter whose values span decades is shown by its logarithm: it may be far beyond any number.
+        decades = positive and near.any() and np.ptp(one.values[near]) > 3
+        turn = (lambda value: value / np.log(10)) if decades else np.exp if positive else (lambda value: value)
+        with np.errstate(over="ignore"):
+            values = turn(one.values[near])
+            axes.plot(values, one.statistic[near], color=LINE_COLOURS[0])
+            axes.axhline(1, color=SOFT, linewidth=0.6, linestyle=":")
+            axes.axvline(turn(np.log(law.params[name]) if positive else law.params[name]), color=INK, linewidth=0.6)
+            if one.low is not None and one.high is not None:
+                axes.axvspan(turn(one.low), turn(one.high), color=LINE_COLOURS[0], alpha=0.12, linewidth=0)
         axes.set_ylim(0, 4)
-        axes.set_title(name + ("" if one.identified else " (not identified)"), color=INK if one.identified else ACCENT)
-        axes.tick_params(axis="x", labelrotation=0)
-        if axes.get_xscale() == "linear":
-            axes.locator_params(axis="x", nbins=3)
+        title = ("log10 " if decades else "") + name + ("" if one.identified else " (not identified)")
+        axes.set_title(title, color=INK if one.identified else ACCENT)
+        axes.locator_params(axis="x", nbins=3)
     for axes in panels[len(told) :]:
         axes.set_visible(False)
     figure.supylabel("test statistic over its 95 % limit", fontsize=7)
@@ -356,9 +355,8 @@ def hold_out(verdict: Mapping[str, Any] | None) -> Figure | None:
         axes.plot(one["observed"], row, "o", color=INK if one["inside"] else ACCENT, markersize=4.5, zorder=3)
     axes.set_yticks(range(len(runs)), [str(one["run"]) for one in runs])
     axes.set_ylim(-0.6, len(runs) - 0.4)
-    axes.set(
-        xlabel="bar: predicted, with its 95 % interval; dot: observed" + ("" if verdict["inside"] == verdict["of"] else " (red: outside)")
-    )
+    outside = "" if verdict["inside"] == verdict["of"] else ", red: outside"
+    axes.set(xlabel=f"bar: predicted, 95 %; dot: observed{outside}")
     axes.set_title(
         f"{verdict['law']}, predicted {verdict['prediction_time'].replace('T', ' ')[:16]} UTC", loc="left", fontsize=6.5, color=SOFT
     )

@@ -34,7 +34,8 @@ class Draws:
     def deviation(self, of: Quantity) -> float:
         """The standard deviation of a quantity over the draws."""
         values = np.real(of(self.theta))
-        return float(np.std(values[np.isfinite(values)], ddof=1))
+        with np.errstate(over="ignore"):        # of what is not identified
+            return float(np.std(values[np.isfinite(values)], ddof=1))
 
 
 def bootstrap(fit: Fit, draws: int = DRAWS, seed: int = SEED) -> Draws:

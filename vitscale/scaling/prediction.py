@@ -21,8 +21,9 @@ def interval_of_new(found: Fit, draws: Draws, x: Mapping[str, float]) -> tuple[f
     """(prediction, low, high) of y for one new run: the draws' spread and that of single runs about the law, together."""
     of = log_prediction(found, x)
     centre = float(np.real(of(found.theta[None]))[0])
-    spread = 1.96 * float(np.hypot(draws.deviation(of), found.scale))
-    ends = (centre, centre - spread, centre + spread)
+    low, high = draws.interval(of)
+    noise = 1.96 * found.scale
+    ends = (centre, centre - float(np.hypot(centre - low, noise)), centre + float(np.hypot(high - centre, noise)))
     if found.form.link == "identity":
         bound = found.points.bound
         low, high = (ends[1], ends[2]) if bound is None else (bound - ends[2], bound - ends[1])
