@@ -259,6 +259,13 @@ def test_it_compiles_without_a_warning_and_loads(tmp_path):
     assert os.listdir(tmp_path) == [BUILD["NAME"]]
 
 
+def test_with_another_libjpeg_than_it_was_built_with_it_does_not_load(tmp_path):
+    assert BUILD["build"](tmp_path, ["-ULIBRARY", '-DLIBRARY="libjpeg.so.62.99.0"']) == ""
+    spec = importlib.util.spec_from_file_location("_crop", tmp_path / BUILD["NAME"])
+    with pytest.raises(ImportError, match=r"built with libjpeg\.so\.62\.99\.0 and finds libjpeg\.so\.[0-9.]+; build it again"):
+        importlib.util.module_from_spec(spec)
+
+
 def test_without_a_compiler_or_headers_it_says_why_and_leaves_nothing(tmp_path, monkeypatch):
     assert "jpeglib.h" in BUILD["build"](tmp_path, ["-nostdinc"]) or "stddef.h" in BUILD["build"](tmp_path, ["-nostdinc"])
     monkeypatch.setenv("CC", "no-such-compiler")

@@ -24,6 +24,13 @@ def digest() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in names)).hexdigest()[:16]
 
 
+def linked(compiler: Sequence[str]) -> str:
+    """The file name, with the whole version, of the libjpeg that the compiler links: the decoder knows the insides of that one alone."""
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    told = subprocess.run([*compiler, f"-print-file-name=libjpeg.{suffix}"], capture_output=True, text=True)
+    return Path(told.stdout.strip()).resolve().name
+
+
 def build(into: Path = HERE, flags: Sequence[str] = ()) -> str:
     """Compile into a folder; -> "" or, in the compiler's words, why it could not be done.  flags: for the compiler, after its own."""
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
@@ -34,7 +41,7 @@ def build(into: Path = HERE, flags: Sequence[str] = ()) -> str:
     unfinished = into / f".{NAME}.{os.getpid()}"
     sources = [str(HERE / source) for source in _SOURCES]
     command = [*compiler, "-std=gnu11", "-O3", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden",
-               f'-DSOURCES="{digest()}"', *flags,
+               f'-DSOURCES="{digest()}"', f'-DLIBRARY="{linked(compiler)}"', *flags,
                f"-I{sysconfig.get_paths()['include']}", *sources, "-ljpeg", "-lm", "-o", str(unfinished)]
     if sys.platform == "darwin":
         command += ["-undefined", "dynamic_lookup"]

@@ -1,4 +1,5 @@
 /* vitscale.data.native._crop: crop.h for Python.  Python's lock is free while it works. */
+#define _GNU_SOURCE             /* dladdr */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
@@ -6,7 +7,10 @@
 #include "crop.h"
 #include "resize.h"
 
+#include <dlfcn.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include <jpeglib.h>
 
@@ -72,8 +76,23 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_crop", "Resized
 #define TEXT_OF(number) #number
 #define TEXT(number) TEXT_OF(number)
 
+/* crop.c reaches into libjpeg's structures (jpegint.h), which change between versions of one soname: only the file it was built with will do. */
+static int has_its_libjpeg(void)
+{
+    Dl_info found;
+    char *path = dladdr((void *)jpeg_std_error, &found) && found.dli_fname ? realpath(found.dli_fname, NULL) : NULL;
+    const char *name = path ? (strrchr(path, '/') ? strrchr(path, '/') + 1 : path) : "an unknown file";
+    int same = !strcmp(name, LIBRARY);
+    if (!same)
+        PyErr_Format(PyExc_ImportError, "it was built with %s and finds %s; build it again: python vitscale/data/native/build.py", LIBRARY, name);
+    free(path);
+    return same;
+}
+
 PyMODINIT_FUNC PyInit__crop(void)
 {
+    if (!has_its_libjpeg())
+        return NULL;
     PyObject *module = PyModule_Create(&definition);
     if (module && (PyModule_AddStringConstant(module, "LIBJPEG", "libjpeg-turbo " TEXT(LIBJPEG_TURBO_VERSION)) ||
                    PyModule_AddStringConstant(module, "SOURCES", SOURCES) ||
