@@ -46,7 +46,8 @@ def measure_step(recipe: Recipe, world: World, steps: int, warm_up: int, micro_s
     precision, recomputation and compilation; its images are random and lie in memory, so that nothing waits for data.
     """
     share = max(recipe.global_batch // world.data_size, 1)
-    micro_batch = recipe.micro_batch or fitting_micro_batch(recipe, world.size, device_bytes(world), share)
+    micro_batch = recipe.micro_batch or fitting_micro_batch(recipe, world.size, device_bytes(world), share,
+                                                           on_gpu=world.device.type == "cuda")
     engine, task, batch = prepared(recipe, world, micro_batch, micro_steps)
     on_gpu = world.device.type == "cuda"
     if on_gpu:
