@@ -75,7 +75,7 @@ def _moved(recipe: Recipe, steps: int, seed: int) -> dict[str, float]:
     def coordinates() -> dict[str, torch.Tensor]:
         with torch.no_grad():
             names = [f"blocks.{i}" for i in range(len(model.units()))]
-            found = model.forward_features(images, None, [*names, "pooled"])  # type: ignore[operator]
+            found = model.forward_features(images, None, [*names, "pooled"])
             return {**{name: found[name] for name in names}, "logits": model.classify(found["pooled"])}  # type: ignore[operator]
 
     before = coordinates()
