@@ -118,7 +118,8 @@ def test_a_sweep_shows_its_runs_as_points(look: Look, keep: Keep, tmp_path: Path
         environment = json.loads((folder / "environment.json").read_text())
         (folder / "environment.json").write_text(json.dumps(environment | {"parameters": size}))
     foreign = {"<b>chinchilla</b>": {"parameters": {"<i>": {"value": 0.34, "low": "x", "profile": 7}, "b": 1}, "warnings": {}}, "other": []}
-    (tmp_path / "isoflop" / "fit.json").write_text(json.dumps({"fits": foreign, "chosen": [], "data": {"metric": "eval_loss"}, "backtest": 3}))
+    fit = {"fits": foreign, "chosen": [], "data": {"metric": "eval_loss"}, "backtest": 3}
+    (tmp_path / "isoflop" / "fit.json").write_text(json.dumps(fit))
     for name in ("verdict.json", "plan.json"):
         (tmp_path / "isoflop" / name).write_text(json.dumps({"runs": [5], "budget_flop": 1, "n": [1, 2], "recommended": 0}))
     with monitoring(tmp_path) as url:
@@ -138,8 +139,9 @@ def test_a_fitted_law_runs_through_its_points(look: Look, keep: Keep, tmp_path: 
             loss = 0.5 + 40 / size**0.4 + 30 / images**0.3
             folder = copied(unbroken.folder, sweep / "runs", f"n{size:.0f}-c{budget:.0f}")
             environment = json.loads((folder / "environment.json").read_text())
-            (folder / "environment.json").write_text(json.dumps(environment | {"parameters": size, "flops_per_image": 6 * size, "total_images": images}))
-            write_rows(folder, [steps(folder)[-1] | {"images": images}, {"step": 60, "time": time.time(), "eval_loss": loss, "eval_top1": 0.5}])
+            environment |= {"parameters": size, "flops_per_image": 6 * size, "total_images": images}
+            (folder / "environment.json").write_text(json.dumps(environment))
+            write_rows(folder, [steps(folder)[-1] | {"images": images}, {"step": 60, "time": time.time(), "eval_loss": loss}])
             rows.append({"where": folder.name, "run": folder.name, "n": size, "d": images, "c": budget, "metric": loss})
     (sweep / "sweep.json").write_text("{}")
     found = analyse(make_points(rows, roles=("n", "d", "c"), metric="eval_loss"), Asked(forms=("chinchilla3",), draws=20))

@@ -68,7 +68,7 @@ def _row(name: str, value: Any, note: str = "", share: bool = True) -> dict[str,
 
 def _worst(classes: Any, names: Any) -> str:
     rows = [row for row in classes if isinstance(row, dict)] if isinstance(classes, list) else []
-    ordered = sorted((number(row.get("value")), str(row.get("class"))) for row in rows if number(row.get("value")) == number(row.get("value")))
+    ordered = sorted((value, str(row.get("class"))) for row in rows if (value := known(row.get("value"))) is not None)
     told = [f"{_class(name, names)} {100 * value:.1f} %" for value, name in ordered[:_WORST]]
     return f"worst: {', '.join(told)}" if told else ""
 

@@ -3,7 +3,6 @@
 Every number and word of it may be foreign: what is not of the form is left out.
 """
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ ERROR = "eval_top1"     # a metric that rises: what it lacks to 1 is fitted, and
 _CURVE = 60             # places of a curve
 _MOST = 40              # laws, parameters, runs of a verdict, warnings
 _LEVELS = 12
+_LARGEST = 1e60        # of a size, images or FLOP: beyond, powers of them are no numbers
 
 
 def fitted(fit: dict[str, Any]) -> dict[str, Any] | None:
-    """fit.json: {"metric", "points", "laws": [{name, formula, source, chosen, parameters, warnings, error, tested}]}; None: there is none."""
+    """fit.json: {"metric", "points", "laws": [{name, formula, source, chosen, parameters, warnings, error, tested}]}, or None."""
     laws = [_law(name, one, fit) for name, one in _items(fit, "fits")]
     laws = sorted((law for law in laws if law["parameters"]), key=lambda law: not law["chosen"])
     data = inside(fit, "data")
@@ -31,20 +31,21 @@ def _law(name: str, one: dict[str, Any], fit: dict[str, Any]) -> dict[str, Any]:
     parameters = []
     for key, told in _items(one, "parameters"):
         ends = told.get("profile")
+        profile = [known(end) for end in ends] if isinstance(ends, list) and len(ends) == 2 else None
         parameters.append({"name": _text(key), **{part: known(told.get(part)) for part in ("value", "low", "high")},
-                           "profile": [known(end) for end in ends] if isinstance(ends, list) and len(ends) == 2 else None, "given": told.get("fixed") is True,
-                           "identified": told.get("identified") is not False})
+                           "profile": profile, "given": told.get("fixed") is True, "identified": told.get("identified") is not False})
     warnings = one.get("warnings")
-    return {"name": _text(name), "formula": _text(one.get("formula")), "source": _text(one.get("source")), "chosen": name == fit.get("chosen"),
-            "parameters": parameters, "warnings": [_text(said) for said in warnings[:_MOST]] if isinstance(warnings, list) else [],
+    return {"name": _text(name), "formula": _text(one.get("formula")), "source": _text(one.get("source")),
+            "chosen": name == fit.get("chosen"), "parameters": parameters,
+            "warnings": [_text(said) for said in warnings[:_MOST]] if isinstance(warnings, list) else [],
             "error": known(one.get("in_sample_rms_log_error")),
             "tested": known(inside(inside(fit, "backtest"), "rms_log_error").get(name))}
 
 
 def curves(fit: dict[str, Any], points: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The chosen law, else Chinchilla's, along each budget: {"law", "metric", "lines": [{level, held_out, x, y}]}; None: none can be drawn."""
+    """The chosen law, else Chinchilla's, along each budget: {"law", "metric", "lines": [{level, held_out, x, y}]}, or None."""
     metric = _text(inside(fit, "data").get("metric"))
-    usable = [point for point in points if all((point[name] or 0) > 0 for name in ("parameters", "images", "compute", "level"))]
+    usable = [point for point in points if all(0 < (point[name] or 0) < _LARGEST for name in ("parameters", "images", "compute", "level"))]
     if metric not in ("eval_loss", ERROR) or len({point["parameters"] for point in usable}) < 2:
         return None
     from vitscale.scaling.law import law_at
@@ -72,7 +73,7 @@ def curves(fit: dict[str, Any], points: list[dict[str, Any]]) -> dict[str, Any] 
 
 
 def verdict(folder: Path) -> dict[str, Any] | None:
-    """verdict.json, or while runs are missing prediction.json: {"law", "time", "inside", "of", ..., "runs"}; None: nothing was predicted."""
+    """verdict.json, or while runs are missing prediction.json: {"law", "time", "inside", "of", ..., "runs"}, or None."""
     found = read_object(folder / "verdict.json")
     judged = bool(found)
     found = found or read_object(folder / "prediction.json")
@@ -93,10 +94,9 @@ def plan(folder: Path) -> dict[str, Any] | None:
     optimum = {}
     for name in ("n", "d", "predicted"):
         three = found.get(name)
-        with contextlib.suppress(TypeError, ValueError):
-            value, low, high = three if isinstance(three, list) else ()
-            optimum[name] = [known(value), known(low), known(high)]
-    if known(found.get("budget_flop")) is None or not optimum:
+        if isinstance(three, list) and len(three) == 3:
+            optimum[name] = [known(value) for value in three]
+    if known(found.get("budget_flop")) is None or not (optimum or found.get("reason")):
         return None
     recommended = {_text(name): known(value) for name, value in list(inside(found, "recommended").items())[:_MOST]}
     return {"budget": known(found["budget_flop"]), "note": _text(found.get("budget")), "law": _text(found.get("law")), "optimum": optimum,

@@ -21,7 +21,8 @@ def sweep_view(runs: Runs, wanted: str) -> dict[str, Any] | None:
         return None
     inside = [one for one in runs.places()[0] if one.group == place.id or one.path.parent == place.path]
     table, fit = _table(place.path / "runs.csv"), read_object(place.path / "fit.json")
-    points = [_point(one.path, table.get(one.path.name, {})) | {"id": one.id, "name": one.name, "state": runs.line(one, runs.jobs())["state"]}
+    jobs = runs.jobs()
+    points = [_point(one.path, table.get(one.path.name, {})) | {"id": one.id, "name": one.name, "state": runs.line(one, jobs)["state"]}
               for one in inside]
     for point, level in zip(points, _levels(points), strict=True):
         point["level"] = level
@@ -34,9 +35,10 @@ def _point(folder: Path, row: dict[str, str]) -> dict[str, Any]:
     environment, step, evaluation = (read_object(folder / ENVIRONMENT), last_row(folder / METRICS, "loss"),
                                      last_row(folder / METRICS, "eval_loss"))
     size, images, flops = number(environment.get("parameters")), number(step.get("images")), number(environment.get("flops_per_image"))
-    values = {"parameters": (size, "n"), "images": (images, "d"), "compute": (flops * images, "c"),
-              "budget": (flops * number(environment.get("total_images")), "budget"), "unique": (number(None), "u"),
-              "loss": (number(evaluation.get("eval_loss", step.get("loss"))), "eval_loss"), "top1": (number(evaluation.get("eval_top1")), "eval_top1")}
+    values = {"parameters": (size, "n"), "images": (images, "d"), "compute": (number(flops * images), "c"),
+              "budget": (number(flops * number(environment.get("total_images"))), "budget"), "unique": (number(None), "u"),
+              "loss": (number(evaluation.get("eval_loss", step.get("loss"))), "eval_loss"),
+              "top1": (number(evaluation.get("eval_top1")), "eval_top1")}
     known = {name: value if value == value else _told(row, column) for name, (value, column) in values.items()}
     return {name: value if value == value else None for name, value in known.items()} | {"held_out": row.get("held_out") == "True"}
 

@@ -178,7 +178,7 @@ V.Chart = class {
     for (const line of drawn) {
       const colour = V.colour(`--c${line.colour % 8}`);
       if (spec.stacked) series.push({stroke: colour, fill: colour, width: 0, points: {show: false}});
-      else series.push({stroke: colour, width: line.curve ? 1.2 : 1.6, dash: line.dashed ? [5, 4] : undefined, spanGaps: Boolean(spec.scatter || spec.spanGaps || line.dots), paths: line.dots && !line.joined ? () => null : undefined,
+      else series.push({stroke: colour, width: line.curve ? 1.2 : 1.6, dash: line.dashed ? [5, 4] : undefined, pxAlign: line.curve ? 0 : 1, spanGaps: Boolean(spec.scatter || spec.spanGaps || line.dots), paths: line.dots && !line.joined ? () => null : undefined,
         points: {show: !line.curve && Boolean(spec.scatter || line.dots || this.data.x.length < 3), size: 6, fill: colour}});
       if (this.banded) {
         const at = series.length;

@@ -545,8 +545,8 @@ V.Sweep = class {
   plan(found) {
     if (!found) return [];
     const names = {n: "Parameters", d: "Images", predicted: "Predicted"}, one = found.recommended, facts = ["width", "depth", "heads", "mlp", "n", "d", "lr", "batch"].filter((name) => V.is(one[name]));
-    return [V.h("h2", {}, `Next budget: ${V.number(found.budget)} FLOP`), V.h("p", {class: "soft"}, [found.note, `by ${found.law}`, found.reason].filter(Boolean).join(" · ")), V.table("plan", ["Optimum", "Value", "95 % interval"],
-      Object.entries(found.optimum).map(([name, three]) => [names[name], V.number(three[0]), this.span(...three)]), [1, 2]), facts.length ? V.h("p", {}, `recommended.yaml: ${facts.map((name) =>
+    return [V.h("h2", {}, `Next budget: ${V.number(found.budget)} FLOP`), V.h("p", {class: "soft"}, [found.note, found.law && `by ${found.law}`, found.reason].filter(Boolean).join(" · ")), Object.keys(found.optimum).length ? V.table("plan", ["Optimum", "Value", "95 % interval"],
+      Object.entries(found.optimum).map(([name, three]) => [names[name], V.number(three[0]), this.span(...three)]), [1, 2]) : null, facts.length ? V.h("p", {}, `recommended.yaml: ${facts.map((name) =>
       `${{n: "parameters", d: "images"}[name] || name} ${V.number(one[name])}`).join(", ")}`) : null];
   }
 
