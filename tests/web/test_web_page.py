@@ -2,14 +2,19 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from pages import Keep, Look, copied, monitoring, shown, steps, tile, write_rows
+from pages import Keep, Look, copied, fetch, monitoring, shown, steps, tile, write_rows
 from playwright.sync_api import expect
 from running import SMALL, Run, start
 
 from vitscale.cluster.runfolder import page_id
+from vitscale.scaling.analyse import Asked, analyse
+from vitscale.scaling.command import write_analysis
+from vitscale.scaling.points import make_points
 
 
 def test_a_finished_run(look: Look, keep: Keep, unbroken: Run) -> None:
@@ -44,9 +49,14 @@ def test_a_finished_run(look: Look, keep: Keep, unbroken: Run) -> None:
 def test_a_run_without_evaluations(look: Look, tmp_path: Path, unbroken: Run) -> None:
     folder = copied(unbroken.folder, tmp_path, "blind")
     write_rows(folder, steps(folder))
+    judged = {"top1": {"value": 0.9694, "interval": [0.946, 0.9828], "count": 359}, "classes": [{"class": 1, "value": 0.5}, None]}
+    results = {"accuracy": judged, "few-shot": 7, "knn": {"top1": "high"}, "sets": {"<b>v2</b>": {"top1": {"value": 0.75, "interval": 3}}}}
+    (folder / "eval.json").write_text(json.dumps({"step": 60, "class_names": ["a", "<i>b</i>"], "results": results}))
     with monitoring(folder) as url:         # one run's own folder will do
         page = look(url)
         page.get_by_role("link", name="blind").click()
+        expect(page.locator("table.evaluated tbody tr")).to_have_text([     # of `vitscale eval`, what is of its form, as text
+            "Top-196.9 %94.6 % to 98.3 %359worst: <i>b</i> 50.0 %", "Set <b>v2</b>, top-175.0 %"])
         expect(page.locator(".plot[aria-label^='Loss. training: last']")).to_be_visible()
         assert page.locator(".tile", has_text="Top-1").count() == 0
         expect(page.locator(".charts figure", has_text="Accuracy")).to_be_hidden()
@@ -107,13 +117,48 @@ def test_a_sweep_shows_its_runs_as_points(look: Look, keep: Keep, tmp_path: Path
         folder = copied(unbroken.folder, tmp_path / "isoflop", name)
         environment = json.loads((folder / "environment.json").read_text())
         (folder / "environment.json").write_text(json.dumps(environment | {"parameters": size}))
-    (tmp_path / "isoflop" / "fit.json").write_text(json.dumps({"law": "<b>chinchilla</b>", "alpha": 0.34}))
+    foreign = {"<b>chinchilla</b>": {"parameters": {"<i>": {"value": 0.34, "low": "x", "profile": 7}, "b": 1}, "warnings": {}}, "other": []}
+    fit = {"fits": foreign, "chosen": [], "data": {"metric": "eval_loss"}, "backtest": 3}
+    (tmp_path / "isoflop" / "fit.json").write_text(json.dumps(fit))
+    for name in ("verdict.json", "plan.json"):
+        (tmp_path / "isoflop" / name).write_text(json.dumps({"runs": [5], "budget_flop": 1, "n": [1, 2], "recommended": 0}))
     with monitoring(tmp_path) as url:
         page = look(url)
         page.get_by_role("link", name="isoflop (2)").click()
         expect(page.get_by_role("img", name=re.compile("^Loss over size, at equal compute"))).to_be_visible()
         expect(page.locator("tbody tr", has_text="400,000")).to_have_count(1)
-        expect(page.locator("pre")).to_contain_text("<b>chinchilla</b>")
+        expect(page.get_by_role("heading", name="<b>chinchilla</b>")).to_be_visible()
+        expect(page.locator("table.fit tbody tr")).to_have_text(["<i>0.34"])
+
+
+def test_a_fitted_law_runs_through_its_points(look: Look, keep: Keep, tmp_path: Path, unbroken: Run) -> None:
+    sweep, rows = tmp_path / "sweeps" / "law", []
+    for budget in (1e12, 4e12):
+        for size in (1e5, 2e5, 4e5, 8e5):
+            images = budget / (6 * size)
+            loss = 0.5 + 40 / size**0.4 + 30 / images**0.3
+            folder = copied(unbroken.folder, sweep / "runs", f"n{size:.0f}-c{budget:.0f}")
+            environment = json.loads((folder / "environment.json").read_text())
+            environment |= {"parameters": size, "flops_per_image": 6 * size, "total_images": images}
+            (folder / "environment.json").write_text(json.dumps(environment))
+            write_rows(folder, [steps(folder)[-1] | {"images": images}, {"step": 60, "time": time.time(), "eval_loss": loss}])
+            rows.append({"where": folder.name, "run": folder.name, "n": size, "d": images, "c": budget, "metric": loss})
+    (sweep / "sweep.json").write_text("{}")
+    found = analyse(make_points(rows, roles=("n", "d", "c"), metric="eval_loss"), Asked(forms=("chinchilla3",), draws=20))
+    with monitoring(tmp_path / "sweeps") as url:
+        page = look(url)
+        page.get_by_role("link", name="law (8)").click()
+        expect(page.locator("#main")).to_contain_text("No law has been fitted yet")
+        write_analysis(found, sweep)        # as `vitscale fit` does
+        expect(page.get_by_role("img", name=re.compile("by chinchilla3 at 1e12 FLOP: .*by chinchilla3 at 4e12 FLOP: "))).to_be_visible()
+        alpha = found.told["fits"]["chinchilla3"]["parameters"]["alpha"]
+        expect(page.locator("table.fit tr", has_text="alpha")).to_contain_text(f"{shown(alpha['low'])} to {shown(alpha['high'])}")
+        lines = json.loads(fetch(url, f"/api/sweep/{page.url.rpartition('/')[2]}")[1])["curves"]["lines"]
+        assert [line["level"] for line in lines] == pytest.approx([1e12, 4e12])
+        for line in lines:
+            n = np.array(line["x"])
+            wanted = found.fits["chinchilla3"].predict({"n": n, "d": line["level"] / (6 * n)})
+            assert line["y"] == pytest.approx(wanted, rel=1e-4)
         keep(page, "sweep")
 
 

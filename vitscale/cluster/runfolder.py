@@ -17,6 +17,7 @@ METRICS = "metrics.jsonl"
 RECIPE = "recipe.yaml"
 ENVIRONMENT = "environment.json"    # what an attempt runs on: vitscale/train/environment.py
 GOODPUT = "goodput.json"
+EVALUATION = "eval.json"         # what `vitscale eval` found: vitscale/evaluate/evaluate.py
 LEASES = "lease"
 MONITOR_PORT = 8420
 STALE_S = 60.0                  # a holder that has not been heard of for so long is taken for dead

@@ -12,7 +12,7 @@ import numpy as np
 
 import vitscale
 from vitscale.checkpoint.load import Loaded, load
-from vitscale.cluster.runfolder import write_object
+from vitscale.cluster.runfolder import EVALUATION, write_object
 from vitscale.data.index import open_index
 from vitscale.data.labels import LabelRule
 from vitscale.errors import DataError, RecipeError
@@ -25,7 +25,7 @@ from vitscale.parallel.world import World
 
 WHAT = ("accuracy", "knn", "linear", "few-shot", "retrieval")
 NEED_TRAINING = ("knn", "linear", "few-shot")
-FILE = "eval.json"
+FILE = EVALUATION
 MAX_CLASSES = 1_000_000      # of labels where no head says how many there are
 
 

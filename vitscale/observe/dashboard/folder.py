@@ -25,7 +25,7 @@ from vitscale.errors import ClusterError
 from vitscale.observe.dashboard.table import number, sampled
 from vitscale.observe.meters import data_wait_share
 
-SWEEP_MARKS = ("fit.json", "runs.csv", "sweep.yaml")
+SWEEP_MARKS = ("sweep.json", "fit.json", "runs.csv")      # `vitscale sweep` has its runs in a folder `runs` beside these
 _SPARKS = 48            # points of the small picture of a run's speed
 _QUEUE_S = 10.0         # how long an answer of SLURM's is believed
 _RESTING = ("running", "starting", "queued")
@@ -60,18 +60,22 @@ class Runs:
         runs: list[Place] = []
         groups: list[Place] = []
         others: list[str] = []
+        if _is_sweep(self.root):
+            groups.append(self._place(self.root, None))
         for path in _folders(self.root, others):
             if _is_run(path):
                 runs.append(self._place(path, None))
                 continue
             inside = [inner for inner in _folders(path, others) if _is_run(inner)]
-            if inside or any((path / name).exists() for name in SWEEP_MARKS):
+            if _is_sweep(path) and (path / "runs").is_dir():
+                inside += [inner for inner in _folders(path / "runs", others) if _is_run(inner)]
+            if _is_sweep(self.root) and path.name == "runs":
+                runs += [self._place(inner, groups[0].id) for inner in inside]
+            elif inside or _is_sweep(path):
                 groups.append(self._place(path, None))
                 runs += [self._place(inner, groups[-1].id) for inner in inside]
-            else:
+            elif not _is_sweep(self.root):
                 others.append(f"{printable(path.name)}: holds no run")
-        if any((self.root / name).exists() for name in SWEEP_MARKS):
-            groups.insert(0, self._place(self.root, None))
         return runs, groups, others
 
     def find(self, wanted: str) -> Place | None:
@@ -140,6 +144,10 @@ class Runs:
 
 def _is_run(path: Path) -> bool:
     return any((path / name).exists() for name in MARKS)
+
+
+def _is_sweep(path: Path) -> bool:
+    return any((path / name).exists() for name in SWEEP_MARKS)
 
 
 def _folders(path: Path, others: list[str]) -> list[Path]:

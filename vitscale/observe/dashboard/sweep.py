@@ -4,7 +4,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from vitscale.cluster.runfolder import ENVIRONMENT, METRICS, last_row, printable, read_object
+from vitscale.cluster.runfolder import ENVIRONMENT, METRICS, last_row, read_object
+from vitscale.observe.dashboard.fitted import curves, fitted, plan, verdict
 from vitscale.observe.dashboard.folder import Runs
 from vitscale.observe.dashboard.table import number
 
@@ -13,48 +14,64 @@ _MOST_BYTES = 8 << 20
 
 
 def sweep_view(runs: Runs, wanted: str) -> dict[str, Any] | None:
-    """None: there is no such folder any more.  Points come from the runs themselves, so that they move while the sweep trains."""
+    """None: there is no such folder any more.  Points come from the runs themselves, so that they move while the sweep trains; what a run
+    does not say of itself, runs.csv may."""
     place = runs.find_group(wanted)
     if place is None:
         return None
-    members, _, _ = runs.places()
-    inside = [one for one in members if one.path.parent == place.path]
-    points = [_point(one.path) | {"id": one.id, "name": one.name, "state": runs.line(one, runs.jobs())["state"]} for one in inside]
-    return {"name": place.name, "id": place.id, "points": points, "fit": _plain(read_object(place.path / "fit.json")),
-            "table": _table(place.path / "runs.csv")}
+    inside = [one for one in runs.places()[0] if one.group == place.id or one.path.parent == place.path]
+    table, fit = _table(place.path / "runs.csv"), read_object(place.path / "fit.json")
+    jobs = runs.jobs()
+    points = [_point(one.path, table.get(one.path.name, {})) | {"id": one.id, "name": one.name, "state": runs.line(one, jobs)["state"]}
+              for one in inside]
+    for point, level in zip(points, _levels(points), strict=True):
+        point["level"] = level
+    return {"name": place.name, "id": place.id, "points": points, "fit": fitted(fit), "curves": curves(fit, points),
+            "verdict": verdict(place.path), "plan": plan(place.path)}
 
 
-def _point(folder: Path) -> dict[str, Any]:
-    """parameters, images, compute (FLOP so far), loss: of the last evaluation, else of the last step."""
-    environment, row, evaluation = (read_object(folder / ENVIRONMENT), last_row(folder / METRICS, "loss"),
-                                    last_row(folder / METRICS, "eval_loss"))
-    size, images, flops = number(environment.get("parameters")), number(row.get("images")), number(environment.get("flops_per_image"))
-    total = number(environment.get("total_images"))
-    values = {"parameters": size, "images": images, "compute": flops * images, "budget": flops * total,
-              "loss": number(evaluation.get("eval_loss", row.get("loss"))), "top1": number(evaluation.get("eval_top1"))}
-    return {name: value if value == value else None for name, value in values.items()} | {"evaluated": "eval_loss" in evaluation}
+def _point(folder: Path, row: dict[str, str]) -> dict[str, Any]:
+    """parameters, images, compute (FLOP so far), budget (FLOP of all of it), loss: of the last evaluation, else of the last step."""
+    environment, step, evaluation = (read_object(folder / ENVIRONMENT), last_row(folder / METRICS, "loss"),
+                                     last_row(folder / METRICS, "eval_loss"))
+    size, images, flops = number(environment.get("parameters")), number(step.get("images")), number(environment.get("flops_per_image"))
+    values = {"parameters": (size, "n"), "images": (images, "d"), "compute": (number(flops * images), "c"),
+              "budget": (number(flops * number(environment.get("total_images"))), "budget"), "unique": (number(None), "u"),
+              "loss": (number(evaluation.get("eval_loss", step.get("loss"))), "eval_loss"),
+              "top1": (number(evaluation.get("eval_top1")), "eval_top1")}
+    known = {name: value if value == value else _told(row, column) for name, (value, column) in values.items()}
+    return {name: value if value == value else None for name, value in known.items()} | {"held_out": row.get("held_out") == "True"}
 
 
-def _table(path: Path) -> dict[str, Any] | None:
-    """A small CSV file as columns and rows of text."""
+def _told(row: dict[str, str], column: str) -> float:
+    try:
+        return number(float(row.get(column) or "nan"))
+    except (ValueError, TypeError):
+        return number(None)
+
+
+def _levels(points: list[dict[str, Any]]) -> list[float | None]:
+    """The budget that each point is of: points whose whole compute is nearly the same are of one."""
+    known = [at for at, point in enumerate(points) if (point["budget"] or 0) > 0]
+    found: list[float | None] = [None] * len(points)
+    if known:
+        import numpy as np
+
+        from vitscale.scaling.approaches import budgets_of  # SciPy, only where there is a sweep
+        from vitscale.scaling.points import Points
+
+        compute = np.array([points[at]["budget"] for at in known])
+        for at, level in zip(known, budgets_of(Points({"c": compute}, compute, tuple(points[at]["name"] for at in known))), strict=True):
+            found[at] = float(level)
+    return found
+
+
+def _table(path: Path) -> dict[str, dict[str, str]]:
+    """runs.csv: run -> its row; what cannot be read is not there."""
     try:
         if path.stat().st_size > _MOST_BYTES:
-            return None
+            return {}
         with open(path, encoding="utf-8", errors="replace", newline="") as file:
-            rows = [[printable(cell[:80]) for cell in row[:24]] for _, row in zip(range(_MOST_ROWS), csv.reader(file), strict=False)]
+            return {row["run"]: row for _, row in zip(range(_MOST_ROWS), csv.DictReader(file), strict=False) if row.get("run")}
     except (OSError, csv.Error):
-        return None
-    return {"columns": rows[0], "rows": rows[1:]} if rows else None
-
-
-def _plain(value: Any, depth: int = 0) -> Any:
-    """What a file says, cut to what a page can show."""
-    if depth > 6:
-        return None
-    if isinstance(value, dict):
-        return {printable(str(key)[:80]): _plain(inner, depth + 1) for key, inner in list(value.items())[:200]}
-    if isinstance(value, list):
-        return [_plain(inner, depth + 1) for inner in value[:500]]
-    if isinstance(value, float) and value != value:
-        return None
-    return printable(value[:500]) if isinstance(value, str) else value
+        return {}

@@ -207,3 +207,15 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
+
+
+def known(value: object) -> float | None:
+    """One number that a file says; None for anything else."""
+    found = number(value)
+    return found if found == found else None
+
+
+def inside(found: dict[str, Any], key: str) -> dict[str, Any]:
+    """The object that a file has there; {} for anything else."""
+    inner = found.get(key)
+    return inner if isinstance(inner, dict) else {}

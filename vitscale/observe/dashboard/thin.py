@@ -52,8 +52,11 @@ def chosen(x: Floats, weight: Floats, count: int) -> NDArray[np.int64]:
     if len(x) <= count or x[-1] <= x[0]:
         return np.arange(len(x))[:count]
     piece = np.minimum(((x - x[0]) * (count / (x[-1] - x[0]))).astype(np.int64), count - 1)
-    order = np.lexsort((np.nan_to_num(weight, nan=-np.inf), piece))
-    return order[np.append(piece[order][1:] != piece[order][:-1], True)]
+    starts = np.flatnonzero(np.append(True, piece[1:] != piece[:-1]))
+    known = np.nan_to_num(weight, nan=-np.inf)
+    most = np.repeat(np.maximum.reduceat(known, starts), np.diff(np.append(starts, len(x))))
+    hits = np.flatnonzero(known == most)
+    return hits[np.append(piece[hits][1:] != piece[hits][:-1], True)]
 
 
 def _mean(values: Floats, starts: NDArray[np.int64]) -> Floats:

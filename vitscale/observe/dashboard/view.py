@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 import vitscale
-from vitscale.cluster.runfolder import ENVIRONMENT, GOODPUT, OUTCOME, RECIPE, printable, read_object
+from vitscale.cluster.runfolder import ENVIRONMENT, EVALUATION, GOODPUT, OUTCOME, RECIPE, printable, read_object
 from vitscale.cluster.status import LARGEST_RECIPE_BYTES
+from vitscale.observe.dashboard.evaluated import evaluation
 from vitscale.observe.dashboard.table import PHASE_COLUMNS, Table, number, sampled
 from vitscale.observe.dashboard.thin import Floats, chosen, last_of_each, plain, thin
 from vitscale.observe.names import BUCKETS, PHASES
@@ -87,6 +88,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
                                 for row in samples[:_SAMPLES]]},
         "outcome": {key: _short(outcome.get(key)) for key in ("state", "cause", "reason", "exit_code", "time", "step", "images")
                     if key in outcome},
+        "evaluated": evaluation(folder),
         "best": _flat(outcome.get("best")),
         "environment": {name: value for name, value in (_flat(environment) | _flat(versions)).items() if name != "directory"},
         "recipe": _recipe_text(folder),
@@ -222,7 +224,7 @@ def _recipe_text(folder: Path) -> str:
 def fingerprint(folder: Path, table_size: int) -> str:
     """Changes whenever what the page shows may have."""
     files = [table_size]
-    for name in (OUTCOME, ATTEMPTS, QUARANTINE, RECIPE, ENVIRONMENT):
+    for name in (OUTCOME, ATTEMPTS, QUARANTINE, RECIPE, ENVIRONMENT, EVALUATION):
         try:
             files.append((folder / name).stat().st_mtime_ns)
         except OSError:

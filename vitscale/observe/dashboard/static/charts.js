@@ -101,12 +101,12 @@ V.logTicks = (least, most) => {
   return found;
 };
 V.short = (value) => {
-  for (const [size, unit] of [[1e12, ""], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) if (unit && value >= size && value < 1000 * size) return `${Number((value / size).toPrecision(3))}${unit}`;
+  for (const [size, unit] of [[1e12, ""], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) if (unit && value >= 0.9995 * size && value < 999.5 * size) return `${Number((value / size).toPrecision(3))}${unit}`;
   return value >= 1000 ? value.toExponential(1).replace(".0e", "e").replace("e+", "e") : V.number(value);
 };
 
 /* One chart that is fed again and again.
-   spec: {title, unit, format, lines: [{name, label, colour}], stacked, log, bars, time, xlog, sync, xformat, scatter}; fed by
+   spec: {title, unit, format, lines: [{name, label, colour, dots, joined, curve, dashed}], stacked, log, bars, time, xlog, sync, xformat, scatter}; fed by
    feed({x, series: {name: {mean, low, high}}, marks, range}). */
 V.Chart = class {
   constructor(spec) {
@@ -178,8 +178,8 @@ V.Chart = class {
     for (const line of drawn) {
       const colour = V.colour(`--c${line.colour % 8}`);
       if (spec.stacked) series.push({stroke: colour, fill: colour, width: 0, points: {show: false}});
-      else series.push({stroke: colour, width: 1.6, spanGaps: Boolean(spec.scatter || spec.spanGaps || line.dots), paths: line.dots && !line.joined ? () => null : undefined,
-        points: {show: Boolean(spec.scatter || line.dots || this.data.x.length < 3), size: 6, fill: colour}});
+      else series.push({stroke: colour, width: line.curve ? 1.2 : 1.6, dash: line.dashed ? [5, 4] : undefined, pxAlign: line.curve ? 0 : 1, spanGaps: Boolean(spec.scatter || spec.spanGaps || line.dots), paths: line.dots && !line.joined ? () => null : undefined,
+        points: {show: !line.curve && Boolean(spec.scatter || line.dots || this.data.x.length < 3), size: 6, fill: colour}});
       if (this.banded) {
         const at = series.length;
         series.push({stroke: "transparent", width: 0, points: {show: false}}, {stroke: "transparent", width: 0, points: {show: false}});
@@ -253,7 +253,7 @@ V.Chart = class {
     const hovering = V.is(index) && V.is(x[index]);
     const place = hovering ? (this.spec.time ? V.clock(x[index]) : `${this.spec.xlabel || "step"} ${(this.spec.xformat || V.whole)(x[index])}`) : "";
     V.text(this.now, several ? place : format(at(series[this.lines[0].name].mean)));
-    V.swap(this.legend, several ? this.lines.map((line) => V.key(line.colour, line.label, format(at(series[line.name].mean)))) : place);
+    V.swap(this.legend, several ? this.lines.filter((line) => !line.curve).map((line) => V.key(line.colour, line.label, format(at(series[line.name].mean)))) : place);
     if (!hovering) {
       const words = this.lines.map((line) => {
         const known = series[line.name].mean.filter(V.is);

@@ -10,6 +10,9 @@ V.bar = (ratio, state, label) => {
   return V.h("div", {class: `bar ${state === "done" ? "done" : state === "failed" || state === "lost" ? "failed" : ""}`, role: "progressbar", "aria-valuemin": 0,
     "aria-valuemax": 100, "aria-valuenow": V.is(ratio) ? Math.round(100 * share) : null, "aria-label": label}, V.h("div", {width: `${100 * share}%`}));
 };
+/* A table in a card; the first cell of a row is its head, the columns in `right` are numbers. */
+V.table = (kind, heads, rows, right) => V.h("div", {class: "card scroll"}, V.h("table", {class: kind}, V.h("thead", {}, V.h("tr", {}, heads.map((head, at) => V.h("th", {scope: "col", class: right.includes(at) ? "num" : ""}, head)))),
+  V.h("tbody", {}, rows.map((row) => V.h("tr", {}, row.map((cell, at) => V.h(at ? "td" : "th", {class: right.includes(at) ? "num" : "", scope: at ? null : "row"}, cell)))))));
 V.phaseLabel = (name) => name.replace(/^seconds_/, "").replaceAll("_", " ").replace("h2d", "host to device");
 V.stuck = (run, now) => run.state === "running" && V.is(run.step_time) && now - run.step_time > 120 ? `no step for ${V.span(now - run.step_time)}` : "";
 
@@ -161,12 +164,13 @@ V.Run = class {
     this.grid = V.h("div", {class: "charts"});
     this.events = V.h("div");
     this.split = V.h("div");
+    this.evaluated = V.h("div");
     this.samples = V.h("div");
     this.facts = V.h("div");
     this.controls = V.h("div", {class: "row controls"}, V.h("div", {role: "group", "aria-label": "What runs to the right", class: "row"}, this.axes), this.back, V.h("span", {class: "fill"}),
       page.source.frozen ? null : V.h("a", {href: `report/${id}`, download: true}, "Save as report.html"));
     this.element = V.h("div", {}, V.h("div", {class: "row"}, this.name, this.state), this.detail, this.notices, this.tiles, this.controls, this.grid, this.events, this.split,
-      this.samples, this.facts);
+      this.evaluated, this.samples, this.facts);
     this.escape = (event) => { if (event.key === "Escape" && this.range) this.zoom(null); };
     document.addEventListener("keydown", this.escape);
   }
@@ -214,6 +218,7 @@ V.Run = class {
     for (const chart of this.charts) chart.feed({...this.seriesOf(chart, data), marks: data.marks, heat: data.heat, range});
     this.showEvents(data);
     this.showGoodput(data);
+    this.showEvaluated(data);
     this.showSamples(data);
     this.showFacts(data);
     return data.read_ratio < 1 ? 700 : null;
@@ -298,6 +303,19 @@ V.Run = class {
         part.style.background = colour(name);
         return part;
       })), V.h("div", {class: "legend"}, buckets.map(([name, value]) => key(name, value))));
+  }
+
+  /* What `vitscale eval` found. */
+  showEvaluated(data) {
+    const found = data.evaluated, shown = JSON.stringify(found);
+    if (this.evaluatedShown === shown) return;
+    this.evaluatedShown = shown;
+    if (!found) { this.evaluated.replaceChildren(); return; }
+    const told = (row, value) => row.share ? V.percent(value) : V.number(value);
+    const about = [V.is(found.step) ? `weights of step ${V.whole(found.step)}` : found.weights, V.is(found.images) ? `${V.whole(found.images)} images` : "", found.unreadable ? `${V.whole(found.unreadable)} could not be read` : "",
+      V.is(found.time) ? V.clock(found.time) : ""].filter(Boolean);
+    V.swap(this.evaluated, V.h("h2", {}, "What vitscale eval found"), V.h("p", {class: "soft"}, about.join(" · ")), V.table("evaluated", ["", "Value", "95 % interval", "Of images", ""], found.rows.map((row) =>
+      [row.name, told(row, row.value), V.is(row.low) && V.is(row.high) ? `${told(row, row.low)} to ${told(row, row.high)}` : "", V.is(row.count) ? V.whole(row.count) : "", row.note]), [1, 2, 3]));
   }
 
   showSamples(data) {
@@ -447,7 +465,7 @@ V.Sweep = class {
     this.name = V.h("h1");
     this.grid = V.h("div", {class: "charts"});
     this.below = V.h("div");
-    this.element = V.h("div", {}, this.name, V.h("p", {class: "soft"}, "Each run is a point; they move while the sweep trains. Fits appear below once there are some."), this.grid, this.below);
+    this.element = V.h("div", {}, this.name, V.h("p", {class: "soft"}, "Each run is a point; they move while the sweep trains."), this.grid, this.below);
     this.charts = [];
   }
 
@@ -456,38 +474,80 @@ V.Sweep = class {
     if (!data) return;
     V.text(this.name, data.name);
     this.page.title(data.name);
-    const points = data.points.filter((point) => V.is(point.loss) && V.is(point.parameters) && V.is(point.compute) && point.compute > 0);
-    const budgets = [];         /* runs whose whole compute is within a tenth of each other */
-    for (const point of [...points].sort((a, b) => (a.budget || 0) - (b.budget || 0))) {
-      const last = budgets[budgets.length - 1];
-      if (last && V.is(point.budget) && point.budget < 1.1 * last.budget) last.points.push(point); else budgets.push({budget: point.budget, points: [point]});
-    }
-    const shown = budgets.slice(-8);
-    const sizes = [...new Set(points.map((point) => point.parameters))].sort((a, b) => a - b).slice(-8).map((size) => ({size, points: points.filter((point) => point.parameters === size)}));
-    const shape = JSON.stringify([shown.map((one) => one.budget), sizes.map((one) => one.size)]);
+    this.showCharts(data);
+    const text = JSON.stringify(data);
+    if (this.shown === text) return;
+    this.shown = text;
+    V.swap(this.below, this.verdict(data.verdict), this.laws(data.fit), this.plan(data.plan), V.h("h2", {}, `${data.points.length} runs`), V.table("", ["Run", "State", "Parameters", "Images", "FLOP", "Loss", "Top-1", ""], data.points.map((point) =>
+      [V.h("a", {href: `#/run/${point.id}`}, point.name), V.badge(point.state), V.whole(point.parameters), V.whole(point.images), V.number(point.compute), V.number(point.loss), V.percent(point.top1), point.held_out ? "held out of the fit" : ""]), [2, 3, 4, 5, 6]));
+  }
+
+  showCharts(data) {
+    const law = data.curves, error = law && law.metric === "eval_top1";         /* what top-1 lacks to 1 is what was fitted */
+    const height = (point) => error ? (V.is(point.top1) ? 1 - point.top1 : null) : point.loss;
+    const points = data.points.filter((point) => V.is(height(point)) && V.is(point.parameters) && V.is(point.compute) && point.compute > 0);
+    const by = (key, most) => [...new Set(points.map((point) => point[key]).filter(V.is))].sort((a, b) => a - b).slice(-most).map((value) => ({value, points: points.filter((point) => point[key] === value)}));
+    const levels = by("level", 8), sizes = by("parameters", 8);
+    const lines = law ? law.lines.filter((line) => levels.some((one) => one.value === line.level)) : [];
+    const shape = JSON.stringify([levels.map((one) => one.value), sizes.map((one) => one.value), error, law && law.law, lines.map((line) => line.level)]);
+    const what = error ? "Top-1 error" : "Loss", format = error ? V.percent : V.number;
     if (this.shape !== shape) {
       this.shape = shape;
       for (const chart of this.charts) chart.destroy();
-      const common = {xlog: true, scatter: true, loggable: true, height: 300, xformat: V.short};
-      const bySize = sizes.map((one, at) => ({name: String(at), label: `${V.short(one.size)} parameters`, colour: at}));
-      this.charts = [new V.Chart({...common, title: "Loss over size, at equal compute", unit: "parameters", whole: true, lines: shown.map((one, at) => ({name: String(at), label: `${V.short(one.budget)} FLOP`, colour: at})), xlabel: "parameters", of: "parameters", sets: "budgets"}),
-        new V.Chart({...common, title: "Loss over compute, by size", unit: "FLOP so far", lines: bySize, xlabel: "FLOP", of: "compute", sets: "sizes"}),
-        new V.Chart({...common, title: "Loss over images, by size", unit: "images so far", lines: bySize, xlabel: "images", of: "images", sets: "sizes"})];
+      const common = {xlog: true, scatter: true, loggable: true, height: 300, xformat: V.short, format};
+      const bySize = sizes.map((one, at) => ({name: String(at), label: `${V.short(one.value)} parameters`, colour: at}));
+      const lawOf = (level) => lines.find((line) => line.level === level);
+      const byLevel = levels.map((one, at) => ({name: String(at), label: `${V.short(one.value)} FLOP${one.points.every((point) => point.held_out) ? ", held out" : ""}`, colour: at, dots: Boolean(lawOf(one.value))}));
+      const drawn = levels.map((one, at) => lawOf(one.value) && {name: `law ${at}`, label: `by ${law.law} at ${V.short(one.value)} FLOP`, colour: at, curve: true, dashed: lawOf(one.value).held_out}).filter(Boolean);
+      this.charts = [new V.Chart({...common, title: `${what} over size, at equal compute`, unit: drawn.length ? `parameters; lines: ${law.law}` : "parameters", whole: true, lines: [...byLevel, ...drawn], xlabel: "parameters", of: "parameters"}),
+        new V.Chart({...common, title: `${what} over compute, by size`, unit: "FLOP so far", lines: bySize, xlabel: "FLOP", of: "compute"}),
+        new V.Chart({...common, title: `${what} over images, by size`, unit: "images so far", lines: bySize, xlabel: "images", of: "images"})];
       this.grid.replaceChildren(...this.charts.map((chart) => chart.element));
     }
-    for (const chart of this.charts) {
-      const all = [...new Set(points.map((point) => point[chart.spec.of]))].sort((a, b) => a - b), series = {};
-      (chart.spec.sets === "budgets" ? shown : sizes).forEach((one, at) => {
+    this.charts.forEach((chart, index) => {
+      const {of} = chart.spec, own = index ? [] : lines;
+      const all = [...new Set([...points.map((point) => point[of]), ...own.flatMap((line) => line.x)].filter(V.is))].sort((a, b) => a - b), place = new Map(all.map((at, where) => [at, where])), series = {};
+      (index ? sizes : levels).forEach((one, at) => {
         const mean = all.map(() => undefined);
-        for (const point of one.points) { const place = all.indexOf(point[chart.spec.of]); mean[place] = Math.min(point.loss, mean[place] ?? Infinity); }
+        for (const point of one.points) if (V.is(point[of])) mean[place.get(point[of])] = Math.min(height(point), mean[place.get(point[of])] ?? Infinity);
         series[String(at)] = {mean};
+        const line = own.find((other) => other.level === one.value);
+        if (!line) return;
+        const along = all.map(() => undefined);
+        line.x.forEach((x, where) => { along[place.get(x)] = line.y[where] ?? undefined; });
+        series[`law ${at}`] = {mean: along};
       });
       chart.feed({x: all, series, marks: []});
-    }
-    const rows = data.points.map((point) => V.h("tr", {}, V.h("td", {}, V.h("a", {href: `#/run/${point.id}`}, point.name)), V.h("td", {}, V.badge(point.state)), V.h("td", {class: "num"}, V.whole(point.parameters)), V.h("td", {class: "num"}, V.whole(point.images)),
-      V.h("td", {class: "num"}, V.number(point.compute)), V.h("td", {class: "num"}, V.number(point.loss)), V.h("td", {class: "num"}, V.percent(point.top1))));
-    V.swap(this.below, V.h("h2", {}, `${data.points.length} runs`), V.h("div", {class: "card scroll"}, V.h("table", {}, V.h("thead", {}, V.h("tr", {}, ["Run", "State", "Parameters", "Images", "FLOP", "Loss", "Top-1"].map((label, at) => V.h("th", {scope: "col", class: at > 1 ? "num" : ""}, label)))), V.h("tbody", {}, rows))),
-      Object.keys(data.fit).length ? [V.h("h2", {}, "What vitscale fit found"), V.h("div", {class: "card"}, V.h("pre", {tabindex: 0}, JSON.stringify(data.fit, null, 1)))] : V.h("p", {class: "soft"}, "No law has been fitted yet: `vitscale fit` writes one into this folder."));
+    });
+  }
+
+  span(value, low, high) { return V.is(low) || V.is(high) ? `${V.is(low) ? V.number(low) : "open"} to ${V.is(high) ? V.number(high) : "open"}` : ""; }
+
+  laws(fit) {
+    if (!fit) return V.h("p", {class: "soft"}, "No law has been fitted yet: `vitscale fit` writes one into this folder.");
+    if (!fit.laws.length) return V.h("p", {class: "soft"}, "fit.json holds no law of the form that vitscale fit writes.");
+    const known = (law) => law.parameters.some((one) => V.is(one.low) || one.given), share = (value) => V.is(value) ? V.percent(value) : "–";
+    return [V.h("h2", {}, `What vitscale fit found in ${V.whole(fit.points)} points of ${fit.metric || "?"}`), fit.laws.length > 1 ? V.table("laws", ["Law", "", "Error in sample", "Error in the backtest", ""], fit.laws.map((law) =>
+      [law.name, law.formula, share(law.error), share(law.tested), law.chosen ? "chosen" : ""]), [2, 3]) : [], fit.laws.map((law) => known(law) || fit.laws.length === 1 ? [
+      V.h("h3", {}, `${law.name}: ${law.formula}`), law.source ? V.h("p", {class: "soft"}, law.source) : null, V.table("fit", ["Parameter", "Value", "95 % bootstrap", "95 % profile", ""], law.parameters.map((one) =>
+        [one.name, V.number(one.value), this.span(one.value, one.low, one.high), one.profile ? this.span(one.value, ...one.profile) || "open" : "", one.given ? "given" : one.identified ? "" : "not identified"]), [1, 2, 3]),
+      law.warnings.map((said) => V.h("div", {class: "notice"}, said))] : [])];
+  }
+
+  verdict(found) {
+    if (!found) return [];
+    const told = found.judged ? `${V.whole(found.inside)} of ${V.whole(found.of)} held-out runs ended inside their intervals` : `${found.runs.length} held-out runs are predicted; the verdict comes when all are done`;
+    const about = [`predicted by ${found.law}, ${found.time}`, V.is(found.rms_log_error) ? `root mean square log error ${V.percent(found.rms_log_error)}` : "", found.before ? "" : "some of the runs had begun by then", found.unchanged ? "" : "the fitted points have changed since"];
+    return [V.h("h2", {}, `Verdict: ${told}`), V.h("p", {class: "soft"}, about.filter(Boolean).join(" · ")), V.table("verdict", ["Run", "Predicted", "95 % interval", "Observed", "Off by", ""], found.runs.map((one) =>
+      [one.run, V.number(one.predicted), this.span(one.predicted, one.low, one.high), V.number(one.observed), V.is(one.log_error) ? V.percent(Math.exp(one.log_error) - 1) : "–", found.judged ? (one.inside ? "inside" : "outside") : ""]), [1, 2, 3, 4])];
+  }
+
+  plan(found) {
+    if (!found) return [];
+    const names = {n: "Parameters", d: "Images", predicted: "Predicted"}, one = found.recommended, facts = ["width", "depth", "heads", "mlp", "n", "d", "lr", "batch"].filter((name) => V.is(one[name]));
+    return [V.h("h2", {}, `Next budget: ${V.number(found.budget)} FLOP`), V.h("p", {class: "soft"}, [found.note, found.law && `by ${found.law}`, found.reason].filter(Boolean).join(" · ")), Object.keys(found.optimum).length ? V.table("plan", ["Optimum", "Value", "95 % interval"],
+      Object.entries(found.optimum).map(([name, three]) => [names[name], V.number(three[0]), this.span(...three)]), [1, 2]) : null, facts.length ? V.h("p", {}, `recommended.yaml: ${facts.map((name) =>
+      `${{n: "parameters", d: "images"}[name] || name} ${V.number(one[name])}`).join(", ")}`) : null];
   }
 
   repaint() { for (const chart of this.charts) chart.rebuild(); }
