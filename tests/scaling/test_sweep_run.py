@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from running import Run
 
+from vitscale.errors import DataError
 from vitscale.recipe import load_recipe
 from vitscale.scaling.collect import rows_of
 from vitscale.scaling.report import fit_points, predict_now
@@ -19,16 +20,16 @@ from vitscale.scaling.report import fit_points, predict_now
 SWEEP = """
 name: tiny
 base: quickstart
-set: {global_batch: 32, optim.warmup: 2 steps, evaluate.every: null, checkpoint.every: 5 steps, checkpoint.best: null,
+set: {global_batch: 32, optim.warmup: 2 steps, evaluate.every: null, checkpoint.every: 10 steps, checkpoint.best: null,
       observe.exporter: false, resilience.preflight: false, data.lanes: 16}
 mode: isoflop
 sizes: {rule: aspect, widths: [4, 8, 16], width_per_layer: 16, head_width: 4, mlp_ratio: 2}
-budgets: [5.0e7, 1.0e8, 2.0e8]
+budgets: [2.5e7, 5.0e7, 1.0e8]
 hold_out: 1
-epochs: [0.1, 10]
+epochs: [0.05, 10]
 fit: {forms: [chinchilla3], metric: eval_loss}
 """
-WAIT_S = 1000
+WAIT_S = 300
 
 
 def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -49,7 +50,7 @@ def finished(process: subprocess.Popen[str], code: int = 0) -> str:
     return output
 
 
-@pytest.mark.timeout(2500)
+@pytest.mark.timeout(600)
 @pytest.mark.slow  # two sweeps of nine trainings
 def test_killed_and_resumed_with_an_identical_fit(place: Path) -> None:
     (place / "tiny.yaml").write_text(SWEEP)
@@ -94,14 +95,11 @@ def test_killed_and_resumed_with_an_identical_fit(place: Path) -> None:
         recipe = load_recipe(place / "hurt" / "recommended.yaml")
         assert recipe.duration.unit == "images"
 
-    again = finished(start(place, "--out", "hurt"))  # all done: nothing runs, the same is said
-    assert ": runs" not in again
-
     # an unfinished run is left out by name, a damaged prediction is never replaced
     worst = place / "hurt" / "runs" / rows_of(place / "hurt")[0]["run"] / "outcome.json"
     worst.write_text(worst.read_text().replace('"done"', '"stopped early"'))
-    excluded = fit_points(place / "hurt")[0].told["data"]["excluded"]
-    assert [(out["where"], out["reason"]) for out in excluded] == [(worst.parent.name, "not finished: stopped early")]
+    with pytest.raises(DataError, match=f"got 5; 1 were left out: {worst.parent.name}: not finished: stopped early"):
+        fit_points(place / "hurt")
     before = (place / "hurt" / "prediction.json").read_bytes()
     predict_now(place / "hurt")
     assert (place / "hurt" / "prediction.json").read_bytes() == before
@@ -110,10 +108,10 @@ def test_killed_and_resumed_with_an_identical_fit(place: Path) -> None:
 @pytest.mark.slow  # a trunk and a branch, in a process that imports torch
 def test_a_branch_trains_its_cooldown_alone(place: Path) -> None:
     text = SWEEP.replace("mode: isoflop", "mode: grid").replace(
-        "budgets: [5.0e7, 1.0e8, 2.0e8]", "axes: {samples: [320, 960]}\ncooldown: 0.25"
+        "budgets: [2.5e7, 5.0e7, 1.0e8]", "axes: {samples: [320, 960]}\ncooldown: 0.25"
     )
     text = (
-        text.replace("widths: [4, 8, 16]", "widths: [8]").replace("hold_out: 1", "hold_out: 0").replace("checkpoint.every: 5 steps, ", "")
+        text.replace("widths: [4, 8, 16]", "widths: [8]").replace("hold_out: 1", "hold_out: 0").replace("checkpoint.every: 10 steps, ", "")
     )
     (place / "tiny.yaml").write_text(text)
     process = start(place, "--out", "wsd")
@@ -129,7 +127,7 @@ def test_a_branch_trains_its_cooldown_alone(place: Path) -> None:
 def test_a_run_that_fails_is_tried_again_and_then_named(place: Path) -> None:
     text = (
         SWEEP.replace("hold_out: 1", "hold_out: 0\nretries: 1")
-        .replace("budgets: [5.0e7, 1.0e8, 2.0e8]", "budgets: [5.0e7]")
+        .replace("budgets: [2.5e7, 5.0e7, 1.0e8]", "budgets: [5.0e7]")
         .replace("widths: [4, 8, 16]", "widths: [8]")
     )
     nowhere = "data.lanes: 16, data.prepare: null, data.train: 'data/none/train-{000000..000007}.tar'"
@@ -152,7 +150,7 @@ def test_the_bill_comes_before_anything_starts(place: Path) -> None:
 
 def test_another_sweep_does_not_go_into_a_folder_with_runs(place: Path) -> None:
     (place / "tiny.yaml").write_text(
-        SWEEP.replace("budgets: [5.0e7, 1.0e8, 2.0e8]", "budgets: [5.0e7]")
+        SWEEP.replace("budgets: [2.5e7, 5.0e7, 1.0e8]", "budgets: [5.0e7]")
         .replace("hold_out: 1", "hold_out: 0")
         .replace("widths: [4, 8, 16]", "widths: [8]")
     )
