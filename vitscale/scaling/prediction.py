@@ -32,13 +32,11 @@ def interval_of_new(found: Fit, draws: Draws, x: Mapping[str, float]) -> tuple[f
 
 
 def predict(found: Analysis, runs: Sequence[Mapping[str, Any]], folder: Path, started: list[str]) -> dict[str, Any]:
-    """Write what the chosen law says of `runs` (rows with n, d, u, c), unless it is written already.  -> the file's content
+    """Write what the chosen law says of `runs` (rows with n, d, u, c).  -> the file's content
 
     `started`: which of them had begun, as the file says for itself.
     """
     path = folder / FILE
-    if path.exists():
-        return read_json(path)
     assert found.chosen is not None
     law, draws = found.fits[found.chosen], found.draws[found.chosen]
     told = []

@@ -18,8 +18,9 @@ from vitscale.scaling.analyse import Analysis, Asked, analyse
 from vitscale.scaling.approaches import lowest
 from vitscale.scaling.collect import points_of, rows_of
 from vitscale.scaling.command import write_analysis
-from vitscale.scaling.files import write_csv, write_json, write_text
+from vitscale.scaling.files import read_json, write_csv, write_json, write_text
 from vitscale.scaling.optimum import PLANNED, Best, best_for, budget_of, flops_per_sample, most_informative
+from vitscale.scaling.prediction import FILE as PREDICTION
 from vitscale.scaling.prediction import judge, predict
 from vitscale.scaling.runner import manifest, outcome_of
 from vitscale.scaling.say import new_console, number, show_fit
@@ -62,7 +63,9 @@ def _best_of_rates(points: Any, rows: list[dict[str, Any]]) -> Any:
 
 
 def predict_now(folder: Path) -> dict[str, Any]:
-    """Before the held-out runs begin: fit the others and write prediction.json.  -> its content"""
+    """Before the held-out runs begin: fit the others and write prediction.json, once for all.  -> its content"""
+    if before := read_json(folder / PREDICTION):
+        return before
     found, rows, _ = fit_points(folder)
     held_out = [row for row in rows if row["held_out"]]
     started = [
