@@ -57,12 +57,14 @@ def read_start(source: Path, model: nn.Module, objective: str) -> dict[str, Tens
         weights, section = _load(path), section_before(path)
         if own := _own_parts(path, weights, shapes, objective):
             weights = {name: value for name, value in weights.items() if name not in own}
-            log.info("init=%s: left behind is what its pretraining alone needed: %s", source,
-                     ", ".join(sorted({name.partition(".")[0] for name in own})))
+            log.info("init=%s: %d of its tensors belong to %s alone and are left behind (%s)", source, len(own),
+                     _objective_of(path) or "its pretraining", ", ".join(sorted({name.partition(".")[0] for name in own})))
     weights, notes = adapted(weights, model, section)
     for note in notes:
         log.info("init=%s: %s", source, note)
     wanted = {name: shape for name, shape in shapes.items() if name in weights or not name.startswith((*HEAD, "head"))}
+    if fresh := [name for name in shapes if name not in wanted]:
+        log.info("init=%s: these begin at first values: %s", source, ", ".join(fresh))
     return fitting(path, weights, wanted)
 
 
