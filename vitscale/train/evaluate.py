@@ -1,7 +1,7 @@
 """Accuracy and loss on the validation shards, exact on any number of ranks."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 
@@ -9,6 +9,7 @@ from vitscale.data import MicroBatch
 from vitscale.objectives import Task
 from vitscale.parallel.engine import Engine
 from vitscale.recipe import Augment
+from vitscale.resilience.signals import StopFlag
 from vitscale.train.step import agreed, device_inputs
 
 VOTE_EVERY = 8      # batches between two questions whether to leave: an evaluation takes minutes, who preempts a job gives it seconds
@@ -20,19 +21,19 @@ class EvaluationLeft(Exception):
 
 @torch.no_grad()
 def evaluate(
-    engine: Engine, batches: Iterable[MicroBatch], task: Task, augment: Augment, asked: Callable[[], bool] = lambda: False,
+    engine: Engine, batches: Iterable[MicroBatch], task: Task, augment: Augment, stop: StopFlag,
 ) -> dict[str, float]:
     """eval_images (how many are readable) and, over each of them once, the means: eval_loss and what the task judges, such as eval_top1.
 
     Without a readable sample the means are NaN.
     Every rank must be given the same number of batches (masked ones among them): sharded engines communicate in the forward pass.
-    Raises EvaluationLeft, on all ranks alike, soon after `asked` is true on one.
+    Raises EvaluationLeft, on all ranks alike, soon after `stop` is set on one.
     """
     world = engine.world
     engine.model.eval()
     names, sums = ["images", "loss"], torch.zeros(2, dtype=torch.float64, device=world.device)
     for number, micro in enumerate(batches):
-        if number % VOTE_EVERY == 0 and world.any(asked()):
+        if number % VOTE_EVERY == 0 and world.any(bool(stop)):
             raise EvaluationLeft
         seen, weight, _ = device_inputs(micro, world.device, augment)
         seen, weight = agreed(engine, seen, weight)

@@ -145,11 +145,11 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
                     _patient(recipe), prepared.val, "val", rank=world.data_rank, world=world.data_size, micro_batch=work.micro_batch,
                     num_draws=task.num_draws, local_ranks=world.local_size, pin=on_gpu, on_bad=unusable.append if world.leads else None)
                 with val:
-                    result = evaluate(engine, dog.over(val), task, recipe.data.augment, lambda: bool(stop))
+                    result = evaluate(engine, dog.over(val), task, recipe.data.augment, stop)
                     found = list(unusable)
                     if ema is not None:
                         with ema.swapped():
-                            averaged = evaluate(engine, dog.over(val), task, recipe.data.augment, lambda: bool(stop))
+                            averaged = evaluate(engine, dog.over(val), task, recipe.data.augment, stop)
                         result |= {name.replace("eval_", "eval_ema_"): value for name, value in averaged.items()}
             if result["eval_images"] < prepared.val.num_samples:
                 log.warning("data.val: %d of %d samples could not be used; quarantine.jsonl names them",
