@@ -126,6 +126,8 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
         writer = stack.enter_context(contextlib.closing(Writer(
             prepared.folder / "checkpoints", rank=world.rank, lease=lease, attempt=start.attempt, settings=recipe.checkpoint,
             on_published=record.checkpoint_published, on_failed=record.checkpoint_failed)))
+        if start.checkpoint is not None:
+            writer.last_step = progress.now.step    # it is there already, should this attempt be asked to stop before a step
 
         def save() -> None:
             if writer.last_step == progress.now.step:
