@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import math
 import os
 import re
 import shutil
@@ -86,5 +87,6 @@ def tile(page: Page, label: str) -> str:
 
 
 def shown(value: float) -> str:
-    """As the page writes a number between 0.001 and 1e6."""
-    return f"{round(value):,}" if value >= 1000 else f"{float(f'{value:.4g}'):g}"
+    """As the page writes a number of 0.001 to 1e6, which comes with six digits: 910.4499997 is shown as 910.5, 2182.4996 as 2,183."""
+    value = float(f"{value:.6g}")
+    return f"{math.floor(value + 0.5):,}" if value >= 1000 else f"{float(f'{value:.4g}'):g}"

@@ -14,6 +14,9 @@ from pages import Keep, Look, copied, fetch, held, monitoring, only_run, rows_of
 from playwright.sync_api import expect
 from running import Run
 
+from vitscale.observe.dashboard.table import Table
+from vitscale.observe.dashboard.view import run_view
+
 
 def test_a_half_written_line_waits_until_it_is_whole(look: Look, tmp_path: Path, unbroken: Run) -> None:
     folder = copied(unbroken.folder, tmp_path, "torn")
@@ -71,12 +74,14 @@ def test_a_long_record_is_there_at_once_and_loses_no_peak(look: Look, tmp_path: 
         for step in range(1, 150_001):
             row = rows[step % len(rows)] | {"step": step, "images": 32 * step, "time": 1.7e9 + step, "attempt": 1}
             file.write(json.dumps(row | {"grad_norm": 777.5} if step == 77_777 else row) + "\n")
+    table = Table(folder / "metrics.jsonl")
+    assert not table.refresh(0.05)
+    first = run_view(folder, table)
+    assert 0 < first["read_ratio"] < 1
+    assert len(first["x"]) > 300            # few rows stand for what is not read yet
+    assert first["x"][-1] > 1.7e9 + 149_000
     with monitoring(tmp_path) as url:
         run = f"/api/run/{only_run(url)}"
-        first = json.loads(fetch(url, run)[1])
-        assert 0 < first["read_ratio"] < 1
-        assert len(first["x"]) > 300            # few rows stand for what is not read yet
-        assert first["x"][-1] > 1.7e9 + 149_000
         page = look(f"{url}#{run.removeprefix('/api')}")
         expect(page.locator(".notice")).to_have_count(0)
         norm = page.locator(".plot[aria-label^='Gradient norm']")

@@ -59,7 +59,7 @@ def run_view(folder: Path, table: Table, *, axis: str = "time", points: int = 60
     return {
         "axis": axis, **curves, "read_ratio": round(table.read_ratio, 3), "recorded": table.rows,
         "nonfinite": int((columns["applied"] == 0).sum()),
-        "latest": {name: _last(columns[name]) for name in ("step", "images", *CURVES)},
+        "latest": {name: _short(_last(columns[name])) for name in ("step", "images", *CURVES)},
         "evaluations": _evaluations(table, axis, x), "marks": _marks(table, attempts, axis),
         "heat": _heat(table, x, columns["own_max_s"][kept], where[kept]),
         "notices": notices + _version_notices(folder),
