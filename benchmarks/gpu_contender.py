@@ -107,15 +107,16 @@ def _recipe(model: str, batch: int, device: str, precision: str, compiled: bool)
 
 def _ours(who: str, model: str, batch: int, device: torch.device, precision: str, compiled: bool) -> Step:
     """The step of `vitscale train`: uint8 images on the host, copied, normalised, exchanged, judged."""
-    from vitscale.bench.step import one_step, prepared
+    from vitscale.bench.step import made_inputs, one_step, prepared
     from vitscale.observe.meters import Meters
     from vitscale.parallel.world import World
 
     recipe = _recipe(model, batch, str(device), precision, compiled)
-    engine, task, made = prepared(recipe, World(0, 1, 0, 1, device, None), batch, 1)
-    meters = Meters()
+    world = World(0, 1, 0, 1, device, None)
+    engine, task, made = prepared(recipe, world, batch, 1)
+    inputs, meters = made_inputs(recipe, world, made), Meters()
     meters.begin()
-    return lambda: one_step(engine, made, task, recipe, meters)
+    return lambda: one_step(engine, made, task, inputs, LR, meters)
 
 
 def _theirs(who: str, model: str, batch: int, device: torch.device, precision: str, compiled: bool) -> Step:

@@ -133,22 +133,23 @@ def main(arguments: list[str] | None = None) -> None:
     first = Contender(sys.executable, "gpu_contender.py")
     peaks = first.run("peaks", device=given.device, precision=given.precision)
     first.close()
+    import torch
+
     figures = []
     for model in given.models:
         if bench.late:
             bench.note(f"{model} was left out, since {given.limit} s were over")
             continue
         figures += bench.measure(model, peaks)
+        if figures:         # after each model, so that a limit set by others loses the last one only
+            write_row(
+                given.rows, "gpu-step" if given.device != "cpu" else "cpu-step",
+                f"Training step on one {peaks['device']}, {given.precision}: against timm, transformers, torchvision", figures,
+                notes=bench.notes, rounds=given.rounds, device=peaks["device"], versions=bench.versions | {"torch": torch.__version__},
+                command=" ".join(["python benchmarks/gpu_step.py", *(arguments if arguments is not None else sys.argv[1:])]),
+            )
     if not figures:
         raise SystemExit("nothing could be measured: " + "; ".join(bench.notes))
-    import torch
-
-    write_row(
-        given.rows, "gpu-step" if given.device != "cpu" else "cpu-step",
-        f"Training step on one {peaks['device']}, {given.precision}: against timm, transformers, torchvision", figures, notes=bench.notes,
-        command=" ".join(["python benchmarks/gpu_step.py", *(arguments if arguments is not None else sys.argv[1:])]), rounds=given.rounds,
-        versions=bench.versions | {"torch": torch.__version__},
-    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))       # a checkout that is not installed is measured too
 Task = Callable[..., Mapping[str, Any]]
 
 
@@ -38,7 +39,8 @@ class Contender:
     """A program that serves tasks, started once.  One thread for each library's own pool, so that a core is a core."""
 
     def __init__(self, python: str, program: str) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+        path = [str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)}
         self._process = subprocess.Popen(
             [python, str(HERE / program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 

@@ -52,7 +52,7 @@ def table(rows: Mapping[str, Any]) -> str:
 
 def _where(row: Mapping[str, Any]) -> str:
     load = row["load_at_end"]
-    return f"{row['hardware']}, {row['date']}" + (f", under load ({load:g})" if load > 3 else "")
+    return f"{row.get('device', row['hardware'])}, {row['date']}" + (f", under load ({load:g})" if load > 3 else "")
 
 
 def written(text: str, rows: Mapping[str, Any]) -> str:

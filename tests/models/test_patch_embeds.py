@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitscale.errors import RecipeError
 from vitscale.models import build_model, initialise
-from vitscale.models.patch_embed import OverlappingPatchEmbed, PatchEmbed, PositionalPatchEmbed, resample_kernel
+from vitscale.models.patch_embed import OverlappingPatchEmbed, PatchEmbed, PositionalPatchEmbed, product_of_patches, resample_kernel
 from vitscale.models.patch_embed_adaptive import AdaptivePatchEmbed
 from vitscale.models.patch_embed_conv import ConvStemPatchEmbed, HybridPatchEmbed
 from vitscale.plan import anatomy_of, count_params, forward_flops
@@ -27,6 +27,18 @@ KINDS = [
     {"patch_embed": "hybrid", "hybrid_width": 32, "hybrid_depths": (1,), "patch": 4}, {"patch_embed": "conv_stem"},
     {"patch_embed": "conv_stem", "patch": 2, "channels": 1}, {"patch_embed": "positional"}, {"patch_embed": "adaptive"},
 ]
+
+
+@pytest.mark.parametrize(("patch", "channels", "height", "width"), [(16, 3, 32, 48), (14, 3, 28, 42), (4, 1, 8, 8)])
+def test_the_product_of_patches_is_the_convolution(patch, channels, height, width):
+    """A GPU takes the product; a patch of 14 is padded for it."""
+    images = torch.randn(2, channels, height, width, dtype=torch.float64, requires_grad=True)
+    weight, bias = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((5, channels, patch, patch), (5,)))
+    found, wanted = product_of_patches(images, weight, bias), F.conv2d(images, weight, bias, stride=patch)
+    torch.testing.assert_close(found, wanted)
+    along = torch.randn_like(wanted)
+    for one, other in zip(*(torch.autograd.grad(of, (images, weight, bias), along) for of in (found, wanted)), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 40)])

@@ -19,7 +19,7 @@ from vitscale.parallel.world import joined
 from vitscale.recipe import load_recipe
 from vitscale.train import pace
 from vitscale.train.pace import Pace, Probe
-from vitscale.train.step import StepResult, train_step
+from vitscale.train.step import Inputs, StepResult, train_step
 
 
 def test_rows_tell_each_ranks_mean_in_a_small_world_and_seldom_in_a_large_one() -> None:
@@ -89,7 +89,7 @@ def _steps(place: Place, folder: str) -> dict[str, list[StepResult]]:
                         engine.forward = lambda *inputs, forward=forward: (time.sleep(1.0), forward(*inputs))[1]
                         with meters.phase("h2d"):
                             time.sleep(1.0)
-                    results.append(train_step(engine, batch, task, recipe.data.augment, 1e-3, False, 0, meters,
+                    results.append(train_step(engine, batch, task, Inputs(world.device, recipe.data.augment), 1e-3, False, 0, meters,
                                               Probe(world.device) if step == 0 else None))
                     meters.end_step(16)
             found[name] = results

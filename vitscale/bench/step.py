@@ -32,7 +32,7 @@ from vitscale.plan.memory import fitting_micro_batch
 from vitscale.recipe import Recipe
 from vitscale.resilience.speed import matmul_flops
 from vitscale.train.size import device_bytes
-from vitscale.train.step import train_step
+from vitscale.train.step import Inputs, train_step
 from vitscale.train.teacher import give_teacher
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def measure_step(recipe: Recipe, world: World, steps: int, warm_up: int, micro_s
                                                            on_gpu=world.device.type == "cuda")
     engine, task, batch = prepared(recipe, world, micro_batch, micro_steps)
     on_gpu = world.device.type == "cuda"
+    inputs = made_inputs(recipe, world, batch)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     seconds: list[float] = []
@@ -57,7 +58,7 @@ def measure_step(recipe: Recipe, world: World, steps: int, warm_up: int, micro_s
     for number in range(warm_up + steps):
         meters = Meters()
         meters.begin()
-        elapsed = one_step(engine, batch, task, recipe, meters)
+        elapsed = one_step(engine, batch, task, inputs, recipe.optim.lr, meters)
         if number >= warm_up:
             seconds.append(elapsed)
             for name, took in meters.end_step(batch.size).items():
@@ -110,6 +111,11 @@ def prepared(recipe: Recipe, world: World, micro_batch: int, micro_steps: int) -
     return engine, task, StepBatch(step=0, position=0, end=size, epoch=0, size=size, micro=micro)
 
 
+def made_inputs(recipe: Recipe, world: World, batch: StepBatch) -> Inputs:
+    """As in a run whose data is always there."""
+    return Inputs(world.device, recipe.data.augment, (lambda: batch.micro[0]) if world.device.type == "cuda" else None)
+
+
 def _made_up(recipe: Recipe, count: int, drop_rates: Sequence[float], num_draws: int, pin: bool) -> MicroBatch:
     draw = torch.Generator().manual_seed(recipe.seed)
     model = recipe.model
@@ -131,17 +137,17 @@ def _made_up(recipe: Recipe, count: int, drop_rates: Sequence[float], num_draws:
     )
 
 
-def one_step(engine: Engine, batch: StepBatch, task: Task, recipe: Recipe, meters: Meters) -> float:
+def one_step(engine: Engine, batch: StepBatch, task: Task, inputs: Inputs, lr: float, meters: Meters) -> float:
     """Train one step; -> seconds, on a GPU by its own clock, between events."""
     if engine.world.device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        train_step(engine, batch, task, recipe.data.augment, recipe.optim.lr, False, 0, meters)
+        train_step(engine, batch, task, inputs, lr, False, 0, meters)
         end.record()
         torch.cuda.synchronize()
         return float(begin.elapsed_time(end)) / 1e3
     began = time.perf_counter()
-    train_step(engine, batch, task, recipe.data.augment, recipe.optim.lr, False, 0, meters)
+    train_step(engine, batch, task, inputs, lr, False, 0, meters)
     return time.perf_counter() - began
 
 

@@ -23,12 +23,17 @@ class Ahead:
 
     Threads, not processes: decoding leaves Python's lock, and nothing has to be copied between them.  Bad samples are counted when they
     are handed out, so the count does not depend on how far ahead the threads are.
+
+    late: take() leaves it to coming() to have further ones begun.  What many threads do around decoding takes Python's lock from a host
+    that is handing its work to a GPU; once it has, it would only wait.
     """
 
     def __init__(
         self, fetcher: Fetcher, *, workers: int, depth: int, pin: bool, max_bad_fraction: float, on_bad: OnBad | None,
+        late: bool = False,
     ) -> None:
         self.fetcher, self.workers, self.depth, self.pin = fetcher, workers, depth, pin
+        self._late = late
         self.max_bad_fraction, self.on_bad = max_bad_fraction, on_bad
         self.fetched = 0                            # tasks that the threads have ended: it grows as long as reading gets on
         self.read = 0                               # samples handed out, replaced and masked ones included
@@ -62,16 +67,26 @@ class Ahead:
 
     def take(self) -> MicroBatch | None:
         """The next micro-batch, waited for; None after the last plan.  Raises what a thread raised, and DataError past max_bad_fraction."""
-        self._top_up()
+        if not (self._late and self._queue):
+            self._top_up()
         if not self._queue:
             return None
         micro, tasks = self._queue.popleft()
         for task in tasks:
             self._book(task.result())
-        self._top_up()
+        if not self._late:
+            self._top_up()
         if self._shards:            # only now, so that what is wanted at once comes first
             self._shards.reached(self._made - 1)
         return micro
+
+    def coming(self) -> MicroBatch | None:
+        """Begin further ones; what take() gives next, if it is there by now and nothing went wrong with it."""
+        self._top_up()
+        if not self._queue:
+            return None
+        micro, tasks = self._queue[0]
+        return micro if all(task.done() and task.exception() is None for task in tasks) else None
 
     def close(self) -> None:
         """End the threads; a sample being decoded is finished, none is begun."""

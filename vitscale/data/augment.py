@@ -54,7 +54,7 @@ def apply(
     if flip is not None:
         x = torch.where(flip[:, None, None, None], x.flip(-1), x)
     channels = x.shape[1]
-    centre, spread = (torch.tensor(values, dtype=torch.float32, device=x.device) for values in (mean, std))
+    centre, spread = _constant(tuple(mean), x.device), _constant(tuple(std), x.device)
     if channels == 1:
         centre, spread = centre.mean(0, keepdim=True), spread.mean(0, keepdim=True)
     if ops is not None:
@@ -70,6 +70,13 @@ def apply(
         filling = normal_noise(erase.keys, channels, *erased.shape[2:]) if erase.noise else torch.zeros_like(erased)
         scaled.index_copy_(0, erase.rows, torch.where(inside, filling, erased))
     return scaled.to(dtype).contiguous()
+
+
+@cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept, since a tensor made of a tuple on a GPU is a copy that the host waits for."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def normal_noise(keys: Tensor, channels: int, height: int, width: int) -> Tensor:

@@ -36,15 +36,18 @@ _VAL = 1        # the same of an evaluation
 def open_stream(
     recipe: Recipe, index: SetIndex, split: Literal["train"] = "train", *, rank: int, world: int, micro_batch: int,
     drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
+    late: bool = False,
 ) -> "Stream": ...
 @overload
 def open_stream(
     recipe: Recipe, index: SetIndex, split: Literal["val"], *, rank: int, world: int, micro_batch: int,
     drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
+    late: bool = False,
 ) -> "EvalStream": ...
 def open_stream(
     recipe: Recipe, index: SetIndex, split: Literal["train", "val"] = "train", *, rank: int, world: int, micro_batch: int,
     drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
+    late: bool = False,
 ) -> "Stream | EvalStream":
     """The stream of one rank.
 
@@ -52,6 +55,7 @@ def open_stream(
     branches (2L).  num_draws: uniforms that the objective wants for each sample.  local_ranks: ranks on this machine, which share its
     cores.  pin: page-locked memory, for a GPU.
     on_bad: called for each sample that could not be used, with step, position, id, shard, key, reason and detail.
+    late: further batches are begun when Stream.coming() is called, and only then as long as one is left (ahead.py).
     Raises DataError when batch, lanes, group and ranks do not suit the samples or each other.
     """
     data, model, train = recipe.data, recipe.model, split == "train"
@@ -75,7 +79,7 @@ def open_stream(
         num_micro = math.ceil(math.ceil(index.num_samples / world) / micro_batch)
     ahead = Ahead(
         fetcher, workers=workers, depth=max(data.prefetch, num_micro if train else 1), pin=pin,
-        max_bad_fraction=data.max_bad_fraction, on_bad=on_bad,
+        max_bad_fraction=data.max_bad_fraction, on_bad=on_bad, late=late,
     )
     if train:
         return Stream(
@@ -124,6 +128,10 @@ class Stream:
         self.wait_s = time.perf_counter() - started
         epoch = batch.start // self.order.num_samples
         return StepBatch(batch.step, batch.start, batch.end, epoch, batch.size, [one for one in micro if one is not None])
+
+    def coming(self) -> MicroBatch | None:
+        """The first micro-batch of the next step, if it is there by now.  Nothing is handed out by that."""
+        return self._ahead.coming()
 
     def ends_at(self, images: int) -> bool:
         """Whether no step is left that starts before `images` have been seen; skipped ones do not count."""

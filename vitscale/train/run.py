@@ -44,7 +44,7 @@ from vitscale.train.restore import Start, find_start, first_values, restore
 from vitscale.train.rollback import decide
 from vitscale.train.size import size_up
 from vitscale.train.state import Moment, due
-from vitscale.train.step import train_step
+from vitscale.train.step import Inputs, train_step
 from vitscale.train.teacher import give_teacher
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,8 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
         stream = stack.enter_context(open_stream(
             recipe, prepared.train, "train", rank=world.data_rank, world=world.data_size, micro_batch=work.micro_batch,
             drop_rates=drop_rates, num_draws=task.num_draws, local_ranks=world.local_size, pin=on_gpu,
-            on_bad=bad.append if world.leads else None))
+            on_bad=bad.append if world.leads else None, late=on_gpu))
+        inputs = Inputs(world.device, recipe.data.augment, stream.coming if on_gpu else None)
         dog.reading(lambda: stream.progress, slack_s=PATIENCE.silence_s if stream.is_remote else 0.0)
         with meters.phase("restore"):
             progress = restore(start, engine, ema, stream)
@@ -213,7 +214,7 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
             if recipe.model.dropout:    # the one draw that is not made by sample: by step and rank, so that it repeats on as many ranks
                 torch.manual_seed(hash((recipe.seed, batch.step, world.data_rank)))
             lr = schedule.lr(batch.end)
-            result = train_step(engine, batch, task, recipe.data.augment, lr, bool(stop), len(bad), meters,
+            result = train_step(engine, batch, task, inputs, lr, bool(stop), len(bad), meters,
                                 probe if batch.step % PROBE_EVERY == 0 else None)
             before, progress.now = progress.now, Moment(batch.step + 1, batch.end)
             dog.step_ended(progress.now.step)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,38 @@ class StepResult:
     probe_s: tuple[float, ...]      # of each rank: seconds of the probe; empty in a step without
 
 
-def device_inputs(micro: MicroBatch, device: torch.device, settings: Augment) -> tuple[Seen, Tensor, Tensor | None]:
+Moved = tuple[Seen, Tensor, Tensor | None]
+
+
+class Inputs:
+    """Brings micro-batches to the device: the first of a step during the step before, if there is a `coming` to tell it.
+
+    When a host has handed a step's work to a GPU, it waits for its end.  What the next step begins with is copied and augmented in that
+    time, behind the work under way, so that the GPU does not wait for the host in turn.
+    """
+
+    def __init__(self, device: torch.device, settings: Augment, coming: Callable[[], MicroBatch | None] | None = None) -> None:
+        """coming: the first micro-batch of the next step, if it is there (Stream.coming)."""
+        self._device, self._settings, self._coming = device, settings, coming
+        self._ahead: tuple[MicroBatch, Moved] | None = None
+
+    def of(self, micro: MicroBatch) -> Moved:
+        """device_inputs() of it."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] is micro:
+            return ahead[1]
+        return device_inputs(micro, self._device, self._settings)
+
+    def look_ahead(self, last: bool) -> None:
+        """A micro-batch's work, the `last` of the step perhaps, has been handed to the device."""
+        if self._coming is None:
+            return
+        micro = self._coming()
+        if last and micro is not None:
+            self._ahead = micro, device_inputs(micro, self._device, self._settings)
+
+
+def device_inputs(micro: MicroBatch, device: torch.device, settings: Augment) -> Moved:
     """What the task sees, weight (b,), keep (2L, b) or None, on the device; images are augmented and normalised."""
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
@@ -51,7 +83,7 @@ def agreed(engine: Engine, seen: Seen, weight: Tensor) -> tuple[Seen, Tensor]:
 
 
 def train_step(
-    engine: Engine, batch: StepBatch, task: Task, settings: Augment, lr: float, stop: bool, bad: int, meters: Meters,
+    engine: Engine, batch: StepBatch, task: Task, inputs: Inputs, lr: float, stop: bool, bad: int, meters: Meters,
     probe: Probe | None = None,
 ) -> StepResult:
     """Forward and backward of every micro-batch, one update, and one small exchange of what all ranks must know.
@@ -67,8 +99,9 @@ def train_step(
     forward_s, probe_s = 0.0, probe.seconds() if probe else 0.0
     for number, micro in enumerate(batch.micro):
         with meters.phase("h2d"):
-            seen, weight, keep = device_inputs(micro, world.device, settings)
-        with meters.phase("compute"), engine.micro_step(last=number == len(batch.micro) - 1):
+            seen, weight, keep = inputs.of(micro)
+        last = number == len(batch.micro) - 1
+        with meters.phase("compute"), engine.micro_step(last):
             started = time.perf_counter()
             seen, weight = agreed(engine, seen, weight)
             images, *more = task.inputs(seen)
@@ -79,6 +112,8 @@ def train_step(
             meters.further()        # so that a watchdog can tell who computes from who waits in the reduction
             engine.backward(loss * (world.data_size / batch.size))
             total += loss.detach()
+        with meters.phase("h2d"):
+            inputs.look_ahead(last)
     with meters.phase("optimizer"):
         engine.set_lr(lr)
         update = engine.step()
