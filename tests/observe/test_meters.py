@@ -92,10 +92,13 @@ def test_speed_is_that_of_the_window(clock):
     spend(clock, meters, compute=100)                   # compilation
     meters.end_step(10)
     assert meters.images_per_second == approx(0.1)      # all there is
+    spend(clock, meters, compute=1)
+    meters.end_step(10)
+    assert meters.images_per_second == approx(10)       # not that of the first step any more
     for _ in range(20):
-        spend(clock, meters, compute=1)
+        spend(clock, meters, compute=2)
         meters.end_step(10)
-    assert meters.images_per_second == approx(10)
+    assert meters.images_per_second == approx(5)
 
 
 def test_time_left_counts_evaluations_at_their_share(clock):

@@ -34,6 +34,7 @@ class Meters:
         self._open: list[str] = []
         self._recent: deque[tuple[int, float]] = deque()    # (images, seconds) of the steps in the window
         self._recent_images, self._recent_s = 0, 0.0
+        self._steps = 0
         self._train_s, self._all_s = 0.0, 0.0           # of all steps so far: without, and with, the phases apart
         self._begun = False
         self._lock = threading.Lock()       # run_seconds() and age_s are asked by other threads too
@@ -100,6 +101,10 @@ class Meters:
             self._step_start = self._mark
         for name in PHASES:
             self._row_s[name] += phases[name]
+        self._steps += 1
+        if self._steps == 2:        # the first step compiles and fills caches: its speed is told only while there is no other
+            self._recent.clear()
+            self._recent_images, self._recent_s = 0, 0.0
         self._recent.append((images, train))
         self._recent_images += images
         self._recent_s += train
@@ -113,7 +118,7 @@ class Meters:
 
     @property
     def images_per_second(self) -> float:
-        """Over the window, without evaluations and checkpoints; 0 before the first step."""
+        """Over the window, without evaluations, checkpoints and, once there are others, the first step; 0 before that."""
         return self._recent_images / self._recent_s if self._recent_s > 0 else 0.0
 
     @property
