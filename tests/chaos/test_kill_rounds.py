@@ -14,9 +14,9 @@ pytestmark = pytest.mark.slow       # whole runs of real processes, one after th
 ENGINES = [["parallel.engine=ddp"], ["parallel.engine=fsdp"], ["parallel.engine=zero", "parallel.zero_stage=2"]]
 
 
-# 6 rounds for every change; `make test-all` has 14 more
+# 4 rounds for every change; `make test-all` has 14 more
 @pytest.mark.parametrize(("seed", "rounds"), [
-    pytest.param(0, 6), pytest.param(1, 7, marks=pytest.mark.all), pytest.param(2, 7, marks=pytest.mark.all),
+    pytest.param(0, 4), pytest.param(1, 7, marks=pytest.mark.all), pytest.param(2, 7, marks=pytest.mark.all),
 ])
 def test_kill_9_of_any_rank_at_any_step(place: Path, unbroken: Run, seed: int, rounds: int) -> None:
     """One run that is killed in every round; after each, and at the end, it is as if nothing had happened."""

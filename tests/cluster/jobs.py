@@ -92,4 +92,4 @@ class Job:
         assert samples(self.run) == samples(alone)
         ours, theirs = self.run.losses, alone.losses
         assert list(ours)[:steps] == list(range(1, steps + 1)), list(ours)
-        assert [ours[step] for step in range(1, steps + 1)] == pytest.approx([theirs[step] for step in range(1, steps + 1)], abs=1e-5)
+        assert [ours[step] for step in range(1, steps + 1)] == pytest.approx([theirs[step] for step in range(1, steps + 1)], rel=1e-5)

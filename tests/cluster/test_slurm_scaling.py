@@ -47,7 +47,7 @@ def wait(cluster: Cluster, yard: Path, count: int) -> None:
         time.sleep(0.5)
 
 
-@pytest.mark.slow  # nine jobs, each a process that imports torch, two at a time
+@pytest.mark.all  # nine jobs, each a process that imports torch, two at a time; test_slurm_sweep.py has an array for every change
 def test_a_sweep_as_an_array(cluster: Cluster, yard: Path) -> None:
     (yard / "array.yaml").write_text(SWEEP)
     (yard / "site.yaml").write_text("gpus_per_node: 0\ncpus_per_task: 1\ntime: '0:20:00'\n")

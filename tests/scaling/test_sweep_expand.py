@@ -24,6 +24,12 @@ BASE: dict[str, Any] = {
     "set": {"global_batch": 16, "optim.warmup": "1 steps"},
 }
 
+MODELS: dict[str, Any] = {
+    "vit": {"width": 16, "depth": 1, "heads": 2, "mlp": 32, "patch": 2},
+    "swin": {"family": "swin", "width": 8, "depths": [1, 1], "heads": [1, 2], "window": 2, "patch": 2},
+    "convnext": {"family": "convnext", "widths": [8, 16], "depths": [1, 1]},
+}
+
 
 def made(folder: Path, **changes: Any) -> Plan:
     values = {key: value for key, value in (BASE | changes).items() if value is not None}
@@ -106,6 +112,21 @@ def test_mup_puts_the_smallest_width_into_every_run(tmp_path: Path) -> None:
     assert {run.recipe.model.mup_base_width for run in made(tmp_path).runs} == {None}
 
 
+def test_architectures_spend_the_same_on_the_same_shards(tmp_path: Path) -> None:
+    plan = made(tmp_path, sizes=None, models=MODELS, budgets=[2e9])
+    assert [run.name.partition("-")[0] for run in plan.runs] == sorted(MODELS, key=[run.model for run in plan.runs].index)
+    base = load_recipe("quickstart")
+    for run in plan.runs:
+        assert run.recipe.model.family == MODELS[run.model].get("family", "vit")
+        assert (run.recipe.model.image, run.recipe.model.channels, run.recipe.model.classes) == (8, 1, 10)
+        assert run.recipe.data == base.data
+        assert run.c == pytest.approx(2e9, rel=0.15)
+        assert run.c == run.d * training_flops_per_image(run.recipe.model)
+    grid = made(tmp_path, sizes=None, models=MODELS, mode="grid", budgets=None, axes={"lr": [1e-3, 2e-3]}, seeds=[0, 1])
+    assert len(grid.runs) == 3 * 2 * 2
+    assert len({run.d for run in grid.runs}) == 1
+
+
 def test_sovits_rule_goes_through_so400m() -> None:
     assert sovit(1.0, 72) == shapes(Sizes(rule="list", sizes=("so400m",)))[0]
     half = sovit(0.5, 72)
@@ -133,6 +154,14 @@ def test_sovits_rule_goes_through_so400m() -> None:
         ({"axes": {"unique_shards": [9]}}, "9 of the 8 shards"),
         ({"mup_base_width": 8}, r"mup_base_width\s+is of transfer: mup"),
         ({"base": "swin_b_in1k"}, "sweeps shape the families vit and deit"),
+        ({"sizes": None}, r"sizes\s+is required, or models"),
+        ({"models": MODELS}, "models says which models there are: give one of both"),
+        ({"sizes": None, "models": {"vit": {}}}, "models"),
+        ({"sizes": None, "models": MODELS, "hold_out": 1}, "wants a law, which models of several architectures do not share"),
+        ({"sizes": None, "models": MODELS, "transfer": "mup"}, "mup is of the widths of one family"),
+        ({"sizes": None, "models": MODELS, "mode": "star"}, "wants grid or isoflop with models, got star"),
+        ({"sizes": None, "models": MODELS, "budgets": None}, r"budgets\s+are required by mode isoflop"),
+        ({"sizes": None, "models": MODELS | {"convnext": {"family": "convnext", "width": 8}}}, r"a run of convnext(.|\n)*model.width"),
     ],
 )
 def test_a_mistake_is_named_by_its_key(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -146,7 +175,7 @@ def test_every_shipped_sweep_expands_into_sound_recipes(tmp_path: Path) -> None:
     for file in files:
         sweep, source = load_sweep(str(file))
         plan = expand(sweep, source, tmp_path)
-        assert len(plan.runs) >= 10
+        assert len(plan.runs) >= (10 if sweep.models is None else 6)
         path = tmp_path / "run.yaml"
         path.write_text(write_yaml(plan.runs[0].recipe.model_dump(mode="json")))
         assert load_recipe(path) == plan.runs[0].recipe

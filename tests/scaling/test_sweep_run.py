@@ -50,6 +50,40 @@ def finished(process: subprocess.Popen[str], code: int = 0) -> str:
     return output
 
 
+ARCHITECTURES = """
+name: tiny
+base: quickstart
+set: {global_batch: 32, optim.warmup: 2 steps, evaluate.every: null, checkpoint.every: null, checkpoint.best: null,
+      observe.exporter: false, resilience.preflight: false, data.lanes: 16}
+mode: isoflop
+models:
+  vit: {width: 8, depth: 1, heads: 2, mlp: 16, patch: 2}
+  swin: {family: swin, width: 8, depths: [1, 1], heads: [1, 2], window: 2, patch: 2}
+  convnext: {family: convnext, widths: [8, 16], depths: [1, 1]}
+budgets: [2.5e7, 5.0e7]
+epochs: [0.01, 10]
+"""
+
+
+@pytest.mark.slow  # six trainings
+def test_architectures_side_by_side(place: Path) -> None:
+    (place / "tiny.yaml").write_text(ARCHITECTURES)
+    told = finished(start(place, "--out", "side", "--jobs", "2"))
+    rows = rows_of(place / "side")
+    assert [row["reason"] for row in rows] == [None] * 6
+    for row in rows:
+        shown = rf"^{row['run']} +{row['n']:,} +{row['d']:,} .* {row['eval_loss']:.4f} +{row['eval_top1']:.1%} *$"
+        assert re.search(shown, told, re.MULTILINE)
+    assert "vitscale compare side" in told
+    done = subprocess.run([sys.executable, "-m", "vitscale", "compare", "side", "--json", "side.json", "--batch", "2"], cwd=place,
+                          capture_output=True, text=True, check=True)
+    largest = [row["run"] for row in rows if row["budget"] == 5e7]
+    assert [entry["name"] for entry in json.loads((place / "side.json").read_text())["models"]] == largest
+    assert all(run in done.stdout for run in largest)
+    with pytest.raises(DataError, match="of several architectures, which follow no one law"):
+        fit_points(place / "side")
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.slow  # two sweeps of nine trainings
 def test_killed_and_resumed_with_an_identical_fit(place: Path) -> None:

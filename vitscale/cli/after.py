@@ -148,7 +148,8 @@ def explain(
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run folders or names, checkpoints, exported folders.")],
+    runs: Annotated[list[str], typer.Argument(
+        metavar="RUN RUN...", help="Run folders or names, checkpoints, exported folders; a sweep: the runs of its largest budget.")],
     figure: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw accuracy against size, FLOPs and speed.")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there too.")] = None,
     checkpoint: WhichCheckpoint = "last",
@@ -159,9 +160,10 @@ def compare(
     from vitscale.cluster.runfolder import write_object
     from vitscale.evaluate import compare as side_by_side
     from vitscale.evaluate.device import choose
+    from vitscale.scaling.collect import largest_of
 
     where = choose(device)
-    entries = side_by_side.compare(runs, where, batch, checkpoint)
+    entries = side_by_side.compare([one for name in runs for one in largest_of(name)], where, batch, checkpoint)
     side_by_side.show(entries, where, batch)
     if as_json:
         write_object(as_json, side_by_side.as_json(entries, where, batch))

@@ -21,7 +21,7 @@ from vitscale.plan.hardware import DEVICES
 from vitscale.recipe.text import write_yaml
 from vitscale.scaling.expand import Plan, Run, expand
 from vitscale.scaling.files import read_json, write_json, write_text
-from vitscale.scaling.report import fit_now, predict_now
+from vitscale.scaling.report import fit_now, predict_now, show_runs
 from vitscale.scaling.runner import branch_off, is_done, run_all
 from vitscale.scaling.say import new_console
 from vitscale.scaling.sweep import load_sweep
@@ -58,7 +58,10 @@ def sweep(name: str, out: Path | None, jobs: int, submit: bool, dry_run: bool, s
                 return 0
         else:
             run_all(runs, folder, jobs, asked.retries, console)
-    fit_now(folder, console)
+    if asked.models is not None:
+        show_runs(folder, console)
+    else:
+        fit_now(folder, console)
     return 0
 
 
@@ -151,11 +154,12 @@ def lay_out(plan: Plan, folder: Path, source: Path) -> None:
 
 def pass_gate(plan: Plan, folder: Path, console: Console) -> None:
     """With transfer mup: the coordinate check over the widths, once.  Raises ClusterError when it fails."""
-    if plan.sweep.transfer != "mup" or len({run.shape.width for run in plan.runs}) < 2:
-        return
     widths: dict[int, Run] = {}
     for run in plan.runs:
-        widths.setdefault(run.shape.width, run)
+        if run.shape is not None:
+            widths.setdefault(run.shape.width, run)
+    if plan.sweep.transfer != "mup" or len(widths) < 2:
+        return
     chosen = [widths[width] for width in sorted(widths)]
     if read_json(folder / CHECK).get("passed") is not True:
         files = [str(folder / "recipes" / f"{run.name}.yaml") for run in chosen]

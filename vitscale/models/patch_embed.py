@@ -21,8 +21,8 @@ class Patches(nn.Module):
 
 
 class PatchProjection(nn.Conv2d):
-    """A convolution whose patches do not overlap.  On a GPU it is a matrix product, which saves 1.6 ms of a step of ViT-L/16 with 128 images
-    on an H200 (benchmarks/LOG.md); elsewhere it is torch's convolution."""
+    """A convolution whose patches do not overlap.  On a GPU it is a matrix product, which saves 1.6 ms of a step of ViT-L/16 with 128
+    images on an H200 (benchmarks/LOG.md); elsewhere it is torch's convolution."""
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, C, height, width) -> (B, D, rows, columns)."""

@@ -23,12 +23,13 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
         done = seen if isinstance(seen, int) and run["d"] <= seen < run["d"] + run["batch"] else run["d"]  # the last batch is a whole one
         row: dict[str, Any] = {
             "run": run["name"],
+            "model": run.get("model", ""),  # not in the manifests of old
             "n": run["n"],
             "d": done,
             "u": run["u"],
             "c": run["c"] * done / run["d"],
             "budget": run["budget"],
-            **run["shape"],
+            **(run["shape"] or {}),
             "lr": run["lr"],
             "batch": run["batch"],
             "seed": run["seed"],
@@ -40,6 +41,21 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
         row["reason"] = _why_not(row, outcome, told["metric"])
         rows.append(row)
     return rows
+
+
+def largest_of(name: str) -> list[str]:
+    """Of the folder of a sweep the run folders of its largest budget, else the name itself.  Raises DataError if no run is done."""
+    folder = Path(name)
+    if not (folder / "sweep.json").is_file():
+        return [name]
+    done = [row for row in rows_of(folder) if row["reason"] is None]
+    if not done:
+        raise DataError(f"{folder}: no run of this sweep is done: `vitscale sweep` goes on with it")
+
+    def level(row: dict[str, Any]) -> float:
+        return float(row["budget"] or row["d"])
+
+    return [str(folder / "runs" / row["run"]) for row in done if level(row) == max(map(level, done))]
 
 
 def _number(value: Any) -> float:

@@ -15,9 +15,10 @@ from vitscale.plan.sizes import Shape
 from vitscale.recipe import Recipe
 from vitscale.recipe.load import check_recipe, find_recipe, read_values
 from vitscale.recipe.text import write_yaml
-from vitscale.scaling.shapes import shapes
+from vitscale.scaling.shapes import Member, members, shapes
 from vitscale.scaling.sweep import Sweep
 
+_SHARED = ("image", "channels", "classes")  # what a sweep's models take from the base
 _AXES = ("unique_shards", "patch", "image", "lr", "batch")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -32,7 +33,8 @@ class Run:
     d: int  # images seen
     u: int  # unique images that there are
     c: float  # FLOPs
-    shape: Shape
+    model: str  # its name among the sweep's
+    shape: Shape | None  # of a sweep over sizes
     seed: int
     lr: float
     batch: int
@@ -44,7 +46,7 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """For sweep.json."""
-        told = asdict(self) | {"shape": asdict(self.shape)}
+        told = asdict(self)
         del told["recipe"]
         return told
 
@@ -74,14 +76,14 @@ def expand(sweep: Sweep, source: Path, folder: Path) -> Plan:
     for dotted, value in sweep.set.items():
         _put(values, dotted, value)
     family = values.get("model", {}).get("family", "vit")
-    if family not in ("vit", "deit"):
+    if sweep.sizes is not None and family not in ("vit", "deit"):
         raise RecipeError(f"{source}: base: sweeps shape the families vit and deit, and {base_path} is of {family}")
     runs: dict[str, Run] = {}
     pruned: list[dict[str, str]] = []
-    for shape, budget, samples, axes in combinations(sweep):
+    for member, budget, samples, axes in combinations(sweep):
         for seed in sweep.seeds:
             try:
-                run = _run(sweep, values, source, folder, shape, budget, samples, axes, seed)
+                run = _run(sweep, values, source, folder, member, budget, samples, axes, seed)
                 if run.name in runs:
                     raise _Pruned(run.name, "the same as another run")
                 runs[run.name] = run
@@ -104,9 +106,9 @@ class _Pruned(Exception):
     """A run, and why it is not made."""
 
 
-def combinations(sweep: Sweep) -> Iterator[tuple[Shape, float | None, int | None, dict[str, Any]]]:
-    """(shape, budget, samples, values of the other axes) of every run, by the mode."""
-    sizes = shapes(sweep.sizes)
+def combinations(sweep: Sweep) -> Iterator[tuple[Member, float | None, int | None, dict[str, Any]]]:
+    """(model, budget, samples, values of the other axes) of every run, by the mode."""
+    sizes = members(sweep)
     axes = {key: values for key in _AXES if (values := getattr(sweep.axes, key)) is not None}
     products = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     match sweep.mode:
@@ -137,14 +139,15 @@ def _run(
     values: dict[str, Any],
     source: Path,
     folder: Path,
-    shape: Shape,
+    member: Member,
     budget: float | None,
     samples: int | None,
     axes: dict[str, Any],
     seed: int,
 ) -> Run:
     mine = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
-    mine["model"] |= {"size": None, "width": shape.width, "depth": shape.depth, "heads": shape.heads, "mlp": shape.mlp}
+    kept = mine["model"] if sweep.models is None else {key: mine["model"][key] for key in _SHARED if key in mine["model"]}
+    mine["model"] = kept | dict(member.section)
     mine |= {"seed": seed, "runs_dir": str(folder / "runs"), "name": "run"}
     if "patch" in axes:
         mine["model"]["patch"] = axes["patch"]
@@ -154,7 +157,7 @@ def _run(
         mine["optim"] = mine.get("optim", {}) | {"lr": axes["lr"]}
     if "batch" in axes:
         mine["global_batch"] = axes["batch"]
-    if sweep.transfer == "mup":
+    if sweep.transfer == "mup" and sweep.sizes is not None:
         smallest = min(shapes(sweep.sizes), key=lambda one: one.width)
         mine["model"] |= {"mup_base_width": sweep.mup_base_width or smallest.width, "mup_base_head_width": smallest.width // smallest.heads}
     unique = _unique(mine, axes.get("unique_shards"), source)
@@ -162,7 +165,7 @@ def _run(
         mine["optim"] = mine.get("optim", {}) | {"schedule": "wsd", "cooldown": "1 steps"}  # its length is set below
     if budget is None and samples is not None:
         mine["duration"] = f"{samples} images"
-    probe = check_recipe(mine, f"{source}: a run of width {shape.width}")
+    probe = check_recipe(mine, f"{source}: a run of {member.name}")
     per_image = training_flops_per_image(probe.model, probe.objective)
     batch = probe.global_batch
     if budget is not None:
@@ -170,7 +173,7 @@ def _run(
     else:
         images = probe.duration.images(unique, batch, probe.data.repeats)
     mine["duration"] = f"{images} images"
-    name = _name(shape, images, axes, seed, sweep)
+    name = _name(member, images, axes, seed, sweep)
     mine["name"] = name
     reason = _why_not(sweep, probe, budget, images, images * per_image, unique)
     if reason is not None:
@@ -186,7 +189,8 @@ def _run(
         images,
         unique,
         c,
-        shape,
+        member.name,
+        member.shape,
         seed,
         recipe.optim.lr,
         batch,
@@ -227,10 +231,8 @@ def _expanded(url: str) -> list[str]:
     ]
 
 
-def _name(shape: Shape, images: int, axes: dict[str, Any], seed: int, sweep: Sweep) -> str:
-    parts = [f"w{shape.width}", f"l{shape.depth}", f"d{images}"]
-    if sum(one.width == shape.width and one.depth == shape.depth for one in shapes(sweep.sizes)) > 1:
-        parts.insert(2, f"m{shape.mlp}")
+def _name(member: Member, images: int, axes: dict[str, Any], seed: int, sweep: Sweep) -> str:
+    parts = [member.name, f"d{images}"]
     letters = {"unique_shards": "u", "patch": "p", "image": "i", "lr": "lr", "batch": "b"}
     parts += [f"{letters[key]}{value:g}" for key, value in axes.items() if len(getattr(sweep.axes, key)) > 1]
     if len(sweep.seeds) > 1:
@@ -270,9 +272,9 @@ def _branches(sweep: Sweep, runs: list[Run]) -> list[Run]:
     for run in runs:
         groups.setdefault(alike(run), []).append(run)
     found: dict[str, Run] = {}
-    for members in groups.values():
-        trunk = max(members, key=lambda run: run.d)
-        steps = {run.name: _steps_at(run, run.d - _cooldown(run)) for run in members if run is not trunk}
+    for group in groups.values():
+        trunk = max(group, key=lambda run: run.d)
+        steps = {run.name: _steps_at(run, run.d - _cooldown(run)) for run in group if run is not trunk}
         steps = {name: step for name, step in steps.items() if step > 0}
         every = math.gcd(*steps.values()) if steps else 0
         count = _steps_at(trunk, trunk.d) // every if every else 0
@@ -280,7 +282,7 @@ def _branches(sweep: Sweep, runs: list[Run]) -> list[Run]:
             checkpoint = trunk.recipe.checkpoint.model_dump(mode="json") | {"every": f"{every} steps", "keep": count + 1}
             recipe = check_recipe(trunk.recipe.model_dump(mode="json") | {"checkpoint": checkpoint}, trunk.name)
             found[trunk.name] = replace(trunk, recipe=recipe)
-            for run in members:
+            for run in group:
                 if run.name in steps:
                     found[run.name] = replace(run, trunk=trunk.name, branch_step=steps[run.name])
     return [found.get(run.name, run) for run in runs]

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.table import Table
 
-from vitscale.errors import RecipeError
+from vitscale.errors import DataError, RecipeError
 from vitscale.plan.flops import training_flops_per_image
 from vitscale.plan.params import count_params
 from vitscale.recipe import Recipe, load_recipe
@@ -40,6 +41,11 @@ def fit_points(folder: Path, given: Asked | None = None) -> tuple[Analysis, list
     """The runs that are not held out, fitted.  Raises DataError."""
     rows = rows_of(folder)
     sweep = Sweep.model_validate(manifest(folder)["sweep"])
+    if sweep.models is not None:
+        raise DataError(
+            f"{folder}: its runs are of several architectures, which follow no one law: `vitscale compare {folder}` holds them side by "
+            f"side, and `vitscale fit {folder / 'runs.csv'} --by model --n n --d d --loss eval_loss` fits each by itself"
+        )
     points = points_of(rows, folder, sweep.fit.metric, held_out=False)
     if sweep.transfer == "none" and any(len(values or ()) > 1 for values in (sweep.axes.lr, sweep.axes.batch)):
         points = _best_of_rates(points, rows)
@@ -74,6 +80,21 @@ def predict_now(folder: Path) -> dict[str, Any]:
         if outcome_of(folder / "runs" / row["run"]) or (folder / "runs" / row["run"] / "metrics.jsonl").exists()
     ]
     return predict(found, held_out, folder, started)
+
+
+def show_runs(folder: Path, console: Console) -> None:
+    """Of a sweep over architectures: runs.csv, and the same for people."""
+    rows = rows_of(folder)
+    write_csv(folder / "runs.csv", rows)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("run", "parameters", "images", "FLOP", "loss", "top-1"):
+        table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
+    for row in rows:
+        told = (f"{row['eval_loss']:.4f}", f"{row['eval_top1']:.1%}") if row["reason"] is None else (row["reason"], "")
+        table.add_row(row["run"], f"{row['n']:,}", f"{row['d']:,}", f"{row['c']:.3g}", *told)
+    console.print(table, highlight=False)
+    line = f"\nwritten to {folder}: runs.csv; their speed and memory beside it: vitscale compare {folder}"
+    console.print(line, markup=False, highlight=False)
 
 
 def fit_now(folder: Path, console: Console) -> None:
@@ -169,14 +190,16 @@ def recommend(
     """A recipe for the shape of the sweep's rule whose parameters come nearest to the optimum, that spends the budget."""
     largest = max(rows, key=lambda row: row["c"])
     base = load_recipe(folder / "recipes" / f"{largest['run']}.yaml")
+    sizes = sweep.sizes
+    assert sizes is not None  # a sweep of architectures has no law
     values = base.model_dump(mode="json")
 
     def shaped(width: float) -> Recipe:
-        shape = between(sweep.sizes, width)
+        shape = between(sizes, width)
         model = values["model"] | {"width": shape.width, "depth": shape.depth, "heads": shape.heads, "mlp": shape.mlp}
         return check_recipe(values | {"model": model}, "the recommended recipe")
 
-    widths = {between(sweep.sizes, sweep.sizes.head_width * i).width for i in range(1, 400)}
+    widths = {between(sizes, sizes.head_width * i).width for i in range(1, 400)}
     models = {}
     for width in sorted(widths):
         try:

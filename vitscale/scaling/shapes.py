@@ -1,11 +1,37 @@
 """From a rule to the shapes of models of different size.  Pure."""
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
 from vitscale.errors import RecipeError
 from vitscale.plan.sizes import SIZES, Shape
-from vitscale.scaling.sweep import Explicit, Sizes
+from vitscale.scaling.sweep import Explicit, Sizes, Sweep
 
 # Exponents of the compute-optimal shape over compute, from SoViT-400m: Alabdulmohsin et al. 2023, table 1 and section 4.
 SOVIT = {"width": 0.22, "depth": 0.45, "mlp": 0.6}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model of a sweep."""
+
+    name: str
+    section: Mapping[str, Any]  # of the run's recipe: beside what the base has, or with `models` instead of it
+    shape: Shape | None  # by `sizes`
+
+
+def members(sweep: Sweep) -> list[Member]:
+    """In the order of the sweep recipe."""
+    if sweep.models is not None:
+        return [Member(name, section, None) for name, section in sweep.models.items()]
+    assert sweep.sizes is not None  # sweep.py refuses a sweep without both
+    known = shapes(sweep.sizes)
+    alike = [sum((one.width, one.depth) == (shape.width, shape.depth) for one in known) for shape in known]
+    return [
+        Member(f"w{shape.width}-l{shape.depth}" + (f"-m{shape.mlp}" if count > 1 else ""), {"size": None} | asdict(shape), shape)
+        for shape, count in zip(known, alike, strict=True)
+    ]
 
 
 def shapes(sizes: Sizes) -> list[Shape]:

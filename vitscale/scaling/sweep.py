@@ -15,6 +15,7 @@ def _tuple(value: Any) -> Any:
 
 
 Counts = Annotated[tuple[Count, ...], BeforeValidator(_tuple), Field(min_length=1)]
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,30}$")]
 Positives = Annotated[tuple[Positive, ...], BeforeValidator(_tuple), Field(min_length=1)]
 
 
@@ -61,7 +62,9 @@ class Sweep(Section):
     base: str  # a run recipe: a file beside this one or from here, or a shipped one
     set: dict[str, Any] = Field(default_factory=dict)  # dotted keys of the base recipe that all runs have otherwise
     mode: Literal["grid", "isoflop", "star", "ladder"] = "isoflop"
-    sizes: Sizes
+    sizes: Sizes | None = None  # models of one family, larger and smaller
+    # or architectures side by side: model sections by name, which take images, channels and classes from the base
+    models: Annotated[dict[ModelName, dict[str, Any]], Field(min_length=2)] | None = None
     axes: Axes = Axes()
     budgets: Positives | None = None  # FLOPs of a training; isoflop: each with every size, ladder: one with each size
     hold_out: CountOrZero = 0  # the largest so many budgets (or samples x size) are predicted first and run last
@@ -93,6 +96,10 @@ def load_sweep(name: str) -> tuple[Sweep, Path]:
 
 
 def _contradictions(sweep: Sweep) -> list[tuple[str, str]]:
+    if sweep.models is not None:
+        return _of_models(sweep)
+    if sweep.sizes is None:
+        return [("sizes", "is required, or models")]
     sizes, found = sweep.sizes, []
     wanted = {"aspect": "widths", "sovit": "scales", "list": "sizes"}[sizes.rule]
     if getattr(sizes, wanted) is None:
@@ -116,6 +123,26 @@ def _contradictions(sweep: Sweep) -> list[tuple[str, str]]:
         steps = sweep.axes.samples or sweep.budgets or ()
         if len(steps) != len(_listed(sizes)):
             found.append(("budgets", f"a ladder wants one for each of the {len(_listed(sizes))} sizes, got {len(steps)}"))
+    return found
+
+
+def _of_models(sweep: Sweep) -> list[tuple[str, str]]:
+    """Mistakes of a sweep over architectures: there is no law from one to the next."""
+    found = []
+    if sweep.sizes is not None:
+        found.append(("sizes", "are of one family; models says which models there are: give one of both"))
+    if sweep.mode not in ("grid", "isoflop"):
+        found.append(("mode", f"wants grid or isoflop with models, got {sweep.mode}"))
+    if (sweep.mode == "isoflop") != (sweep.budgets is not None):
+        found.append(("budgets", f"{'are required by' if sweep.budgets is None else 'do not go with'} mode {sweep.mode}"))
+    if sweep.mode == "isoflop" and sweep.axes.samples is not None:
+        found.append(("axes.samples", "follow from the budgets in mode isoflop"))
+    if sweep.hold_out:
+        found.append(("hold_out", "wants a law, which models of several architectures do not share"))
+    if sweep.transfer == "mup":
+        found.append(("transfer", "mup is of the widths of one family"))
+    if sweep.epochs[0] >= sweep.epochs[1]:
+        found.append(("epochs", "wants a least and a most"))
     return found
 
 
