@@ -20,7 +20,7 @@ from vitscale.scaling.fit import fit  # noqa: E402
 from vitscale.scaling.forms import FORMS  # noqa: E402
 from vitscale.scaling.intervals import bootstrap, log_prediction, outer_of, profile  # noqa: E402
 
-DRAWS = 100
+DRAWS = 400  # as `vitscale fit` has it
 
 
 def design(seed: int) -> dict[str, np.ndarray]:
