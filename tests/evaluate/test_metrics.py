@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from vitscale.evaluate.metrics import ALEXNET, accuracy, by_class, calibration, confusions, corrupted, hits, interval, softmax
+from vitscale.evaluate.metrics import (
+    ALEXNET,
+    accuracy,
+    by_class,
+    calibration,
+    confusions,
+    corrupted,
+    hits,
+    interval,
+    several_labels,
+    softmax,
+)
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 10), (10, 10), (7, 10), (350, 359), (1, 10_000)])
@@ -43,6 +54,20 @@ def test_accuracy_by_class_and_what_is_mistaken():
     assert math.isnan(by_class(predicted == labels, labels, 4)[2]["value"])
     assert confusions(predicted, labels) == [(0, 1, 2), (1, 0, 1)]
     assert "top5" not in found
+
+
+def test_several_labels_a_sample():
+    logits = np.array([[3.0, 2.0, -1.0, -2.0], [1.0, -1.0, 2.0, -3.0], [-1.0, -2.0, -3.0, -4.0], [0.5, 4.0, -1.0, -5.0]])
+    targets = np.array([[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]])
+    found = several_labels(logits, targets)
+    # class 0: 3 (right), 1 (wrong), 0.5 (right), so (1/1 + 2/3) / 2; class 1: 4 (wrong), 2 (right), so 1/2; class 2: 1; class 3: none
+    assert [row["value"] for row in found["classes"][:3]] == [pytest.approx(5 / 6), pytest.approx(0.5), pytest.approx(1)]
+    assert math.isnan(found["classes"][3]["value"])
+    assert [row["count"] for row in found["classes"]] == [2, 1, 1, 0]
+    assert found["map"] == pytest.approx((5 / 6 + 1 / 2 + 1) / 3)
+    assert found["hits1"]["value"] == 2 / 4         # of the third, which has no label, no answer is right
+    assert "hits5" not in found
+    assert found["f1"] == pytest.approx(2 * 4 / (6 + 4))        # six answers above 1/2, four of them among the four labels
 
 
 def test_a_calibrated_classifier_has_no_error_and_an_overconfident_one_has_its_gap():

@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from running import SMALL, TIMEOUT_S, Run, start, train
+from running import SMALL, TIMEOUT_S, Run, command, start, train
 
 from vitscale.observe.targets import target_file
 from vitscale.parallel.place import node_name
@@ -224,3 +224,12 @@ def test_several_labels_a_sample(place: Path) -> None:
     assert run.losses[1] == pytest.approx(0.6931, abs=0.01)         # ln 2: every class as likely as not
     assert run.losses[40] < 0.5
     assert run.outcome["eval_top1"] > 0.4       # hits@1: even or odd alone is right for half
+    told = subprocess.run(command("eval", "multi"), cwd=place, capture_output=True, text=True, check=True).stdout
+    found = json.loads((run.folder / "eval.json").read_text())["results"]["several_labels"]
+    assert found["hits1"]["value"] == pytest.approx(run.outcome["eval_top1"], abs=1e-9)
+    assert found["hits5"]["value"] == pytest.approx(run.outcome["eval_top5"], abs=1e-9)
+    assert 1 / 6 < found["map"] < 1        # chance: ten classes of a tenth, two of a half
+    assert f"mAP          {found['map']:.2%} over 12 classes; F1 {found['f1']:.2%}" in told
+    wrong = subprocess.run(command("eval", "multi", "--what", "accuracy,knn"), cwd=place, capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "several labels each, of which --what accuracy judges the answers" in wrong.stderr

@@ -22,6 +22,7 @@ def evaluate(
     corrupted: Annotated[Path | None, typer.Option(metavar="FOLDER", help="CORRUPTION/SEVERITY/*.tar, as ImageNet-C.")] = None,
     label: Annotated[str | None, typer.Option(help="As data.label; default: the run's, or cls.")] = None,
     class_map: Annotated[Path | None, typer.Option(help="As data.class_map; default: the run's.")] = None,
+    multi_label: Annotated[bool, typer.Option("--multi-label", help="Samples have any number of labels; a run's recipe says so.")] = False,
     layer: Annotated[str, typer.Option(help="Whose features are probed.")] = "pooled",
     k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
     faiss: Annotated[bool, typer.Option("--faiss", help="Look for neighbours with faiss.")] = False,
@@ -38,8 +39,9 @@ def evaluate(
     from vitscale.evaluate.sets import parse_set
 
     sets = [parse_set(text, kind) for kind, texts in (("plain", plain), ("subset", subset), ("real", real)) for text in texts or []]
-    requests = [Request(run, tuple(part.strip() for part in what.split(",") if part.strip()), tuple(data or ()), tuple(train_data or ()),
-                        tuple(sets), corrupted, class_numbers, label, class_map, layer, k, faiss, checkpoint, ema, batch) for run in runs]
+    kinds = tuple(part.strip() for part in what.split(",") if part.strip())
+    requests = [Request(run, kinds, tuple(data or ()), tuple(train_data or ()), tuple(sets), corrupted, class_numbers, label, class_map,
+                        layer, k, faiss, checkpoint, ema, batch, multi_label) for run in runs]
     raise typer.Exit(judge(requests, processes, device, out))
 
 

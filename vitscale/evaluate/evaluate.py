@@ -18,7 +18,7 @@ from vitscale.data.labels import LabelRule
 from vitscale.errors import DataError, RecipeError
 from vitscale.evaluate import neighbours, probe
 from vitscale.evaluate.embed import check_layers
-from vitscale.evaluate.metrics import accuracy, corrupted, share
+from vitscale.evaluate.metrics import accuracy, corrupted, several_labels, share
 from vitscale.evaluate.outputs import Outputs, outputs
 from vitscale.evaluate.sets import Set, corruptions_in, judge, read_mapping, summary
 from vitscale.parallel.world import World
@@ -48,6 +48,7 @@ class Request:
     checkpoint: str = "last"
     ema: bool = False
     batch: int = 64
+    multi_label: bool = False               # the shards' samples have any number of labels each; those of a run say so themselves
     seed: int = 0
 
 
@@ -57,7 +58,7 @@ def evaluate(request: Request, world: World) -> dict[str, Any] | None:
     _refuse(request, loaded)
     data = loaded.recipe.data if loaded.recipe else None
     class_map = str(request.class_map) if request.class_map else data.class_map if data else None
-    rule = LabelRule.of(request.label or (data.label if data else None) or "cls", class_map)
+    rule = LabelRule.of(request.label or (data.label if data else None) or "cls", class_map, _several(request, loaded))
     classes = len(loaded.class_names) or (loaded.recipe.model.classes if loaded.recipe else 0) or MAX_CLASSES
 
     def on(urls: Sequence[str], label: LabelRule = rule, classes: int = classes, **options: Any) -> Outputs | None:
@@ -105,18 +106,25 @@ def _refuse(request: Request, loaded: Loaded) -> None:
         raise RecipeError(f"{request.model}: was trained without labels, or lost its head, and has no answers to judge; "
                           "ask for --what knn, linear, few-shot or retrieval")
     data = loaded.recipe.data if loaded.recipe else None
+    if _several(request, loaded) and (set(request.what) - {"accuracy"} or request.sets or request.corrupted):
+        raise DataError(f"{request.model}: its samples have several labels each, of which --what accuracy judges the answers; the rest of "
+                        "eval wants one each")
     if request.what and not (request.shards or (data and data.val)):
         raise DataError(f"{request.model}: no recipe names its validation shards; give them with --data")
     if any(one in NEED_TRAINING for one in request.what) and not (request.train or (data and data.train)):
         raise DataError(f"{request.model}: {', '.join(NEED_TRAINING)} learn from training samples; give their shards with --train")
-    if data and data.multi_label and request.what:
-        raise DataError(f"{request.model}: its samples have several labels, which evaluations during training judge; eval wants one each")
+
+
+def _several(request: Request, loaded: Loaded) -> bool:
+    return request.multi_label or (loaded.recipe is not None and loaded.recipe.data.multi_label)
 
 
 def _on(request: Request, here: Outputs, there: Outputs | None, world: World) -> dict[str, Any]:
     """What is asked of the validation samples, on rank 0."""
     results: dict[str, Any] = {}
-    if here.logits is not None:
+    if here.logits is not None and here.labels.ndim == 2:
+        results["several_labels"] = several_labels(here.logits, here.labels)
+    elif here.logits is not None:
         results["accuracy"] = accuracy(here.logits, here.labels)
     val = here.features
     if val is not None and "retrieval" in request.what:
@@ -172,6 +180,13 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         about = one["calibration"]
         yield (f"  calibration  expected error {about['expected_error']:.2%}, NLL {about['negative_log_likelihood']:.4f}, "
                f"Brier {about['brier']:.4f}")
+    if one := results.get("several_labels"):
+        yield f"  mAP          {one['map']:.2%} over {sum(row['count'] > 0 for row in one['classes'])} classes; F1 {one['f1']:.2%}"
+        yield f"  hits@1       {summary(one['hits1'])}"
+        if "hits5" in one:
+            yield f"  hits@5       {summary(one['hits5'])}"
+        worst = sorted((row for row in one["classes"] if row["count"]), key=lambda row: row["value"])[:3]
+        yield "  worst        " + ", ".join(f"{names[row['class']]} {row['value']:.1%}" for row in worst)
     if one := results.get("knn"):
         yield f"  {one['k']:>2}-NN        {summary(one['top1'])}"
     if one := results.get("linear"):

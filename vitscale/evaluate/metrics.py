@@ -93,6 +93,32 @@ def accuracy(logits: Floats, labels: Ints) -> dict[str, Any]:
     }
 
 
+def several_labels(logits: Floats, targets: Ints) -> dict[str, Any]:
+    """Of samples with any number of labels: logits (n, C), targets (n, C) of 0 and 1.
+
+    Mean average precision over the classes that some sample has (Everingham et al. 2010, without interpolation: scikit-learn's); how often
+    the likeliest class, or one of the five likeliest, is among the labels, a sample without labels being a miss; and F1 of all answers
+    above a probability of 1/2 (the "overall F1" of the field).
+    """
+    from sklearn.metrics import average_precision_score, f1_score
+
+    order = np.argsort(-logits, axis=1, kind="stable")
+
+    def among(k: int) -> dict[str, Any]:
+        return share(np.take_along_axis(targets, order[:, :k], axis=1).max(axis=1) > 0)
+
+    def precision(number: int) -> float:
+        own = targets[:, number]
+        return float(average_precision_score(own, logits[:, number])) if own.any() else math.nan
+
+    classes = [{"class": number, "value": precision(number), "count": int(targets[:, number].sum())} for number in range(logits.shape[1])]
+    present = [row["value"] for row in classes if row["count"]]
+    return {
+        "map": float(np.mean(present)) if present else math.nan, "hits1": among(1), **({"hits5": among(5)} if logits.shape[1] > 5 else {}),
+        "f1": float(f1_score(targets, logits > 0, average="micro", zero_division=0.0)), "classes": classes,
+    }
+
+
 # Top-1 errors of AlexNet by corruption, against which mCE is measured (Hendrycks & Dietterich 2019, and the table published with its code).
 ALEXNET = {
     "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880, "glass_blur": 0.826268,
