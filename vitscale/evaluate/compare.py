@@ -179,11 +179,9 @@ def verdict(entries: Sequence[Entry]) -> list[str]:
 
 
 def draw(entries: Sequence[Entry], path: Path) -> None:
-    """Accuracy against parameters, FLOPs and speed, as PNG, SVG or PDF by the file's name.  Raises RecipeError without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise RecipeError("--figure: install matplotlib with `pip install 'vitscale[figures]'`") from None
+    """Accuracy against parameters, FLOPs and speed, as PNG, SVG or PDF by the file's name.  Raises RecipeError where no model was judged."""
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker
 

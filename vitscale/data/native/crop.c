@@ -82,6 +82,10 @@ static void check_kind(j_decompress_ptr cinfo, int channels)
 {
     if (cinfo->progressive_mode || cinfo->arith_code || cinfo->data_precision != 8)
         refuse(cinfo, "coded in another way");
+#if LIBJPEG_TURBO_VERSION_NUMBER >= 3000000
+    if (cinfo->master->lossless)        /* has no blocks, and no Huffman tables of theirs */
+        refuse(cinfo, "coded without loss");
+#endif
     if (cinfo->comps_in_scan != cinfo->num_components || (cinfo->num_components != 1 && cinfo->num_components != 3))
         refuse(cinfo, "components in several scans, or neither one nor three");
     if (cinfo->jpeg_color_space != JCS_YCbCr && cinfo->jpeg_color_space != JCS_GRAYSCALE &&

@@ -152,6 +152,8 @@ void entropy_begin(entropy *state, j_decompress_ptr cinfo)
     state->num_mcus = cinfo->MCUs_per_row * cinfo->MCU_rows_in_scan;
     for (int number = 0; number < cinfo->comps_in_scan; number++) {
         const jpeg_component_info *part = cinfo->cur_comp_info[number];
+        if ((unsigned)part->dc_tbl_no >= NUM_HUFF_TBLS || (unsigned)part->ac_tbl_no >= NUM_HUFF_TBLS)
+            refuse(cinfo, "a table that cannot be");
         build(&state->tables[0][part->dc_tbl_no], cinfo, cinfo->dc_huff_tbl_ptrs[part->dc_tbl_no], 1);
         build(&state->tables[1][part->ac_tbl_no], cinfo, cinfo->ac_huff_tbl_ptrs[part->ac_tbl_no], 0);
     }
