@@ -9,7 +9,7 @@ import pytest
 from truths import CHINCHILLA, PLANE, points_of
 
 from vitscale.scaling.analyse import Asked, analyse
-from vitscale.scaling.backtest import backtest
+from vitscale.scaling.backtest import backtest, budgets_in
 from vitscale.scaling.command import write_analysis
 from vitscale.scaling.fit import fit
 from vitscale.scaling.forms import FORMS
@@ -164,3 +164,15 @@ def test_the_most_informative_run_really_narrows_the_prediction() -> None:
 )
 def test_budgets_as_people_say_them(text: str, flop: float) -> None:
     assert budget_of(text)[0] == pytest.approx(flop)
+
+
+def test_runs_of_one_budget_are_not_torn_apart() -> None:
+    """Whole batches make their FLOPs differ a little: training ends behind a budget, not within one."""
+    assert budgets_in(np.array([2.1e9, 1e9, 0.99e9, 1.01e9, 2e9, 4e9, 1.18e9])) == [1.18e9, 2.1e9, 4e9]
+    rng = np.random.default_rng(0)
+    budgets = np.repeat(np.geomspace(1e18, 1e21, 7), 6)
+    n = np.tile(np.geomspace(0.3, 3, 6), 7) * 0.1 * np.sqrt(budgets)
+    points = points_of("chinchilla3", CHINCHILLA, {"n": n, "d": budgets * rng.uniform(0.95, 1.05, len(n)) / (6 * n)}, 0.01, 0)
+    told = backtest(points, [FORMS["chinchilla3"], FORMS["log_log"]])
+    assert {row["points_before"] % 6 for row in told.rows} == {0}
+    assert {row["points_after"] % 6 for row in told.rows} == {0}

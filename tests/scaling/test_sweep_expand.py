@@ -10,8 +10,8 @@ from vitscale.plan.flops import training_flops_per_image
 from vitscale.recipe import RECIPES, load_recipe
 from vitscale.recipe.text import write_yaml
 from vitscale.scaling.expand import Plan, expand
-from vitscale.scaling.shapes import between, shapes, sovit
-from vitscale.scaling.sweep import Sizes, load_sweep
+from vitscale.scaling.shapes import between, shapes, sovit, widths_near
+from vitscale.scaling.sweep import Explicit, Sizes, load_sweep
 
 WIDTHS = {"rule": "aspect", "widths": [8, 16, 32], "width_per_layer": 16, "head_width": 8, "mlp_ratio": 2}
 BASE: dict[str, Any] = {
@@ -133,6 +133,13 @@ def test_sovits_rule_goes_through_so400m() -> None:
     assert half.width / 1152 == pytest.approx(0.5**0.22, rel=0.04)
     assert half.depth / 27 == pytest.approx(0.5**0.45, rel=0.04)
     assert between(Sizes(rule="sovit", scales=(1.0,), head_width=72), 1152).depth == 27
+
+
+def test_what_is_recommended_is_of_the_rule() -> None:
+    """Of a list the shapes it has, also those narrower than a usual head."""
+    small = tuple(Explicit(width=width, depth=2, heads=width // 4, mlp=2 * width) for width in (8, 16, 48))
+    assert widths_near(Sizes(rule="list", sizes=small)) == [8, 16, 48]
+    assert widths_near(Sizes(rule="aspect", widths=(64,), head_width=64))[:3] == [64, 128, 192]
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def verdict(entries: Sequence[Entry]) -> list[str]:
 
 
 def draw(entries: Sequence[Entry], path: Path) -> None:
-    """Accuracy against parameters, FLOPs and speed, as PNG, SVG or PDF by the file's name.  Raises RecipeError where no model was judged."""
+    """Accuracy against parameters, FLOPs and speed, as PNG, SVG or PDF by the file's name.  Raises RecipeError if none was judged."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -16,6 +16,7 @@ from vitscale.scaling.points import Points
 from vitscale.scaling.solve import Array
 
 FOLDS = 6
+WITHIN = 1.2  # runs whose FLOPs are no further apart had one budget, which whole batches fill more or less
 STARTS = 32
 
 
@@ -38,10 +39,23 @@ def order_of(points: Points) -> Array:
     return points.x["n"] * points.x["d"]
 
 
+def budgets_in(order: Array) -> list[float]:
+    """The largest value of each budget, in their order."""
+    ends: list[float] = []
+    smallest = 0.0
+    for value in np.unique(order).tolist():
+        if ends and value <= WITHIN * smallest:
+            ends[-1] = value
+        else:
+            smallest = value
+            ends.append(value)
+    return ends
+
+
 def origins(points: Points, needed: int) -> list[float]:
     """Budgets behind which training ends, evenly over those that leave `needed` points before and one at least after them."""
     order = order_of(points)
-    levels = np.unique(order)
+    levels = budgets_in(order)
     usable = [float(level) for level in levels[:-1] if (order <= level).sum() >= max(needed, 0.3 * len(order))]
     if len(usable) <= FOLDS:
         return usable

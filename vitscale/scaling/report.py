@@ -25,7 +25,7 @@ from vitscale.scaling.prediction import FILE as PREDICTION
 from vitscale.scaling.prediction import judge, predict
 from vitscale.scaling.runner import manifest, outcome_of
 from vitscale.scaling.say import new_console, number, show_fit
-from vitscale.scaling.shapes import between
+from vitscale.scaling.shapes import between, widths_near
 from vitscale.scaling.sweep import Sweep
 
 BEYOND = 4.0  # the next budget, if none is given: so many times the largest
@@ -199,9 +199,8 @@ def recommend(
         model = values["model"] | {"width": shape.width, "depth": shape.depth, "heads": shape.heads, "mlp": shape.mlp}
         return check_recipe(values | {"model": model}, "the recommended recipe")
 
-    widths = {between(sizes, sizes.head_width * i).width for i in range(1, 400)}
     models = {}
-    for width in sorted(widths):
+    for width in widths_near(sizes):
         try:
             models[width] = shaped(width)
         except RecipeError:

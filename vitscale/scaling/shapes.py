@@ -60,6 +60,13 @@ def sovit(scale: float, head_width: int) -> Shape:
     )
 
 
+def widths_near(sizes: Sizes) -> list[int]:
+    """The widths that between() may give."""
+    if sizes.rule == "list":
+        return sorted({shape.width for shape in shapes(sizes)})
+    return sorted({between(sizes, sizes.head_width * i).width for i in range(1, 400)})
+
+
 def between(sizes: Sizes, width: float) -> Shape:
     """A shape of the rule near to a width that it may not list: for the run that a law recommends."""
     rounded = max(1, round(width / sizes.head_width)) * sizes.head_width
