@@ -154,9 +154,9 @@ def isoflop_profiles(found: Analysis, held_out: Points | None) -> Figure | None:
     axes.set(xscale="log", yscale="log", xlabel="parameters N", ylabel=_label(found.points))
     axes.margins(x=0.12)
     axes.set_title(
-        f"lines: {name}; stars: lowest point of each profile"
-        + ("; hollow, dashed: held out" if held is not None else "")
-        + "\nnumbers: FLOPs of a training",
+        f"lines: {name}; stars: lowest point of each profile\n"
+        + ("hollow, dashed: held out; " if held is not None else "")
+        + "numbers: FLOPs of a training",
         loc="left",
         fontsize=6.5,
         color=SOFT,
