@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,6 +194,9 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
                 save()
             return end(EXIT_REQUEUE, f"asked to stop by {stop.reason or 'a signal to another rank'}", cause_of_stop(stop.reason))
 
+        gc.collect()
+        gc.freeze()         # what startup made stays: else Python looks through all of it every few steps, each rank at another moment
+        stack.callback(gc.unfreeze)
         meters.begin()
         stop.begin()
         dog.begin(progress.now.step)
