@@ -105,8 +105,9 @@ def test_what_becomes_of_it_changes_nothing(server, tmp_path, monkeypatch, troub
         tried.append(shard)
         if trouble == "raises":
             raise MemoryError
-        if trouble == "fails":                          # while this thread asks, the server has nothing for anybody
-            server.faults[f"s-00{shard}.tar"] = ["500"] * 3
+        if trouble == "fails":                          # for this thread the server has nothing; others ask for what they want
+            server.always["gone.tar"] = "500"
+            return reader.cache.fetch(f"{server.url}/gone.tar", reader._facts(shard), reader.stopping)
         return fetch(reader, shard)
 
     monkeypatch.setattr(ShardReader, "fetch", fetched)
