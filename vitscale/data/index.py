@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from vitscale.data import remote
 from vitscale.data.group import group
-from vitscale.data.shards import Homes, expand, locked, publish, stat_shards
+from vitscale.data.shards import Homes, expand, locked, publish_index, stat_shards
 from vitscale.data.tar import Damage, Member, ReadAt, Walk, split_name, walk
 from vitscale.errors import DataError
 from vitscale.recipe.redact import redact
@@ -186,7 +186,7 @@ def _build_set(
             pool.shutdown(cancel_futures=True)
             raise
     columns = {name: [row[name] for row in rows] for name in _COLUMNS}
-    publish(place, json.dumps({"version": VERSION, "urls": [redact(path) for path in paths], **columns}).encode())
+    publish_index(place, json.dumps({"version": VERSION, "urls": [redact(path) for path in paths], **columns}).encode())
     return columns
 
 
@@ -232,7 +232,7 @@ def _build_sidecar(place: Path, path: str, size: int, mtime_ns: int) -> dict[str
         "ext": np.array([ext for ext, _ in members], np.uint16),
         "first": np.cumsum([0, *(len(sample.members) for sample in samples)]).astype(np.int64),
     }
-    publish(place, save(arrays, {"vitscale": json.dumps(meta)}))
+    publish_index(place, save(arrays, {"vitscale": json.dumps(meta)}))
     return row
 
 

@@ -185,7 +185,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def publish(path: Path, content: bytes) -> None:
-    """Write a file so that readers see it whole or not at all, also after a crash."""
+    """Write a file so that readers see it whole or not at all, also after a crash.  Raises OSError, with nothing left behind."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
     try:
         with open(temporary, "wb") as file:
@@ -193,6 +193,14 @@ def publish(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except OSError:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+def publish_index(path: Path, content: bytes) -> None:
+    """publish() a part of an index.  Raises DataError, with what to do."""
+    try:
+        publish(path, content)
+    except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); free some space or give another data.index_dir") from error
