@@ -36,7 +36,7 @@ from vitscale.train.step import Inputs, train_step
 from vitscale.train.teacher import give_teacher
 
 log = logging.getLogger(__name__)
-_PHASES = ("h2d", "compute", "optimizer")
+_PHASES = ("h2d", "compute", "optimizer", "communication")
 
 
 def measure_step(recipe: Recipe, world: World, steps: int, warm_up: int, micro_steps: int) -> tuple[list[Figure], dict[str, Any]]:
