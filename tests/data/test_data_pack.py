@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -207,8 +208,9 @@ def test_a_disk_that_is_full_is_one_error_and_goes_on_later(tree, tmp_path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(DataError, match=rf"^{tmp_path}: .*No space left on device.*run it again to go on"):
+        with pytest.raises(DataError, match=rf"^{re.escape(str(tmp_path))}: .*No space left on device.*run it again to go on"):
             packed(tree, tmp_path)
+    # behind the plan a shard takes two writes; the last two of all may be halves of two shards that are written at a time
     assert written // 2 - 1 <= packed(tree, tmp_path).kept <= max(written - 1, 0) // 2
     packed(tree, tmp_path / "unbroken")
     assert {name: data for name, data in shards(tmp_path).items() if name != "pack.json"} == {
