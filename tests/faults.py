@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "usr2": signal.SIGUSR2, "freeze": signal.SIGSTOP}
+LET_GO = "let-go"
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class Fault:
 
     nan: the rank's logits, and so its loss and gradients, are NaN.  spike: the update of this step has a 1000-fold learning rate, on all
     ranks (else they would hold different weights).  sleep: for `seconds`, before the first forward pass of the step, or around the call.
-    block: the same inside a call that does not let go of Python's lock.  raise: an OSError (disk full).  The others are signals that the
+    block: the same inside a call that does not let go of Python's lock.  hold: until the test has called `let_go`.  raise: an OSError (disk full).  The others are signals that the
     process sends to itself.
 
     nan and spike come each time their batch comes; the others once, also over restarts, unless `always`.
     """
 
-    kind: Literal["nan", "spike", "sleep", "block", "raise", "kill", "term", "usr2", "freeze"]
+    kind: Literal["nan", "spike", "sleep", "block", "hold", "raise", "kill", "term", "usr2", "freeze"]
     step: int | None = None         # as metrics.jsonl counts: the first batch is step 1, and skipped batches count
     until: int | None = None        # the last step, if there are several
     rank: int | None = None         # None: every rank
@@ -68,6 +69,11 @@ def faults(place: Path, *wanted: Fault) -> dict[str, str]:
 def happened(place: Path) -> list[str]:
     """The faults that came so far (of those that come once), as KIND-NUMBER-rank-RANK."""
     return sorted(path.name for path in (place / "faults").glob("*-rank-*"))
+
+
+def let_go(place: Path) -> None:
+    """End every `hold`, and those to come."""
+    (place / "faults" / LET_GO).touch()
 
 
 # From here on: inside the program's processes.
@@ -139,6 +145,9 @@ class _Armed:
             time.sleep(self.fault.seconds)
         elif self.fault.kind == "block":
             ctypes.PyDLL(None).sleep(int(self.fault.seconds))
+        elif self.fault.kind == "hold":
+            while not self._marker.with_name(LET_GO).exists():
+                time.sleep(0.05)
         elif self.fault.kind == "raise":
             raise OSError(28, "No space left on device")
         else:

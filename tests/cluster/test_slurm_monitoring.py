@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from faults import Fault, faults
+from faults import Fault, faults, let_go
 from jobs import Job
 from nvml import replayed
 from prometheus import Prometheus, missing
@@ -69,8 +69,8 @@ def test_every_panel_and_every_rule_shows_data_and_an_alert_fires(cluster: Clust
     runs = yard / "runs"
     runs.mkdir()
     with_bad_images(yard / "data" / "digits", yard / "data" / "bad")
-    # It stands still for a while, so that Prometheus has seen the counter at 0 before it rises.
-    meeting = faults(yard, Fault("sleep", step=10, rank=0, seconds=4.0), Fault("nan", step=12, rank=1))["PYTHONPATH"]
+    # It stands still until Prometheus has seen the counter at 0: of one that it first sees at 1 it cannot know that it rose.
+    meeting = faults(yard, Fault("hold", step=10, rank=0), Fault("nan", step=12, rank=1))["PYTHONPATH"]
     with Prometheus(runs, yard / "prometheus") as server, a_gpus_exporter(runs, yard / "nvml") as gpu:
         job = Job.submit(
             cluster, yard, NAME, "duration=200000 steps", "observe.exporter=true", "data.train=data/bad/train-*.tar",
@@ -84,6 +84,9 @@ def test_every_panel_and_every_rule_shows_data_and_an_alert_fires(cluster: Clust
             assert found["gpu"] == f"http://{gpu}/metrics"
             for node in nodes:
                 assert found[node].startswith(f"http://{ADDRESSES[node]}:"), found
+
+            server.until(lambda: server.value(f'vitscale_nonfinite_steps_total{{run="{NAME}"}}') == 0, "the counter was not seen at 0")
+            let_go(yard)
 
             def firing() -> list[str]:
                 alerts = server.ask("alerts")["alerts"]

@@ -123,6 +123,18 @@ def _is_blocked(dog: Watchdog) -> None:
     ctypes.PyDLL(None).sleep(60)        # PyDLL keeps Python's lock
 
 
+def _is_blocked_at_once(dog: Watchdog) -> None:
+    """Before the watchdog's thread has looked again: what it last saw may take long."""
+    dog.changed("checkpoint")
+    time.sleep(0.5)
+    dog.changed("compute")
+    ctypes.PyDLL(None).sleep(30)
+
+
+def _is_blocked_in_the_second_step(dog: Watchdog) -> None:
+    ctypes.PyDLL(None).sleep(30)
+
+
 def _reads_slowly_then_not_at_all(dog: Watchdog) -> None:
     signs = [0]
     dog.reading(lambda: signs[0], slack_s=0.5)
@@ -176,6 +188,8 @@ CASES = {
     "first step": Case((_waits,), absent=1, first_step=True),
     "hang": Case((_waits, _hangs, _waits)),
     "blocked": Case((_is_blocked,)),
+    "blocked right after a checkpoint": Case((_is_blocked_at_once,)),
+    "blocked right after the first step": Case((_is_blocked_in_the_second_step,)),
     "reading": Case((_reads_slowly_then_not_at_all,)),
     "gone, known of an earlier attempt": Case((_waits,), absent=1, files={"logs/stuck/rank-1.json": _left(1, 0), "outcome.json": json.dumps(
         {"cause": "hang", "attempt": 1, "reason": "of attempt 1", "time": 0.0})}),
@@ -259,10 +273,11 @@ class TestRealWatchdogs:
         assert run.reason.startswith("rank 1 on n1 has been in h2d of step 13 for 2 s; the other 2 ranks wait for it")
         assert " in _hangs" in (run.folder / "logs" / "stacks-rank-1.txt").read_text()
 
-    def test_one_that_is_blocked_and_alone(self, ended: dict[str, Ended]) -> None:
+    @pytest.mark.parametrize("what", ["blocked", "blocked right after a checkpoint", "blocked right after the first step"])
+    def test_one_that_is_blocked_and_alone(self, what: str, ended: dict[str, Ended]) -> None:
         """Nobody can say so, but it ends, and the stacks are left."""
-        assert ended["blocked"].codes == [75]
-        assert " in _is_blocked" in (ended["blocked"].folder / "logs" / "stacks-rank-0.txt").read_text()
+        assert ended[what].codes == [75]
+        assert " in _is_blocked" in (ended[what].folder / "logs" / "stacks-rank-0.txt").read_text()
 
     def test_reading_that_stands_still(self, ended: dict[str, Ended]) -> None:
         run = ended["reading"]

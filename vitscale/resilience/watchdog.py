@@ -66,7 +66,8 @@ class Watchdog:
         self._written, self._is_written = 0, False
         self._heard: dict[int, tuple[Sighting, float]] = {}     # of each rank the newest sighting, and when it was found to be new
         self._hearing_since = math.inf                      # the first look at what they have written; inf: not yet
-        self._ending = threading.Lock()
+        self._guarded_s = 0.0                               # the limit that the backstop is set to; 0: it is not set
+        self._guarding, self._ending = threading.Lock(), threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -76,6 +77,7 @@ class Watchdog:
         """The main thread has entered this phase ("": none)."""
         step, changes, _, _ = self._seen
         self._seen = (step, changes + 1, phase, time.monotonic())
+        self._tighten()
 
     def begin(self, steps: int) -> None:
         """`steps` have been passed by earlier attempts; the first one of this attempt begins."""
@@ -85,13 +87,14 @@ class Watchdog:
         """`steps` have been passed by now."""
         self._seen = (steps + 1, 0, "", time.monotonic())
         self._first_step = False
+        self._tighten()
 
     def over(self, batches: Iterable[_Batch]) -> Iterator[_Batch]:
         """The same batches, in an evaluation: each that has been worked off is a sign that it gets on."""
         for batch in batches:
             yield batch
-            self.changed("evaluate")
             self._evaluated = True
+            self.changed("evaluate")
 
     def reading(self, sign: Callable[[], int], slack_s: float) -> None:
         """What shows that waiting for data gets on: a number that changes, and how long it may stand still beyond the limit."""
@@ -126,6 +129,7 @@ class Watchdog:
             return
         self._stop.set()
         self._thread.join()         # if it is about to end this process, so be it
+        self._guarded_s = 0.0
         self._backstop.close()
         self._forget_sighting()
         self._stacks.close()
@@ -135,14 +139,26 @@ class Watchdog:
 
     def _watch(self) -> None:
         while True:
-            limit_s = self._limit_s()
-            self._backstop.set(limit_s + 1, limit_s + max(5.0, limit_s / 4))
+            self._guard()
             if self._stop.wait(self._tick_s):
                 return
             try:
                 self._look(time.monotonic())
             except Exception:       # a run must not die of its watchdog; a full disk is not its business
                 log.exception("the watchdog could not look")
+
+    def _guard(self) -> None:
+        """Set the backstop anew, to the limit of what the main thread does now."""
+        with self._guarding:
+            self._guarded_s = math.inf      # a phase that begins while the limit is worked out comes after this, and sets it once more
+            limit_s = self._limit_s()
+            self._backstop.set(limit_s + 1, limit_s + max(5.0, limit_s / 4))
+            self._guarded_s = limit_s
+
+    def _tighten(self) -> None:
+        """By the main thread: if it blocks all Python before the thread's next look, the limit of the phase before must not stand."""
+        if self._limit_s() < self._guarded_s:
+            self._guard()
 
     def _look(self, now: float) -> None:
         idle_s, patience_s = self._idle_s(now), self._startup_s if self._first_step else self._hang_s
