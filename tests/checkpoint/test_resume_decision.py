@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from vitscale.checkpoint.resume import BOUND, ORDER, differences, refuse_changes
+from vitscale.checkpoint.resume import refuse_changes
 from vitscale.errors import CheckpointError
+from vitscale.recipe.bound import BOUND, ORDER, bound_settings, differences
 from vitscale.recipe.check import default_lanes
 from vitscale.recipe.load import check_recipe
-from vitscale.train.facts import bound_settings
 
 RECIPE = {
     "name": "x", "global_batch": 64, "duration": "2 epochs",

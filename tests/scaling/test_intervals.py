@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from truths import CHINCHILLA, PLANE, points_of
 
-from vitscale.scaling.analyse import Asked, analyse
+from vitscale.errors import DataError
+from vitscale.scaling.analyse import Asked, analyse, split
 from vitscale.scaling.backtest import backtest, budgets_in
 from vitscale.scaling.command import write_analysis
 from vitscale.scaling.fit import fit
 from vitscale.scaling.forms import FORMS
 from vitscale.scaling.intervals import bootstrap, influence, log_prediction, outer_of, profile
 from vitscale.scaling.optimum import best_for, budget_of, flops_per_sample, most_informative
+from vitscale.scaling.points import Points
 
 
 def test_bootstrap_and_profile_agree_with_least_squares_where_that_is_known() -> None:
@@ -168,7 +170,11 @@ def test_budgets_as_people_say_them(text: str, flop: float) -> None:
 
 def test_runs_of_one_budget_are_not_torn_apart() -> None:
     """Whole batches make their FLOPs differ a little: training ends behind a budget, not within one."""
-    assert budgets_in(np.array([2.1e9, 1e9, 0.99e9, 1.01e9, 2e9, 4e9, 1.18e9])) == [1.18e9, 2.1e9, 4e9]
+    c = np.array([2.1e9, 1e9, 0.99e9, 1.01e9, 2e9, 4e9, 1.18e9])
+    y, run = np.ones(7), tuple("abcdefg")
+    assert budgets_in(Points({"c": c}, y, run)) == [1.18e9, 2.1e9, 4e9]
+    assert budgets_in(Points({"n": c, "d": np.ones(7)}, y, run)) == [1.18e9, 2.1e9, 4e9]
+    assert budgets_in(Points({"x": c}, y, run)) == sorted(c)      # another variable's values are what they are
     rng = np.random.default_rng(0)
     budgets = np.repeat(np.geomspace(1e18, 1e21, 7), 6)
     n = np.tile(np.geomspace(0.3, 3, 6), 7) * 0.1 * np.sqrt(budgets)
@@ -176,3 +182,12 @@ def test_runs_of_one_budget_are_not_torn_apart() -> None:
     told = backtest(points, [FORMS["chinchilla3"], FORMS["log_log"]])
     assert {row["points_before"] % 6 for row in told.rows} == {0}
     assert {row["points_after"] % 6 for row in told.rows} == {0}
+    for share in (0.01, 0.2, 0.3):
+        kept, held_out = split(points, share)
+        assert held_out is not None
+        assert len(kept) % 6 == 0
+        assert len(kept) + len(held_out) == len(points)
+        assert kept.x["d"].dot(kept.x["n"]) < held_out.x["d"].dot(held_out.x["n"])
+        assert share <= len(held_out) / len(points) < share + 1 / 7
+    with pytest.raises(DataError, match="leaves nothing to fit"):
+        split(points, 0.9)

@@ -10,7 +10,7 @@ from vitscale.plan.flops import training_flops_per_image
 from vitscale.recipe import RECIPES, load_recipe
 from vitscale.recipe.text import write_yaml
 from vitscale.scaling.expand import Plan, expand
-from vitscale.scaling.shapes import between, shapes, sovit, widths_near
+from vitscale.scaling.shapes import family, shapes, sovit
 from vitscale.scaling.sweep import Explicit, Sizes, load_sweep
 
 WIDTHS = {"rule": "aspect", "widths": [8, 16, 32], "width_per_layer": 16, "head_width": 8, "mlp_ratio": 2}
@@ -132,14 +132,14 @@ def test_sovits_rule_goes_through_so400m() -> None:
     half = sovit(0.5, 72)
     assert half.width / 1152 == pytest.approx(0.5**0.22, rel=0.04)
     assert half.depth / 27 == pytest.approx(0.5**0.45, rel=0.04)
-    assert between(Sizes(rule="sovit", scales=(1.0,), head_width=72), 1152).depth == 27
+    assert shapes(Sizes(rule="list", sizes=("so400m",)))[0] in family(Sizes(rule="sovit", scales=(1.0,), head_width=72))
 
 
 def test_what_is_recommended_is_of_the_rule() -> None:
-    """Of a list the shapes it has, also those narrower than a usual head."""
-    small = tuple(Explicit(width=width, depth=2, heads=width // 4, mlp=2 * width) for width in (8, 16, 48))
-    assert widths_near(Sizes(rule="list", sizes=small)) == [8, 16, 48]
-    assert widths_near(Sizes(rule="aspect", widths=(64,), head_width=64))[:3] == [64, 128, 192]
+    """Of a list the shapes it has, also those narrower than a usual head, and all of one width."""
+    small = tuple(Explicit(width=width, depth=depth, heads=width // 4, mlp=2 * width) for width, depth in ((8, 2), (16, 2), (16, 4)))
+    assert [(one.width, one.depth) for one in family(Sizes(rule="list", sizes=small))] == [(8, 2), (16, 2), (16, 4)]
+    assert [one.width for one in family(Sizes(rule="aspect", widths=(64,), head_width=64))[:3]] == [64, 128, 192]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +166,9 @@ def test_what_is_recommended_is_of_the_rule() -> None:
         ({"sizes": None, "models": {"vit": {}}}, "models"),
         ({"sizes": None, "models": MODELS, "hold_out": 1}, "wants a law, which models of several architectures do not share"),
         ({"sizes": None, "models": MODELS, "transfer": "mup"}, "mup is of the widths of one family"),
+        ({"sizes": None, "models": MODELS, "mup_base_width": 8}, r"mup_base_width\s+does nothing with models"),
+        ({"sizes": None, "models": MODELS, "fit": {"forms": ["m1"]}}, r"fit.forms\s+does nothing with models"),
+        ({"sizes": None, "models": MODELS, "fit": {"delta": 0.1}}, r"fit.delta\s+does nothing with models"),
         ({"sizes": None, "models": MODELS, "mode": "star"}, "wants grid or isoflop with models, got star"),
         ({"sizes": None, "models": MODELS, "budgets": None}, r"budgets\s+are required by mode isoflop"),
         ({"sizes": None, "models": MODELS | {"convnext": {"family": "convnext", "width": 8}}}, r"a run of convnext(.|\n)*model.width"),

@@ -14,7 +14,7 @@ from running import Run
 
 from vitscale.errors import DataError
 from vitscale.recipe import load_recipe
-from vitscale.scaling.collect import rows_of
+from vitscale.scaling.collect import largest_of, rows_of
 from vitscale.scaling.report import fit_points, predict_now
 
 SWEEP = """
@@ -60,17 +60,17 @@ models:
   vit: {width: 8, depth: 1, heads: 2, mlp: 16, patch: 2}
   swin: {family: swin, width: 8, depths: [1, 1], heads: [1, 2], window: 2, patch: 2}
   convnext: {family: convnext, widths: [8, 16], depths: [1, 1]}
-budgets: [2.5e7, 5.0e7]
+budgets: [1.25e7, 2.5e7, 5.0e7]
 epochs: [0.01, 10]
 """
 
 
-@pytest.mark.slow  # six trainings
+@pytest.mark.slow  # nine trainings
 def test_architectures_side_by_side(place: Path) -> None:
     (place / "tiny.yaml").write_text(ARCHITECTURES)
     told = finished(start(place, "--out", "side", "--jobs", "2"))
     rows = rows_of(place / "side")
-    assert [row["reason"] for row in rows] == [None] * 6
+    assert [row["reason"] for row in rows] == [None] * 9
     for row in rows:
         shown = rf"^{row['run']} +{row['n']:,} +{row['d']:,} .* {row['eval_loss']:.4f} +{row['eval_top1']:.1%} *$"
         assert re.search(shown, told, re.MULTILINE)
@@ -80,8 +80,38 @@ def test_architectures_side_by_side(place: Path) -> None:
     largest = [row["run"] for row in rows if row["budget"] == 5e7]
     assert [entry["name"] for entry in json.loads((place / "side.json").read_text())["models"]] == largest
     assert all(run in done.stdout for run in largest)
-    with pytest.raises(DataError, match="of several architectures, which follow no one law"):
+    with pytest.raises(DataError, match="of several architectures, which follow no one law") as told:
         fit_points(place / "side")
+    advice = re.search("`vitscale (fit [^`]*)`", str(told.value))
+    assert advice
+    subprocess.run([sys.executable, "-m", "vitscale", *advice[1].split()], cwd=place, check=True, timeout=WAIT_S)
+    laws = json.loads((place / "side" / "runs-fit" / "groups.json").read_text())
+    assert (laws["groups"], laws["fitted"]) == (3, 3)
+
+    changed = ARCHITECTURES.replace("depths: [1, 1], heads: [1, 2]", "depths: [1, 1], heads: [2, 2]")     # of the same size
+    assert changed != ARCHITECTURES
+    (place / "tiny.yaml").write_text(changed)
+    refused = finished(start(place, "--out", "side"), code=2)
+    assert "side: holds runs of another sweep" in refused
+    assert re.search(r"  swin-d\d+: model.heads: \[1, 2\] -> \[2, 2\]", refused)
+
+
+def test_the_runs_of_the_largest_budget(tmp_path: Path) -> None:
+    """Whether they are done or not, so that nothing is held against runs of a smaller one; without budgets by the images planned."""
+    alike = {"n": 5, "u": 50, "c": 1.0, "shape": None, "lr": 1e-3, "batch": 16, "seed": 0, "held_out": False}
+    for budget, images in (((1e9, 1e9, 4e9, 4e9, 4e9), (100, 90, 400, 300, 350)), ((None,) * 5, (100, 100, 400, 400, 400))):
+        runs = [alike | {"name": name, "budget": one, "d": d} for name, one, d in zip("abcde", budget, images, strict=True)]
+        (tmp_path / "sweep.json").write_text(json.dumps({"metric": "eval_loss", "runs": runs}))
+        for name, d in zip("abcd", images[:4], strict=True):
+            (tmp_path / "runs" / name).mkdir(parents=True, exist_ok=True)
+            outcome = {"state": "done", "images": d + (name == "c") * 9, "eval_loss": 1.0}     # the last batch is a whole one
+            (tmp_path / "runs" / name / "outcome.json").write_text(json.dumps(outcome))
+        assert largest_of(str(tmp_path)) == ([str(tmp_path / "runs" / "c"), str(tmp_path / "runs" / "d")], ["e: not finished: not started"])
+    for name in "cd":
+        (tmp_path / "runs" / name / "outcome.json").unlink()
+    with pytest.raises(DataError, match=r"of its largest budget no run is done(.|\n)*d: not finished: not started"):
+        largest_of(str(tmp_path))
+    assert largest_of("elsewhere") == (["elsewhere"], [])
 
 
 @pytest.mark.timeout(600)

@@ -8,12 +8,9 @@ from typing import Any
 from vitscale.checkpoint.files import fsync_folder
 from vitscale.checkpoint.store import checkpoints_in, damage_in, is_foreign
 from vitscale.errors import CheckpointError
+from vitscale.recipe.bound import BOUND, ORDER, concerned, differences
 
 log = logging.getLogger(__name__)
-
-# A run with another value of one of these would not be the same run.  (The shards are compared by their index hash, not their paths.)
-ORDER = ("data.lanes", "data.group", "data.mix", "data.repeats", "global_batch", "seed", "index_hash")      # decide which sample comes when
-BOUND = ("model", "objective", "lora", "data.augment", "data.label", "data.class_map", "data.multi_label", "data.exif_orientation", *ORDER)
 
 
 def newest_whole(folder: Path) -> Path | None:
@@ -48,18 +45,6 @@ def set_aside(checkpoint: Path, why: str) -> Path:
     return aside
 
 
-def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(dotted key, saved value, value now) of all that differs, in the order of the recipe."""
-    found: list[tuple[str, Any, Any]] = []
-    for key in dict.fromkeys([*now, *saved]):
-        old, new = saved.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += [(f"{key}.{inner}", before, after) for inner, before, after in differences(old, new)]
-        elif old != new:
-            found.append((key, old, new))
-    return found
-
-
 def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path, accept: bool) -> None:
     """Compare a checkpoint's recipe (with `index_hash`) with today's.  Raises CheckpointError for a difference in `BOUND`, unless
     `accept`; for one in `ORDER` always.
@@ -70,7 +55,7 @@ def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], checkpoint:
     bound: list[str] = []
     free: list[str] = []
     for key, old, new in differences(saved, now):
-        names = [name for name in BOUND if key == name or key.startswith(name + ".") or name.startswith(key + ".")]
+        names = concerned(key, BOUND)
         kind = order if any(name in ORDER for name in names) else bound if names else free
         kind.append(f"{key}: {old} -> {new}")
     for line in free:

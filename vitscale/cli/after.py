@@ -165,7 +165,13 @@ def compare(
     from vitscale.scaling.collect import largest_of
 
     where = choose(device)
-    entries = side_by_side.compare([one for name in runs for one in largest_of(name)], where, batch, checkpoint)
+    chosen = []
+    for name in runs:
+        done, left_out = largest_of(name)
+        chosen += done
+        for line in left_out:
+            print(f"left out: {line}", file=sys.stderr)
+    entries = side_by_side.compare(chosen, where, batch, checkpoint)
     side_by_side.show(entries, where, batch)
     if as_json:
         write_object(as_json, side_by_side.as_json(entries, where, batch))

@@ -1,6 +1,5 @@
 """`vitscale sweep`: expand, show the bill, pass the gate, run here or as an array, predict, run the largest, all of it resumable."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,8 @@ from vitscale.cluster.status import jobs_of
 from vitscale.cluster.submit import plan_sweep, send
 from vitscale.errors import ClusterError, RecipeError
 from vitscale.plan.hardware import DEVICES
+from vitscale.recipe.bound import BOUND, bound_settings, concerned, differences
+from vitscale.recipe.load import read_values
 from vitscale.recipe.text import write_yaml
 from vitscale.scaling.expand import Plan, Run, expand
 from vitscale.scaling.files import read_json, write_json, write_text
@@ -27,6 +28,7 @@ from vitscale.scaling.say import new_console
 from vitscale.scaling.sweep import load_sweep
 
 CHECK = "coordinate_check.json"
+_RESULT = (*BOUND, "duration", "optim", "ema")  # what a run's result depends on; of the data its shards too
 
 
 def sweep(name: str, out: Path | None, jobs: int, submit: bool, dry_run: bool, site: Site, at_once: int | None) -> int:
@@ -134,14 +136,11 @@ def lay_out(plan: Plan, folder: Path, source: Path) -> None:
         "runs": [run.facts() for run in plan.runs],
         "pruned": list(plan.pruned),
     }
-    known = {run["name"]: run for run in read_json(folder / "sweep.json").get("runs", [])}
-    now = {run["name"]: json.loads(json.dumps(run)) for run in told["runs"]}
-    changed = sorted(
-        name for name in set(known) & set(now) if any(known[name].get(key) != now[name][key] for key in ("d", "n", "lr", "batch"))
-    )
-    lost = sorted(name for name in set(known) - set(now) if (folder / "runs" / name).exists())
-    if changed or lost:
-        raise RecipeError(f"{folder}: holds runs of another sweep: {', '.join((changed + lost)[:5])}; give another --out, or remove it")
+    known = {run["name"] for run in read_json(folder / "sweep.json").get("runs", [])}
+    lost = sorted(name for name in known - {run.name for run in plan.runs} if (folder / "runs" / name).exists())
+    others = [f"{name}: is not in this one" for name in lost] + [line for run in plan.runs for line in _changes(run, folder)]
+    if others:
+        raise RecipeError("\n  ".join([f"{folder}: holds runs of another sweep; give another --out, or remove it:", *others[:5]]))
     for run in plan.runs:
         file = folder / "recipes" / f"{run.name}.yaml"
         text = f"# Run of the sweep {plan.sweep.name}: {run.c:.4g} FLOP, {run.n:,} parameters.\n" + write_yaml(
@@ -150,6 +149,25 @@ def lay_out(plan: Plan, folder: Path, source: Path) -> None:
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             write_text(file, text)
     write_json(folder / "sweep.json", told)
+
+
+def _changes(run: Run, folder: Path) -> list[str]:
+    """What has changed since a run was begun that its result depends on."""
+    file = folder / "recipes" / f"{run.name}.yaml"
+    if not (folder / "runs" / run.name).exists():
+        return []
+    if not file.exists():
+        return [f"{run.name}: {file} is gone"]
+    saved, now = read_values(file, "name: ..."), run.recipe.model_dump(mode="json")
+    return [
+        f"{run.name}: {key}: {old} -> {new}"
+        for key, old, new in differences(bound_settings(saved, ""), bound_settings(now, ""))
+        if concerned(key, _RESULT)
+    ] + [
+        f"{run.name}: data.{key}: {saved['data'].get(key)} -> {now['data'][key]}"
+        for key in ("train", "val")
+        if saved["data"].get(key) != now["data"][key]
+    ]
 
 
 def pass_gate(plan: Plan, folder: Path, console: Console) -> None:

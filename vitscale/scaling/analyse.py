@@ -8,7 +8,7 @@ import numpy as np
 
 from vitscale.errors import DataError
 from vitscale.scaling.approaches import approach
-from vitscale.scaling.backtest import Backtest, backtest, log_error, order_of
+from vitscale.scaling.backtest import Backtest, backtest, budgets_in, log_error, order_of
 from vitscale.scaling.fit import OUTLIER, Fit, fit
 from vitscale.scaling.forms import FORMS, Form
 from vitscale.scaling.intervals import LEVEL, Draws, Profile, bootstrap, influence, outer_of, profile
@@ -66,11 +66,10 @@ def split(points: Points, share: float) -> tuple[Points, Points | None]:
     if not share:
         return points, None
     order = order_of(points)
-    levels = np.unique(order)
-    edge = next((level for level in levels[::-1] if (order >= level).mean() >= share), levels[0])
-    if edge == levels[0]:
+    edge = next((end for end in budgets_in(points)[-2::-1] if (order > end).mean() >= share), None)
+    if edge is None:
         raise DataError(f"{points.source}: a hold-out of {share:g} leaves nothing to fit; take a smaller one")
-    return points.take(order < edge), points.take(order >= edge)
+    return points.take(order <= edge), points.take(order > edge)
 
 
 def analyse(points: Points, asked: Asked, held_out: Points | None = None) -> Analysis:

@@ -39,8 +39,11 @@ def order_of(points: Points) -> Array:
     return points.x["n"] * points.x["d"]
 
 
-def budgets_in(order: Array) -> list[float]:
-    """The largest value of each budget, in their order."""
+def budgets_in(points: Points) -> list[float]:
+    """The largest value of each budget, in their order.  Of a law in one variable each value of that is one."""
+    order = order_of(points)
+    if "c" not in points.x and ("t" in points.x or "x" in points.x):
+        return [float(value) for value in np.unique(order)]
     ends: list[float] = []
     smallest = 0.0
     for value in np.unique(order).tolist():
@@ -55,8 +58,8 @@ def budgets_in(order: Array) -> list[float]:
 def origins(points: Points, needed: int) -> list[float]:
     """Budgets behind which training ends, evenly over those that leave `needed` points before and one at least after them."""
     order = order_of(points)
-    levels = budgets_in(order)
-    usable = [float(level) for level in levels[:-1] if (order <= level).sum() >= max(needed, 0.3 * len(order))]
+    levels = budgets_in(points)
+    usable = [level for level in levels[:-1] if (order <= level).sum() >= max(needed, 0.3 * len(order))]
     if len(usable) <= FOLDS:
         return usable
     return [usable[i] for i in np.unique(np.linspace(0, len(usable) - 1, FOLDS).round().astype(int))]

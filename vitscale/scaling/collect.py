@@ -43,19 +43,24 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def largest_of(name: str) -> list[str]:
-    """Of the folder of a sweep the run folders of its largest budget, else the name itself.  Raises DataError if no run is done."""
+def largest_of(name: str) -> tuple[list[str], list[str]]:
+    """Of the folder of a sweep the run folders of its largest budget (without budgets: of the most images), else the name itself.
+
+    -> those that are done, and a line for each that is not.  Raises DataError if none is.
+    """
     folder = Path(name)
     if not (folder / "sweep.json").is_file():
-        return [name]
-    done = [row for row in rows_of(folder) if row["reason"] is None]
+        return [name], []
+    level = {run["name"]: float(run["budget"] or run["d"]) for run in manifest(folder)["runs"]}
+    largest = [row for row in rows_of(folder) if level[row["run"]] == max(level.values())]
+    done = [str(folder / "runs" / row["run"]) for row in largest if row["reason"] is None]
+    left_out = [f"{row['run']}: {row['reason']}" for row in largest if row["reason"] is not None]
     if not done:
-        raise DataError(f"{folder}: no run of this sweep is done: `vitscale sweep` goes on with it")
-
-    def level(row: dict[str, Any]) -> float:
-        return float(row["budget"] or row["d"])
-
-    return [str(folder / "runs" / row["run"]) for row in done if level(row) == max(map(level, done))]
+        raise DataError(
+            f"{folder}: of its largest budget no run is done: `vitscale sweep` goes on with it; or name the run folders\n  "
+            + "\n  ".join(left_out)
+        )
+    return done, left_out
 
 
 def _number(value: Any) -> float:

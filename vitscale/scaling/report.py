@@ -1,7 +1,7 @@
 """`vitscale fit SWEEP_DIR`: the points of a sweep to laws, prediction, verdict, the plan for the next budget, figures and a page."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from vitscale.scaling.prediction import FILE as PREDICTION
 from vitscale.scaling.prediction import judge, predict
 from vitscale.scaling.runner import manifest, outcome_of
 from vitscale.scaling.say import new_console, number, show_fit
-from vitscale.scaling.shapes import between, widths_near
+from vitscale.scaling.shapes import family
 from vitscale.scaling.sweep import Sweep
 
+EACH = "--by model --x d --loss eval_loss"  # a law for each architecture, which has one size and sees more or fewer images
 BEYOND = 4.0  # the next budget, if none is given: so many times the largest
 
 
@@ -44,7 +45,7 @@ def fit_points(folder: Path, given: Asked | None = None) -> tuple[Analysis, list
     if sweep.models is not None:
         raise DataError(
             f"{folder}: its runs are of several architectures, which follow no one law: `vitscale compare {folder}` holds them side by "
-            f"side, and `vitscale fit {folder / 'runs.csv'} --by model --n n --d d --loss eval_loss` fits each by itself"
+            f"side, and `vitscale fit {folder / 'runs.csv'} {EACH}` fits each by itself, from three budgets on"
         )
     points = points_of(rows, folder, sweep.fit.metric, held_out=False)
     if sweep.transfer == "none" and any(len(values or ()) > 1 for values in (sweep.axes.lr, sweep.axes.batch)):
@@ -194,18 +195,13 @@ def recommend(
     assert sizes is not None  # a sweep of architectures has no law
     values = base.model_dump(mode="json")
 
-    def shaped(width: float) -> Recipe:
-        shape = between(sizes, width)
-        model = values["model"] | {"width": shape.width, "depth": shape.depth, "heads": shape.heads, "mlp": shape.mlp}
-        return check_recipe(values | {"model": model}, "the recommended recipe")
-
-    models = {}
-    for width in widths_near(sizes):
+    models: list[Recipe] = []
+    for shape in family(sizes):
         try:
-            models[width] = shaped(width)
+            models.append(check_recipe(values | {"model": values["model"] | asdict(shape)}, "the recommended recipe"))
         except RecipeError:
             continue
-    recipe = min(models.values(), key=lambda one: abs(np.log(count_params(one.model, one.objective) / best.n[0])))
+    recipe = min(models, key=lambda one: abs(np.log(count_params(one.model, one.objective) / best.n[0])))
     per_image = training_flops_per_image(recipe.model, recipe.objective)
     told = recipe.model_dump(mode="json")
     for key, place in (("lr", ("optim", "lr")), ("batch", ("global_batch",))):

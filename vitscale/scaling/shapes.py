@@ -60,22 +60,15 @@ def sovit(scale: float, head_width: int) -> Shape:
     )
 
 
-def widths_near(sizes: Sizes) -> list[int]:
-    """The widths that between() may give."""
-    if sizes.rule == "list":
-        return sorted({shape.width for shape in shapes(sizes)})
-    return sorted({between(sizes, sizes.head_width * i).width for i in range(1, 400)})
-
-
-def between(sizes: Sizes, width: float) -> Shape:
-    """A shape of the rule near to a width that it may not list: for the run that a law recommends."""
-    rounded = max(1, round(width / sizes.head_width)) * sizes.head_width
+def family(sizes: Sizes) -> list[Shape]:
+    """All shapes of the rule, also those that a sweep does not list: among them is the one that a law recommends.  Of a list its own."""
+    widths = [sizes.head_width * heads for heads in range(1, 400)]
     if sizes.rule == "aspect":
-        return aspect(rounded, sizes)
+        return [aspect(width, sizes) for width in widths]
     if sizes.rule == "sovit":
-        return sovit((rounded / SIZES["so400m"].width) ** (1 / SOVIT["width"]), sizes.head_width)
-    known = shapes(sizes)
-    return min(known, key=lambda shape: abs(shape.width - width))
+        scales = [(width / SIZES["so400m"].width) ** (1 / SOVIT["width"]) for width in widths]
+        return list(dict.fromkeys(sovit(scale, sizes.head_width) for scale in scales))
+    return list(dict.fromkeys(shapes(sizes)))
 
 
 def _listed(size: str | Explicit) -> Shape:

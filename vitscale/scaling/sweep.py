@@ -141,6 +141,9 @@ def _of_models(sweep: Sweep) -> list[tuple[str, str]]:
         found.append(("hold_out", "wants a law, which models of several architectures do not share"))
     if sweep.transfer == "mup":
         found.append(("transfer", "mup is of the widths of one family"))
+    for key, value in (("mup_base_width", sweep.mup_base_width), ("fit.forms", sweep.fit.forms), ("fit.delta", sweep.fit.delta)):
+        if value:
+            found.append((key, "does nothing with models: neither a width nor a law is common to several architectures"))
     if sweep.epochs[0] >= sweep.epochs[1]:
         found.append(("epochs", "wants a least and a most"))
     return found

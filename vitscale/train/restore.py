@@ -20,8 +20,8 @@ from vitscale.objectives import Task
 from vitscale.optim.ema import Ema
 from vitscale.parallel.engine import Engine, ValueOf
 from vitscale.recipe import Recipe
+from vitscale.recipe.bound import bound_settings
 from vitscale.resilience.skips import remembered, rollbacks, undone_by
-from vitscale.train.facts import bound_settings
 from vitscale.train.prepare import Prepared
 from vitscale.train.state import Moment, Progress
 

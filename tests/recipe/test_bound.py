@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from vitscale.checkpoint.resume import differences, refuse_changes
+from vitscale.checkpoint.resume import refuse_changes
 from vitscale.errors import CheckpointError
 from vitscale.recipe import load_recipe
-from vitscale.train.facts import bound_settings
+from vitscale.recipe.bound import bound_settings, differences
 
 
 def plain(*overrides: str) -> dict[str, Any]:
