@@ -13,8 +13,11 @@ import torch
 from running import Run, command
 
 from vitscale.checkpoint.load import load
+from vitscale.data.index import open_index
+from vitscale.data.labels import LabelRule
 from vitscale.errors import CheckpointError, DataError
 from vitscale.evaluate.evaluate import Request, evaluate, lines
+from vitscale.evaluate.outputs import outputs
 from vitscale.evaluate.ranks import run as run_eval
 from vitscale.evaluate.sets import Set
 from vitscale.parallel.world import World
@@ -97,6 +100,14 @@ def test_other_sets_are_judged_by_their_own_rules(trained: Run, val: tuple[str, 
     assert others["real"]["unlabelled"] > 5
     assert others["real"]["top1"]["count"] + others["real"]["unlabelled"] == sum(name.endswith(".png") for name in members)
     assert any("few" in line for line in lines(found))
+
+
+def test_answers_that_are_no_numbers_are_an_error(trained: Run, val: tuple[str, ...]) -> None:
+    loaded = load(trained.folder)
+    with torch.no_grad():
+        loaded.model.head.bias[3] = float("nan")
+    with pytest.raises(DataError, match="the model's answers to 359 of 359 samples are not finite"):
+        outputs(loaded, open_index(val), ALONE, label=LabelRule.of("cls"), classes=10)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

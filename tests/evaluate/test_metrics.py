@@ -70,6 +70,14 @@ def test_several_labels_a_sample():
     assert found["f1"] == pytest.approx(2 * 4 / (6 + 4))        # six answers above 1/2, four of them among the four labels
 
 
+def test_f1_of_a_single_class_counts_what_is_there():
+    """Not the samples that lack it and are told so: else a model that says no to all of them would be good."""
+    targets = np.array([[1], [1], [0], [0], [0], [0]])
+    assert several_labels(np.array([[1.0], [-1.0], [-1.0], [-1.0], [-1.0], [2.0]]), targets)["f1"] == pytest.approx(2 / (2 + 2))
+    assert several_labels(np.full((6, 1), -1.0), targets)["f1"] == 0
+    assert several_labels(np.full((6, 1), -1.0), 0 * targets)["f1"] == 0
+
+
 def test_a_calibrated_classifier_has_no_error_and_an_overconfident_one_has_its_gap():
     draw = np.random.default_rng(1)
     sure = draw.uniform(0.5, 1, 20_000)

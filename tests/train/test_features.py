@@ -230,6 +230,14 @@ def test_several_labels_a_sample(place: Path) -> None:
     assert found["hits5"]["value"] == pytest.approx(run.outcome["eval_top5"], abs=1e-9)
     assert 1 / 6 < found["map"] < 1        # chance: ten classes of a tenth, two of a half
     assert f"mAP          {found['map']:.2%} over 12 classes; F1 {found['f1']:.2%}" in told
+    # Other sets are judged by their own rules: shards whose samples have several right answers, and corrupted ones with one each.
+    corrupted = place / "corrupted" / "fog" / "3"
+    corrupted.mkdir(parents=True)
+    (corrupted / "val.tar").symlink_to(place / "data/digits/val-000000.tar")
+    subprocess.run(command("eval", "multi", "--real", "both=multi-val-000000.tar", "--corrupted", "corrupted"), cwd=place, check=True)
+    others = json.loads((run.folder / "eval.json").read_text())["results"]
+    assert others["sets"]["both"]["top1"]["value"] == pytest.approx(found["hits1"]["value"], abs=1e-9)
+    assert 0 < others["corrupted"]["by_corruption"]["fog"] <= 1
     wrong = subprocess.run(command("eval", "multi", "--what", "accuracy,knn"), cwd=place, capture_output=True, text=True)
     assert wrong.returncode == 2
-    assert "several labels each, of which --what accuracy judges the answers" in wrong.stderr
+    assert "several labels each, and --what knn wants one: ask for accuracy" in wrong.stderr

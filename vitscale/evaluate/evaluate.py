@@ -88,7 +88,7 @@ def evaluate(request: Request, world: World) -> dict[str, Any] | None:
     if request.corrupted is not None:
         errors = {}
         for key, urls in corruptions_in(request.corrupted).items():
-            its = on(urls)
+            its = on(urls, replace(rule, several=False))
             if its is not None and its.logits is not None:
                 errors[key] = 1 - share(its.logits.argmax(axis=1) == its.labels)["value"]
         if errors:
@@ -106,9 +106,8 @@ def _refuse(request: Request, loaded: Loaded) -> None:
         raise RecipeError(f"{request.model}: was trained without labels, or lost its head, and has no answers to judge; "
                           "ask for --what knn, linear, few-shot or retrieval")
     data = loaded.recipe.data if loaded.recipe else None
-    if _several(request, loaded) and (set(request.what) - {"accuracy"} or request.sets or request.corrupted):
-        raise DataError(f"{request.model}: its samples have several labels each, of which --what accuracy judges the answers; the rest of "
-                        "eval wants one each")
+    if _several(request, loaded) and (probes := [one for one in request.what if one != "accuracy"]):
+        raise DataError(f"{request.model}: its samples have several labels each, and --what {','.join(probes)} wants one: ask for accuracy")
     if request.what and not (request.shards or (data and data.val)):
         raise DataError(f"{request.model}: no recipe names its validation shards; give them with --data")
     if any(one in NEED_TRAINING for one in request.what) and not (request.train or (data and data.train)):

@@ -43,7 +43,7 @@ def outputs(loaded: Loaded, index: SetIndex, world: World, *, label: LabelRule, 
             layer: str | None = None) -> Outputs | None:
     """On rank 0, of every sample of the set once; None on other ranks.  Collective.  `layer`: whose (mean) features are kept.
 
-    `classes`: of the labels, which may be fewer than the model's.  Raises DataError if nothing could be read.
+    `classes`: of the labels, which may be fewer than the model's.  Raises DataError if nothing could be read, or an answer is no number.
     """
     transform, device = loaded.transform, world.device
     fetcher = Fetcher(index, label=label, classes=classes, image=transform.image, channels=transform.channels, group=1,
@@ -75,6 +75,9 @@ def outputs(loaded: Loaded, index: SetIndex, world: World, *, label: LabelRule, 
     whole = {name: _together([part for part, _ in gathered], name) for name in parts}
     if whole["ids"] is None or whole["labels"] is None:
         raise DataError(f"{index.urls[0]}: no sample of the set could be read")
+    if whole["logits"] is not None and (lost := int((~np.isfinite(whole["logits"])).any(axis=1).sum())):
+        raise DataError(f"{index.urls[0]}: the model's answers to {lost} of {len(whole['ids'])} samples are not finite; did its "
+                        "training diverge?")
     return Outputs(whole["ids"], whole["labels"], whole["logits"], whole["features"], sum(len(rows) for _, rows in gathered))
 
 
