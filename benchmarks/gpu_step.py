@@ -47,7 +47,7 @@ class Bench:
         try:
             for who in ("ours", *PEERS):
                 if self.late:
-                    self.note(f"{model}: {who} was left out, since {given.limit} s were over")
+                    self.note(f"{model}: {who} was left out, since {given.limit:g} s were over")
                     continue
                 if (contender := self._ready(who, model, batch)) is not None:
                     contenders[who] = contender
@@ -136,11 +136,11 @@ def main(arguments: list[str] | None = None) -> None:
     import torch
 
     figures = []
-    for model in given.models:
-        if bench.late:
-            bench.note(f"{model} was left out, since {given.limit} s were over")
-            continue
+    for number, model in enumerate(given.models):
         figures += bench.measure(model, peaks)
+        left_out = given.models[number + 1:] if bench.late else []
+        for one in left_out:
+            bench.note(f"{one} was left out, since {given.limit:g} s were over")
         if figures:         # after each model, so that a limit set by others loses the last one only
             write_row(
                 given.rows, "gpu-step" if given.device != "cpu" else "cpu-step",
@@ -148,6 +148,8 @@ def main(arguments: list[str] | None = None) -> None:
                 notes=bench.notes, rounds=given.rounds, device=peaks["device"], versions=bench.versions | {"torch": torch.__version__},
                 command=" ".join(["python benchmarks/gpu_step.py", *(arguments if arguments is not None else sys.argv[1:])]),
             )
+        if left_out:
+            break
     if not figures:
         raise SystemExit("nothing could be measured: " + "; ".join(bench.notes))
 

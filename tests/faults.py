@@ -33,8 +33,8 @@ class Fault:
 
     nan: the rank's logits, and so its loss and gradients, are NaN.  spike: the update of this step has a 1000-fold learning rate, on all
     ranks (else they would hold different weights).  sleep: for `seconds`, before the first forward pass of the step, or around the call.
-    block: the same inside a call that does not let go of Python's lock.  hold: until the test has called `let_go`.  raise: an OSError (disk full).  The others are signals that the
-    process sends to itself.
+    block: the same inside a call that does not let go of Python's lock.  hold: until the test has called `let_go`.  raise: an OSError
+    (disk full).  The others are signals that the process sends to itself.
 
     nan and spike come each time their batch comes; the others once, also over restarts, unless `always`.
     """

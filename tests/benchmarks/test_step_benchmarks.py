@@ -37,6 +37,21 @@ def test_gpu_step_in_its_smallest_form_on_a_cpu(tmp_path, monkeypatch):
     assert not any("data sheet" in name for name in values)
 
 
+@pytest.mark.slow       # a process that measures this machine's peak
+def test_a_model_that_time_is_not_left_for_is_named_in_the_row(tmp_path, monkeypatch):
+    import gpu_step
+
+    def until_late(bench, model, peaks):
+        bench.deadline = 0.0
+        return [gpu_step.figure(f"{model}: of a test", [1.0])]
+
+    monkeypatch.setattr(gpu_step.Bench, "measure", until_late)
+    gpu_step.main(["--device", "cpu", "--precision", "fp32", "--models", "micro", "L/16", "H/14", "--limit", "90", "--rows", str(tmp_path)])
+    found = json.loads((tmp_path / "cpu-step.json").read_text())
+    assert [one["name"] for one in found["figures"]] == ["micro: of a test"]
+    assert found["notes"] == ["L/16 was left out, since 90 s were over", "H/14 was left out, since 90 s were over"]
+
+
 def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path, capsys):
     import gpu_step
     import torch

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitscale.errors import RecipeError
-from vitscale.models import build_model, initialise
+from vitscale.models import build_model, initialise, patch_embed
 from vitscale.models.patch_embed import OverlappingPatchEmbed, PatchEmbed, PositionalPatchEmbed, product_of_patches, resample_kernel
 from vitscale.models.patch_embed_adaptive import AdaptivePatchEmbed
 from vitscale.models.patch_embed_conv import ConvStemPatchEmbed, HybridPatchEmbed
@@ -39,6 +39,29 @@ def test_the_product_of_patches_is_the_convolution(patch, channels, height, widt
     along = torch.randn_like(wanted)
     for one, other in zip(*(torch.autograd.grad(of, (images, weight, bias), along) for of in (found, wanted)), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_under_autocast_the_product_of_patches_is_the_convolution_too():
+    images, weight, bias = torch.randn(2, 3, 28, 42), torch.randn(5, 3, 14, 14) / 24, torch.randn(5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = product_of_patches(images, weight, bias), F.conv2d(images, weight, bias, stride=14)
+    assert found.dtype == wanted.dtype == torch.bfloat16
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found.float(), F.conv2d(images, weight, bias, stride=14), atol=0.03, rtol=0.02)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("patch", [14, 16])
+def test_on_a_gpu_the_patch_embedding_is_what_it_is_elsewhere(patch, monkeypatch):
+    embed, images = PatchEmbed(3, patch, 32), torch.randn(2, 3, 2 * patch, 3 * patch)
+    taken = []
+    monkeypatch.setattr(patch_embed, "product_of_patches", lambda *given: (taken.append(1), product_of_patches(*given))[1])
+    wanted = embed(images)
+    assert not taken
+    with torch.autocast("cuda", torch.bfloat16):
+        found = embed.cuda()(images.cuda())
+    assert taken
+    torch.testing.assert_close(found.float().cpu(), wanted, atol=0.03, rtol=0.02)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 40)])

@@ -96,10 +96,12 @@ def train_step(
     world = engine.world
     engine.model.train()
     total = torch.zeros((), device=world.device)
-    forward_s, probe_s = 0.0, probe.seconds() if probe else 0.0
+    moved_s, forward_s, probe_s = 0.0, 0.0, probe.seconds() if probe else 0.0
     for number, micro in enumerate(batch.micro):
         with meters.phase("h2d"):
+            started = time.perf_counter()
             seen, weight, keep = inputs.of(micro)
+            moved_s += time.perf_counter() - started
         last = number == len(batch.micro) - 1
         with meters.phase("compute"), engine.micro_step(last):
             started = time.perf_counter()
@@ -117,7 +119,7 @@ def train_step(
     with meters.phase("optimizer"):
         engine.set_lr(lr)
         update = engine.step()
-        own_s = meters.so_far("data_wait", "h2d") + (forward_s if engine.is_forward_local else 0.0)
+        own_s = meters.so_far("data_wait") + moved_s + (forward_s if engine.is_forward_local else 0.0)
         times = torch.zeros(1 + (probe is not None), world.size, dtype=torch.float64)      # the sum over ranks puts them side by side
         times[:, world.rank] = torch.tensor([own_s, probe_s][: len(times)])
         known = torch.cat([torch.tensor([stop, bad]), times.flatten()]).to(world.device, non_blocking=True)
