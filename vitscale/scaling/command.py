@@ -1,12 +1,16 @@
 """`vitscale fit`: a CSV, or the folder of a sweep, to laws on disk and on the terminal."""
 
+import functools
 import math
+import multiprocessing
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vitscale.errors import DataError
+from vitscale.plan.hardware import usable_cores
 from vitscale.scaling.analyse import Analysis, Asked, analyse, check_forms
 from vitscale.scaling.files import write_csv, write_json
 from vitscale.scaling.optimum import PLANNED, best_for, budget_of, flops_per_sample
@@ -68,25 +72,27 @@ def fit_csv(
     if not names:
         _one(points, asked, out, split_by, figures, budget_of(budget) if budget is not None else None, serve)
         return
+    members: dict[tuple[str, ...], list[int]] = {}
+    for i, values in enumerate(zip(*(points.groups[name] for name in names), strict=True)):
+        members.setdefault(values, []).append(i)
+    groups = {", ".join(values): points.take(members[values]) for values in sorted(members)}
     told: list[dict[str, Any]] = []
     errors: dict[str, list[float]] = {}
-    for values in sorted(set(zip(*(points.groups[name] for name in names), strict=True))):
-        mask = [i for i in range(len(points)) if tuple(points.groups[name][i] for name in names) == values]
-        label = ", ".join(values)
-        try:
-            found = _analysed(points.take(mask), replace(asked, intervals=False), split_by)
-        except DataError as error:
-            told.append({"group": label, "points": len(mask), "chosen": "", "note": str(error)})
-            continue
-        held = found.told.get("hold_out", {}).get("rms_log_error", {})
-        for name, error_of in held.items():
-            errors.setdefault(name, []).append(error_of)
-        if held and found.chosen:
-            errors.setdefault("chosen", []).append(held[found.chosen])
-        told.append(
-            {"group": label, "points": len(mask), "chosen": found.chosen, **{f"hold_out_{name}": value for name, value in held.items()}}
-        )
-        write_json(out / "groups" / f"{len(told):03d}.json", {"group": label} | found.told)
+    console = new_console()
+    at_once = min(usable_cores(), len(groups))
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
+        fits = pool.map(functools.partial(_group, asked=replace(asked, intervals=False), split_by=split_by), groups.values())
+        for (label, of), found in zip(groups.items(), fits, strict=True):
+            if isinstance(found, str):
+                told.append({"group": label, "points": len(of), "chosen": "", "note": found})
+            else:
+                held = found.get("hold_out", {}).get("rms_log_error", {})
+                chosen = found["chosen"]
+                for name, error_of in (held | ({"chosen": held[chosen]} if held and chosen else {})).items():
+                    errors.setdefault(name, []).append(error_of)
+                told.append({"group": label, "points": len(of), "chosen": chosen, **{f"hold_out_{name}": held[name] for name in held}})
+                write_json(out / "groups" / f"{len(told):03d}.json", {"group": label} | found)
+            console.print(f"{label}: {told[-1]['chosen'] or told[-1]['note']}", markup=False, highlight=False)
     write_csv(out / "groups.csv", told)
     whole = {name: one for name, one in errors.items() if len(one) == max(len(other) for other in errors.values())}
     summary = {name: sum(one) / len(one) for name, one in sorted(whole.items())}
@@ -94,12 +100,17 @@ def fit_csv(
         out / "groups.json",
         {"groups": len(told), "fitted": sum(bool(one["chosen"]) for one in told), "mean_hold_out_rms_log_error": summary},
     )
-    console = new_console()
-    for one in told:
-        console.print(f"{one['group']}: {one['chosen'] or one['note']}", markup=False, highlight=False)
     for name, error_of in summary.items():
         console.print(f"mean hold-out error of {name}: {error_of:.3%} over {len(errors[name])} groups", markup=False, highlight=False)
     console.print(f"written to {out}", markup=False, highlight=False)
+
+
+def _group(points: Points, asked: Asked, split_by: str | None) -> dict[str, Any] | str:
+    """What fit.json says of one group, or why there is nothing to say."""
+    try:
+        return _analysed(points, asked, split_by).told
+    except DataError as error:
+        return str(error)
 
 
 def _analysed(points: Points, asked: Asked, split_by: str | None) -> Analysis:

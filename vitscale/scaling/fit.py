@@ -13,8 +13,7 @@ from vitscale.scaling.points import Points, check_points
 from vitscale.scaling.solve import Array, huber, jacobian, solve
 
 STARTS = 192
-EARLY = 40  # steps that every start takes; then the best go on to the end
-FINISHED = 32
+EARLY = ((10, 64), (30, 32))  # steps that all starts take, and how many of the best go on; the last go on to the end
 OUTLIER = 5.0  # robust standard deviations from the law: such points are named, and kept unless the caller leaves them out
 SEED = 20220329  # of the starts and the draws; nothing else is random
 
@@ -113,9 +112,11 @@ def fit(
             guesses[:, index] = _inner(form, name, fixed[name], fixed)
     given = delta if delta is not None else form.delta
     first = 1.345 * max(_spread_of(target), 1e-12)
-    early = solve(predict, target, guesses, given or first, free=free, iterations=EARLY)
-    kept = np.argsort(early.cost, kind="stable")[: min(FINISHED, max(starts // 6, 4))]
-    found = solve(predict, target, early.theta[kept], given or first, free=free)
+    kept = guesses
+    for steps, most in EARLY:
+        early = solve(predict, target, kept, given or first, free=free, iterations=steps)
+        kept = early.theta[np.argsort(early.cost, kind="stable")[: max(starts * most // STARTS, 4)]]
+    found = solve(predict, target, kept, given or first, free=free)
     for _ in range(0 if given else refits):  # the scale of the residuals is known only once there is a fit
         best = found.theta[np.argmin(found.cost)]
         scale = max(_spread_of(target - predict(best[None])[0], len(target) - free.sum()), 1e-9)
