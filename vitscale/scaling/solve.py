@@ -103,7 +103,7 @@ def _solve(
 
     def total(at: Array, which: NDArray[np.intp]) -> Array:
         with np.errstate(all="ignore"):
-            found = np.sum(weights[which] * _huber(target[which] - np.real(predict(at)), delta[which]), axis=1)
+            found = np.sum(weights[which] * huber(target[which] - np.real(predict(at)), delta[which]), axis=1)
             if constraint is not None and values is not None:
                 found = found + 0.5 * _stiff(constraint, delta[which]) * (np.real(constraint.of(at)) - values[which]) ** 2
         return np.where(np.isfinite(found), found, np.inf)
@@ -154,7 +154,7 @@ def _solve(
         alive = alive[~finished]
     if constraint is not None:  # what the rows cost without it
         with np.errstate(all="ignore"):
-            cost = np.sum(weights * _huber(target - np.real(predict(theta)), delta), axis=1)
+            cost = np.sum(weights * huber(target - np.real(predict(theta)), delta), axis=1)
     return theta, cost, done
 
 
@@ -176,8 +176,3 @@ def _moved(theta: Array, movable: NDArray[np.intp], step: Array) -> Array:
 
 def _stiff(constraint: Constraint, delta: Array) -> Array:
     return np.full(len(delta), constraint.stiffness)
-
-
-def _huber(residuals: Array, delta: Array) -> Array:
-    size = np.abs(residuals)
-    return np.where(size <= delta, 0.5 * residuals**2, delta * (size - 0.5 * delta))
