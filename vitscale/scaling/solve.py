@@ -37,7 +37,7 @@ class Constraint:
     stiffness: float = 1e4
 
 
-def huber(residuals: Array, delta: float) -> Array:
+def huber(residuals: Array, delta: float | Array) -> Array:
     """r^2 / 2 up to `delta`, a straight line beyond (Huber 1964)."""
     size = np.abs(residuals)
     return np.where(size <= delta, 0.5 * residuals**2, delta * (size - 0.5 * delta))
