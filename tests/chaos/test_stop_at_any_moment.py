@@ -85,7 +85,8 @@ def test_a_request_to_stop_comes_at_any_moment(place: Path, unbroken: Run) -> No
 
     # the evaluation is left at once, which may be minutes of it; the next attempt makes it up
     for name in ("evaluation", "evaluation made up"):       # the second time all that there is to save is saved already
-        code, output, _ = stopped(name, Fault("sleep", before="vitscale.train.evaluate:evaluate", rank=1, seconds=2))
+        evaluating = Fault("sleep", before="vitscale.train.evaluate:evaluate", seconds=2)
+        code, output, _ = stopped(name, evaluating, at=lambda process: len(happened(place / name)) == 2)    # noqa: B023  called in this turn
         assert code == 75, output
         assert [row["step"] for row in run.rows() if "eval_loss" in row] == []
         assert run.outcome["step"] == 30
