@@ -1,4 +1,5 @@
-"""Measures a training step of our models against transformers', alternated on one core: time and peak memory.  Writes a row.
+"""Measures a training step of our models against transformers', alternated on one core: time and peak memory; and what stochastic depth
+saves that does not compute what it drops.  Writes two rows.
 
     python benchmarks/models.py      then      python benchmarks/report.py
 """
@@ -11,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from measure import HERE, Contender, figure, interleave, rates, ratios, write_row
+from models_steps import GROUP, RATE, WAYS
 
 MODELS = ("ViT-S/16", "Swin-T", "ConvNeXt-T")
 
@@ -24,26 +26,40 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     figures = []
     for model in given.models:
-        contenders = {who: Contender(sys.executable, "models_steps.py") for who in ("ours", "theirs")}     # afresh: peaks are of one model
-        try:
-            found = interleave(given.rounds, {
-                who: functools.partial(one.run, "step", who=who, model=model, batch=given.batch) for who, one in contenders.items()})
-        finally:
-            for one in contenders.values():
-                one.close()
-        speed = {who: rates(rounds, "cpu_s") for who, rounds in found.items()}
-        peak = {who: [rounds[-1]["peak_bytes"]] for who, rounds in found.items()}
+        speed, peak = _alternated(given.rounds, given.batch, {"ours": ("ours", model), "theirs": ("theirs", model)})
         figures += [
             figure(f"{model}: ratio of speed", ratios(speed["ours"], speed["theirs"]), "x", at_least=0.97),
             figure(f"{model}: vitscale", speed["ours"], "images/CPU-s"),
             figure(f"{model}: transformers", speed["theirs"], "images/CPU-s"),
             figure(f"{model}: ratio of peak memory", ratios(peak["ours"], peak["theirs"]), "x", at_most=1.03),
         ]
-    write_row(
-        given.rows, "models-step", f"Training step at batch {given.batch}, one core, fp32: against transformers", figures,
-        command=" ".join(["python benchmarks/models.py", *(arguments if arguments is not None else sys.argv[1:])]), rounds=given.rounds,
-        versions={"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers")}},
-    )
+    facts = {
+        "command": " ".join(["python benchmarks/models.py", *(arguments if arguments is not None else sys.argv[1:])]),
+        "rounds": given.rounds,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers")}},
+    }
+    write_row(given.rows, "models-step", f"Training step at batch {given.batch}, one core, fp32: against transformers", figures, **facts)
+    size, batch = given.models[0], 2 * GROUP
+    speed, peak = _alternated(given.rounds, batch, {way: ("ours", f"{size}, {way}") for way in WAYS})
+    title = f"Stochastic depth at rate {RATE:g}, {size} at batch {batch}, one core: branches left out of groups of {GROUP} against masked"
+    write_row(given.rows, "drop-path", title, [
+        figure("ratio of speed", ratios(speed["left out"], speed["masked"]), "x"),
+        *(figure(way, speed[way], "images/CPU-s") for way in WAYS),
+        figure("ratio of peak memory", ratios(peak["left out"], peak["masked"]), "x", at_most=1),
+    ], **facts)
+
+
+def _alternated(rounds: int, batch: int, contenders: dict[str, tuple[str, str]]) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Name -> whose model and which -> images per CPU-second of each round, and peak bytes of the whole process."""
+    processes = {name: Contender(sys.executable, "models_steps.py") for name in contenders}     # afresh: peaks are of one model
+    try:
+        found = interleave(rounds, {
+            name: functools.partial(processes[name].run, "step", who=who, model=model, batch=batch)
+            for name, (who, model) in contenders.items()})
+    finally:
+        for one in processes.values():
+            one.close()
+    return {name: rates(made, "cpu_s") for name, made in found.items()}, {name: [made[-1]["peak_bytes"]] for name, made in found.items()}
 
 
 if __name__ == "__main__":

@@ -4,11 +4,15 @@ import resource
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from measure import serve
 
 CLASSES = 1000
+RATE, GROUP = 0.5, 8        # of stochastic depth
+WAYS = {"masked": None, "left out": GROUP}
+MICRO: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "mlp": 64, "patch": 16, "image": 224}
 
 
 def ours(name: str) -> torch.nn.Module:
@@ -18,7 +22,9 @@ def ours(name: str) -> torch.nn.Module:
 
     section = {
         "ViT-S/16": Vit(size="small"), "Swin-T": Swin(family="swin", size="tiny"), "ConvNeXt-T": ConvNext(family="convnext", size="tiny"),
-        "ViT-micro": Vit(width=32, depth=2, heads=2, mlp=64, patch=16, image=224),
+        "ViT-micro": Vit(**MICRO),
+        **{f"{size}, {way}": Vit(**section, drop_path=RATE, drop_path_schedule="constant", drop_path_group=group)
+           for size, section in (("ViT-S/16", {"size": "small"}), ("ViT-micro", MICRO)) for way, group in WAYS.items()},
     }[name]
     model = build_model(section)
     initialise(model, 0)
@@ -50,19 +56,25 @@ _made: dict[tuple[str, str], tuple[torch.nn.Module, torch.optim.Optimizer]] = {}
 
 
 def step(who: str, model: str, batch: int) -> Mapping[str, Any]:
-    """Forward, backward, AdamW on `batch` random images of 224 pixels."""
+    """Forward, backward, AdamW on `batch` random images of 224 pixels; with stochastic depth if the model has it."""
     if (who, model) not in _made:
         built = {"ours": ours, "theirs": theirs}[who](model).train()
         _made[who, model] = built, torch.optim.AdamW(built.parameters(), lr=1e-3, fused=True)
     net, optimizer = _made[who, model]
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(batch, 3, 224, 224, generator=generator), torch.randint(CLASSES, (batch,), generator=generator)
-    output = net(images)
+    output = net(images, _kept(net, batch)) if model.endswith(tuple(WAYS)) else net(images)
     loss = F.cross_entropy(output if isinstance(output, torch.Tensor) else output.logits, labels)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {"samples": batch, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def _kept(net: Any, batch: int) -> torch.Tensor:
+    from vitscale.data.drop_path import keep_of_groups
+
+    return torch.from_numpy(keep_of_groups(net.drop_rates, 0, 0, np.arange(batch), GROUP, batch))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ KNOWN = {
     "data-read": "Find and read samples: against webdataset's reader",
     "data-resume": "Cold resume in the middle of 2,000,000,000 samples in 200,000 shards",
     "distillation": "A student with a teacher, against alone",
+    "drop-path": "Stochastic depth: branches left out against masked",
     "exporter-step": "What telling Prometheus costs a step",
     "gpu-step": "Training step on one GPU: against timm, transformers, torchvision",
     "models-step": "Training step: against transformers",

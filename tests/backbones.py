@@ -12,6 +12,7 @@ from vitscale.optim.build import build_optimizer
 from vitscale.parallel.engine import Work
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.world import World
+from vitscale.plan.drop_path import kept_of_group
 from vitscale.recipe import Classification, Optim, Parallel, Vit
 from vitscale.recipe.schema import (
     ConvNext,
@@ -45,6 +46,7 @@ BACKBONES: dict[str, tuple[Model, Objective]] = {
     "vit-sparse": (Vit(**_VIT, attention="sparse", sparse_block=2, sparse_random=1, qk_norm=True, patch_embed="adaptive"),
                    Classification()),
     "vit-linear": (Vit(**_VIT, attention="linear", patch_embed="conv_stem", pool="mean"), Classification()),
+    "vit-groups": (Vit(**{**_VIT, "drop_path": 0.6}, drop_path_group=2, layer_scale=0.1), Classification()),
     "vit-positional": (Vit(**_VIT, patch_embed="positional", position="none"), Classification()),
     "deit": (Deit(family="deit", **_VIT), Distillation(name="distillation", teacher="")),
     "swin": (Swin(**_SWIN), Classification()),
@@ -82,6 +84,13 @@ def batch_of(step: int, task: Task) -> tuple[Seen, Tensor]:
     return Seen(images, labels, draws), torch.rand(BATCH, 64, generator=generator)
 
 
+def kept_of_groups(draws: Tensor, rates: Tensor, group: int) -> Tensor:
+    """Uniforms (R, B) -> 1 where a branch is computed: of each group the kept_of_group(rate, group) least draws.  (R, B)"""
+    ranks = draws.unflatten(1, (-1, group)).argsort(dim=2).argsort(dim=2)
+    counts = torch.tensor([kept_of_group(rate, group) for rate in rates.tolist()])
+    return (ranks < counts[:, None, None]).float().flatten(1)
+
+
 def losses_of(world: World, case: Case) -> list[float]:
     """The mean loss of each step; AdamW, stochastic depth on."""
     share = BATCH // world.size
@@ -98,7 +107,7 @@ def losses_of(world: World, case: Case) -> list[float]:
         return initial_value(skeleton, matrix if head else name, shape, seed=1)
 
     model = engine.materialise(task.build, value)
-    rates = torch.tensor(model.drop_rates)
+    rates, group = torch.tensor(model.drop_rates), getattr(model, "drop_group", None)
     engine.adopt(model, build_optimizer(model, optim))
     engine.set_lr(optim.lr)
     engine.model.train()
@@ -106,7 +115,8 @@ def losses_of(world: World, case: Case) -> list[float]:
     for step in range(case.steps):
         whole, uniforms = batch_of(step, task)
         seen = Seen(whole.images[mine], whole.labels[mine], None if whole.draws is None else whole.draws[mine])
-        keep = (uniforms[mine, :len(rates)] >= rates).T.float()
+        draws = uniforms[mine, :len(rates)].T
+        keep = (draws >= rates[:, None]).float() if group is None else kept_of_groups(draws, rates, group)
         images, *more = task.inputs(seen)
         with engine.micro_step(last=True):
             loss = task.losses(engine.forward(images, keep, *more), seen).sum()

@@ -28,6 +28,9 @@ def test_steps_against_transformers(tmp_path):
     found = figures(tmp_path / "models-step.json")
     assert found["ViT-micro: vitscale"] > 0
     assert 0.1 < found["ViT-micro: ratio of speed"] < 10        # no speed is asserted but a collapse
+    dropping = figures(tmp_path / "drop-path.json")
+    assert dropping["left out"] == pytest.approx(dropping["ratio of speed"] * dropping["masked"])
+    assert 0.1 < dropping["ratio of speed"] < 10
 
 
 @pytest.mark.slow       # four real runs, each several seconds to start

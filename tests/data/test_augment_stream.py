@@ -10,6 +10,7 @@ import torch
 
 from vitscale.data import augment, open_index, open_stream
 from vitscale.data.augment import Erase, normal_noise
+from vitscale.data.drop_path import keep_of_groups
 from vitscale.errors import CheckpointError
 from vitscale.recipe.load import check_recipe
 from vitscale.train.step import device_inputs
@@ -198,3 +199,41 @@ def test_the_input_is_left_alone():
     out = augment.apply(images, None, (0.0,) * 3, (1.0,) * 3, ops=ops)
     assert torch.equal(images, before)
     assert torch.equal(out, (255 - before).permute(0, 3, 1, 2) / 255)
+
+
+def kept(urls, world, micro, steps, workers=2):
+    """{(step, place in the batch): its column of keep} over all ranks; how many stay of every group of slots, dummies among them."""
+    given = recipe(urls, {}, workers=workers)
+    given = given.model_copy(update={"model": given.model.model_copy(update={"drop_path": 0.5, "drop_path_group": 2})})
+    rates, found, groups = (0.0, 0.25, 0.5, 0.5), {}, []
+    for rank in range(world):
+        with open_stream(given, open_index(urls), rank=rank, world=world, micro_batch=micro, drop_rates=rates) as stream:
+            for _ in range(steps):
+                batch = next(stream)
+                for one in batch.micro:
+                    groups.append(one.keep.unflatten(1, (-1, 2)).sum(dim=2))
+                    found |= {(batch.step, int(one.index[slot])): tuple(one.keep[:, slot].tolist())
+                              for slot in np.flatnonzero(one.index.numpy() >= 0).tolist()}
+    return found, torch.cat(groups, dim=1)
+
+
+def test_a_share_of_each_group_keeps_its_branches_on_any_world(shards):
+    alone, groups = kept(shards, 1, 16, 30)
+    assert len(alone) == 10 * COUNT
+    assert (groups == torch.tensor([2.0, 2.0, 1.0, 1.0])[:, None]).all()        # a quarter of 2 is none
+    for world, micro, workers in ((1, 4, 1), (2, 8, 3), (3, 4, 2)):
+        again, groups = kept(shards, world, micro, 30, workers)
+        assert again == alone
+        assert (groups == torch.tensor([2.0, 2.0, 1.0, 1.0])[:, None]).all()
+    rows = np.array([alone[key] for key in sorted(alone)])
+    assert rows[:, 2].mean() == rows[:, 3].mean() == 0.5
+    assert 0.3 < np.mean(rows[:, 2] == rows[:, 3]) < 0.7                        # each branch has a draw of its own
+    assert 0.3 < np.mean(rows[:8 * COUNT, 2] == rows[COUNT:9 * COUNT, 2]) < 0.7       # and each epoch
+
+
+def test_a_sample_whose_group_is_not_full_stays_no_more_often():
+    """Else the scale of what stays would be wrong for it."""
+    alone = [keep_of_groups([0.5], 7, epoch, np.array([40]), 4, 8)[0] for epoch in range(400)]
+    assert {tuple(row[4:]) for row in alone} == {(1, 1, 0, 0)}                   # a group of dummies alone
+    assert {row[:4].sum() for row in alone} == {2}
+    assert np.mean([row[0] for row in alone]) == pytest.approx(0.5, abs=0.08)

@@ -1,12 +1,20 @@
 """Stochastic depth: rates, masks, and that the model only applies what it is given."""
 
+import itertools
+
 import pytest
 import torch
+from backbones import kept_of_groups
+from torch.utils.flop_counter import FlopCounterMode
 
-from vitscale.models.drop_path import DropPath, add_branch, drop_rates
+from vitscale.models.drop_path import DropPath, add_branch
 from vitscale.models.init import initialise
 from vitscale.models.vit import VisionTransformer
+from vitscale.objectives import Seen, build_task
+from vitscale.plan import flops_by_component, training_flops_per_image
+from vitscale.plan.drop_path import drop_rates, kept_of_group
 from vitscale.recipe import Vit
+from vitscale.recipe.schema import Inpainting, Mae, MaeDecoder
 
 
 def model(drop_path: float = 0.4, depth: int = 3) -> VisionTransformer:
@@ -99,3 +107,84 @@ def test_the_module_for_ported_code_does_what_the_blocks_do():
         drop(branch)
     assert DropPath()(branch) is branch
     assert drop.eval()(branch) is branch
+
+
+GROUPS = {"width": 16, "depth": 3, "heads": 2, "mlp": 24, "patch": 4, "image": 8, "classes": 5, "drop_path": 0.5, "layer_scale": 0.5}
+
+
+def drawn(count: int, rates: tuple[float, ...], group: int) -> torch.Tensor:
+    uniforms = torch.rand(len(rates), count, generator=torch.Generator().manual_seed(2))
+    return kept_of_groups(uniforms, torch.tensor(rates), group)
+
+
+def test_of_a_group_a_share_stays():
+    assert [kept_of_group(rate, 8) for rate in (0.0, 0.05, 0.1, 0.5, 0.9, 0.99)] == [8, 8, 7, 4, 1, 1]
+    assert [kept_of_group(0.3, group) for group in (1, 2, 3, 4, 10)] == [1, 1, 2, 3, 7]
+
+
+@pytest.mark.parametrize("attention", ["full", "local"])
+def test_what_is_not_computed_is_what_would_be_masked(attention):
+    """At a rate that a group gives exactly, outputs and gradients are those of masks."""
+    options = GROUPS | {"drop_path_schedule": "constant", "attention": attention, "window": 1, "position": "rotary"}
+    masked, grouped = (VisionTransformer(Vit(**options, drop_path_group=group)) for group in (None, 4))
+    initialise(masked, 3)
+    with torch.no_grad():
+        masked.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    grouped.load_state_dict(masked.state_dict())
+    keep = drawn(8, masked.drop_rates, 4)
+    outputs = [net(pictures(8), keep) for net in (masked, grouped)]
+    torch.testing.assert_close(*outputs)
+    for output in outputs:
+        output.square().sum().backward()
+    for (name, one), other in zip(masked.named_parameters(), grouped.parameters(), strict=True):
+        assert one.grad.abs().max() > 0, name
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_left_out_branches_cost_nothing():
+    """As many FLOPs as the planner says, forward and backward, which is what MFU is counted with."""
+    model = Vit(**GROUPS | {"depth": 5, "drop_path": 0.6}, drop_path_group=5)      # 5, 4, 4, 3 and 2 of 5 stay
+    counts = {}
+    for section in (model, model.model_copy(update={"drop_path_group": None})):
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            net = VisionTransformer(section)
+            net(torch.empty(10, 3, 8, 8), torch.ones(10, 10)).sum().backward()
+        counts[section.drop_path_group] = counter.get_total_flops()
+        images_grad = 10 * flops_by_component(section)["patch_embed"]                # nobody wants that of the images
+        assert counter.get_total_flops() == 10 * training_flops_per_image(section) - images_grad
+    assert counts[5] < 0.75 * counts[None]
+
+
+def test_the_expectation_over_groups_is_the_branch():
+    stream, branch = torch.randn(4, 3, 2), torch.randn(4, 3, 2)
+    every = [torch.tensor(kept) for kept in itertools.combinations(range(4), 3)]
+    mean = torch.stack([add_branch(stream, branch[kept], kept, rate=0.3) for kept in every]).mean(dim=0)
+    torch.testing.assert_close(mean, stream + branch)
+
+
+def test_groups_that_are_none_are_refused():
+    net = VisionTransformer(Vit(**GROUPS, drop_path_group=4))
+    with pytest.raises(ValueError, match="6 images are no whole groups of drop_path_group 4"):
+        net(pictures(6), torch.ones(6, 6))
+    with pytest.raises(RuntimeError, match=r"of each 4 images its rows want \[4, 4, 3, 3, 2, 2\] ones"):
+        net(pictures(4), torch.ones(6, 4))
+    with pytest.raises(ValueError, match="no attention map of images for which a branch is not computed"):
+        net.forward_features(pictures(4), drawn(4, net.drop_rates, 4), ["blocks.0.attention"])
+    assert net.forward_features(pictures(3), None, ["blocks.0.attention"])["blocks.0.attention"].shape == (3, 2, 5, 5)
+
+
+@pytest.mark.parametrize("objective", [Mae(name="mae", decoder=MaeDecoder(width=8, depth=2, heads=2)),
+                                       Inpainting(name="inpainting", mask_patch=4)], ids=lambda one: one.name)
+def test_objectives_with_a_forward_pass_of_their_own_leave_out_the_same(objective):
+    options = GROUPS | {"drop_path_schedule": "constant", "position": "sincos", "pool": "mean"}
+    found = []
+    for group in (None, 2):
+        task = build_task(Vit(**options, drop_path_group=group), objective)
+        net = task.build()
+        initialise(net, 3)
+        draws = torch.rand(4, task.num_draws, generator=torch.Generator().manual_seed(1))
+        seen = Seen(pictures(4), torch.zeros(4, dtype=torch.int64), draws)
+        images, *more = task.inputs(seen)
+        found.append(net(images, drawn(4, net.drop_rates, 2), *more))
+    torch.testing.assert_close(*found)
+    assert not torch.allclose(found[0], net(images, None, *more), atol=1e-3)

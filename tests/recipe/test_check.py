@@ -4,7 +4,7 @@ import pytest
 
 from vitscale.errors import RecipeError
 from vitscale.recipe import Recipe, parse_override
-from vitscale.recipe.check import contradictions, default_lanes
+from vitscale.recipe.check import contradictions, default_group, default_lanes
 from vitscale.recipe.load import check_recipe
 
 SOUND = {
@@ -43,6 +43,10 @@ def test_the_sound_one_is_sound():
     (["model.width=100", "model.heads=3"], "model.heads", "3 heads do not divide the width 100"),
     (["model.width=90", "model.position=sincos"], "model.width", "divisible by 4, got 90"),
     (["model.classes=0"], "model.classes", "at least 1 class"),
+    (["model.drop_path_group=8"], "model.drop_path_group", "belongs to model.drop_path, which is 0"),
+    (["model.drop_path_group=4", "model.drop_path=0.1"], "model.drop_path_group", "0.1 of 4 images are none; the smallest group is 5"),
+    (["model.drop_path_group=8", "model.drop_path=0.5", "model.parallel=true"], "model.drop_path_group", "not go with model.parallel"),
+    (["model.drop_path_group=2", "model.drop_path=0.5", "data.group=1"], "data.group", "1 is not a multiple of model.drop_path_group 2"),
     (["data.group=3"], "global_batch", "8 is not a multiple of data.group 3"),
     (["data.group=4", "data.lanes=6"], "data.lanes", "6 is not a multiple of data.group 4"),
     (["data.group=4", "micro_batch=6"], "micro_batch", "6 is not a multiple of data.group 4"),
@@ -116,3 +120,10 @@ def test_lanes_divide_the_batch_and_are_a_multiple_of_the_group(batch, group, la
 
 def test_lanes_that_are_given_stay():
     assert default_lanes(recipe_with("data.lanes=5")) == 5
+
+
+def test_groups_of_stochastic_depth_are_groups_of_the_order():
+    dropping = ["model.drop_path=0.5", "model.drop_path_group=6", "global_batch=48"]
+    assert default_group(recipe_with(*dropping)) == 6
+    assert default_group(recipe_with(*dropping, "data.augment.mixup=0.8")) == 24       # mixed in groups of 8
+    assert contradictions(recipe_with(*dropping, "data.group=12")) == []

@@ -41,6 +41,15 @@ def test_within_five_percent_otherwise_too(overrides, world, steps):
     assert abs(error_of(recipe(*overrides), world, 16, steps)) < 0.05
 
 
+@pytest.mark.slow       # the same
+def test_what_groups_of_stochastic_depth_save_comes_on_top():
+    """The planner does not count on it."""
+    dropping = ["model.drop_path=0.5", "model.drop_path_schedule=constant"]
+    masked, grouped = recipe(*dropping), recipe(*dropping, "model.drop_path_group=8")
+    assert track(grouped, 8, 16) < 0.8 * track(masked, 8, 16)
+    assert estimate(grouped, 8, 16, on_gpu=False) == estimate(masked, 8, 16, on_gpu=False)
+
+
 @pytest.mark.all
 @pytest.mark.parametrize(("size", "sharding", "recompute"), list(itertools.product(
     (("base", 16), ("large", 16), ("huge", 14)), (("fsdp", 64), ("fsdp", 8), ("ddp", 8)), ("none", "blocks", "selective"))))

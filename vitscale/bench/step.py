@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ import vitscale
 from vitscale.bench.figures import Figure, spread
 from vitscale.checkpoint.files import write_atomically
 from vitscale.data.batch import MicroBatch, StepBatch
+from vitscale.data.drop_path import keep_of_groups
 from vitscale.models import initial_value
 from vitscale.objectives import Task, build_task
 from vitscale.observe.meters import PHASES, Meters
@@ -29,7 +31,7 @@ from vitscale.parallel.world import World
 from vitscale.plan.flops import training_flops_per_image
 from vitscale.plan.hardware import find_device, peak_for
 from vitscale.plan.memory import fitting_micro_batch
-from vitscale.recipe import Recipe
+from vitscale.recipe import Recipe, Vit
 from vitscale.resilience.speed import matmul_flops
 from vitscale.train.size import device_bytes
 from vitscale.train.step import Inputs, train_step
@@ -125,7 +127,9 @@ def _made_up(recipe: Recipe, count: int, drop_rates: Sequence[float], num_draws:
         return tensor.pin_memory() if pin else tensor
 
     keep = None
-    if any(drop_rates):
+    if isinstance(model, Vit) and model.drop_path_group is not None:
+        keep = torch.from_numpy(keep_of_groups(drop_rates, recipe.seed, 0, np.arange(count), model.drop_path_group, count))
+    elif any(drop_rates):
         keep = (torch.rand(len(drop_rates), count, generator=draw) >= torch.tensor(drop_rates)[:, None]).float()
     labels = torch.randint(max(model.classes, 1), (count,), generator=draw)
     return MicroBatch(

@@ -66,7 +66,7 @@ class Plan:
     number: NDArray[np.int64]           # (m,) index in the shard
     crop: NDArray[np.float64] | None    # (m, 22) draws
     flip: NDArray[np.bool_]             # (m,)
-    keep: NDArray[np.float32] | None    # (2L, m)
+    keep: NDArray[np.float32] | None    # (2L, m), or of whole groups, dummies among them, (2L, b)
     ops: Ops | None = None
     erase: Erase | None = None
     mix: Mix | None = None
@@ -86,7 +86,7 @@ class Plan:
         keep = None
         if self.keep is not None:
             keep = torch.ones((len(self.keep), self.size), pin_memory=pin)
-            keep[:, :len(self.ids)] = torch.from_numpy(self.keep)
+            keep[:, :self.keep.shape[1]] = torch.from_numpy(self.keep)
         draws = None
         if self.draws is not None:
             draws = torch.zeros((self.size, self.draws.shape[1]), pin_memory=pin)

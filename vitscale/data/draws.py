@@ -24,8 +24,9 @@ RANDAUGMENT = slice(44, 64)     # five operations of (which, whether, magnitude,
 KEEP = 64                   # stochastic depth: one column for each row of drop rates, from here on
 TASK = 4096                 # what the objective draws (masks, rotations), from here on
 
-# Columns of a group's row, for what mixes its samples.
+# Columns of a group's row, for what mixes its samples or leaves some of them out.
 MIX = slice(0, 5)           # whether, mixup or cutmix, lambda, the box's centre (row, column)
+SHARES = 8                  # stochastic depth of groups: one column for each row of drop rates and place in the group, from here on
 
 
 def check_seed(seed: int) -> int:
@@ -66,9 +67,12 @@ def uniforms(
     return _rows(seed, _SAMPLE | set_index << 8, epoch, ids, repeat, count, first)
 
 
-def group_uniforms(seed: int, epoch: int, groups: Sequence[int] | NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    """The first `count` uniforms in [0, 1) of each group (B,), numbered by its place in the epoch.  -> (B, count) float64"""
-    return _rows(seed, _GROUP, epoch, groups, 0, count, 0)
+def group_uniforms(
+    seed: int, epoch: int, groups: Sequence[int] | NDArray[np.int64], count: int, first: int = 0,
+) -> NDArray[np.float64]:
+    """Columns [first, first + count) of the uniforms in [0, 1) of each group (B,), numbered by its place in the epoch.  -> (B, count)
+    float64; `first` as in `uniforms`."""
+    return _rows(seed, _GROUP, epoch, groups, 0, count, first)
 
 
 def _rows(

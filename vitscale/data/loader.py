@@ -17,6 +17,7 @@ from vitscale.data.batch import Fetcher, MicroBatch, Plan, StepBatch
 from vitscale.data.cache import ShardCache
 from vitscale.data.crop import CentreCrop, RandomCrop
 from vitscale.data.draws import CROP, ERASE, FLIP, KEEP, TASK, uniforms
+from vitscale.data.drop_path import keep_of_groups
 from vitscale.data.index import SetIndex
 from vitscale.data.labels import LabelRule
 from vitscale.data.mix import plan_mix
@@ -27,6 +28,7 @@ from vitscale.errors import CheckpointError, DataError
 from vitscale.plan.hardware import usable_cores
 from vitscale.recipe import Augment, Recipe
 from vitscale.recipe.check import default_group
+from vitscale.recipe.schema import Vit
 
 _SET = 0        # of the key of a draw: one index, in which every sample has an id of its own, also of a mixture
 _VAL = 1        # the same of an evaluation
@@ -84,7 +86,8 @@ def open_stream(
     if train:
         return Stream(
             index.hash, order, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro,
-            augment=data.augment, image=model.image, classes=model.classes, drop_rates=drop_rates, num_draws=num_draws,
+            augment=data.augment, image=model.image, classes=model.classes, drop_rates=drop_rates,
+            drop_group=model.drop_path_group if isinstance(model, Vit) else None, num_draws=num_draws,
         )
     return EvalStream(
         index, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro, seed=recipe.seed, num_draws=num_draws,
@@ -101,7 +104,7 @@ class Stream:
 
     def __init__(
         self, index_hash: str, order: Order, ahead: Ahead, *, rank: int, world: int, micro_batch: int, num_micro: int,
-        augment: Augment, image: int, classes: int, drop_rates: Sequence[float], num_draws: int = 0,
+        augment: Augment, image: int, classes: int, drop_rates: Sequence[float], drop_group: int | None = None, num_draws: int = 0,
     ) -> None:
         self.index_hash, self.order = index_hash, order
         self.num_micro, self.micro_batch = num_micro, micro_batch
@@ -110,6 +113,7 @@ class Stream:
         self._ahead, self._rank, self._world = ahead, rank, world
         self._augment, self._image, self._classes = augment, image, classes
         self._drop_rates = np.asarray(drop_rates, np.float64) if any(drop_rates) else None
+        self._drop_group = drop_group
         self._num_draws = num_draws
         self._follow()
 
@@ -222,16 +226,19 @@ class Stream:
         shard, number = order.locate(ids)
         draws = uniforms(order.seed, _SET, epochs, ids, copies, _columns(augment))
         keep = None
-        if self._drop_rates is not None:
+        if self._drop_rates is not None and self._drop_group is None:
             rates = self._drop_rates
             keep = (uniforms(order.seed, _SET, epochs, ids, copies, len(rates), first=KEEP) >= rates).T.astype(np.float32)
         wanted = uniforms(order.seed, _SET, epochs, ids, copies, self._num_draws, first=TASK) if self._num_draws else None
         places = batch.start % order.epoch_size + index
         for micro in range(self.num_micro):
             part = slice(micro * self.micro_batch, (micro + 1) * self.micro_batch)
+            kept = None if keep is None else keep[:, part]
+            if self._drop_rates is not None and self._drop_group is not None:
+                kept = keep_of_groups(self._drop_rates.tolist(), order.seed, batch.epoch, places[part], self._drop_group, self.micro_batch)
             yield Plan(
                 batch.step, batch.start, self.micro_batch, index[part], ids[part], shard[part], number[part],
-                draws[part, CROP], draws[part, FLIP] < augment.flip, None if keep is None else keep[:, part],
+                draws[part, CROP], draws[part, FLIP] < augment.flip, kept,
                 Ops.of(operations(augment, draws[part], self._image)),
                 Erase.of(erasures(augment.erasing, draws[part, ERASE], self._image)) if augment.erasing else None,
                 plan_mix(augment, order.seed, batch.epoch, places[part], order.group, self.micro_batch, self._image, self._classes),

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from vitscale.models.backbone import Backbone, Wanted
-from vitscale.models.drop_path import add_branch, drop_rates
+from vitscale.models.drop_path import add_branch
 from vitscale.models.names import is_exempt
 from vitscale.plan.convnext import KERNEL, MLP_RATIO, STEM, Stage, layer_scale_of, stages_of
+from vitscale.plan.drop_path import drop_rates
 from vitscale.recipe.schema import ConvNext
 
 EPS = 1e-6

@@ -4,24 +4,17 @@ import torch
 from torch import Tensor, nn
 
 
-def drop_rates(depth: int, last: float, schedule: str = "linear") -> tuple[float, ...]:
-    """Rates of the 2 L branches: `last` in all blocks (constant), or rising linearly from 0 in the first block to it in the last (Huang et
-    al. 2016, section 4).
-
-    Row 2 l is the attention of block l, row 2 l + 1 its MLP; both have the block's rate.  A single block has rate 0.
-    """
-    rising = [last * block / (depth - 1) if depth > 1 else 0.0 for block in range(depth)]
-    rates = [last] * depth if schedule == "constant" else rising
-    return tuple(rate for rate in rates for _ in range(2))
-
-
 def add_branch(stream: Tensor, branch: Tensor, keep: Tensor | None, rate: float) -> Tensor:
     """stream + branch, or where `keep` (B,) is 0 the stream alone; kept branches are scaled by 1 / (1 - rate).  All (B, ..., D).
 
     So the expectation over keep ~ Bernoulli(1 - rate) is stream + branch.  `keep` None: nothing is dropped and nothing scaled.
+    Where `keep` (n,) is int64, branch is (n, ..., D), of these samples alone, and scaled by B / n: the expectation where each is as
+    likely to be among them.
     """
     if keep is None:
         return stream + branch
+    if keep.dtype == torch.int64:
+        return stream.index_add(0, keep, branch.to(stream.dtype), alpha=stream.shape[0] / keep.shape[0])
     keep = keep.unflatten(0, (-1, *[1] * (stream.ndim - 1)))
     if torch.compiler.is_compiling():
         # a number would be built into the graph: one graph for each block's rate, and past eight of them none at all
@@ -29,6 +22,11 @@ def add_branch(stream: Tensor, branch: Tensor, keep: Tensor | None, rate: float)
         return (stream.float() + branch.float() * scale).to(stream.dtype)
     # the scale goes in as a number, not through bf16, where 1 / (1 - rate) would be off by up to 0.4 %
     return torch.addcmul(stream, branch, keep.to(stream.dtype), value=1.0 / (1.0 - rate))
+
+
+def given(stream: Tensor, keep: Tensor | None) -> Tensor:
+    """What a branch is computed from: stream (B, ..., D), or of int64 `keep` (n,) these samples alone."""
+    return stream.index_select(0, keep) if keep is not None and keep.dtype == torch.int64 else stream
 
 
 class DropPath(nn.Module):

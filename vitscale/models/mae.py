@@ -44,7 +44,7 @@ class MaskedAutoencoder(VisionTransformer):
         visible = num_visible(order.shape[1], self.mask_ratio)
         tokens = self.embed(self.patch_embed(images), new_grid)
         before, patches = tokens[:, :self.before], tokens[:, self.before:]
-        tokens = run_blocks(self.blocks, torch.cat([before, picked(patches, order[:, :visible])], dim=1), keep)
+        tokens = run_blocks(self.blocks, torch.cat([before, picked(patches, order[:, :visible])], dim=1), self.by_block(keep))
         return self.decoded(self.norm(tokens), order, new_grid)
 
     def decoded(self, tokens: Tensor, order: Tensor, new_grid: tuple[int, int]) -> Tensor:
@@ -71,8 +71,8 @@ def picked(tokens: Tensor, index: Tensor) -> Tensor:
     return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
-def run_blocks(blocks: nn.ModuleList, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
-    """tokens (B, N, D) through blocks that know of no places; keep (2 L, B) says which residual branches stay."""
-    for index, block in enumerate(blocks):
-        tokens = cast(Tensor, block(tokens, None if keep is None else keep[2 * index:2 * index + 2]))
+def run_blocks(blocks: nn.ModuleList, tokens: Tensor, keep: Sequence[Tensor | None] | None = None) -> Tensor:
+    """tokens (B, N, D) through blocks that know of no places; keep, one for each block, says which residual branches stay."""
+    for block, masks in zip(blocks, keep or [None] * len(blocks), strict=True):
+        tokens = cast(Tensor, block(tokens, masks))
     return tokens

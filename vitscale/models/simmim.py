@@ -26,6 +26,6 @@ class Inpainter(VisionTransformer):
         layout = self.layout(new_grid, images.device)
         tokens = self.patch_embed(images)
         tokens = self.embed(torch.where(mask[:, :, None], self.mask_token.to(tokens.dtype), tokens), new_grid)
-        for index, block in enumerate(self.blocks):
-            tokens = block(tokens, None if keep is None else keep[2 * index:2 * index + 2], layout)
+        for block, masks in zip(self.blocks, self.by_block(keep), strict=True):
+            tokens = block(tokens, masks, layout)
         return self.decoder_pred(self.norm(tokens)[:, self.before:])

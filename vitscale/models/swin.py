@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitscale.models.backbone import Backbone, Wanted
-from vitscale.models.drop_path import add_branch, drop_rates
+from vitscale.models.drop_path import add_branch
 from vitscale.models.mlp import MLP
 from vitscale.models.names import is_exempt
+from vitscale.plan.drop_path import drop_rates
 from vitscale.plan.swin import HIDDEN, MLP_RATIO, Stage, stages_of
 from vitscale.recipe.schema import Swin
 

@@ -13,7 +13,7 @@ from vitscale.models.attention_linear import LinearAttention
 from vitscale.models.attention_local import LocalAttention
 from vitscale.models.attention_sparse import SparseAttention
 from vitscale.models.backbone import Backbone, Wanted
-from vitscale.models.drop_path import add_branch, drop_rates
+from vitscale.models.drop_path import add_branch, given
 from vitscale.models.heads import AttentionPool, Hidden
 from vitscale.models.mlp import MLP, GatedMLP
 from vitscale.models.names import is_exempt
@@ -21,6 +21,7 @@ from vitscale.models.patch_embed import OverlappingPatchEmbed, PatchEmbed, Patch
 from vitscale.models.patch_embed_adaptive import AdaptivePatchEmbed
 from vitscale.models.patch_embed_conv import ConvStemPatchEmbed, HybridPatchEmbed
 from vitscale.models.position import resample, rotary, sincos
+from vitscale.plan.drop_path import drop_rates, kept_of_group
 from vitscale.plan.patch_embed import hybrid_depths
 from vitscale.plan.sizes import Shape, grid, num_features, num_placed, num_positions, shape_of
 from vitscale.recipe.schema import Vit
@@ -55,13 +56,16 @@ class Block(nn.Module):
     def forward(
         self, tokens: Tensor, keep: Tensor | None = None, layout: Layout | None = None, return_map: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """tokens (B, N, D), keep (2, B) for attention and MLP -> (B, N, D), and with `return_map` the attention map (B, H, N, N)."""
+        """tokens (B, N, D), keep (2, B) for attention and MLP, or int64 (2, n), the samples that they are computed for -> (B, N, D), and
+        with `return_map` the attention map (B, H, N, N)."""
         for_attention, for_mlp = (None, None) if keep is None else keep.unbind(0)
-        normed = self.norm1(tokens)
+        normed = self.norm1(given(tokens, for_attention))
         attended = self.attn(normed, layout, return_map)
         attended, weights = attended if return_map else (attended, None)
         tokens = add_branch(tokens, self.ls1(attended), for_attention, self.rate)
-        tokens = add_branch(tokens, self.ls2(self.mlp(normed if self.parallel else self.norm2(tokens))), for_mlp, self.rate)
+        if not self.parallel:
+            normed = self.norm2(given(tokens, for_mlp))
+        tokens = add_branch(tokens, self.ls2(self.mlp(normed)), for_mlp, self.rate)
         return tokens if weights is None else (tokens, weights)
 
 
@@ -122,6 +126,7 @@ class VisionTransformer(Backbone):
         if model.mup_base_width is not None:
             self.base_width, self.width_scale = model.mup_base_width, model.mup_base_width / shape.width
         self.drop_rates = drop_rates(shape.depth, model.drop_path, model.drop_path_schedule)
+        self.drop_group = model.drop_path_group
 
         self.patch_embed = build_patch_embed(model, shape, eps)
         self.cls_token = nn.Parameter(torch.zeros(1, model.class_tokens, shape.width)) if model.pool == "token" else None
@@ -145,7 +150,8 @@ class VisionTransformer(Backbone):
         """images (B, C, height, width), normalised -> logits (B, classes), or pooled features (B, D) where classes is 0.
 
         Any height and width that the patch divides.  `keep` (2 L, B), 1.0 or 0.0, says which residual branches stay: row 2 l the
-        attention of block l, row 2 l + 1 its MLP, each dropped at the rate drop_rates gives; None (evaluation) keeps all.
+        attention of block l, row 2 l + 1 its MLP, each dropped at the rate drop_rates gives; None (evaluation) keeps all.  With
+        drop_path_group each row keeps kept_of_group(rate, group) of every so many images, and the other branches are not computed.
         """
         return self.answer(self.forward_features(images, keep, self.answers_from))
 
@@ -161,17 +167,19 @@ class VisionTransformer(Backbone):
 
         `patch_embed` (B, patches, D) projected patches; `embedded` (B, N, D) with what stands before them and positions, what block 0
         gets; `blocks.0`, ... (B, N, D) after a block; `blocks.0.attention`, ... (B, H, N, N) its map, for which attention is not fused;
-        `norm` (B, N, D) after the last norm; `pooled` (B, D).  Raises ValueError for another name.
+        `norm` (B, N, D) after the last norm; `pooled` (B, D).  Raises ValueError for another name, and for a map of branches that
+        drop_path_group leaves out.
         """
         self.check_keep(keep, images)
         wanted = Wanted(("norm", "pooled") if names is None else names, self.feature_names())
+        if keep is not None and self.drop_group is not None and any(name.endswith(".attention") for name in wanted.names):
+            raise ValueError("there is no attention map of images for which a branch is not computed: ask for it without keep")
         note = wanted.note
         new_grid = self.patch_embed.grid(images)
         layout = self.layout(new_grid, images.device)
         tokens = note("patch_embed", self.patch_embed(images))
         tokens = note("embedded", self.embed(tokens, new_grid))
-        for index, block in enumerate(self.blocks):
-            masks = None if keep is None else keep[2 * index:2 * index + 2]
+        for index, (block, masks) in enumerate(zip(self.blocks, self.by_block(keep), strict=True)):
             if f"blocks.{index}.attention" in wanted.names:
                 tokens, wanted.found[f"blocks.{index}.attention"] = block(tokens, masks, layout, return_map=True)
             else:
@@ -180,6 +188,24 @@ class VisionTransformer(Backbone):
         tokens = note("norm", self.norm(tokens))
         note("pooled", self.pooled(tokens))
         return wanted.found
+
+    def by_block(self, keep: Tensor | None) -> Sequence[Tensor | None]:
+        """keep (2 L, B) -> what each block is told: its two rows, or with drop_path_group (2, n) int64, the samples that stay."""
+        if keep is None:
+            return [None] * len(self.blocks)
+        if self.drop_group is None:
+            return keep.unflatten(0, (-1, 2)).unbind(0)
+        if keep.shape[1] % self.drop_group:
+            raise ValueError(f"{keep.shape[1]} images are no whole groups of drop_path_group {self.drop_group}")
+        counts = [kept_of_group(rate, self.drop_group) for rate in self.drop_rates]
+        groups = keep.unflatten(1, (-1, self.drop_group))
+        if keep.device.type == "cpu":       # a GPU would have to be waited for
+            enough = (groups.sum(dim=2) == torch.tensor(counts)[:, None]).all()
+            torch._assert_async(enough, f"keep: of each {self.drop_group} images its rows want {counts} ones")
+        places = groups.argsort(dim=2, descending=True, stable=True)        # those that stay first, in their order
+        places = places + torch.arange(0, keep.shape[1], self.drop_group, device=keep.device)[:, None]
+        return [None if counts[row] == self.drop_group else places[row:row + 2, :, :counts[row]].flatten(1)
+                for row in range(0, len(counts), 2)]
 
     def layout(self, new_grid: tuple[int, int], device: torch.device) -> Layout:
         """What the blocks' attentions are told about tokens of a grid."""

@@ -97,7 +97,8 @@ def estimate(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int
     The backward pass is gone through block by block, from the last to the first, with what is there while each is differentiated;
     the peak is the largest of these moments.
     With parallel.tensor (Shoeybi et al. 2019, section 3) a block is gathered in part and what stands outside the blocks is sharded over
-    fewer ranks; the activations that it saves are not counted, so that its estimate is an upper bound, as it is for parallel.compile.
+    fewer ranks; the activations that it saves are not counted, so that its estimate is an upper bound, as it is for parallel.compile
+    and for model.drop_path_group, whose left-out branches keep nothing.
     """
     return max(_moments(recipe, world_size, micro_batch, micro_steps, on_gpu), key=lambda memory: memory.total)
 

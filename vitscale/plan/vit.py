@@ -3,6 +3,7 @@
 from vitscale.plan import patch_embed
 from vitscale.plan.anatomy import Anatomy, Unit
 from vitscale.plan.attention import mixing
+from vitscale.plan.drop_path import drop_rates, kept_of_group
 from vitscale.plan.sizes import Shape, grid, num_features, num_placed, num_positions, num_tokens, shape_of
 from vitscale.recipe.schema import Vit
 
@@ -85,11 +86,20 @@ def _flops(model: Vit, shape: Shape) -> dict[str, int]:
 def block_flops(model: Vit, shape: Shape, tokens: int) -> dict[str, int]:
     """Of all blocks, which `tokens` go through.  Full attention counts its two products of N x N x D."""
     width, mlp = shape.width, shape.mlp
-    return {
-        "attention_linear": shape.depth * tokens * 4 * (2 * width * width),
-        "attention_product": shape.depth * mixing(model, shape, tokens).flops,
-        "mlp": shape.depth * tokens * (3 if model.gated else 2) * (2 * width * mlp),
-    }
+    return {name: _of_all_blocks(model, shape, each) for name, each in {
+        "attention_linear": tokens * 4 * (2 * width * width),
+        "attention_product": mixing(model, shape, tokens).flops,
+        "mlp": tokens * (3 if model.gated else 2) * (2 * width * mlp),
+    }.items()}
+
+
+def _of_all_blocks(model: Vit, shape: Shape, each: int) -> int:
+    """What takes `each` for an image in a block takes in all of them, on average over the images in training: branches that
+    drop_path_group leaves out are not computed, those that stochastic depth masks are."""
+    if model.drop_path_group is None:
+        return shape.depth * each
+    rates = drop_rates(shape.depth, model.drop_path, model.drop_path_schedule)[::2]
+    return sum(kept_of_group(rate, model.drop_path_group) for rate in rates) * each // model.drop_path_group
 
 
 def _moved(model: Vit, shape: Shape) -> dict[str, int]:
@@ -110,12 +120,12 @@ def block_moved(model: Vit, shape: Shape, tokens: int) -> dict[str, int]:
     pointwise = (2 * norms + 6 + (4 if model.layer_scale is not None else 0)) * width + first + shape.mlp
     if model.qk_norm or model.position == "rotary":
         pointwise += 4 * width
-    return {
-        "attention_linear": shape.depth * tokens * (4 + 2) * width,
-        "attention_product": shape.depth * mixing(model, shape, tokens).kept,
-        "mlp": shape.depth * tokens * (2 * width + first + shape.mlp),
-        "elementwise": shape.depth * tokens * pointwise,
-    }
+    return {name: _of_all_blocks(model, shape, each) for name, each in {
+        "attention_linear": tokens * (4 + 2) * width,
+        "attention_product": mixing(model, shape, tokens).kept,
+        "mlp": tokens * (2 * width + first + shape.mlp),
+        "elementwise": tokens * pointwise,
+    }.items()}
 
 
 def unit_of(model: Vit, shape: Shape, tokens: int) -> Unit:

@@ -1,5 +1,7 @@
 """What single keys cannot show: combinations that contradict each other.  Needs no shards and no torch."""
 
+import math
+
 from vitscale.errors import RecipeError
 from vitscale.recipe.check_model import model_contradictions
 from vitscale.recipe.check_objective import objective_contradictions
@@ -18,8 +20,12 @@ def train_urls(recipe: Recipe) -> tuple[str, ...]:
 
 
 def default_group(recipe: Recipe) -> int:
-    """Consecutive positions that may be mixed with each other: 8 if the recipe mixes samples, else 1."""
-    return recipe.data.group or (8 if mixes(recipe) else 1)
+    """Consecutive positions whose samples depend on each other: 8 if the recipe mixes them, groups of stochastic depth whole, else 1."""
+    return recipe.data.group or math.lcm(8 if mixes(recipe) else 1, _drop_group(recipe) or 1)
+
+
+def _drop_group(recipe: Recipe) -> int | None:
+    return recipe.model.drop_path_group if isinstance(recipe.model, Vit) else None
 
 
 def default_lanes(recipe: Recipe) -> int:
@@ -58,6 +64,8 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         wrong("data.lanes", f"{lanes} lanes are more than the {data.num_samples} samples of data.num_samples")
     if data.repeats > 1 and batch % (group * data.repeats):
         wrong("data.repeats", f"global_batch {batch} is not a multiple of {data.repeats} repeats of data.group {group}")
+    if group % (_drop_group(recipe) or 1):
+        wrong("data.group", f"{group} is not a multiple of model.drop_path_group {_drop_group(recipe)}")
     if mixes(recipe) and group < 2:
         wrong("data.group", "mixup and cutmix mix samples of a group, which wants at least 2")
     found += _augment(data.augment)

@@ -1,11 +1,28 @@
 """What contradicts itself inside a model section, as far as it shows without knowing the named sizes (those: vitscale/plan/families.py)."""
 
+import itertools
+
 from vitscale.recipe.schema import Model, Vit
 
 
 def model_contradictions(model: Model) -> list[tuple[str, str]]:
     """(dotted key, sentence) for every combination that cannot work."""
     return _vit(model) if isinstance(model, Vit) else []
+
+
+def _drop_path(model: Vit) -> list[tuple[str, str]]:
+    """Groups out of which a share of the images leaves out a branch."""
+    group = model.drop_path_group
+    if group is None:
+        return []
+    if not model.drop_path:
+        return [("model.drop_path_group", "belongs to model.drop_path, which is 0")]
+    if model.parallel:
+        return [("model.drop_path_group", "does not go with model.parallel, whose two branches share one norm of all images")]
+    if round((1 - model.drop_path) * group) == group:
+        fits = next(one for one in itertools.count(2) if round((1 - model.drop_path) * one) < one)
+        return [("model.drop_path_group", f"{model.drop_path:g} of {group} images are none; the smallest group is {fits}")]
+    return []
 
 
 def _vit(model: Vit) -> list[tuple[str, str]]:
@@ -27,6 +44,7 @@ def _vit(model: Vit) -> list[tuple[str, str]]:
         found.append(("model.class_tokens", f"belongs to model.pool token, not to {model.pool}"))
     if model.pool_norm and model.pool == "attention":
         found.append(("model.pool_norm", "attention pooling has norms of its own; it belongs to model.pool token or mean"))
+    found += _drop_path(model)
     if model.parallel and model.layer_scale is not None:
         found.append(("model.layer_scale", "does not go with model.parallel, whose paper has none"))
     for key, kind in (("window", "local"), ("halo", "local"), ("sparse_block", "sparse"), ("sparse_random", "sparse")):

@@ -105,6 +105,7 @@ class Vit(Model):
     qk_norm: bool = False                   # LayerNorm of queries and keys, head by head (Dehghani et al. 2023, ViT-22B)
     gated: bool = False                     # SwiGLU in place of GELU, mlp wide after the gate (Shazeer 2020)
     parallel: bool = False                  # attention and MLP side by side behind one norm (Dehghani et al. 2023, ViT-22B)
+    drop_path_group: Count | None = None    # stochastic depth leaves out a share of each so many images, uncomputed; null: by chance
     layer_scale: Positive | None = None     # initial value of LayerScale's gamma (Touvron et al. 2021); null: none
     norm_eps: Positive = 1e-6               # of every LayerNorm: that of the papers' JAX code and of timm; transformers' default is 1e-12
     mup_base_width: Count | None = None     # muP (Yang et al. 2022): optim.lr and first values are those of this width; null: standard
