@@ -10,6 +10,7 @@ import torch
 
 from vitscale.data import augment, open_index, open_stream
 from vitscale.data.augment import Erase, normal_noise
+from vitscale.data.draws import MIX, SHARES, group_uniforms
 from vitscale.data.drop_path import keep_of_groups
 from vitscale.errors import CheckpointError
 from vitscale.recipe.load import check_recipe
@@ -237,3 +238,10 @@ def test_a_sample_whose_group_is_not_full_stays_no_more_often():
     assert {tuple(row[4:]) for row in alone} == {(1, 1, 0, 0)}                   # a group of dummies alone
     assert {row[:4].sum() for row in alone} == {2}
     assert np.mean([row[0] for row in alone]) == pytest.approx(0.5, abs=0.08)
+
+
+def test_who_stays_has_nothing_to_do_with_what_is_mixed():
+    found = keep_of_groups([0.5] * 6, 7, 3, np.arange(16), 4, 16)
+    draws = group_uniforms(7, 3, range(4), SHARES + 24)
+    assert MIX.stop <= SHARES
+    assert (found == (draws[:, SHARES:].reshape(4, 6, 4).argsort(axis=2).argsort(axis=2) < 2).transpose(1, 0, 2).reshape(6, 16)).all()
