@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from running import SMALL, Run, same_as, start, train
 
-from vitscale.checkpoint.files import sha256_of, write_json
 from vitscale.checkpoint.store import MANIFEST
+from vitscale.files import sha256_of, write_json
 
 pytestmark = pytest.mark.slow       # one run that is started three times
 

@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from vitscale.checkpoint import store
-from vitscale.checkpoint.files import sha256_of, write_json
 from vitscale.checkpoint.resume import newest_whole
 from vitscale.checkpoint.retain import to_delete
 from vitscale.checkpoint.room import Unwritten
@@ -41,6 +40,7 @@ from vitscale.checkpoint.store import (
     step_of,
 )
 from vitscale.errors import CheckpointError
+from vitscale.files import sha256_of, write_json
 from vitscale.recipe import Checkpoint
 
 AWKWARD = torch.tensor([0.1, -0.0, 1e-45, 3.4e38, float("inf"), 1 / 3])      # a denormal, a negative zero

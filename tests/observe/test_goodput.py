@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from vitscale.checkpoint.files import write_json
 from vitscale.checkpoint.lease import Lease
 from vitscale.errors import EXIT_REQUEUE
+from vitscale.files import write_json
 from vitscale.observe.goodput import FILE, Goodput, goodput_ratio, process_started, program_started, read_books
 from vitscale.observe.meters import Meters
 from vitscale.observe.names import BUCKETS

@@ -124,7 +124,7 @@ def test_a_stop_waits_until_rank_0_has_published(place: Path) -> None:
     # as a file system would be slow: the publishing alone takes two seconds, the launcher's patience is half a second
     (slow / "sitecustomize.py").write_text("""
 import time
-import vitscale.checkpoint.files as files
+import vitscale.files as files
 import vitscale.parallel.launch as launch
 launch.GRACE_S = 0.5
 fsync_folder = files.fsync_folder

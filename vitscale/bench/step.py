@@ -17,9 +17,9 @@ from torch import Tensor
 
 import vitscale
 from vitscale.bench.figures import Figure, spread
-from vitscale.checkpoint.files import write_atomically
 from vitscale.data.batch import MicroBatch, StepBatch
 from vitscale.data.drop_path import keep_of_groups
+from vitscale.files import write_atomically
 from vitscale.models import initial_value
 from vitscale.objectives import Task, build_task
 from vitscale.observe.meters import PHASES, Meters

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitscale.checkpoint.files import fsync_folder
 from vitscale.checkpoint.store import checkpoints_in, damage_in, is_foreign
 from vitscale.errors import CheckpointError
+from vitscale.files import fsync_folder
 from vitscale.recipe.bound import BOUND, ORDER, concerned, differences
 
 log = logging.getLogger(__name__)

@@ -21,12 +21,12 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from vitscale.checkpoint.files import fsync_folder, fsync_tree, sha256_of, write_json
 from vitscale.checkpoint.lease import Lease, LeaseLost
 from vitscale.checkpoint.retain import to_delete
 from vitscale.checkpoint.room import Unwritten, checkpoint_bytes, free_bytes
 from vitscale.data.report import size as size_text
 from vitscale.errors import CheckpointError
+from vitscale.files import fsync_folder, fsync_tree, sha256_of, write_json
 from vitscale.recipe import Checkpoint as CheckpointSettings
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.errors import ClusterError
+from vitscale.files import write_atomically
 from vitscale.recipe import Recipe
 
 JOB = "job.json"                # {jobs, time, outcome_before}: written by `vitscale submit`
@@ -52,9 +53,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def write_object(path: Path, value: dict[str, Any]) -> None:
     """Replace a file by a JSON object in one step."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_atomically(path, json.dumps(value, indent=1) + "\n", durable="content")
 
 
 def mark(path: Path) -> list[int] | None:

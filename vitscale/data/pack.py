@@ -19,9 +19,9 @@ from vitscale.data.bad import BadSample
 from vitscale.data.draws import check_seed, inside_permutation
 from vitscale.data.image import decode_whole
 from vitscale.data.index import image_member
-from vitscale.data.shards import publish
 from vitscale.data.sources import CLASSES, Entry, Source
 from vitscale.errors import DataError
+from vitscale.files import write_atomically
 
 VERSION = 1
 PLAN, SUMS, BAD = "pack.json", "SHA256SUMS", "bad.jsonl"
@@ -121,7 +121,7 @@ def _claim(out: Path, plan: dict[str, Any], prefix: str) -> None:
     except FileNotFoundError:
         if (first := next(out.glob("*.tar"), None)) is not None:
             raise DataError(f"{out}: holds {first.name} and more, which this did not pack; name an empty folder") from None
-        publish(out / PLAN, json.dumps(plan, indent=1).encode())
+        write_atomically(out / PLAN, json.dumps(plan, indent=1).encode())
         return
     except ValueError:
         raise DataError(f"{out / PLAN}: cannot be read; remove the folder, or name another") from None
@@ -165,11 +165,11 @@ def _write_all(
             raise
     whole = [row for row in rows if row is not None]
     bad = [one for row in whole for one in row["bad"]]
-    publish(out / SUMS, "".join(f"{row['sha256']}  {row['name']}\n" for row in whole).encode())
+    write_atomically(out / SUMS, "".join(f"{row['sha256']}  {row['name']}\n" for row in whole).encode())
     if source.classes:
-        publish(out / CLASSES, "".join(f"{name}\n" for name in source.classes).encode("utf-8", "surrogateescape"))
+        write_atomically(out / CLASSES, "".join(f"{name}\n" for name in source.classes).encode("utf-8", "surrogateescape"))
     if bad:
-        publish(out / BAD, "".join(json.dumps(one) + "\n" for one in bad).encode())
+        write_atomically(out / BAD, "".join(json.dumps(one) + "\n" for one in bad).encode())
     return Packed(len(whole), sum(row["samples"] for row in whole), sum(row["bytes"] for row in whole), kept, bad)
 
 
@@ -223,7 +223,7 @@ def _write_shard(
         os.fsync(file.fileno())
     os.replace(unfinished, out / name)
     row = {"name": name, "sha256": hashed.sha.hexdigest(), "bytes": hashed.bytes, "samples": samples, "bad": bad}
-    publish(out / _WORK / f"{name}.json", json.dumps(row).encode())
+    write_atomically(out / _WORK / f"{name}.json", json.dumps(row).encode())
     return row
 
 

@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from vitscale.data import remote
 from vitscale.errors import DataError
+from vitscale.files import write_atomically
 from vitscale.recipe.redact import redact
 
 BESIDE = ".vitscale-index"          # the folder next to the shards that holds their index
@@ -184,23 +185,9 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def publish(path: Path, content: bytes) -> None:
-    """Write a file so that readers see it whole or not at all, also after a crash.  Raises OSError, with nothing left behind."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def publish_index(path: Path, content: bytes) -> None:
-    """publish() a part of an index.  Raises DataError, with what to do."""
+    """write_atomically() a part of an index.  Raises DataError, with what to do."""
     try:
-        publish(path, content)
+        write_atomically(path, content, durable="content")
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); free some space or give another data.index_dir") from error

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 
 from vitscale.checkpoint.lease import Lease, LeaseLost
+from vitscale.files import write_atomically
 from vitscale.observe.meters import Meters
 from vitscale.observe.names import BUCKETS
 from vitscale.parallel.launch import STARTED_VARIABLE
@@ -80,11 +81,9 @@ class Goodput:
     def _write(self) -> None:
         """Not made durable: where a machine fails, attempts.jsonl still has the sums with which the attempt began."""
         books = {"attempt": self._lease.number, "started": self.first_started, "time": time.time(), "seconds": self.run_seconds()}
-        beside = self._path.with_name(f".{FILE}.{os.getpid()}")
         with contextlib.suppress(OSError, LeaseLost):       # a full disk ends a run elsewhere, if it must
             self._lease.check()
-            beside.write_text(json.dumps(books))
-            os.replace(beside, self._path)
+            write_atomically(self._path, json.dumps(books), durable="no")
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):

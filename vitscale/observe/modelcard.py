@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vitscale.checkpoint.files import write_atomically
 from vitscale.cluster.runfolder import ENVIRONMENT, METRICS, OUTCOME, RECIPE, last_row, printable, read_object
 from vitscale.cluster.status import LARGEST_RECIPE_BYTES
 from vitscale.errors import ClusterError, RecipeError
+from vitscale.files import write_atomically
 from vitscale.recipe.redact import redact, redacted
 from vitscale.recipe.text import read_yaml, write_yaml
 

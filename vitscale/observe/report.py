@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from vitscale.checkpoint.files import write_atomically
 from vitscale.cluster.runfolder import METRICS
 from vitscale.errors import ClusterError
+from vitscale.files import write_atomically
 from vitscale.observe.dashboard.assets import SCRIPTS, SHEETS, asset, document
 from vitscale.observe.dashboard.folder import Runs
 from vitscale.observe.dashboard.table import Table

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vitscale.checkpoint.files import write_json
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
+from vitscale.files import write_json
 
 log = logging.getLogger(__name__)
 FILE = "outcome.json"

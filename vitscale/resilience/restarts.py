@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitscale.checkpoint.files import write_atomically
 from vitscale.errors import EXIT_FAILED, EXIT_REQUEUE, CheckpointError, UserError
+from vitscale.files import write_atomically
 from vitscale.resilience.outcome import read_outcome, write_outcome
 
 log = logging.getLogger(__name__)

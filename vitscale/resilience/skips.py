@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitscale.checkpoint.files import write_atomically
 from vitscale.errors import DataError
+from vitscale.files import write_atomically
 
 FILE = "skips.jsonl"
 

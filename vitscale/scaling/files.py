@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vitscale.errors import DataError
+from vitscale.files import write_atomically
 
 DIGITS = 10  # significant ones; the last few of sixteen are rounding
 
@@ -49,11 +49,10 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Whole or not at all.  Raises DataError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
+        write_atomically(path, text, durable="content")
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from vitscale.checkpoint.files import write_json
 from vitscale.cluster.runfolder import ENVIRONMENT
+from vitscale.files import write_json
 from vitscale.parallel.world import World
 from vitscale.plan.flops import training_flops_per_image
 from vitscale.plan.params import count_params

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from vitscale.checkpoint.files import write_atomically
 from vitscale.checkpoint.lease import Lease
 from vitscale.data import StepBatch, Stream
 from vitscale.errors import EXIT_REQUEUE
+from vitscale.files import write_atomically
 from vitscale.observe.console import Progress as Display
 from vitscale.observe.console import make_console
 from vitscale.observe.goodput import Goodput, goodput_ratio

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 def fsync_folder(folder: Path) -> None:
@@ -16,19 +16,26 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` as one step; a reader sees the old or the new content, never a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+def write_atomically(path: Path, content: str | bytes, durable: Literal["name", "content", "no"] = "name") -> None:
+    """Replace `path` by `content`, text as UTF-8, as one step: a reader sees the old or the new content, never a part.
+
+    durable: what a machine that fails right after it cannot undo.  name: the replacement; content: nothing, but whichever of the two is
+    found is whole; no: after such a failure, not of a process, it may be empty.
+    Raises OSError, with nothing left behind.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")       # other nodes have the same process ids
     try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        with open(beside, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if durable != "no":
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError:
         beside.unlink(missing_ok=True)
         raise
-    fsync_folder(path.parent)
+    if durable == "name":
+        fsync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
