@@ -33,7 +33,7 @@ def crop(files: list[str], draws: list[list[Sequence[float]]], size: int, first:
         for number, (one, row) in enumerate(zip(data, rows, strict=True)):
             found = sound.sum_of(one)
             known = sound.knows(number, found)
-            decode(one, rule, size, draws=row, sound=known, out=slot)           # into a batch that is there
+            decode(one, rule, size, draws=row, sound=known, out=slot, marks=sound.marks(number))     # into a batch that is there
             if not known:
                 sound.note(number, found)
             kept += [slot.copy()] * bool(keep)

@@ -58,7 +58,7 @@ def main(path, seconds):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     rng = random.Random(0)
-    sound, tried, taken, end = list(images(rng)), 0, 0, time.monotonic() + seconds
+    sound, tried, taken, kept, end = list(images(rng)), 0, 0, bytearray(60), time.monotonic() + seconds
     while time.monotonic() < end:
         data, channels, scale = damage(rng.choice(sound), rng), rng.choice((1, 3)), rng.choice((1, 1, 2, 4, 8))
         top, left = rng.choice((0, rng.randrange(-1, 200))), rng.choice((0, rng.randrange(-1, 200)))
@@ -67,7 +67,9 @@ def main(path, seconds):
         row, column = rng.randrange(resized[0]), rng.randrange(resized[1])
         window = row, column, rng.randrange(1, resized[0] - row + 1), rng.randrange(1, resized[1] - column + 1)
         out = bytearray(window[2] * window[3] * channels)
-        taken += module.crop(data, out, channels, scale, box, resized, window, rng.random() < 0.7) is None
+        whole, marks = rng.random() < 0.7, rng.choice((None, bytearray(84), bytearray(rng.randbytes(36)), kept))
+        kept = marks if whole and marks else kept               # another image's, or those of this one before another damage
+        taken += module.crop(data, out, channels, scale, box, resized, window, whole, marks) is None
         tried += 1
     print(tried, taken)
 

@@ -46,9 +46,13 @@ def encode(image, **options):
     return buffer.getvalue()
 
 
-def taken(data, channels, scale, box, resized, window, whole=True):
+def taken(data, channels, scale, box, resized, window, whole=True, marks=None):
     out = np.full((*window[2:], channels), 7, np.uint8)
-    return out if native.crop(data, out, scale, box, resized, window, whole) else None
+    return out if native.crop(data, out, scale, box, resized, window, whole, marks) else None
+
+
+def no_marks(count=7):
+    return np.full((count, native.MARK_WORDS), 77, np.uint32)
 
 
 def wanted(data, channels, scale, box, resized, window):
@@ -78,8 +82,10 @@ def test_crops_are_those_of_the_libraries_to_the_last_bit(writer, mode):
             place = geometry(rng, -(-size[1] // scale), -(-size[0] // scale))
             for channels in (3, 1):
                 want = wanted(data, channels, scale, *place)
-                for whole in (True, False):
-                    assert np.array_equal(taken(data, channels, scale, *place, whole), want), (size, scale, place, channels)
+                marks = no_marks(int(rng.integers(1, 40)))
+                for whole, given_marks in ((True, None), (False, None), (True, marks), (False, marks)):
+                    got = taken(data, channels, scale, *place, whole, given_marks)
+                    assert np.array_equal(got, want), (size, scale, place, channels, whole)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -89,13 +95,51 @@ def test_so_they_are_for_every_sampling_of_colour_and_every_edge(sampling):
     data = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[sampling]])[1].tobytes()
     for scale in (1, 2, 4, 8):
         height, width = -(-61 // scale), -(-83 // scale)
-        whole = decode_checked(data, 3, scale)
+        whole, marks = decode_checked(data, 3, scale), no_marks()
         for edge in range(max(height, width)):
             for box in ((min(edge, height - 1), 0, 1, width), (0, min(edge, width - 1), height, 1),
                         (0, 0, min(edge + 1, height), min(edge + 1, width))):
                 top, left, h, w = box
-                got = taken(data, 3, scale, box, (h, w), (0, 0, h, w))
-                assert np.array_equal(got, whole[top:top + h, left:left + w]), (scale, box)
+                for all_of_it in (True, False):     # written, then read
+                    got = taken(data, 3, scale, box, (h, w), (0, 0, h, w), all_of_it, marks)
+                    assert np.array_equal(got, whole[top:top + h, left:left + w]), (scale, box)
+
+
+def test_what_lies_above_a_mark_is_not_looked_at():
+    """The coded data before the mark that is used may be anything; that before the one after it, not."""
+    data, marks = encode(CHINA), no_marks()
+    place = (300, 100, 90, 200), (45, 100), (0, 0, 45, 100)
+    want = taken(data, 3, 1, *place, True, marks)
+    rows = -(-427 // 16)
+    stand_at = [(number + 1) * rows // 8 for number in range(7)]
+    used = max(number for number, row in enumerate(stand_at) if 16 * row < 300 - 5)     # cubic weights reach a few rows above the box
+    begin = data.index(b"\xff\xda") + 14
+    for number, same in ((used, True), (used + 1, False)):
+        broken = bytearray(data)
+        coded = int(marks[number, 0]) // 8 - 400                                        # stuffed zeros lie before it, so it is further on
+        broken[begin:begin + coded] = [byte if byte >= 0xFE or data[begin + at - 1] == 0xFF else byte ^ 1       # no marker comes or goes
+                                       for at, byte in enumerate(data[begin:begin + coded])]
+        got = taken(bytes(broken), 3, 1, *place, False, marks)
+        assert (got is not None and np.array_equal(got, want)) == same
+
+
+def test_there_are_no_marks_of_what_has_restarts_or_the_libraries_decode():
+    place = (20, 20, 40, 40), (40, 40), (0, 0, 40, 40)
+    marks = no_marks()
+    assert taken(encode(CHINA, restart_marker_rows=1), 3, 1, *place, True, marks) is not None
+    assert not marks.any()
+    padded = encode(CHINA)[:-2] + b"\x05\x05\xff\xd9"                                     # read to the end, then refused
+    for data in (padded, encode(FLOWER, progressive=True)):
+        marks = no_marks()
+        decode(data, RandomCrop(), 32, 3, [0.5] * DRAWS, marks=marks)
+        assert not marks.any()
+
+
+def test_an_image_of_few_rows_has_fewer_marks():
+    marks = no_marks()
+    taken(encode(CHINA.resize((64, 40)), subsampling=2), 3, 1, (0, 0, 40, 64), (8, 8), (0, 0, 8, 8), True, marks)
+    assert (marks[:, 0] > 0).tolist() == [False] * 2 + [True] * 5          # three rows of blocks: before the first there is nothing to skip
+    assert len(set(marks[:, 0].tolist())) == 3
 
 
 def test_large_images_and_strong_reduction():

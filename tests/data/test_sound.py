@@ -98,6 +98,8 @@ def test_a_set_larger_than_the_table_is_only_known_in_part(monkeypatch):
     for sample in range(10):
         sound.note(sample, sample + 100)
     assert [sample for sample in range(10) if sound.knows(sample, sample + 100)] == [6, 7, 8, 9]
+    assert sound.marks(3) is None                   # those of 7 would lie there
+    assert SoundImages(4).marks(3).shape == (7, 3)
 
 
 def overwritten(data, seed):
@@ -139,9 +141,9 @@ def test_a_stream_decodes_less_once_it_knows_and_finds_what_rots_meanwhile(tmp_p
     index, total, bad, above = open_index(urls), sum(corrupt.COUNTS), [], []
     real, real_crop = jpeg.pixels_above, native.crop
 
-    def crop(*given, whole):
+    def crop(*given, whole, marks):
         above.extend([given] * (decoder == "native" and not whole))
-        return real_crop(*given, whole=whole)
+        return real_crop(*given, whole=whole, marks=marks)
 
     monkeypatch.setattr(jpeg, "pixels_above", lambda *given: above.append(given) or real(*given))
     monkeypatch.setattr(native, "crop", crop)

@@ -182,7 +182,8 @@ class Fetcher:
         data, sample = self.reader.pread(shard, *members[image]), int(plan.ids[source])
         known = self.sound.sum_of(data)
         sound = self.sound.knows(sample, known)
-        decode(data, self.crop, self.image, self.channels, draws, self.exif, sound, out=micro.images.numpy()[slot])
+        decode(data, self.crop, self.image, self.channels, draws, self.exif, sound, micro.images.numpy()[slot],
+               self.sound.marks(sample))
         if not sound:
             self.sound.note(sample, known)
         micro.labels.numpy()[slot] = labels[0] if labels else 0

@@ -15,7 +15,7 @@ from vitscale.data.orient import orientation, stored_box, swaps, upright
 
 def decode(
     data: bytes, crop: RandomCrop | CentreCrop, size: int, channels: int = 3, draws: Sequence[float] = (), exif: bool = False,
-    sound: bool = False, out: NDArray[np.uint8] | None = None,
+    sound: bool = False, out: NDArray[np.uint8] | None = None, marks: NDArray[np.uint32] | None = None,
 ) -> NDArray[np.uint8]:
     """One image -> (S, S, C) uint8, RGB or grey: into `out`, contiguous, if it is given.  draws: 22 numbers in [0, 1) for a RandomCrop.
 
@@ -27,7 +27,8 @@ def decode(
     square is turned: as right, and nothing large is copied.
 
     sound: these bytes were decoded before and nothing was wrong with them (sound.py).  Then what lies below the crop is left out, which
-    takes less time and gives the same pixels; else it is read too, since damage is told only at an image's end.
+    takes less time and gives the same pixels; else it is read too, since damage is told only at an image's end.  marks: of these bytes
+    (sound.py); written unless sound, read if sound, by which most of what lies above the crop is left out too.
 
     A JPEG is done by the native decoder where that was built and takes it; else by simplejpeg and torch, to the same pixels.
     """
@@ -48,10 +49,12 @@ def decode(
         out = np.empty((size, size, channels), np.uint8)
     if reduces and native.available() and (sound or jpeg.zeroed(data) is None):
         square = out if turn == 1 else np.empty_like(out)
-        if native.crop(data, square, scale, box, resized, window, whole=not sound):
+        if native.crop(data, square, scale, box, resized, window, whole=not sound, marks=marks):
             if turn != 1:
                 out[:] = upright(square, turn)
             return out
+    if marks is not None and not sound:
+        marks[:] = 0
     top, left, h, w = box
     pixels = decode_above(data, channels, scale, top + h) if sound else decode_checked(data, channels, scale)
     row, column, _, _ = window

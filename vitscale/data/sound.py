@@ -1,8 +1,13 @@
 """Which images were decoded whole and found sound, known again by their bytes."""
 
 import numpy as np
+from numpy.typing import NDArray
+
+from vitscale.data.native import MARK_WORDS
 
 _MOST = 1 << 24         # images that are remembered, in 128 MB at most; of a larger set those seen last
+_MARKS = 7              # ways into each image's coded data: 84 bytes
+_MOST_MARKED = 1 << 22  # images of a set whose marks are kept, in 352 MB at most, on every rank
 
 
 class SoundImages:
@@ -15,6 +20,7 @@ class SoundImages:
 
     def __init__(self, num_samples: int) -> None:
         self._sums = np.zeros(min(num_samples, _MOST), np.uint64)
+        self._marks = np.zeros((num_samples, _MARKS, MARK_WORDS), np.uint32) if num_samples <= min(_MOST_MARKED, _MOST) else None
 
     def sum_of(self, data: bytes) -> int:
         """Of an image's bytes; never 0, which stands for none."""
@@ -25,6 +31,11 @@ class SoundImages:
     def knows(self, sample: int, found: int) -> bool:
         """Whether the sample had this sum when it was last noted."""
         return int(self._sums[sample % len(self._sums)]) == found
+
+    def marks(self, sample: int) -> NDArray[np.uint32] | None:
+        """What decode() writes down while it reads the sample whole, and reads once it is known.  None in a large set: each image has a
+        place of its own, so that no other's can be written there in that moment."""
+        return None if self._marks is None else self._marks[sample]
 
     def note(self, sample: int, found: int) -> None:
         """It was decoded whole, and nothing was wrong."""

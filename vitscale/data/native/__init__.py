@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Box = tuple[int, int, int, int]         # top, left, height, width
+MARK_WORDS = 3                          # of a mark (entropy.h)
 
 _module: Any = None
 _absent = ""
@@ -32,10 +33,16 @@ def describe() -> str:
     return f"native: {_module.LIBJPEG}, Huffman decoder of its own, resize by {_module.INSTRUCTIONS}"
 
 
-def crop(data: bytes, out: NDArray[np.uint8], scale: int, box: Box, resized: tuple[int, int], window: Box, whole: bool) -> bool:
+def crop(
+    data: bytes, out: NDArray[np.uint8], scale: int, box: Box, resized: tuple[int, int], window: Box, whole: bool,
+    marks: NDArray[np.uint32] | None = None,
+) -> bool:
     """Decode a JPEG at 1 / scale, resize the box of it to `resized` (height, width) and write the window of that into out, contiguous
     (rows, columns, 3 or 1).  whole: the coded data is read to its end, so that True also says that nothing is wrong with it.
 
-    False: not taken; out then holds nothing of use.
+    marks (n, MARK_WORDS), contiguous: ways into the coded data.  They are written if it is read whole; else they are those that the same
+    data gave then, and of what lies above the crop most is not decoded.
+
+    False: not taken; out, and marks if whole, then hold nothing of use.
     """
-    return _module is not None and _module.crop(data, out, out.shape[2], scale, box, resized, window, whole) is None
+    return _module is not None and _module.crop(data, out, out.shape[2], scale, box, resized, window, whole, marks) is None

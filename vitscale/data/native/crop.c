@@ -121,6 +121,10 @@ static void read_rows(workspace *self, const request *asked, int channels, size_
     /* not aligned: else libjpeg-turbo's colour conversion writes past the caches, and reading what it wrote takes longer than all else here */
     uint8_t *rows[2] = {self->memory + 4, self->memory + length + 4};
     int first = asked->top + self->across.low, count = self->across.high - self->across.low;
+    if (asked->marks && !asked->whole && first > 0) {   /* libjpeg passes over whole rows of MCUs, if need be but for one line above */
+        unsigned lines = (unsigned)(cinfo->max_v_samp_factor * DCTSIZE / asked->scale);
+        entropy_jump(&self->coded, cinfo, asked->marks, (unsigned)asked->num_marks, (unsigned)(first - 1) / lines);
+    }
     if (first > 0 && jpeg_skip_scanlines(cinfo, (JDIMENSION)first) != (JDIMENSION)first)
         refuse(cinfo, "rows could not be skipped");
     const uint8_t *from[2] = {rows[0] - ((ptrdiff_t)start - asked->left) * channels, rows[1] - ((ptrdiff_t)start - asked->left) * channels};
@@ -152,6 +156,8 @@ static void work(workspace *self, const request *asked)
         refuse(cinfo, "the crop is not inside");
     entropy_begin(&self->coded, cinfo);
     cinfo->entropy->decode_mcu = next_mcu;
+    if (asked->marks && asked->whole)
+        entropy_mark(&self->coded, cinfo, asked->marks, (unsigned)asked->num_marks);
     if (!axis_make(&self->across, asked->height, asked->to_height, asked->from_row, asked->rows) ||
         !axis_make(&self->along, asked->width, asked->to_width, asked->from_column, asked->columns))
         refuse(cinfo, "no memory");

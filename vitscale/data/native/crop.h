@@ -17,6 +17,8 @@ typedef struct {
     int from_row, from_column;          /* the part of that which is wanted, */
     int rows, columns;                  /* and so many */
     int whole;                          /* read the coded data to its end, to see that all of it is sound */
+    uint32_t *marks;                    /* NULL, or as in entropy.h: written if whole, else read */
+    int num_marks;
     uint8_t *out;                       /* (rows, columns, channels) */
 } request;
 

@@ -167,6 +167,72 @@ void entropy_begin(entropy *state, j_decompress_ptr cinfo)
     state->until_restart = cinfo->restart_interval;
     state->first = 0;
     state->beyond = state->per_row;
+    state->marks = NULL;
+    state->landing = state->jumping = 0;
+}
+
+static unsigned row_of(const entropy *state, unsigned mark, unsigned count)
+{
+    return (unsigned)((uint64_t)(mark + 1) * (state->num_mcus / state->per_row) / (count + 1));
+}
+
+void entropy_mark(entropy *state, j_decompress_ptr cinfo, uint32_t *marks, unsigned count)
+{
+    memset(marks, 0, count * MARK * sizeof *marks);
+    if (cinfo->restart_interval || state->ends[0] > UINT32_MAX / 8)
+        return;
+    state->marks = marks;
+    state->num_marks = count;
+    state->next_mark = 0;
+}
+
+void entropy_jump(entropy *state, j_decompress_ptr cinfo, const uint32_t *marks, unsigned count, unsigned rows)
+{
+    if (cinfo->restart_interval)
+        return;
+    for (unsigned mark = count; mark > 0; mark--) {
+        const uint32_t *one = marks + (mark - 1) * MARK;
+        unsigned row = row_of(state, mark - 1, count);
+        if (row > 0 && row <= rows && one[0] != 0 && one[0] / 8 < state->ends[0]) {
+            state->way_in = one;
+            state->landing = row * state->per_row;
+            return;
+        }
+    }
+}
+
+/* Before a row of MCUs. */
+static void write_marks(entropy *state)
+{
+    unsigned row = state->mcu / state->per_row;
+    for (; state->next_mark < state->num_marks; state->next_mark++) {
+        unsigned wanted = row_of(state, state->next_mark, state->num_marks);
+        if (wanted > row)
+            return;
+        uint32_t *mark = state->marks + state->next_mark * MARK;
+        if (wanted == row && row > 0) {
+            mark[0] = (uint32_t)((state->at - state->bytes) * 8 - state->valid);
+            mark[1] = (state->dc[0] & 0xFFFF) | state->dc[1] << 16;
+            mark[2] = state->dc[2] & 0xFFFF;
+        }
+    }
+}
+
+/* Stand where the mark says. */
+static void land(entropy *state)
+{
+    const uint32_t *mark = state->way_in;
+    state->at = state->bytes + mark[0] / 8;
+    state->valid = 0;
+    state->buffer = 0;
+    if (mark[0] % 8) {
+        state->buffer = (uint64_t)*state->at++ << (56 + mark[0] % 8);
+        state->valid = 8 - (int)(mark[0] % 8);
+    }
+    state->dc[0] = (uint32_t)(int16_t)mark[1];
+    state->dc[1] = (uint32_t)(int16_t)(mark[1] >> 16);
+    state->dc[2] = (uint32_t)(int16_t)mark[2];
+    state->landing = state->jumping = 0;
 }
 
 /* How many bits of the stretch were taken, against how many there are: up to seven of padding may be left. */
@@ -244,6 +310,19 @@ static inline __attribute__((always_inline)) void decode_mcu(entropy *state, j_d
             restart(state, cinfo);
         state->until_restart--;
     }
+    if (unlikely(state->landing)) {
+        if (blocks == NULL)
+            state->jumping = 1;
+        else if (state->jumping)
+            refuse(cinfo, "a row is wanted that was passed over");
+        if (state->jumping) {
+            if (++state->mcu == state->landing)
+                land(state);
+            return;             /* whole rows: the column stays 0 */
+        }
+    }
+    if (unlikely(state->marks != NULL && state->column == 0))
+        write_marks(state);
     if (state->column < state->first || state->column >= state->beyond)
         blocks = NULL;
     if (++state->column == state->per_row)

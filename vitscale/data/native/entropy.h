@@ -36,11 +36,27 @@ typedef struct {
     uint32_t dc[3];                 /* last value of each component */
     unsigned mcu, column, until_restart;
     unsigned num_mcus, per_row, first, beyond;      /* columns of MCUs that are looked at: [first, beyond) */
+
+    uint32_t *marks;                /* to be written; NULL: none are */
+    unsigned num_marks, next_mark;
+    const uint32_t *way_in;         /* the mark that is jumped to, at MCU `landing`; 0: none */
+    unsigned landing, jumping;
 } entropy;
+
+/* A mark is how the decoder stands before a row of MCUs: from there the rest can be decoded without what comes before.  MARK words: the
+ * place in `bytes`, in bits, 0 if there is no mark; the last values of the components, 16 bits each.  The i-th of n stands before row
+ * (i + 1) rows / (n + 1). */
+#define MARK 3
 
 /* Prepare to decode the scan whose header libjpeg has just read; it starts at the source's next byte.  Needs jpeg_start_decompress().
  * All errors here and below leave by cinfo->err->error_exit(). */
 void entropy_begin(entropy *state, j_decompress_ptr cinfo);
+
+/* After entropy_begin(), for a scan without restarts (for others it does nothing): write marks while decoding, where there are any.  Or
+ * read what such a decoding of the same data has written, and pass over as many of the first `rows` rows of MCUs as they allow at once;
+ * none of these may then be asked for with blocks. */
+void entropy_mark(entropy *state, j_decompress_ptr cinfo, uint32_t *marks, unsigned count);
+void entropy_jump(entropy *state, j_decompress_ptr cinfo, const uint32_t *marks, unsigned count, unsigned rows);
 
 /* The next MCU; blocks NULL: pass over it. */
 void entropy_mcu(entropy *state, j_decompress_ptr cinfo, JBLOCKROW *blocks);

@@ -5,6 +5,7 @@
 #include <Python.h>
 
 #include "crop.h"
+#include "entropy.h"
 #include "resize.h"
 
 #include <dlfcn.h>
@@ -23,20 +24,24 @@ static workspace *idle[MOST_IDLE + 1];
 static int num_idle;
 
 PyDoc_STRVAR(crop_doc,
-"crop(data, out, channels, scale, box, resized, window, whole) -> str | None\n\n"
+"crop(data, out, channels, scale, box, resized, window, whole, marks) -> str | None\n\n"
 "Fill `out`, of rows * columns * channels bytes.  box: (top, left, height, width) in pixels of the image at 1 / scale; resized: (height,\n"
-"width) it becomes; window: (top, left, rows, columns) of that.  whole: read the coded data to its end.  None, or why it is not taken.");
+"width) it becomes; window: (top, left, rows, columns) of that.  whole: read the coded data to its end.  marks: None,\n"
+"or room for some, 12 bytes each: written if whole, else read, and what lies far above the crop is not decoded.  None, or why it is not taken.");
 
 static PyObject *py_crop(PyObject *module, PyObject *arguments)
 {
-    Py_buffer data, out;
+    Py_buffer data, out, marks = {0};
+    PyObject *given;
     request asked;
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "y*w*ii(iiii)(ii)(iiii)p", &data, &out, &asked.channels, &asked.scale,
+    if (!PyArg_ParseTuple(arguments, "y*w*ii(iiii)(ii)(iiii)pO", &data, &out, &asked.channels, &asked.scale,
                           &asked.top, &asked.left, &asked.height, &asked.width, &asked.to_height, &asked.to_width,
-                          &asked.from_row, &asked.from_column, &asked.rows, &asked.columns, &asked.whole))
+                          &asked.from_row, &asked.from_column, &asked.rows, &asked.columns, &asked.whole, &given))
         return NULL;
     PyObject *answer = NULL;
+    if (given != Py_None && PyObject_GetBuffer(given, &marks, PyBUF_WRITABLE))
+        goto done;
     if ((asked.channels != 1 && asked.channels != 3) || (asked.scale != 1 && asked.scale != 2 && asked.scale != 4 && asked.scale != 8) ||
         asked.rows < 1 || asked.columns < 1 || asked.rows > 65535 || asked.columns > 65535 ||
         (Py_ssize_t)asked.rows * asked.columns * asked.channels != out.len) {
@@ -51,6 +56,8 @@ static PyObject *py_crop(PyObject *module, PyObject *arguments)
     asked.data = data.buf;
     asked.size = (size_t)data.len;
     asked.out = out.buf;
+    asked.marks = marks.buf;
+    asked.num_marks = (int)(marks.len / (MARK * (Py_ssize_t)sizeof(uint32_t)));
     const char *why;
     Py_BEGIN_ALLOW_THREADS
     why = crop(mine, &asked);
@@ -63,6 +70,7 @@ static PyObject *py_crop(PyObject *module, PyObject *arguments)
 done:
     PyBuffer_Release(&data);
     PyBuffer_Release(&out);
+    PyBuffer_Release(&marks);
     return answer;
 }
 
