@@ -131,8 +131,10 @@ def test_there_are_no_marks_of_what_has_restarts_or_the_libraries_decode():
     padded = encode(CHINA)[:-2] + b"\x05\x05\xff\xd9"                                     # read to the end, then refused
     for data in (padded, encode(FLOWER, progressive=True)):
         marks = no_marks()
-        decode(data, RandomCrop(), 32, 3, [0.5] * DRAWS, marks=marks)
+        pixels = decode(data, RandomCrop(), 32, 3, [0.3] * (DRAWS - 2) + [1 - 1e-9] * 2, marks=marks)       # the crop lies at the bottom
         assert not marks.any()
+        again = decode(data, RandomCrop(), 32, 3, [0.3] * (DRAWS - 2) + [1 - 1e-9] * 2, sound=True, marks=marks)
+        assert np.array_equal(again, pixels)
 
 
 def test_an_image_of_few_rows_has_fewer_marks():

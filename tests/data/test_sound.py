@@ -143,6 +143,7 @@ def test_a_stream_decodes_less_once_it_knows_and_finds_what_rots_meanwhile(tmp_p
 
     def crop(*given, whole, marks):
         above.extend([given] * (decoder == "native" and not whole))
+        assert whole or marks.any()                     # of each image that is known there are some
         return real_crop(*given, whole=whole, marks=marks)
 
     monkeypatch.setattr(jpeg, "pixels_above", lambda *given: above.append(given) or real(*given))
