@@ -16,7 +16,7 @@ from typing import Any
 from measure import HERE
 
 ALLOWED = 0.10      # of a ratio
-RUNS = (["data.py", "--only", "crop", "read", "end", "--rounds", "5", "--samples", "480"], ["models.py", "--rounds", "3"])
+RUNS = (["data.py", "--only", "crop", "read", "end", "--rounds", "7", "--samples", "960"], ["models.py", "--rounds", "15"])
 
 
 def losses(stored: Mapping[str, Any], fresh: Mapping[str, Any]) -> tuple[list[str], int]:
