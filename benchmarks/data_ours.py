@@ -31,11 +31,11 @@ def crop(files: list[str], draws: list[list[Sequence[float]]], size: int, first:
     for rows in draws:
         sound = SoundImages(len(data)) if first else _SOUND.setdefault(len(data), SoundImages(len(data)))
         for number, (one, row) in enumerate(zip(data, rows, strict=True)):
-            found = sound.sum_of(one)
+            found, marks = sound.sum_of(one), sound.marks(number)
             known = sound.knows(number, found)
-            decode(one, rule, size, draws=row, sound=known, out=slot, marks=sound.marks(number))     # into a batch that is there
+            decode(one, rule, size, draws=row, sound=known, out=slot, marks=marks)      # into a batch that is there
             if not known:
-                sound.note(number, found)
+                sound.note(number, found, marks)
             kept += [slot.copy()] * bool(keep)
     native._module = present
     if keep:

@@ -92,6 +92,27 @@ def test_a_sum_tells_bytes_from_others():
     assert not sound.knows(4, sound.sum_of(data))
 
 
+def test_marks_are_noted_with_the_sum_they_belong_to():
+    sound = SoundImages(3)
+    mine = sound.marks(1)
+    mine[:] = 5                                     # written by a decoder, which may fail
+    assert not sound.marks(1).any()
+    sound.note(1, 77, mine)
+    assert (sound.marks(1) == 5).all()
+    assert not sound.marks(0).any()
+    seen = []
+
+    class Watched(np.ndarray):
+        def __setitem__(self, place, value):
+            seen.append(sound.knows(1, 77))
+            super().__setitem__(place, value)
+
+    sound._marks = sound._marks.view(Watched)
+    sound.note(1, 88, mine + 1)
+    assert seen == [False]                          # who asks in that moment decodes it whole
+    assert sound.knows(1, 88)
+
+
 def test_a_set_larger_than_the_table_is_only_known_in_part(monkeypatch):
     monkeypatch.setattr("vitscale.data.sound._MOST", 4)
     sound = SoundImages(10)

@@ -180,12 +180,11 @@ class Fetcher:
             raise BadSample("image", f"has no image (its members are {', '.join(members)})")
         draws: Sequence[float] = () if plan.crop is None else plan.crop[slot].tolist()
         data, sample = self.reader.pread(shard, *members[image]), int(plan.ids[source])
-        known = self.sound.sum_of(data)
+        known, marks = self.sound.sum_of(data), self.sound.marks(sample)
         sound = self.sound.knows(sample, known)
-        decode(data, self.crop, self.image, self.channels, draws, self.exif, sound, micro.images.numpy()[slot],
-               self.sound.marks(sample))
+        decode(data, self.crop, self.image, self.channels, draws, self.exif, sound, micro.images.numpy()[slot], marks)
         if not sound:
-            self.sound.note(sample, known)
+            self.sound.note(sample, known, marks)
         micro.labels.numpy()[slot] = labels[0] if labels else 0
         if micro.targets is not None:
             micro.targets.numpy()[slot, labels] = 1

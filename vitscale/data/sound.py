@@ -33,10 +33,14 @@ class SoundImages:
         return int(self._sums[sample % len(self._sums)]) == found
 
     def marks(self, sample: int) -> NDArray[np.uint32] | None:
-        """What decode() writes down while it reads the sample whole, and reads once it is known.  None in a large set: each image has a
-        place of its own, so that no other's can be written there in that moment."""
-        return None if self._marks is None else self._marks[sample]
+        """A copy of what decode() wrote down when it read the sample whole, to be read again once it is known, or to be written.  Asked for
+        before knows(): then they are of the same bytes, whatever other threads note.  None in a large set."""
+        return None if self._marks is None else self._marks[sample].copy()
 
-    def note(self, sample: int, found: int) -> None:
-        """It was decoded whole, and nothing was wrong."""
-        self._sums[sample % len(self._sums)] = found
+    def note(self, sample: int, found: int, marks: NDArray[np.uint32] | None = None) -> None:
+        """It was decoded whole, nothing was wrong, and these are its marks."""
+        place = sample % len(self._sums)
+        if self._marks is not None and marks is not None:
+            self._sums[place] = 0       # nobody knows it while they change
+            self._marks[sample] = marks
+        self._sums[place] = found
