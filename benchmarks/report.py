@@ -27,6 +27,14 @@ KNOWN = {
     "unattended-signal": "Steps lost on a signal",
     "unattended-stall": "Training stands still for a checkpoint",
 }
+# Figures that a row has a goal for, by how their names begin; where it lacks them, what is told instead.
+WANTED = {
+    "gpu-step": (("H/14: ratio to the best peer", ">= 1.15", "not measured"),
+                 ("H/14: MFU of the data sheet's 989 TFLOP/s", ">= 0.6", "not measured beside peers; alone: LOG.md"),
+                 ("B/16: MFU of the data sheet's 989 TFLOP/s", ">= 0.5", "not measured beside peers; alone: LOG.md"),
+                 ("H/14: FP8 against bf16", ">= 1.2", "not measured beside peers; alone: LOG.md"),
+                 ("more than one GPU", "", "not measured")),
+}
 HEAD = """# Results
 
 Made by `python benchmarks/report.py` from `benchmarks/rows/`; do not edit.  A value is the median of the rounds, behind it their least and
@@ -59,6 +67,8 @@ def render(rows: list[dict[str, Any]]) -> str:
             span = f"{_number(one['low'])} to {_number(one['high'])}" if one["low"] != one["high"] else ""
             lines.append(f"| {row['title'] if not number else ''} | {one['name']} | {_number(one['value'])} {one['unit']} | {span} "
                          f"| {one.get('goal', '')} | {met} |")
+        lines += [f"| | {name} | {told} | | {goal} | |" for name, goal, told in WANTED.get(row["name"], ())
+                  if not any(one["name"].startswith(name) for one in row["figures"])]
         details.append(_detail(row))
     return HEAD + "\n".join(lines) + "\n\n## How\n\n" + "\n".join(details)
 
