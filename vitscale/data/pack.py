@@ -121,7 +121,7 @@ def _claim(out: Path, plan: dict[str, Any], prefix: str) -> None:
     except FileNotFoundError:
         if (first := next(out.glob("*.tar"), None)) is not None:
             raise DataError(f"{out}: holds {first.name} and more, which this did not pack; name an empty folder") from None
-        write_atomically(out / PLAN, json.dumps(plan, indent=1).encode())
+        write_atomically(out / PLAN, json.dumps(plan, indent=1), durable="content")
         return
     except ValueError:
         raise DataError(f"{out / PLAN}: cannot be read; remove the folder, or name another") from None
@@ -165,11 +165,12 @@ def _write_all(
             raise
     whole = [row for row in rows if row is not None]
     bad = [one for row in whole for one in row["bad"]]
-    write_atomically(out / SUMS, "".join(f"{row['sha256']}  {row['name']}\n" for row in whole).encode())
+    write_atomically(out / SUMS, "".join(f"{row['sha256']}  {row['name']}\n" for row in whole), durable="content")
     if source.classes:
-        write_atomically(out / CLASSES, "".join(f"{name}\n" for name in source.classes).encode("utf-8", "surrogateescape"))
+        names = "".join(f"{name}\n" for name in source.classes)
+        write_atomically(out / CLASSES, names.encode("utf-8", "surrogateescape"), durable="content")
     if bad:
-        write_atomically(out / BAD, "".join(json.dumps(one) + "\n" for one in bad).encode())
+        write_atomically(out / BAD, "".join(json.dumps(one) + "\n" for one in bad), durable="content")
     return Packed(len(whole), sum(row["samples"] for row in whole), sum(row["bytes"] for row in whole), kept, bad)
 
 
@@ -223,7 +224,7 @@ def _write_shard(
         os.fsync(file.fileno())
     os.replace(unfinished, out / name)
     row = {"name": name, "sha256": hashed.sha.hexdigest(), "bytes": hashed.bytes, "samples": samples, "bad": bad}
-    write_atomically(out / _WORK / f"{name}.json", json.dumps(row).encode())
+    write_atomically(out / _WORK / f"{name}.json", json.dumps(row), durable="content")
     return row
 
 
