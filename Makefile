@@ -40,7 +40,7 @@ bench-cpu: $(VENV)/installed-dev              # everything that needs no GPU, 40
 	$(BENCH)/unattended.py
 	$(BENCH)/report.py
 
-bench-check: $(VENV)/installed-dev            # ratios measured anew, what falls twice, must be within a tenth of the stored ones
+bench-check: $(VENV)/installed-dev            # fails where a ratio measured anew, twice, is more than a tenth below the stored one
 	$(BENCH)/check.py $(if $(SHARDS),--shards '$(SHARDS)')
 
 clean:                                        # keeps runs/ and data/

@@ -113,7 +113,7 @@ def test_what_falls_is_measured_once_more(tmp_path, monkeypatch, capsys):
     (tmp_path / "a.json").write_text(json.dumps(row("a", speed=(2.0, ">= 1.8"), other=(2.0, ""))))
     made = [{"a": row("a", speed=(speed, ""), other=(other, ""))} for speed, other in ((1.0, 1.0), (1.1, 2.0), (1.0, 2.0), (2.0, 1.0))]
     monkeypatch.setattr(check, "measured", lambda shards: made.pop(0))
-    with pytest.raises(SystemExit, match="(?s)1 of 2 ratios fell.*a: speed: 2 -> 1$"):
+    with pytest.raises(SystemExit, match=r"(?s)1 of 2 ratios fell.*a: speed: 2 -> 1$"):
         check.main(["--rows", str(tmp_path)])
     assert "measured once more, since these fell:\na: speed: 2 -> 1\na: other: 2 -> 1\n" in capsys.readouterr().err
     check.main(["--rows", str(tmp_path)])           # another one each time
