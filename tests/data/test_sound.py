@@ -115,6 +115,7 @@ def test_marks_are_noted_with_the_sum_they_belong_to():
 
 def test_a_set_larger_than_the_table_is_only_known_in_part(monkeypatch):
     monkeypatch.setattr("vitscale.data.sound._MOST", 4)
+    monkeypatch.setattr("vitscale.data.sound._MOST_MARKED", 4)
     sound = SoundImages(10)
     for sample in range(10):
         sound.note(sample, sample + 100)

@@ -31,7 +31,8 @@ from vitscale.parallel.world import World
 from vitscale.plan.flops import training_flops_per_image
 from vitscale.plan.hardware import find_device, peak_for
 from vitscale.plan.memory import fitting_micro_batch
-from vitscale.recipe import Recipe, Vit
+from vitscale.recipe import Recipe
+from vitscale.recipe.check import drop_group
 from vitscale.resilience.speed import matmul_flops
 from vitscale.train.size import device_bytes
 from vitscale.train.step import Inputs, train_step
@@ -127,8 +128,8 @@ def _made_up(recipe: Recipe, count: int, drop_rates: Sequence[float], num_draws:
         return tensor.pin_memory() if pin else tensor
 
     keep = None
-    if isinstance(model, Vit) and model.drop_path_group is not None:
-        keep = torch.from_numpy(keep_of_groups(drop_rates, recipe.seed, 0, np.arange(count), model.drop_path_group, count))
+    if (group := drop_group(recipe)) is not None:
+        keep = torch.from_numpy(keep_of_groups(drop_rates, recipe.seed, 0, np.arange(count), group, count))
     elif any(drop_rates):
         keep = (torch.rand(len(drop_rates), count, generator=draw) >= torch.tensor(drop_rates)[:, None]).float()
     labels = torch.randint(max(model.classes, 1), (count,), generator=draw)

@@ -1,4 +1,4 @@
-"""Stochastic depth: which samples keep which residual branch, by draws of their own or of their groups."""
+"""Stochastic depth by groups: which samples of each keep which residual branch."""
 
 from collections.abc import Sequence
 

@@ -27,8 +27,7 @@ from vitscale.data.policy import erasures, operations
 from vitscale.errors import CheckpointError, DataError
 from vitscale.plan.hardware import usable_cores
 from vitscale.recipe import Augment, Recipe
-from vitscale.recipe.check import default_group
-from vitscale.recipe.schema import Vit
+from vitscale.recipe.check import default_group, drop_group
 
 _SET = 0        # of the key of a draw: one index, in which every sample has an id of its own, also of a mixture
 _VAL = 1        # the same of an evaluation
@@ -87,7 +86,7 @@ def open_stream(
         return Stream(
             index.hash, order, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro,
             augment=data.augment, image=model.image, classes=model.classes, drop_rates=drop_rates,
-            drop_group=model.drop_path_group if isinstance(model, Vit) else None, num_draws=num_draws,
+            drop_group=drop_group(recipe), num_draws=num_draws,
         )
     return EvalStream(
         index, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro, seed=recipe.seed, num_draws=num_draws,

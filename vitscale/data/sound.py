@@ -20,7 +20,7 @@ class SoundImages:
 
     def __init__(self, num_samples: int) -> None:
         self._sums = np.zeros(min(num_samples, _MOST), np.uint64)
-        self._marks = np.zeros((num_samples, _MARKS, MARK_WORDS), np.uint32) if num_samples <= min(_MOST_MARKED, _MOST) else None
+        self._marks = np.zeros((num_samples, _MARKS, MARK_WORDS), np.uint32) if num_samples <= _MOST_MARKED else None
 
     def sum_of(self, data: bytes) -> int:
         """Of an image's bytes; never 0, which stands for none."""

@@ -21,10 +21,11 @@ def train_urls(recipe: Recipe) -> tuple[str, ...]:
 
 def default_group(recipe: Recipe) -> int:
     """Consecutive positions whose samples depend on each other: 8 if the recipe mixes them, groups of stochastic depth whole, else 1."""
-    return recipe.data.group or math.lcm(8 if mixes(recipe) else 1, _drop_group(recipe) or 1)
+    return recipe.data.group or math.lcm(8 if mixes(recipe) else 1, drop_group(recipe) or 1)
 
 
-def _drop_group(recipe: Recipe) -> int | None:
+def drop_group(recipe: Recipe) -> int | None:
+    """Images of which each residual branch leaves out a fixed share; None: stochastic depth, if any, is by chance."""
     return recipe.model.drop_path_group if isinstance(recipe.model, Vit) else None
 
 
@@ -64,8 +65,8 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         wrong("data.lanes", f"{lanes} lanes are more than the {data.num_samples} samples of data.num_samples")
     if data.repeats > 1 and batch % (group * data.repeats):
         wrong("data.repeats", f"global_batch {batch} is not a multiple of {data.repeats} repeats of data.group {group}")
-    if group % (_drop_group(recipe) or 1):
-        wrong("data.group", f"{group} is not a multiple of model.drop_path_group {_drop_group(recipe)}")
+    if group % (drop_group(recipe) or 1):
+        wrong("data.group", f"{group} is not a multiple of model.drop_path_group {drop_group(recipe)}")
     if mixes(recipe) and group < 2:
         wrong("data.group", "mixup and cutmix mix samples of a group, which wants at least 2")
     found += _augment(data.augment)
