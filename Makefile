@@ -32,11 +32,12 @@ bench-gpu: $(VENV)/installed                  # a training step against timm, tr
 	$(BENCH)/gpu_step.py
 	$(BENCH)/report.py
 
-bench-cpu: $(VENV)/installed-dev              # everything that needs no GPU, 40 minutes or so; SHARDS='PHOTOS-{0..3}.tar' for the data's
+# SHARDS='PHOTOS-{0..3}.tar': the data's rows are measured on them.  CIFAR=FOLDER with train/*.tar and test/*.tar: distillation too, an hour.
+bench-cpu: $(VENV)/installed-dev              # everything that needs no GPU, half an hour or so
 	$(BENCH)/data.py $(if $(SHARDS),--shards '$(SHARDS)')
 	$(BENCH)/models.py
 	$(BENCH)/overhead.py
-	$(BENCH)/distillation.py
+	$(if $(CIFAR),$(BENCH)/distillation.py --train '$(CIFAR)/train/*.tar' --val '$(CIFAR)/test/*.tar')
 	$(BENCH)/unattended.py
 	$(BENCH)/report.py
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from vitscale.data import pack_digits
+
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("transformers")
 
@@ -37,11 +39,23 @@ def test_steps_against_transformers(tmp_path):
 def test_a_student_with_a_teacher(tmp_path):
     import distillation
 
-    small = ["model.width=16", "model.depth=1", "model.heads=2", "model.mlp=24", "observe.exporter=false"]
-    distillation.main(["--seeds", "1", "--epochs", "1", "--teacher-epochs", "1", "--rows", str(tmp_path), "--student", *small])
+    digits = pack_digits(tmp_path / "digits")
+    size = ["model.image=16", "data.augment.flip=0", "optim.warmup=5 steps", "global_batch=20"]
+    distillation.main([
+        "--train", f"{digits}/train-*.tar", "--val", f"{digits}/val-*.tar", "--teacher-shards", "3", "--student-shards", "1",
+        "--seeds", "1", "--epochs", "3", "--rows", str(tmp_path),
+        "--teacher", *size, "model.family=convnext", "model.widths=[16,32]", "model.depths=[1,1]", "optim.lr=1e-2",
+        "--student", *size, "model.width=16", "model.depth=1", "model.heads=2", "model.mlp=24", "model.patch=4", "optim.lr=1e-3"])
+    row = json.loads((tmp_path / "distillation.json").read_text())
+    assert row["shards"]["samples"] == 180
+    assert "3 passes over 180 images, 1 seeds" in row["title"]
+    assert row["title"].endswith("by 359 images")
     found = figures(tmp_path / "distillation.json")
-    assert {name.partition(":")[0] for name in found} == {"teacher", *distillation.STUDENTS}
-    assert found["teacher: top-1"] > 20                         # ten digits
+    assert {name.partition(":")[0] for name in found} == {"teacher, 540 images", *distillation.STUDENTS}
+    assert found["teacher, 540 images: top-1"] > 20             # ten digits
+    for name in [*distillation.STUDENTS][1:]:
+        taught, alone = (100 - found[f"{one}: top-1"] for one in (name, "alone"))
+        assert found[f"{name}: errors, against alone, seed by seed"] == pytest.approx(taught / alone)
 
 
 def test_the_tables_of_architectures_are_those_of_today(tmp_path):
