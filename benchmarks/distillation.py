@@ -94,8 +94,8 @@ def main(arguments: list[str] | None = None) -> None:
             figures.append(figure(f"{name}: errors, against alone, seed by seed", ratios(*errors), "x", at_most=1.0))
     write_row(
         given.rows, "distillation",
-        f"ViT-Ti, {given.epochs} passes over {at_student['samples']:,} images, {given.seeds} seeds: with a teacher against alone, "
-        f"by {at_val['samples']:,} images", figures,
+        f"ViT-Ti, {given.epochs} passes over {at_student['samples']:,} images of CIFAR-10, {given.seeds} seeds: "
+        f"with a teacher against alone, by {at_val['samples']:,} images", figures,
         command=f"python benchmarks/distillation.py --train TRAIN --val VAL --teacher-shards {given.teacher_shards} "
                 f"--student-shards {given.student_shards} --seeds {given.seeds} --epochs {given.epochs}",
         rounds=given.seeds, versions={"python": platform.python_version(), "torch": version("torch")}, shards=at_student,

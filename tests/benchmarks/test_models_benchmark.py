@@ -48,7 +48,7 @@ def test_a_student_with_a_teacher(tmp_path):
         "--student", *size, "model.width=16", "model.depth=1", "model.heads=2", "model.mlp=24", "model.patch=4", "optim.lr=1e-3"])
     row = json.loads((tmp_path / "distillation.json").read_text())
     assert row["shards"]["samples"] == 180
-    assert "3 passes over 180 images, 1 seeds" in row["title"]
+    assert "3 passes over 180 images of CIFAR-10, 1 seeds" in row["title"]
     assert row["title"].endswith("by 359 images")
     found = figures(tmp_path / "distillation.json")
     assert {name.partition(":")[0] for name in found} == {"teacher, 540 images", *distillation.STUDENTS}
