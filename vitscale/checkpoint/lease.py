@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from vitscale.errors import CheckpointError
+from vitscale.processes import boot_id, start_of
 
 HEARTBEAT_S = 5.0
 STALE_S = 60.0      # a holder on another host that has not been heard of for so long is taken for dead
@@ -100,8 +101,8 @@ def _highest(folder: Path) -> int | None:
 
 
 def _self_description() -> dict[str, object]:
-    return {"host": socket.gethostname(), "boot": _boot_id(), "node": os.environ.get("SLURMD_NODENAME"), "pid": os.getpid(),
-            "start": _start_of(os.getpid()), "job": os.environ.get("SLURM_JOB_ID"),
+    return {"host": socket.gethostname(), "boot": boot_id(), "node": os.environ.get("SLURMD_NODENAME"), "pid": os.getpid(),
+            "start": start_of(os.getpid()), "job": os.environ.get("SLURM_JOB_ID"),
             "restart": os.environ.get("SLURM_RESTART_COUNT", "0"), "time": time.time()}
 
 
@@ -114,8 +115,8 @@ def _refuse_if_alive(path: Path, run_folder: Path) -> None:
         age_s = time.time() - path.stat().st_mtime
     except (OSError, ValueError, KeyError, TypeError):
         return      # unreadable: nobody can be holding it by this program
-    same_machine = holder.get("host") == socket.gethostname() and holder.get("boot") == _boot_id()
-    if same_machine and _start_of(pid) != start:
+    same_machine = holder.get("host") == socket.gethostname() and holder.get("boot") == boot_id()
+    if same_machine and start_of(pid) != start:
         return
     if (not same_machine and age_s > STALE_S) or _slurm_has_ended(holder):
         return      # if it lives on all the same, it is an orphan, and check() keeps it from writing
@@ -140,28 +141,3 @@ def _slurm_has_ended(holder: dict[str, object]) -> bool:
     if answer.returncode != 0:
         return "Invalid job id" in answer.stderr
     return not any(state in answer.stdout for state in ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED"))
-
-
-def _boot_id() -> str:
-    """What process numbers count within: one boot of one machine, and one container's process namespace there."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _start_of(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks: with the pid it names a process for good.  None if there is none (or a zombie)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (OSError, ValueError):
-        return _start_without_proc(pid)
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def _start_without_proc(pid: int) -> str | None:
-    """The same where there is no /proc (macOS); None also on Linux when the process is gone."""
-    if Path("/proc/self").exists():
-        return None
-    answer = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
-    return answer.stdout.strip() or None

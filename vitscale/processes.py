@@ -1,0 +1,38 @@
+"""Processes of this machine, named for good: a number alone is given to another process sooner or later."""
+
+import os
+import subprocess
+from pathlib import Path
+
+
+def boot_id() -> str:
+    """What process numbers count within: one boot of one machine, and one container's process namespace there."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def start_of(pid: int) -> str | None:
+    """When a process started, in the kernel's ticks: with the pid it names a process for good.  None if there is none (or a zombie)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return _start_without_proc(pid)
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process stands still by SIGSTOP, Ctrl-Z or `scontrol suspend`."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (OSError, IndexError):
+        return False
+
+
+def _start_without_proc(pid: int) -> str | None:
+    """The same where there is no /proc (macOS); None also on Linux when the process is gone."""
+    if Path("/proc/self").exists():
+        return None
+    answer = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
+    return answer.stdout.strip() or None
