@@ -33,41 +33,39 @@ def data_pack(
     path_column: Annotated[str, typer.Option(help="Manifest: where the path stands, relative to the manifest's folder.")] = "path",
     label_column: Annotated[str, typer.Option(help="Manifest: where the class number or name stands; '' for no labels.")] = "label",
     workers: Annotated[int | None, typer.Option(help="Threads; default: one per core.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Exit with 0 although images were bad and left out.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Exit with 0 although images were bad or classes are empty.")] = False,
+    max_left_out: Annotated[float, typer.Option(help="Exit with 2 if more than this share of a folder's files are no images.")] = 0.1,
 ) -> None:
     """Pack images into shards, in parallel; goes on where a killed pack stopped.
 
-    Every image is decoded first: bad ones are left out and listed in OUT/bad.jsonl, and the exit code is 2.  Folders and manifests are
-    mixed by a seed, since shards that hold one class each train badly.  The same source gives the same bytes.
+    Every image is decoded first: bad ones are left out and listed in OUT/bad.jsonl, and the exit code is 2.  TIFF, GIF (its first picture)
+    and AVIF become PNG.  A folder with train/, val/ or test/ in it becomes OUT/train, OUT/val and so on, with the same class numbers.
+    Folders and manifests are mixed by a seed, since shards that hold one class each train badly.  The same source gives the same bytes.
     """
     from vitscale.data.labels import read_class_map
-    from vitscale.data.pack import BAD, Options, pack
+    from vitscale.data.pack import Options, pack
     from vitscale.data.progress import bar
-    from vitscale.data.report import plural, size
-    from vitscale.data.sources import open_source
+    from vitscale.data.report import show_packed
+    from vitscale.data.sources import open_sources
     from vitscale.errors import EXIT_WRONG_INPUT, DataError
     from vitscale.plan.hardware import usable_cores
 
     if no_shuffle and shuffle is not None:
         raise DataError("give one of --shuffle and --no-shuffle")
+    if not 0 <= max_left_out <= 1:
+        raise DataError(f"--max-left-out: wants a share from 0 to 1, got {max_left_out:g}")
     if Path(source).is_dir() and out.absolute().resolve().is_relative_to(Path(source).resolve()):
         raise DataError(f"{out}: lies inside the source; name a folder outside it")
     names = list(read_class_map(classes)) if classes else ()
-    opened = open_source(source, path_column=path_column, label_column=label_column, classes=names)
-    seed = None if no_shuffle else shuffle if shuffle is not None or opened.mixed else 0
-    options = Options(prefix, shard_samples if shard_samples or shard_bytes else 1000, shard_bytes, seed, resize, quality)
-    with bar("packing", "images") as show:
-        packed = pack(opened, out, options, workers=workers or usable_cores(), on_progress=show)
-    kept = f"; {packed.kept} shards were there already" if packed.kept else ""
-    order = "" if opened.mixed or seed is None else f"; mixed by seed {seed}"
-    ignored = f"; {opened.ignored} files that are no images ignored" if opened.ignored else ""
-    print(f"{packed.samples:,} samples in {packed.shards:,} shards, {size(packed.bytes)}{order}{kept}{ignored}")
-    if packed.bad:
-        for one in packed.bad[:10]:
-            print(f"left out: {one['name']}: {one['reason']}: {one['detail']}", file=sys.stderr)
-        print(f"{plural(len(packed.bad), 'bad image')} left out; {out / BAD} lists them", file=sys.stderr)
-        if not skip_bad:
-            raise typer.Exit(EXIT_WRONG_INPUT)
+    sound = True
+    for split, opened in open_sources(source, path_column=path_column, label_column=label_column, classes=names).items():
+        seed = None if no_shuffle else shuffle if shuffle is not None or opened.mixed else 0
+        options = Options(prefix, shard_samples if shard_samples or shard_bytes else 1000, shard_bytes, seed, resize, quality)
+        with bar(f"packing {split}".strip(), "images") as show:
+            packed = pack(opened, out / split, options, workers=workers or usable_cores(), on_progress=show)
+        sound &= show_packed(split, opened, packed, out / split, options, max_left_out, skip_bad)
+    if not sound:
+        raise typer.Exit(EXIT_WRONG_INPUT)
 
 
 @data_app.command("verify")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from vitscale.data.bad import BadSample
 from vitscale.data.draws import check_seed, inside_permutation
+from vitscale.data.foreign import NATIVE, kind_of, to_png
 from vitscale.data.image import decode_whole
 from vitscale.data.index import image_member
 from vitscale.data.sources import CLASSES, Entry, Source
@@ -50,6 +52,7 @@ class Packed:
     bytes: int
     kept: int                           # shards that were there from before
     bad: list[dict[str, str]]           # name, reason, detail of each entry that could not be packed
+    classes: Counter[int]               # samples of each class number, where the source knows it before it is read
 
 
 def pack(source: Source, out: Path, options: Options, *, workers: int, on_progress: Progress | None = None) -> Packed:
@@ -171,7 +174,9 @@ def _write_all(
         write_atomically(out / CLASSES, names.encode("utf-8", "surrogateescape"), durable="content")
     if bad:
         write_atomically(out / BAD, "".join(json.dumps(one) + "\n" for one in bad), durable="content")
-    return Packed(len(whole), sum(row["samples"] for row in whole), sum(row["bytes"] for row in whole), kept, bad)
+    unpacked = {one["name"] for one in bad}
+    classes = Counter(entry.label for entry in source.entries if entry.label is not None and entry.name not in unpacked)
+    return Packed(len(whole), sum(row["samples"] for row in whole), sum(row["bytes"] for row in whole), kept, bad, classes)
 
 
 def _name(options: Options, shard: int) -> str:
@@ -231,9 +236,10 @@ def _write_shard(
 def _members(entry: Entry, options: Options) -> dict[str, bytes]:
     """The members of a sample, its image checked and made smaller if asked for.  Raises BadSample."""
     members = entry.read()
-    name = image_member(list(members))
+    name = image_member(list(members)) or next((name for name, data in members.items() if kind_of(data)), None)
     if name is None:
         raise BadSample("image", f"has no image (its members are {', '.join(members)})")
+    name = _as_shards_hold_it(members, name)
     pixels = decode_whole(members[name])
     height, width = pixels.shape[:2]
     if options.resize and min(height, width) > options.resize:
@@ -247,3 +253,19 @@ def _members(entry: Entry, options: Options) -> dict[str, bytes]:
         jpg = f"{name.rpartition('.')[0]}.jpg".lstrip(".")
         members[jpg] = simplejpeg.encode_jpeg(smaller, quality=options.quality, colorspace=space, colorsubsampling="420")
     return members
+
+
+def _as_shards_hold_it(members: dict[str, bytes], name: str) -> str:
+    """Make the image a format and give it an ending that shards know: a TIFF becomes a PNG, a .jfif a .jpg; -> its new name.
+
+    Raises BadSample for a format that is not read."""
+    kind = kind_of(members[name])
+    if kind in NATIVE and image_member([name]):
+        return name
+    if kind is None:
+        return name                 # decode_whole() says what is wrong with it
+    data = members.pop(name)
+    stem = name.rpartition(".")[0]
+    renamed = f"{stem}.{NATIVE.get(kind, 'png')}".lstrip(".")
+    members[renamed] = data if kind in NATIVE else to_png(data, kind)
+    return renamed

@@ -1,6 +1,9 @@
 """What pack, verify and stats say on the terminal."""
 
 import os
+import sys
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
+from vitscale.data.pack import BAD, Options, Packed
+from vitscale.data.sources import Source
 from vitscale.data.stats import Stats
 from vitscale.data.verify import Verdict
 
@@ -19,6 +24,54 @@ _PLAIN_WIDTH = 180      # columns where the output is no terminal
 def console() -> Console:
     wide = Console()
     return wide if wide.is_terminal else Console(width=_PLAIN_WIDTH)
+
+
+def show_packed(split: str, source: Source, packed: Packed, out: Path, options: Options, max_left_out: float, skip_bad: bool) -> bool:
+    """What was packed, which number each class has, what was left out and why; -> whether it is what the user must have wanted.
+
+    It is not if images were bad or a class folder gave none (unless skip_bad), or more than `max_left_out` of the files are no images."""
+    screen, trouble = console(), Console(stderr=True, width=_PLAIN_WIDTH)
+    kept = f"; {packed.kept} shards were there already" if packed.kept else ""
+    order = "" if source.mixed or options.shuffle is None else f"; mixed by seed {options.shuffle}"
+    named = f"{split}: " if split else ""
+    screen.print(f"{named}{packed.samples:,} samples in {packed.shards:,} shards, {size(packed.bytes)}{order}{kept}", highlight=False)
+    _show_numbers(source, packed, screen)
+    for what, counted in (("left out", source.left_out), ("passed over", source.hidden)):
+        if counted:
+            screen.print(f"{what}: " + ", ".join(f"{count:,} {escape(reason)}" for reason, count in counted.most_common()), highlight=False)
+    sound = True
+    empty = [number for number in source.folders if not packed.classes[number]]
+    if empty:
+        named = ", ".join(escape(source.classes[number]) for number in empty[:_ENDS])
+        trouble.print(f"{plural(len(empty), 'class folder')} gave no image: {named}{' ...' if len(empty) > _ENDS else ''}", highlight=False)
+        sound &= skip_bad
+    if packed.bad:
+        for one in packed.bad[:10]:
+            print(f"left out: {one['name']}: {one['reason']}: {one['detail']}", file=sys.stderr)
+        print(f"{plural(len(packed.bad), 'bad image')} left out; {out / BAD} lists them", file=sys.stderr)
+        sound &= skip_bad
+    files = source.left_out.total()
+    if files > max_left_out * (files + len(source.entries)):
+        print(f"{files:,} of {files + len(source.entries):,} files are no images, more than --max-left-out {max_left_out:g}: if that is as "
+              "it should be, raise it", file=sys.stderr)
+        sound = False
+    return sound
+
+
+def _show_numbers(source: Source, packed: Packed, screen: Console) -> None:
+    """Class numbers with their names and samples."""
+    counts: Counter[int] = packed.classes
+    numbers = list(range(len(source.classes))) or sorted(counts)
+    if not numbers:
+        return
+    rows = [f"{number} {escape(source.classes[number])}".strip() if source.classes else f"{number}" for number in numbers]
+    if counts:
+        rows = [f"{row}: {counts[number]:,}" for row, number in zip(rows, numbers, strict=True)]
+    shown = rows if len(rows) <= 4 * _ENDS else [*rows[:3 * _ENDS], "...", *rows[-_ENDS:]]
+    wanted = "" if source.classes else f"; the labels are numbers, model.classes must be {numbers[-1] + 1} or more"
+    screen.print(f"{len(numbers):,} class{'' if len(numbers) == 1 else 'es'}{wanted}", highlight=False)
+    for row in shown:
+        screen.print(f"  {row}", highlight=False)
 
 
 def show_verdict(verdict: Verdict) -> None:

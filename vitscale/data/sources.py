@@ -1,15 +1,17 @@
 """What can be packed: a folder per class, a CSV or Parquet manifest, or shards.  One list of entries; nothing is read yet but names."""
 
-import csv
 import os
 import re
+import stat
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from vitscale.data.bad import BadSample
+from vitscale.data.folder import class_folders, look_through, splits_of
 from vitscale.data.index import IMAGES, SetIndex, open_index
+from vitscale.data.manifest import number_labels, read_manifest
 from vitscale.data.reader import ShardReader
 from vitscale.errors import DataError
 
@@ -26,6 +28,7 @@ class Entry:
     size: int               # bytes before packing
     version: str            # changes when its content may have changed
     read: Callable[[], dict[str, bytes]]        # {extension: bytes}; raises BadSample("read")
+    label: int | None = None                    # its class number, where that is known before it is read
 
 
 @dataclass(frozen=True)
@@ -33,95 +36,69 @@ class Source:
     entries: list[Entry]
     classes: tuple[str, ...]    # names in the order of their numbers; () where labels came as numbers, or there are none
     mixed: bool                 # entries come in no order that would harm training
-    ignored: int = 0            # files in an image folder that are no images
+    left_out: Counter[str] = field(default_factory=Counter)     # files of a folder that are no entries, by the reason
+    hidden: Counter[str] = field(default_factory=Counter)       # the same of what systems and programs leave behind
+    folders: tuple[int, ...] = ()       # the classes that have a folder
 
 
-def open_source(source: str, *, path_column: str = "path", label_column: str = "label", classes: Sequence[str] = ()) -> Source:
-    """A folder of class folders, FILE.csv or FILE.parquet, or a brace URL or glob of shards -> what is in it.
+def open_sources(source: str, *, path_column: str = "path", label_column: str = "label", classes: Sequence[str] = ()) -> dict[str, Source]:
+    """What is in a folder of class folders, in FILE.csv or FILE.parquet, or in a brace URL or glob of shards, as {"": it}; of a folder
+    whose folders are splits (train/, val/, test/) each by its name, with the same number for a class in all of them.
 
     classes: names in the order of their numbers; () numbers the names found in sorted order.  label_column: "" for no labels.
     Raises DataError naming what is missing.
     """
-    if len(set(classes)) < len(classes):
-        raise DataError(f"the class map names {next(name for name in classes if list(classes).count(name) > 1)!r} twice")
+    _refuse_twice(classes)
+    path = Path(source)
+    splits = splits_of(path, tuple(classes)) if path.is_dir() else {}
+    if not splits:
+        return {"": open_source(source, path_column=path_column, label_column=label_column, classes=classes)}
+    names = tuple(classes) or tuple(sorted({name for folder in splits.values() for name in class_folders(folder)}))
+    return {split: _folder(folder, names) for split, folder in splits.items()}
+
+
+def open_source(source: str, *, path_column: str = "path", label_column: str = "label", classes: Sequence[str] = ()) -> Source:
+    """open_sources() of what is no folder of splits."""
+    _refuse_twice(classes)
     path = Path(source)
     if path.is_dir():
         return _folder(path, classes)
     if path.suffix.lower() in (".csv", ".parquet"):
-        if not path.is_file():
-            raise DataError(f"{source}: no such file")
-        rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path, [path_column, label_column])
-        return _manifest(path, rows, path_column, label_column, classes)
+        return _manifest(path, path_column, label_column, classes)
     return _shards(source)
 
 
+def _refuse_twice(classes: Sequence[str]) -> None:
+    if len(set(classes)) < len(classes):
+        raise DataError(f"the class map names {next(name for name in classes if list(classes).count(name) > 1)!r} twice")
+
+
 def _folder(root: Path, classes: Sequence[str]) -> Source:
-    """ROOT/CLASS/**/IMAGE, as torchvision's ImageFolder: classes are the folders sorted by name; a class map may name fewer of them."""
-    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    """ROOT/CLASS/**/IMAGE, as torchvision's ImageFolder: classes are the folders sorted by name; a class map may name more of them."""
+    names = class_folders(root)
     if not names:
         shards = any(root.glob("*.tar"))
         raise DataError(f"{root}: no class folders in it; " + (f"give its shards, such as '{root}/*.tar'" if shards else
                         "wanted is a folder per class, such as cats/ and dogs/, or a manifest or shards"))
     number = _number(classes or names, names, str(root))
-    found, ignored = [], 0
-    for name in names:
-        for folder, below, files in os.walk(root / name):
-            below.sort()
-            for file in sorted(files):
-                if _extension(file) in IMAGES:
-                    found.append((Path(folder, file), number[name]))
-                else:
-                    ignored += 1
-    if not found:
-        raise DataError(f"{root}: no images in its {len(names)} class folders; known are {', '.join(IMAGES)}")
-    entries = _files([path for path, _ in found], [str(path.relative_to(root)) for path, _ in found], [label for _, label in found])
-    return Source(entries, tuple(classes or names), mixed=False, ignored=ignored)
+    found = look_through(root, names)
+    if not found.pictures:
+        raise DataError(f"{root}: no images in its {len(names)} class folders; known are {', '.join(IMAGES)}, and what is turned into PNG: "
+                        "TIFF, GIF and AVIF")
+    paths = [path for path, _ in found.pictures]
+    entries = _files(paths, [str(path.relative_to(root)) for path in paths], [number[name] for _, name in found.pictures])
+    return Source(entries, tuple(classes or names), mixed=False, left_out=found.left_out, hidden=found.hidden,
+                  folders=tuple(number[name] for name in names))
 
 
-def _manifest(path: Path, rows: list[dict[str, Any]], path_column: str, label_column: str, classes: Sequence[str]) -> Source:
-    """Paths are relative to the manifest's folder.  Labels that are all whole numbers are class numbers, if no class map is given."""
-    if not rows:
-        raise DataError(f"{path}: no rows in it")
-    for column, option in ((path_column, "--path-column"), (label_column, "--label-column")):
-        if column and column not in rows[0]:
-            raise DataError(f"{path}: has no column {column!r} (it has {', '.join(map(str, rows[0]))}); name it with {option}"
-                            + (", or '' for no labels" if column == label_column else ""))
-    for line, row in enumerate(rows, 2):
-        if any(column and row[column] in (None, "") for column in (path_column, label_column)):
-            raise DataError(f"{path}: line {line} has no {path_column} or no {label_column}")
-    names = [str(row[path_column]) for row in rows]
-    labels: list[int | None] = [None] * len(rows)
+def _manifest(path: Path, path_column: str, label_column: str, classes: Sequence[str]) -> Source:
+    """Paths are relative to the manifest's folder."""
+    rows = read_manifest(path, path_column, label_column)
+    labels: list[int] | list[None] = [None] * len(rows)
     if label_column:
-        raw = [str(row[label_column]).strip() for row in rows]
-        if classes or not all(text.isascii() and text.isdigit() for text in raw):
-            number = _number(classes or sorted(set(raw)), sorted(set(raw)), str(path))
-            labels, classes = [number[text] for text in raw], classes or sorted(set(raw))
-        else:
-            labels = [int(text) for text in raw]
+        labels, classes = number_labels([(line, label) for line, _, label in rows], classes, str(path))
+    names = [name for _, name, _ in rows]
     return Source(_files([path.parent / name for name in names], names, labels), tuple(classes), mixed=False)
-
-
-def _csv_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as CSV ({error})") from None
-
-
-def _parquet_rows(path: Path, columns: list[str]) -> list[dict[str, Any]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise DataError(f"{path}: reading Parquet needs pyarrow; install it with `pip install 'vitscale[parquet]'`") from None
-    try:
-        names = parquet.read_schema(path).names
-        wanted = [column for column in columns if column in names]
-        rows: list[dict[str, Any]] = parquet.read_table(path, columns=wanted).to_pylist() if len(wanted) == sum(map(bool, columns)) else [
-            dict.fromkeys(names)]           # for the message that names the missing column
-        return rows
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({error})") from None
 
 
 def _shards(url: str) -> Source:
@@ -150,7 +127,7 @@ def class_names(index: SetIndex) -> tuple[str, ...]:
         return ()
 
 
-def _files(paths: list[Path], names: list[str], labels: list[int | None] | list[int]) -> list[Entry]:
+def _files(paths: list[Path], names: list[str], labels: list[int] | list[None]) -> list[Entry]:
     keys = _Keys()
     entries = []
     for path, name, label in zip(paths, names, labels, strict=True):
@@ -160,13 +137,17 @@ def _files(paths: list[Path], names: list[str], labels: list[int | None] | list[
         except OSError:
             size, version = 0, "missing"            # told when it is packed
         stem = _UNSAFE.sub("_", os.path.splitext(name)[0]).lstrip("/")
-        entries.append(Entry(name, keys.unique(stem), size, f"{version} {label}", lambda path=path, label=label: _read(path, label)))  # type: ignore[misc]
+        read = lambda path=path, label=label: _read(path, label)      # noqa: E731  binds the two of this turn
+        entries.append(Entry(name, keys.unique(stem), size, f"{version} {label}", read, label))
     return entries
 
 
 def _read(path: Path, label: int | None) -> dict[str, bytes]:
     try:
-        members = {_extension(path.name) or "bin": path.read_bytes()}
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:     # a pipe would be waited for
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise BadSample("read", "is no regular file")
+            members = {_extension(path.name) or "bin": file.read()}
     except OSError as error:
         raise BadSample("read", error.strerror or str(error)) from None
     return members if label is None else members | {"cls": str(label).encode()}
