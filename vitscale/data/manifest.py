@@ -64,8 +64,8 @@ def number_labels(labels: Sequence[tuple[int, str]], classes: Sequence[str], whe
             raise DataError(f"{where}: line {odd[0]} has the label {odd[1]!r}; a class is a whole number from 0, or a name; leave such "
                             "rows out, or name another column with --label-column")
         name = next((line, text) for line, text in labels if not _is_number(text))
-        raise DataError(f"{where}: line {digits[0][0]} has the label {numbers[0][1]!r}, a number, and line {name[0]} has {name[1]!r}, a "
-                        "name; labels are all whole digits or all names; if these are names, list all of them in a file, one a line, "
+        raise DataError(f"{where}: line {digits[0][0]} has the label {digits[0][1]!r}, a number, and line {name[0]} has {name[1]!r}, a "
+                        "name; labels are all whole numbers or all names; if these are names, list all of them in a file, one a line, "
                         "and give it with --classes")
     names = sorted({text for _, text in labels})
     known = {name: place for place, name in enumerate(names)}
