@@ -4,6 +4,7 @@
 
 MARGIN_S=30             # before the time limit, ranks that did not stop when they were told to are left behind
 LAST_RANK_S=${LAST_RANK_S:-60}          # for the other ranks once the first has ended; those that do not stop with it hang
+REFUSALS=20             # of a request to requeue, in words that do not say for certain that they are one
 STRIKES=3               # attempts in a row that end before training could begin
 
 # The plain number of an array's first task would mean the whole array.
@@ -11,16 +12,37 @@ job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 strikes_file=$SLURM_SUBMIT_DIR/.vitscale-job-$job
 ranks='' stop_by=''     # srun's process; once told to stop, the time by which the ranks must have
+job_end=''              # when the job's time is up, as SLURM writes it
 
 say() { echo "vitscale: $*" >&2; }
 
 # vitscale on this node alone, in the environment of the ranks.
-here() { ${CONTAINER:+srun --overlap --nodes=1 --ntasks=1 $CONTAINER} bash "$home/launch/node.sh" "$@"; }
+here() {
+    [ -z "$CONTAINER" ] || ask State        # srun gives up where slurmctld does not answer
+    ${CONTAINER:+srun --overlap --nodes=1 --ntasks=1 $CONTAINER} bash "$home/launch/node.sh" "$@"
+}
+
+# Sets `answer` to what squeue knows of this job, fields as its --Format takes them; to '' where it knows the job no more.  While nobody
+# answers (slurmctld restarts, is overloaded or cannot be reached) it asks again, until SLURM itself ends the job.
+ask() {
+    local said code told=''
+    while :; do
+        said=$(timeout -k 5 60 squeue --noheader --jobs="$job" --Format="$1" 2> >(sed 's/^/! /'))
+        code=$?
+        answer=$(grep -v '^! ' <<< "$said")
+        [ $code != 0 ] || break
+        [[ $said != *"Invalid job id"* ]] || { answer=''; break; }
+        [ -n "$told" ] || say "slurmctld does not answer (${said#*error: }): it is asked again until it does"
+        told=yes
+        sleep 2
+    done
+    [ -z "$told" ] || say "slurmctld answers again"
+}
 
 # Train RECIPE [OVERRIDE ...] and end the job with the code of the run, or requeue it.
 train() {
     local folder code exclude end
-    trap tell_ranks USR2
+    trap tell_ranks HUP USR1 USR2
     trap : TERM         # SLURM sends it to the ranks too; they save, and this script outlives them
     folder=$(here job begin "$@")
     code=$?
@@ -55,6 +77,9 @@ train() {
 run_ranks() {
     local folder=$1 tasks=${SLURM_TASKS_PER_NODE%%[(,]*}
     shift
+    ask EndTime
+    job_end=$answer
+    [ -z "$stop_by" ] || return 75      # told to while slurmctld was waited for
     [ -z "$CONTAINER$PREFIX" ] || export_meeting_point
     # Since SLURM 22.05 srun does not take over the job's --cpus-per-task by itself.  SLURM_NTASKS is the number that was submitted, also
     # when the job was given fewer nodes since.
@@ -85,21 +110,25 @@ count_tasks() {
 
 # Where the ranks meet; outside of containers they ask scontrol themselves, which containers do not have.
 export_meeting_point() {
-    local first
+    local first known
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    getent hosts "$first" > /dev/null || first=$(scontrol show node "$first" --oneliner | sed 's/.* NodeAddr=\([^ ]*\) .*/\1/')
+    if ! getent hosts "$first" > /dev/null; then
+        until known=$(timeout -k 5 60 scontrol show node "$first" --oneliner); do ask State; done
+        first=$(sed 's/.* NodeAddr=\([^ ]*\) .*/\1/' <<< "$known")
+    fi
     export MASTER_ADDR=$first MASTER_PORT=$((20000 + (SLURM_JOB_ID + 1009 * ${SLURM_RESTART_COUNT:-0}) % 10000))
 }
 
 tell_ranks() {
     local end now
+    [ -z "$ranks" ] || kill -USR2 $ranks 2>/dev/null     # srun passes it on
+    say "the ranks are told to save and stop"
     now=$(date +%s)
-    end=$(date -d "$(squeue --noheader --jobs="$job" --format=%e)" +%s 2>/dev/null)
-    end=${end:-$((now + 86400))}
+    stop_by=$((now + 86400))        # they are told by now, whatever becomes of the question
+    end=$(timeout -k 5 15 squeue --noheader --jobs="$job" --Format=EndTime 2>/dev/null) || end=$job_end
+    end=$(date -d "$end" +%s 2>/dev/null) || return
     # A preempted job ends with its partition's GraceTime, which may be shorter than the margin.
     stop_by=$((end - now < 3 * MARGIN_S ? now + (end - now) * 2 / 3 : end - MARGIN_S))
-    say "USR2: the ranks are told to save and stop"
-    [ -z "$ranks" ] || kill -USR2 $ranks 2>/dev/null     # srun passes it on
 }
 
 # Sets `recipe` to that of this task of an array; $1: a folder of recipes, or a file with one on each line.
@@ -136,7 +165,7 @@ serve_prometheus() {
     here monitor "$1" --prometheus "$folder" > /dev/null || exit
     "$program" --config.file="$folder/prometheus.yml" --storage.tsdb.path="$folder/data" --web.listen-address="127.0.0.1:$2" &
     server=$!
-    trap 'stop_by=soon; kill $server' USR2
+    trap 'stop_by=soon; kill $server' HUP USR1 USR2
     trap 'kill $server' TERM
     say "Prometheus listens on $(node): ssh -L $2:127.0.0.1:$2 $(node), then http://127.0.0.1:$2"
     while kill -0 $server 2> /dev/null; do sleep 1; done
@@ -147,23 +176,43 @@ serve_prometheus() {
 
 # Whether a later attempt of this job runs or waits.  SLURM starts one when it has lost the node of this script, which lives on.
 superseded() {
-    local restarts
-    restarts=$(squeue --noheader --jobs="$job" --Format=RestartCnt 2>/dev/null)
-    [ "${restarts:-0}" -gt "${SLURM_RESTART_COUNT:-0}" ]
+    ask RestartCnt
+    [ "${answer:-0}" -gt "${SLURM_RESTART_COUNT:-0}" ]
 }
 
-# Put the job back into the queue; $1: nodes to leave out from now on.
+# Put the job back into the queue; $1: nodes to leave out from now on.  A request whose answer is lost may have come through all the same,
+# so what SLURM says of the job decides.
 requeue() {
-    local state
-    state=$(squeue --noheader --jobs="$job" --format=%T)
-    if [ "$state" != RUNNING ]; then            # cancelled, or SLURM requeues it itself
-        say "job $job is ${state:-gone}: left as it is"
-        exit 75
-    fi
-    if ! scontrol requeue "$job"; then
-        say "job $job may not be requeued: the next one of its chain goes on; without one, submit it again"
-        exit 75
-    fi
+    local state restarts said asked=0
+    while :; do
+        ask State:30,RestartCnt
+        read -r state restarts <<< "$answer"
+        case $state in
+            RUNNING | SIGNALING | RESIZING | SUSPENDED | STOPPED) ;;
+            *) break ;;
+        esac
+        if [ "$restarts" != "${SLURM_RESTART_COUNT:-0}" ]; then break; fi
+        if said=$(timeout -k 5 60 scontrol requeue "$job" 2>&1); then
+            state=REQUEUED
+            asked=1
+            break
+        fi
+        asked=$((asked + 1))
+        case $said in
+            *disabled* | *denied* | *"batch jobs"*) asked=$REFUSALS ;;
+        esac
+        if [ $asked -ge $REFUSALS ]; then
+            say "job $job may not be requeued ($said): the next one of its chain goes on; without one, submit it again"
+            exit 75
+        fi
+        say "the request to requeue job $job was not answered ($said)"
+        sleep 2
+    done
+    case $asked-$state in
+        [1-9]*-REQUEUED | [1-9]*-PENDING | [1-9]*-COMPLETING | [1-9]*-RUNNING) ;;
+        *) say "job $job is ${state:-gone}: left as it is"         # cancelled, or SLURM requeues it itself
+           exit 75 ;;
+    esac
     say "job $job is requeued (it was restarted ${SLURM_RESTART_COUNT:-0} times before)"
     # Only a waiting job's list can be changed.  SLURM has begun to end this one, which leaves us KillWait seconds.
     if [ -n "$1" ]; then

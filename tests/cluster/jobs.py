@@ -58,6 +58,14 @@ class Job:
             assert time.monotonic() < deadline, f"attempt {attempt} did not come to step {step}\n{self.words}"
             time.sleep(0.2)
 
+    def wait_for_words(self, *words: str) -> None:
+        """Until the job's log has said each of `words`, one after the other.  Asks SLURM nothing."""
+        deadline, rest = time.monotonic() + JOB_S, self.log
+        while not all(word in rest for word in words):
+            assert time.monotonic() < deadline, f"not said: {words}\n{self.words}"
+            time.sleep(0.2)
+            rest = self.log
+
     def wait_for_restart(self, restarts: int) -> None:
         """Until SLURM has put it back into the queue for the `restarts`-th time."""
         self.cluster.wait_for(self.id, "PENDING", "RUNNING", restarts=restarts)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
@@ -115,11 +115,32 @@ class Cluster:
         self._run("munged", "--foreground", "--force", f"--key-file={key}", f"--socket={munge}/munge.socket",
                   f"--pid-file={munge}/munged.pid", f"--log-file={munge}/munged.log", f"--seed-file={munge}/munged.seed")
         self.wait_until(lambda: (munge / "munge.socket").exists(), "munged made no socket")
-        self._run("slurmctld", "-D", "-f", str(self.configuration))
-        self.wait_until(lambda: self.command("scontrol", "ping", check=False).returncode == 0, "slurmctld does not answer")
+        self.start_controller()
         for node in NODES:
             self.start_node(node)
         self.wait_for_nodes(NODES)
+
+    def start_controller(self) -> None:
+        """Returns when slurmctld answers."""
+        self._run("slurmctld", "-D", "-f", str(self.configuration))
+        self.wait_until(lambda: self.command("scontrol", "ping", check=False).returncode == 0, "slurmctld does not answer")
+
+    @contextlib.contextmanager
+    def without_controller(self, killed: bool) -> Iterator[None]:
+        """slurmctld is killed and started again, or it stands still for a while: then requests reach it all the same, and late."""
+        if killed:
+            daemon = self._daemons.pop("slurmctld")
+            daemon.kill()
+            daemon.wait()
+        else:
+            self._daemons["slurmctld"].send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            if killed:
+                self.start_controller()
+            else:
+                self._daemons["slurmctld"].send_signal(signal.SIGCONT)
 
     def start_node(self, node: str) -> None:
         """Start the slurmd of `node`."""

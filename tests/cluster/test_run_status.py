@@ -178,7 +178,7 @@ def test_other_jobs_in_the_queue(held: Path):
     write_object(held / JOB, {"jobs": ["7", "8"]})
     assert others([held], [queued("7"), queued("8")], 80) == []
     assert others([held], [queued("9", name="vit")], 80) == ["", "1 other job in the queue:", "9  vit  pending  1:00  Priority"]
-    assert others([held], None, 80) == ["", "what is in SLURM's queue is not known here"]
+    assert others([held], None, 80) == ["", "what is in SLURM's queue is not known: "]
 
 
 def test_a_file_of_gigabytes_is_read_at_its_end(tmp_path: Path):

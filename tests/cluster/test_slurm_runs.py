@@ -1,5 +1,7 @@
 """`sbatch slurm/vit_huge.sh` on four real nodes trains to the end through what SLURM, signals and kills do to it."""
 
+import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,14 +24,21 @@ def side_by_side(*stories: Callable[[], None]) -> None:
         raise ExceptionGroup("not as told", errors)
 
 
-def test_fsdp_through_a_killed_rank_and_a_signal(cluster: Cluster, yard: Path, alone: Run) -> None:
+def test_fsdp_through_a_killed_rank_and_a_signal_each_without_slurmctld(cluster: Cluster, yard: Path, alone: Run) -> None:
     job = Job.submit(cluster, yard, "f", "duration=45 steps")
     job.wait_for_step(12)
-    job.kill_rank(3)
+    victim = cluster.rank(job.id, 3)
+    with cluster.without_controller(killed=False):      # the ranks end, and nobody answers what is to become of the job
+        os.kill(victim, signal.SIGKILL)
+        job.wait_for_words("slurmctld does not answer (Socket timed out")
+        assert cluster.processes(f"SLURM_JOB_ID={job.id}")      # the batch script waits
     job.wait_for_restart(1)
+    assert "slurmctld answers again" in job.log
 
     job.wait_for_step(20, attempt=2)
-    cluster.command("scancel", "--batch", "--signal=USR2", job.id)
+    cluster.command("scancel", "--batch", "--signal=USR1", job.id)
+    with cluster.without_controller(killed=True):
+        job.wait_for_words("slurmctld does not answer (Unable to contact slurm controller")
     job.wait_for_restart(2)
     stopped = job.run.outcome
     assert (stopped["state"], stopped["cause"]) == ("stopped early", "time_limit"), stopped

@@ -60,13 +60,21 @@ def status(
     from vitscale.cluster.status import as_json as plain
     from vitscale.cluster.status import on_one_screen, others, runs_in, status_of, table
 
-    jobs, folders = queue(), runs_in(runs)
+    from vitscale.errors import ClusterError
+
+    folders, why = runs_in(runs), "there is no squeue here"
+    try:
+        jobs = queue()
+    except ClusterError as error:
+        jobs, why = None, str(error)
     found = [status_of(folder, jobs) for folder in folders]
     if as_json:
+        if jobs is None and any(one.job for one in found):
+            print(f"vitscale: what is in SLURM's queue is not known: {why}", file=sys.stderr)
         print(json.dumps(plain(found), indent=1))
         return
     width, height = shutil.get_terminal_size((200, 50))
-    below = others(folders, jobs, width)
+    below = others(folders, jobs, width, why)
     room = height - len(below) - 3 if sys.stdout.isatty() and not all_runs else len(found)      # the heads, what is left out, the prompt
     shown, rest = on_one_screen(found, room)
     for line in [*table(shown, width), *([rest] if rest else []), *below]:

@@ -68,12 +68,12 @@ def jobs_of(folder: Path) -> list[str]:
 
 
 def status_of(folder: Path, queue: Sequence[Queued] | None, now: float | None = None) -> Status:
-    """`queue`: what SLURM has; None: no SLURM here."""
+    """`queue`: what SLURM has; None: not known, since there is no SLURM here or it does not answer."""
     now = time.time() if now is None else now
     holder, row = holder_of(folder, now), last_row(folder / METRICS, "loss")
     jobs = jobs_of(folder)
     queued = sorted((entry for entry in queue or () if entry.job in jobs), key=lambda entry: jobs.index(entry.job))
-    state, detail = _state(folder, holder, queued, bool(jobs))
+    state, detail = _state(folder, holder, queued, bool(jobs), queue is not None)
     step, speed, timestamp = (_number(row.get(column)) for column in ("step", "images_per_second", "time"))
     done, left = _progress(folder, step, _number(row.get("images")))
     return Status(
@@ -83,7 +83,7 @@ def status_of(folder: Path, queue: Sequence[Queued] | None, now: float | None = 
         step_age_s=None if timestamp is None else max(now - timestamp, 0.0), job=queued[0].job if queued else jobs[-1] if jobs else None)
 
 
-def _state(folder: Path, holder: Holder, queued: Sequence[Queued], submitted: bool) -> tuple[str, str]:
+def _state(folder: Path, holder: Holder, queued: Sequence[Queued], submitted: bool, known: bool) -> tuple[str, str]:
     """The state in a word, and what there is to say of it.  A living holder counts before SLURM, SLURM before what was written last."""
     if holder.alive:
         return "running", ""
@@ -98,8 +98,11 @@ def _state(folder: Path, holder: Holder, queued: Sequence[Queued], submitted: bo
     if isinstance(said, str) and holder.has_ended(folder / OUTCOME):
         return said, reason if isinstance(reason, str) else ""
     if holder.attempts:
-        return "lost", "its last attempt ended without a word"
-    return ("submitted", "but not in the queue") if submitted else ("new", "")
+        unsure = "" if known or not submitted else "; whether SLURM will start it again is not known"
+        return "lost", f"its last attempt ended without a word{unsure}"
+    if not submitted:
+        return "new", ""
+    return "submitted", "but not in the queue" if known else "whether it is still in the queue is not known"
 
 
 def _number(value: object) -> float | None:
@@ -196,11 +199,11 @@ def table(found: Sequence[Status], width: int) -> list[str]:
     return lines
 
 
-def others(folders: Sequence[Path], queue: Sequence[Queued] | None, width: int) -> list[str]:
+def others(folders: Sequence[Path], queue: Sequence[Queued] | None, width: int, why: str = "") -> list[str]:
     """Lines for the user's jobs that belong to none of these runs, and for the want of SLURM where it has run some of them."""
     shown = {job for folder in folders for job in jobs_of(folder)}
     if queue is None:
-        return ["", "what is in SLURM's queue is not known here"] if shown else []
+        return ["", f"what is in SLURM's queue is not known: {why}"] if shown else []
     lines = [f"{job.job}  {printable(job.name)}  {job.state.lower()}  {job.elapsed}  {printable(job.reason)}" for job in queue
              if job.job not in shown]
     if not lines:

@@ -86,7 +86,12 @@ def send(submission: Submission) -> list[str]:
     jobs: list[str] = []
     try:
         for _ in range(submission.links):
-            jobs.append(slurm.submit(submission.path, after=jobs[-1] if jobs else None))
+            try:
+                jobs.append(slurm.submit(submission.path, after=jobs[-1] if jobs else None))
+            except ClusterError as error:
+                if jobs:
+                    raise ClusterError(f"{error}; of {submission.links} jobs {' '.join(jobs)} were submitted before") from None
+                raise
     finally:        # what is in the queue is noted, also when a later link was refused
         if jobs:
             for number, (folder, outcome) in enumerate(zip(submission.folders, before, strict=True)):
@@ -99,7 +104,7 @@ def cancel_runs(folders: Sequence[Path]) -> list[str]:
     """End the jobs of these runs that SLURM has; returns their numbers.  Raises ClusterError when a run has none."""
     queued = slurm.queue()
     if queued is None:
-        raise ClusterError("squeue does not answer: there is no SLURM here; a run that was started by hand ends with Ctrl-C or kill -TERM")
+        raise ClusterError("squeue: no such program here, there is no SLURM; a run that was started by hand ends with Ctrl-C or kill -TERM")
     found: list[str] = []
     for folder in folders:
         known = jobs_of(folder)

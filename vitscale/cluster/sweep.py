@@ -198,7 +198,7 @@ def submit_stage(runs: Sequence[Run], folder: Path, stage: int, site: Site, at_o
         return False
     queued = queue()
     if queued is None:
-        raise ClusterError("squeue does not answer: there is no SLURM here; without --submit the runs go on this machine")
+        raise ClusterError("squeue: no such program here, there is no SLURM; without --submit the runs go on this machine")
     alive = {entry.job for entry in queued}
     new = [run for run in rest if not ((folder / "runs" / run.name / JOB).exists() and set(jobs_of(folder / "runs" / run.name)) & alive)]
     ready = [run for run in new if run.trunk is None or run.trunk not in {one.name for one in rest}]

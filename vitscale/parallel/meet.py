@@ -3,7 +3,6 @@
 import logging
 import os
 import socket
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -11,6 +10,7 @@ from itertools import groupby
 
 import torch.distributed as dist
 
+from vitscale.cluster import slurm
 from vitscale.errors import EXIT_REQUEUE, ClusterError
 from vitscale.parallel.launch import STORE_VARIABLE
 from vitscale.parallel.place import Place, node_name
@@ -102,7 +102,7 @@ def _store(place: Place, timeout_s: float) -> dist.Store:
     if STORE_VARIABLE in os.environ:
         return dist.FileStore(os.environ[STORE_VARIABLE], place.size)
     if "MASTER_ADDR" not in os.environ and "SLURM_JOB_NODELIST" in os.environ:
-        address, port = _slurm_master()
+        address, port = _slurm_master(timeout_s)
     else:
         try:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -124,30 +124,41 @@ def _job_nodes() -> list[str]:
     """The nodes of this job step by SLURM; [] elsewhere."""
     listed = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
     try:
-        return _hostnames(listed) if listed else []
-    except (OSError, subprocess.SubprocessError):
+        return slurm.ask("scontrol", "show", "hostnames", listed).split() if listed else []
+    except ClusterError:
         return []
 
 
-def _hostnames(listed: str) -> list[str]:
-    return subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, check=True, timeout=30).stdout.split()
-
-
-def _slurm_master() -> tuple[str, int]:
-    """Address of the step's first node (its name if that resolves, else SLURM's NodeAddr), and a port."""
+def _slurm_master(timeout_s: float) -> tuple[str, int]:
+    """Address of the step's first node (its name if that resolves, else SLURM's NodeAddr), and a port.  Raises ClusterError, and Absent
+    if slurmctld has not answered for `timeout_s`."""
+    listed = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]
     try:
-        names = subprocess.run(["scontrol", "show", "hostnames", os.environ.get("SLURM_STEP_NODELIST", os.environ["SLURM_JOB_NODELIST"])],
-                               capture_output=True, text=True, check=True, timeout=30).stdout.split()
+        first = slurm.ask("scontrol", "show", "hostnames", listed).split()[0]
         try:
-            socket.getaddrinfo(names[0], None)
-            address = names[0]
+            socket.getaddrinfo(first, None)
+            address = first
         except OSError:
-            node = subprocess.run(["scontrol", "show", "node", names[0], "--oneliner"],
-                                  capture_output=True, text=True, check=True, timeout=30).stdout
+            node = _patiently("scontrol", "show", "node", first, "--oneliner", timeout_s=timeout_s)
             address = dict(pair.split("=", 1) for pair in node.split() if "=" in pair)["NodeAddr"]
-    except (OSError, subprocess.SubprocessError, IndexError, KeyError) as error:
+    except (IndexError, KeyError) as error:
         raise ClusterError(f"cannot find the address of the job's first node through scontrol: {error}") from None
     return address, _slurm_port(os.environ)
+
+
+def _patiently(*command: str, timeout_s: float) -> str:
+    """slurm.ask(), again while nobody answers."""
+    began, said = time.monotonic(), False
+    while True:
+        try:
+            return slurm.ask(*command)
+        except slurm.NoAnswer as error:
+            if time.monotonic() - began >= timeout_s:
+                raise Absent(f"the address of the first node was asked for for {timeout_s:.0f} s: {error}") from None
+            if not said:
+                log.warning("%s; asking again for up to %.0f s", error, timeout_s)
+            said = True
+            time.sleep(min(1.0, timeout_s))
 
 
 def _slurm_port(env: Mapping[str, str]) -> int:

@@ -106,6 +106,8 @@ class Runs:
     def _ask(self) -> None:
         try:
             self._queue = (time.monotonic(), queue())
+        except ClusterError:            # it does not answer: what it said before holds no longer
+            self._queue = (time.monotonic(), None)
         finally:
             self._asking.release()
 
