@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,7 +40,12 @@ def test_fsdp_through_a_killed_rank_and_a_signal_each_without_slurmctld(cluster:
     job.wait_for_step(20, attempt=2)
     cluster.command("scancel", "--batch", "--signal=USR1", job.id)
     with cluster.without_controller(killed=True):
+        told = [subprocess.run([sys.executable, "-m", "vitscale", *words], cwd=yard, env=cluster.environment, capture_output=True,
+                               text=True, timeout=120) for words in (("status", "--json"), ("cancel", "f"))]
         job.wait_for_words("slurmctld does not answer (Unable to contact slurm controller")
+    assert [one.returncode for one in told] == [0, 75]
+    assert all("slurmctld does not answer: slurm_load_jobs error: Unable to contact" in one.stderr for one in told), told
+    assert "not in the queue" not in told[0].stdout
     job.wait_for_restart(2)
     stopped = job.run.outcome
     assert (stopped["state"], stopped["cause"]) == ("stopped early", "time_limit"), stopped

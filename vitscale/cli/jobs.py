@@ -59,7 +59,6 @@ def status(
     from vitscale.cluster.slurm import queue
     from vitscale.cluster.status import as_json as plain
     from vitscale.cluster.status import on_one_screen, others, runs_in, status_of, table
-
     from vitscale.errors import ClusterError
 
     folders, why = runs_in(runs), "there is no squeue here"

@@ -14,8 +14,8 @@ _JOB = re.compile(r"^[0-9]{1,12}(_[0-9]{1,9})?$")
 # How programs say that they had no answer: of SLURM's errors (slurm_errno.h) those of communication and authentication, of a backup that is
 # not in charge yet, and of a slurmctld that has too much to do.  scontrol calls a lost connection an unexpected message.
 _SILENCE = re.compile(
-    r"contact slurm controller|timed out|unexpected message|communication|message (send|receive) failure|zero bytes|authentication error|munge"
-    r"|standby mode|temporarily|try again later|connection (refused|failure|reset)|rate limit|backoff", re.IGNORECASE)
+    r"contact slurm controller|timed out|unexpected message|communication|message (send|receive) failure|zero bytes|authentication error"
+    r"|munge|standby mode|temporarily|try again later|connection (refused|failure|reset)|rate limit|backoff", re.IGNORECASE)
 _FIELDS = "%i|%T|%M|%D|%r|%j"       # the job's name comes last: it may hold anything
 
 
@@ -50,7 +50,7 @@ def submit(script: Path, after: str | None = None) -> str:
     except NoAnswer as error:
         if "contact slurm controller" in str(error):
             raise NoAnswer(f"{error}; nothing was submitted") from None
-        raise ClusterError(f"{error}, but the job may have reached the queue: submit again only if `squeue --me` does not list it") from None
+        raise ClusterError(f"{error}, but the job may be in the queue: submit again only if `squeue --me` does not list it") from None
     number = answer.strip().split(";")[0]       # "123;cluster" where there are several
     if not is_job(number):
         raise ClusterError(f"sbatch gave no job number but {number[:80]!r}; look into squeue before you submit again")
