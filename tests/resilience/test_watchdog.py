@@ -4,6 +4,7 @@ import ctypes
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ import ranks  # noqa: F401  (its forkserver has torch loaded)
 
 from vitscale.recipe.schema import Resilience
 from vitscale.resilience.hang import Sighting, judge
+from vitscale.resilience.outcome import read_outcome
 from vitscale.resilience.watchdog import Watchdog
 
 NODES = ("n1", "n1", "n2", "n2")
@@ -275,8 +277,9 @@ class TestRealWatchdogs:
 
     @pytest.mark.parametrize("what", ["blocked", "blocked right after a checkpoint", "blocked right after the first step"])
     def test_one_that_is_blocked_and_alone(self, what: str, ended: dict[str, Ended]) -> None:
-        """Nobody can say so, but it ends, and the stacks are left."""
+        """No Python of it can say so; its watcher does."""
         assert ended[what].codes == [75]
+        assert ended[what].outcome["cause"] == "hang"
         assert " in _is_blocked" in (ended[what].folder / "logs" / "stacks-rank-0.txt").read_text()
 
     def test_reading_that_stands_still(self, ended: dict[str, Ended]) -> None:
@@ -303,23 +306,131 @@ def test_it_can_be_left_off(tmp_path: Path) -> None:
 
 
 BLOCKED = """
-import ctypes, sys, time
-from vitscale.resilience.backstop import Backstop
-with open(sys.argv[1], "w") as stacks:
-    backstop = Backstop(stacks)
+import ctypes, json, os, signal, subprocess, sys, time
+from pathlib import Path
+from vitscale.resilience.backstop import Backstop, Of
+folder, how = Path(sys.argv[1]), sys.argv[2]
+with open(folder / "stacks", "w") as stacks:
+    backstop = Backstop(stacks, Of(str(folder), 0, "n7", 2))
     for _ in range(6):
-        backstop.set(1.0, 2.0)
+        backstop.set(1.0, 2.0, "in compute of step 13", 12)
         time.sleep(0.3)
-    if sys.argv[2] == "closed":
+    if how == "closed":
         backstop.close()
+    if how == "watcher killed":
+        (watcher,) = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+        os.kill(int(watcher), signal.SIGKILL)
+        os.waitid(os.P_PID, int(watcher), os.WEXITED | os.WNOWAIT)
+        backstop.set(1.0, 2.0)
     def hold_the_lock():
-        ctypes.PyDLL(None).sleep(3)
+        ctypes.PyDLL(None).sleep(12 if how != "closed" else 3)
     hold_the_lock()
 """
 
 
-@pytest.mark.parametrize(("how", "code"), [("set", 75), ("closed", 0)])
+@pytest.mark.parametrize(("how", "code"), [("set", 75), ("closed", 0), ("watcher killed", 75)])
 def test_a_process_in_which_no_python_runs_any_more(how: str, code: int, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", BLOCKED, str(tmp_path / "stacks"), how], env=os.environ, timeout=30)
+    (tmp_path / "lease").mkdir()
+    (tmp_path / "lease" / "2").touch()
+    done = subprocess.run([sys.executable, "-c", BLOCKED, str(tmp_path), how], env=os.environ, timeout=30, stderr=subprocess.PIPE, text=True)
     assert done.returncode == code
     assert ("in hold_the_lock" in (tmp_path / "stacks").read_text()) == (code == 75)
+    if how == "set":
+        outcome = read_outcome(tmp_path)
+        assert (outcome["cause"], outcome["exit_code"], outcome["attempt"], outcome["step"]) == ("hang", 75, 2, 12)
+        assert outcome["stuck"] == [{"rank": 0, "node": "n7"}]
+        assert outcome["reason"].startswith("rank 0 on n7 has not let any Python run for 2 s, last seen in compute of step 13: ")
+        assert outcome["reason"] in done.stderr
+        assert outcome["reason"] in (tmp_path / "stacks").read_text()
+
+
+@dataclass(frozen=True)
+class Suspended:
+    """A process with a watchdog or a backstop that is stopped and continued, alone or with its watcher."""
+
+    act: Callable[[Watchdog], None]
+    whole_group: bool
+    times: int = 1
+    code: int = 0
+
+
+def _gets_on_after_all(dog: Watchdog) -> None:
+    """One phase that is far from too long, with a suspension in it that is."""
+    dog.changed("compute")
+    (dog.run_folder / "in it").touch()
+    for _ in range(int(HANG_S * 2)):
+        time.sleep(0.25)
+    dog.changed("")
+
+
+def _is_blocked_and_gets_on(dog: Watchdog) -> None:
+    """The same inside a call that lets no Python run: only the backstop looks."""
+    dog.changed("compute")
+    (dog.run_folder / "in it").touch()
+    ctypes.PyDLL(None).usleep(int(HANG_S * 0.5e6))
+    dog.changed("")
+
+
+def _hangs_afterwards(dog: Watchdog) -> None:
+    dog.changed("compute")
+    (dog.run_folder / "in it").touch()
+    time.sleep(60)
+
+
+def _is_blocked_afterwards(dog: Watchdog) -> None:
+    dog.changed("compute")
+    (dog.run_folder / "in it").touch()
+    libc = ctypes.PyDLL(None)
+    while True:             # a stop interrupts a sleep
+        libc.usleep(10_000_000)
+
+
+SUSPENDED = {f"{act.__name__.strip('_')}, {'all' if group else 'alone'}": Suspended(act, group, code=code)
+             for act, code in ((_gets_on_after_all, 0), (_is_blocked_and_gets_on, 0), (_hangs_afterwards, 75), (_is_blocked_afterwards, 75))
+             for group in (True, False)}
+
+
+def _in_a_group(case: Suspended, folder: Path) -> None:
+    os.setpgid(0, 0)
+    _rank(Case((case.act,)), folder, 0)
+
+
+@pytest.fixture(scope="module")
+def continued(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """All at once: stopped for three times the time after which they would be ended, then continued."""
+    context, started = multiprocessing.get_context("forkserver"), {}
+    for name, case in SUSPENDED.items():
+        folder = tmp_path_factory.mktemp("run")
+        (folder / "lease").mkdir()
+        (folder / "lease" / "2").touch()
+        process = context.Process(target=_in_a_group, args=(case, folder))
+        process.start()
+        started[name] = folder, process
+    for folder, _ in started.values():
+        until = time.monotonic() + 90
+        while not (folder / "in it").exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    send = {name: os.killpg if case.whole_group else os.kill for name, case in SUSPENDED.items()}
+    for name, (_, process) in started.items():
+        send[name](process.pid, signal.SIGSTOP)
+    time.sleep(4 * HANG_S + 5)      # the backstop's own time is 5 s longer
+    for name, (_, process) in started.items():
+        assert process.is_alive()
+        send[name](process.pid, signal.SIGCONT)
+    for _, process in started.values():
+        process.join(90)
+        process.kill()
+    return {name: Ended(folder, [process.exitcode]) for name, (folder, process) in started.items()}
+
+
+@pytest.mark.slow       # the first of these waits for all cases: twenty seconds, hardly any of them at work
+@pytest.mark.parametrize("name", SUSPENDED)
+def test_stopped_and_continued(name: str, continued: dict[str, Ended]) -> None:
+    run = continued[name]
+    assert run.codes == [SUSPENDED[name].code]
+    assert (run.folder / "outcome.json").exists() == (run.codes != [0])
+    if run.codes != [0]:
+        assert run.outcome["cause"] == "hang"
+        assert run.reason.startswith("rank 0 on n0 ")
+        assert float(run.reason.partition(" for ")[2].split()[0]) < 3 * HANG_S + 5     # not the time in which it was stopped

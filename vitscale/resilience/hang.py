@@ -60,11 +60,21 @@ def judge(sightings: Mapping[int, Sighting], nodes: Sequence[str]) -> Verdict | 
     return Verdict(ranks, f"{_named(ranks, nodes)} {have} been {_place(first)} for {idle_s:.0f} s{wait if others else ''}; {_ENDING}")
 
 
+def blocked(rank: int, node: str, idle_s: float, place: str) -> str:
+    """The line for a rank in which not even its watchdog could look any more."""
+    return (f"{_named([rank], [node] * (rank + 1))} has not let any Python run for {idle_s:.0f} s, last seen {place}: a call holds Python's "
+            f"lock, or waits for a dead disk; {_ENDING}")
+
+
+def place_of(phase: str, step: int) -> str:
+    return f"{f'in {phase}' if phase else 'between the phases'} of step {step}"
+
+
 _ENDING = "ending this attempt so that it can be started again"
 
 
 def _place(sighting: Sighting) -> str:
-    return f"{f'in {sighting.phase}' if sighting.phase else 'between the phases'} of step {sighting.step}"
+    return place_of(sighting.phase, sighting.step)
 
 
 def _rest(count: int) -> str:

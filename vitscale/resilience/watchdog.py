@@ -17,11 +17,12 @@ from typing import TypeVar
 
 import torch
 
+from vitscale.awake import Awake
 from vitscale.checkpoint.lease import Lease, LeaseLost
 from vitscale.errors import EXIT_REQUEUE
 from vitscale.recipe.schema import Resilience
-from vitscale.resilience.backstop import Backstop
-from vitscale.resilience.hang import Sighting, Verdict, judge
+from vitscale.resilience.backstop import Backstop, Of
+from vitscale.resilience.hang import Sighting, Verdict, judge, place_of
 from vitscale.resilience.outcome import read_outcome, write_outcome
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ class Watchdog:
     Past half of `hang_timeout` without a word of it, a rank calls the others by a file in logs/stuck, and every rank that sees the call
     writes there what it sees of itself.  Past the whole, the ranks are compared (hang.py), outcome.json says which is at fault, all
     stacks go to logs/stacks-rank-N.txt, and every rank that still can ends with EXIT_REQUEUE; whoever started them ends the others.
-    Files, not messages: what hangs may be what carries messages.
+    Files, not messages: what hangs may be what carries messages.  Time counts in which this process could run: one that was stopped and
+    continued has not hung.  To ranks that went on meanwhile, it is one that does not answer.
 
     Until the first step has ended, `startup_timeout` stands for `hang_timeout`.  With `hang_timeout` null nothing is watched.
     """
@@ -56,12 +58,14 @@ class Watchdog:
         self._turn_s = 2 * self._tick_s * int(math.log2(rank + 1))
         self._settle_s = 0.5 + 2 * self._tick_s             # until the others have read the verdict and written their stacks
         self._main = threading.get_ident()
-        self._seen = (1, 0, "startup", time.monotonic())    # step under way, changes of phase in it, phase, when; replaced as a whole
+        self._seen = (1, 0, "startup")      # step under way, changes of phase in it, phase; replaced as a whole
         self._first_step = True
         self._evaluated = False                             # a batch of it: the first one compiles
         self._sign: Callable[[], int] = lambda: 0
         self._read_slack_s = 0.0
-        self._last_sign, self._sign_at = 0, 0.0
+        # how long the thread has found `_seen` and the sign unchanged
+        self._awake = Awake(max(2 * self._tick_s, 1.0))
+        self._last_seen, self._last_sign, self._idle_since = self._seen, 0, 0.0
         self._call_text, self._called_at = "", -math.inf
         self._written, self._is_written = 0, False
         self._heard: dict[int, tuple[Sighting, float]] = {}     # of each rank the newest sighting, and when it was found to be new
@@ -75,17 +79,17 @@ class Watchdog:
 
     def changed(self, phase: str) -> None:
         """The main thread has entered this phase ("": none)."""
-        step, changes, _, _ = self._seen
-        self._seen = (step, changes + 1, phase, time.monotonic())
+        step, changes, _ = self._seen
+        self._seen = (step, changes + 1, phase)
         self._tighten()
 
     def begin(self, steps: int) -> None:
         """`steps` have been passed by earlier attempts; the first one of this attempt begins."""
-        self._seen = (steps + 1, 0, "", time.monotonic())
+        self._seen = (steps + 1, 0, "")
 
     def step_ended(self, steps: int) -> None:
         """`steps` have been passed by now."""
-        self._seen = (steps + 1, 0, "", time.monotonic())
+        self._seen = (steps + 1, 0, "")
         self._first_step = False
         self._tighten()
 
@@ -104,7 +108,7 @@ class Watchdog:
         """For a main thread that fails: if another rank was ended for a hang, this one ends with the same words and not with its own."""
         if not self.is_on:
             return
-        if time.monotonic() - self._called_at < self._hang_s:
+        if self._awake.seconds - self._called_at < self._hang_s:
             time.sleep(self._settle_s)      # who was ended for it said so before
         if reason := self._told():
             self._end(reason)
@@ -120,7 +124,7 @@ class Watchdog:
                 self._write(_CALL, {"attempt": self.attempt, "number": 0})
             self._call_text = self._read_call()
             self._stacks = open(self.run_folder / "logs" / f"stacks-rank-{self.rank}.txt", "a")
-            self._backstop = Backstop(self._stacks)
+            self._backstop = Backstop(self._stacks, Of(str(self.run_folder.absolute()), self.rank, self.nodes[self.rank], self.attempt))
             self._thread.start()
         return self
 
@@ -143,7 +147,7 @@ class Watchdog:
             if self._stop.wait(self._tick_s):
                 return
             try:
-                self._look(time.monotonic())
+                self._look(self._awake.look())
             except Exception:       # a run must not die of its watchdog; a full disk is not its business
                 log.exception("the watchdog could not look")
 
@@ -152,7 +156,8 @@ class Watchdog:
         with self._guarding:
             self._guarded_s = math.inf      # a phase that begins while the limit is worked out comes after this, and sets it once more
             limit_s = self._limit_s()
-            self._backstop.set(limit_s + 1, limit_s + max(5.0, limit_s / 4))
+            step, _, phase = self._seen
+            self._backstop.set(limit_s + 1, limit_s + max(5.0, limit_s / 4), place_of(phase, step), step - 1)
             self._guarded_s = limit_s
 
     def _tighten(self) -> None:
@@ -191,13 +196,12 @@ class Watchdog:
                 self._end(verdict.reason)
 
     def _idle_s(self, now: float) -> float:
-        _, _, phase, changed_at = self._seen
-        if phase in ("data_wait", "evaluate"):
+        seen, sign = self._seen, self._last_sign
+        if seen[2] in ("data_wait", "evaluate"):
             sign = self._sign()
-            if sign != self._last_sign:
-                self._last_sign, self._sign_at = sign, now
-            changed_at = max(changed_at, self._sign_at)
-        return now - changed_at
+        if seen is not self._last_seen or sign != self._last_sign:
+            self._last_seen, self._last_sign, self._idle_since = seen, sign, now
+        return now - self._idle_since
 
     def _limit_s(self) -> float:
         phase = self._seen[2]
@@ -206,7 +210,7 @@ class Watchdog:
         return self._hang_s + (self._read_slack_s if phase in ("data_wait", "evaluate") else 0.0)
 
     def _sighting(self, idle_s: float) -> Sighting:
-        step, changes, phase, _ = self._seen
+        step, changes, phase = self._seen
         waiting, frame = _standing(sys._current_frames().get(self._main))
         self._written += 1
         return Sighting(self.rank, self.nodes[self.rank], os.getpid(), self.attempt, self._written, step, changes, phase,
