@@ -22,9 +22,10 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "vitscale", *arguments]
 
 
-def start(folder: Path, *arguments: str, recipe: str = "quickstart", environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, recipe: str = "quickstart", environment: dict[str, str] | None = None,
+          new_session: bool = False) -> subprocess.Popen[str]:
     return subprocess.Popen(command("train", recipe, *arguments), cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})})
+                            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}, start_new_session=new_session)
 
 
 def train(folder: Path, *arguments: str, recipe: str = "quickstart", code: int = 0) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+from vitscale.awake import Awake
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
 from vitscale.plan.hardware import usable_cores
 
@@ -102,19 +103,20 @@ def launch(command: Sequence[str], processes: int, logs: Path, started: float, o
 def _watch(children: Sequence[subprocess.Popen[bytes]], logs: Path, hang: Callable[[], str | None]) -> End:
     """Wait until all have ended, or end them once one has ended badly."""
     deadline, ours, hung = None, set[int](), None
+    awake = Awake(1.0)      # a launcher that was stopped with its ranks has not waited for them
     while True:
         codes = [child.poll() for child in children]
         if deadline is None and any(codes):
             hung = hang()
             patient = not hung and set(codes) <= {None, EXIT_DONE, EXIT_REQUEUE}    # who stops in good order finishes a checkpoint first
-            deadline = time.monotonic() + (GRACE_S if patient else DEAD_GRACE_S)
+            deadline = awake.look() + (GRACE_S if patient else DEAD_GRACE_S)
         if hung and all(code is not None for code in codes):
             if 0 in ours:
                 log.error("%s", hung)       # rank 0 could not say so
             return End(EXIT_REQUEUE, hung)
         if all(code is not None for code in codes):
             return _verdict({rank: code for rank, code in enumerate(codes) if rank not in ours and code}, logs)
-        if deadline is not None and time.monotonic() > deadline:
+        if deadline is not None and awake.look() > deadline:
             for rank, child in enumerate(children):
                 if child.poll() is None:
                     ours.add(rank)

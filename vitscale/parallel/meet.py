@@ -3,13 +3,13 @@
 import logging
 import os
 import socket
-import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from itertools import groupby
 
 import torch.distributed as dist
 
+from vitscale.awake import Awake
 from vitscale.cluster import slurm
 from vitscale.errors import EXIT_REQUEUE, ClusterError
 from vitscale.parallel.launch import STORE_VARIABLE
@@ -17,6 +17,7 @@ from vitscale.parallel.place import Place, node_name
 
 log = logging.getLogger(__name__)
 PATIENCE_S = 30.0       # until the ranks that are waited for are named in the log, and again and again
+_SLICE_S = 5.0          # at a time: a store counts the time in which the process was stopped as waiting
 _GRACE_S = 15.0         # for rank 0 to tell the others that it waits no longer
 
 
@@ -57,29 +58,31 @@ def meet(place: Place, timeout_s: float) -> dist.Store:
 
 def _await_all(store: dist.Store, size: int, timeout_s: float) -> tuple[str, list[str]]:
     """On rank 0: ("", []) when all are here, else what to say and the nodes of which nobody came."""
-    began, keys = time.monotonic(), [f"here/{rank}" for rank in range(size)]
+    awake, keys = Awake(PATIENCE_S + 1), [f"here/{rank}" for rank in range(size)]
     while True:
-        left_s = timeout_s - (time.monotonic() - began)
-        if _wait(store, keys, max(min(PATIENCE_S, left_s), 0.1)):
+        if _wait(store, keys, max(min(PATIENCE_S, timeout_s - awake.look()), 0.1)):
             return "", []
         came = {rank: store.get(key).decode() for rank, key in enumerate(keys) if store.check([key])}
         if len(came) == size:
             return "", []
         said, nodes = who_is_missing(came, size, _job_nodes())
-        if time.monotonic() - began >= timeout_s:
+        if awake.look() >= timeout_s:
             return f"after {timeout_s:.0f} s {said}; look at its log, or leave that node out", nodes
-        log.warning("waiting for %.0f s: %s", time.monotonic() - began, said)
+        log.warning("waiting for %.0f s: %s", awake.seconds, said)
 
 
 def _wait(store: dist.Store, keys: list[str], timeout_s: float) -> bool:
-    """Whether the keys come in time.  Stores do not agree on how to say that they do not."""
-    try:
-        store.wait(keys, timedelta(seconds=timeout_s))
-    except RuntimeError as error:
-        if "timeout" not in str(error).lower():
-            raise
-        return False
-    return True
+    """Whether the keys come in time, not counting that in which this process was stopped.  Stores do not agree on how to say that they
+    do not."""
+    awake = Awake(2 * _SLICE_S)
+    while (left_s := timeout_s - awake.look()) > 0:
+        try:
+            store.wait(keys, timedelta(seconds=min(left_s, _SLICE_S)))
+            return True
+        except RuntimeError as error:
+            if "timeout" not in str(error).lower():
+                raise
+    return False
 
 
 def who_is_missing(came: Mapping[int, str], size: int, nodes: Sequence[str]) -> tuple[str, list[str]]:

@@ -89,6 +89,16 @@ class World:
         return self.sum_(values if self.leads else torch.zeros_like(values))
 
 
+def wait_as_long_as_it_takes() -> None:
+    """Lift the timeouts of all exchanges between ranks: for when something else watches over them, in time that each rank could run.
+
+    They count time in which a rank was stopped as waiting, and end the run at the moment when all are continued.
+    """
+    if dist.is_initialized():
+        for group in list(dist.distributed_c10d._world.pg_map):
+            dist.distributed_c10d._set_pg_timeout(timedelta(days=30), group)
+
+
 def lost_a_peer(error: Exception) -> bool:
     """Whether an exception only says that another rank is gone; the cause is to be looked for there."""
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "recvValue failed",

@@ -92,8 +92,8 @@ class Backstop:
         os.set_blocking(self._orders, False)
         try:
             self._watcher = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _PROGRAM, str(Path(vitscale.__file__).parents[1]), str(os.getpid()), str(self._answering.native_id),
-                 str(orders), str(self._end), json.dumps(asdict(self._of)), self._stacks.name],
+                [sys.executable, "-I", "-S", "-c", _PROGRAM, str(Path(vitscale.__file__).parents[1]), str(os.getpid()),
+                 str(self._answering.native_id), str(orders), str(self._end), json.dumps(asdict(self._of)), self._stacks.name],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=(orders, self._end))
         except OSError as error:
             log.warning("nothing would end this process if it came to hang in C code: its watcher cannot be started (%s)", error)

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 
 import vitscale
+from vitscale.awake import Awake
 from vitscale.checkpoint.room import free_bytes
 from vitscale.checkpoint.store import checkpoints_in
 from vitscale.data import remote
@@ -143,14 +144,14 @@ def disk_speed(recipe: Recipe, folder: Path, nodes: int) -> Finding:
 
 def shared(folder: Path, token: str) -> Finding:
     """Whether this rank sees the file `token` that rank 0 has written into the run folder."""
-    deadline = time.monotonic() + SHARED_S
+    awake = Awake(1.0)
     while True:
         try:
             if (folder / token).read_text() == token:
                 return Finding("run folder", "ok", "shared", "", str(folder))
         except OSError:
             pass
-        if time.monotonic() > deadline:
+        if awake.look() > SHARED_S:
             return Finding("run folder", "failed", "not shared", "",
                            f"{folder.absolute()}: what rank 0 writes into its run folder is not seen here: it is on a disk of one node, or "
                            "under another path; set runs_dir to a folder on a file system that all nodes share")

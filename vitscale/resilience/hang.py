@@ -62,8 +62,8 @@ def judge(sightings: Mapping[int, Sighting], nodes: Sequence[str]) -> Verdict | 
 
 def blocked(rank: int, node: str, idle_s: float, place: str) -> str:
     """The line for a rank in which not even its watchdog could look any more."""
-    return (f"{_named([rank], [node] * (rank + 1))} has not let any Python run for {idle_s:.0f} s, last seen {place}: a call holds Python's "
-            f"lock, or waits for a dead disk; {_ENDING}")
+    return (f"{_named([rank], [node] * (rank + 1))} has not let any Python run for {idle_s:.0f} s, last seen {place}: a call holds "
+            f"Python's lock, or waits for a dead disk; {_ENDING}")
 
 
 def place_of(phase: str, step: int) -> str:

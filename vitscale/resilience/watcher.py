@@ -19,7 +19,7 @@ TICK_S = 0.5
 TELL_S = 5.0            # for the outcome and the console: what hangs may be the disk, or whoever reads the console
 _DYING_S = 5.0          # for the rank to end by itself, before it is killed
 # answered by faulthandler in C code, whatever Python does; a real-time signal that nobody else is known to use, Ctrl-T's on macOS
-STACKS_SIGNAL = signal.SIGRTMIN + 9 if sys.platform == "linux" else signal.SIGINFO
+STACKS_SIGNAL = signal.SIGRTMIN + 9 if hasattr(signal, "SIGRTMIN") else getattr(signal, "SIGINFO")  # noqa: B009  mypy knows Linux alone
 _REQUESTS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 

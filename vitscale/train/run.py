@@ -28,7 +28,7 @@ from vitscale.optim.groups import freeze_
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.launch import hold_lifeline
 from vitscale.parallel.place import Place, node_name
-from vitscale.parallel.world import World, joined, lost_a_peer
+from vitscale.parallel.world import World, joined, lost_a_peer, wait_as_long_as_it_takes
 from vitscale.recipe import Recipe
 from vitscale.resilience.guard import Guard, Verdict
 from vitscale.resilience.outcome import cause_of_stop, write_outcome
@@ -197,6 +197,8 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
         gc.collect()
         gc.freeze()         # what startup made stays: else Python looks through all of it every few steps, each rank at another moment
         stack.callback(gc.unfreeze)
+        if dog.is_on:
+            wait_as_long_as_it_takes()
         meters.begin()
         stop.begin()
         dog.begin(progress.now.step)
