@@ -23,9 +23,9 @@ def start_of(pid: int) -> str | None:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process stands still by SIGSTOP, Ctrl-Z or `scontrol suspend`."""
+    """Whether a process stands still by SIGSTOP, Ctrl-Z, `scontrol suspend` or a debugger; never where there is no /proc."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
     except (OSError, IndexError):
         return False
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.awake import Awake
+from vitscale.processes import is_stopped
 
 TICK_S = 0.5
 TELL_S = 5.0            # for the outcome and the console: what hangs may be the disk, or whoever reads the console
@@ -61,14 +62,6 @@ def watch(rank: int, orders: int, dump: Callable[[], None], end: Callable[[dict[
         if idle_s >= order["end_s"]:
             end(order, idle_s)
             return
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether a process is stopped by a signal or held by a debugger; never where there is no /proc."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
-    except (OSError, IndexError):
-        return False
 
 
 def _dump(rank: int, thread: int) -> None:
