@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from itertools import groupby
@@ -151,12 +152,12 @@ def _slurm_master(timeout_s: float) -> tuple[str, int]:
 
 def _patiently(*command: str, timeout_s: float) -> str:
     """slurm.ask(), again while nobody answers."""
-    began, said = time.monotonic(), False
+    awake, said = Awake(slurm.TIMEOUT_S + 1), False
     while True:
         try:
             return slurm.ask(*command)
         except slurm.NoAnswer as error:
-            if time.monotonic() - began >= timeout_s:
+            if awake.look() >= timeout_s:
                 raise Absent(f"the address of the first node was asked for for {timeout_s:.0f} s: {error}") from None
             if not said:
                 log.warning("%s; asking again for up to %.0f s", error, timeout_s)
