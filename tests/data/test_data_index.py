@@ -185,7 +185,7 @@ def test_a_cut_after_a_whole_sample_loses_none(tmp_path):
 
 @pytest.mark.parametrize(("content", "message"), [
     (b"", "an empty file"),
-    (b"\x1f\x8b\x08" + b"x" * 2000, "compressed; decompress"),
+    (b"\x1f\x8b\x08" + b"x" * 2000, "compressed .gzip.; decompress"),
     (b"not a tar at all " * 400, "no tar, or no whole sample"),
     (None, "no such shard"),
 ])

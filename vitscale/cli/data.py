@@ -2,11 +2,18 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from vitscale.cli.app import Shards, data_app
+
+if TYPE_CHECKING:
+    from vitscale.data.group import GroupMembers
+
+
+GroupMembersOption = Annotated[str, typer.Option(help="As data.group_members: adjacent, or anywhere in the shard.")]
+ImageOption = Annotated[str | None, typer.Option(metavar="MEMBER", help="As data.image: the member that is the image, such as left.jpg.")]
 
 
 @data_app.command("quickstart")
@@ -32,6 +39,8 @@ def data_pack(
     classes: Annotated[Path | None, typer.Option(help="Class names, one a line, in the order of their numbers; default: sorted.")] = None,
     path_column: Annotated[str, typer.Option(help="Manifest: where the path stands, relative to the manifest's folder.")] = "path",
     label_column: Annotated[str, typer.Option(help="Manifest: where the class number or name stands; '' for no labels.")] = "label",
+    group_members: GroupMembersOption = "adjacent",
+    image: ImageOption = None,
     workers: Annotated[int | None, typer.Option(help="Threads; default: one per core.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Exit with 0 although images were bad or classes are empty.")] = False,
     max_left_out: Annotated[float, typer.Option(help="Exit with 2 if more than this share of a folder's files are no images.")] = 0.1,
@@ -58,7 +67,8 @@ def data_pack(
         raise DataError(f"{out}: lies inside the source; name a folder outside it")
     names = list(read_class_map(classes)) if classes else ()
     sound = True
-    for split, opened in open_sources(source, path_column=path_column, label_column=label_column, classes=names).items():
+    for split, opened in open_sources(source, path_column=path_column, label_column=label_column, classes=names,
+                                      group_members=_grouping(group_members), image=image).items():
         seed = None if no_shuffle else shuffle if shuffle is not None or opened.mixed else 0
         options = Options(prefix, shard_samples if shard_samples or shard_bytes else 1000, shard_bytes, seed, resize, quality)
         with bar(f"packing {split}".strip(), "images") as show:
@@ -76,6 +86,8 @@ def data_verify(
     class_map: Annotated[str | None, typer.Option(help="As data.class_map: labels are names.")] = None,
     multi_label: Annotated[bool, typer.Option(help="As data.multi_label: a sample has any number of labels.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write every fault there too.")] = None,
+    group_members: GroupMembersOption = "adjacent",
+    image: ImageOption = None,
     workers: Annotated[int | None, typer.Option(help="Threads; default: one per core.")] = None,
 ) -> None:
     """Check every header, image, label and sha256 of shards.  Exit code 0: clean; 2: faults found, each named."""
@@ -89,7 +101,7 @@ def data_verify(
 
     with bar("verifying", "bytes") as show:
         verdict = verify(shards, label=label, class_map=class_map, classes=classes, multi_label=multi_label,
-                         workers=workers or usable_cores(), on_progress=show)
+                         group_members=_grouping(group_members), image=image, workers=workers or usable_cores(), on_progress=show)
     show_verdict(verdict)
     if json_file:
         json_file.write_text(json.dumps(verdict.as_json(), indent=1))
@@ -107,6 +119,8 @@ def data_stats(
     multi_label: Annotated[bool | None, typer.Option(help="As data.multi_label: any number of labels; default: the recipe's.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there too.")] = None,
     index_dir: Annotated[str | None, typer.Option(help="Where the index goes; default: beside the shards.")] = None,
+    group_members: GroupMembersOption = "adjacent",
+    image: ImageOption = None,
     workers: Annotated[int | None, typer.Option(help="Threads; default: one per core.")] = None,
 ) -> None:
     """Classes, sizes, formats and copies of the images in shards, and a contact sheet."""
@@ -123,7 +137,7 @@ def data_stats(
     label = label or (read.data.label if read else None) or "cls"
     class_map = class_map or (read.data.class_map if read else None)
     multi_label = multi_label if multi_label is not None else bool(read and read.data.multi_label)
-    index = open_index(tuple(shards), index_dir)
+    index = open_index(tuple(shards), index_dir, group_members=_grouping(group_members), image=image)
     with bar("reading", "shards") as show:
         counted = stats(index, label=label, class_map=class_map, multi_label=multi_label, workers=workers or usable_cores(),
                         on_progress=show)
@@ -141,13 +155,26 @@ def data_stats(
 def data_index(
     shards: Shards,
     index_dir: Annotated[str | None, typer.Option(help="Where the index goes; default: beside the shards.")] = None,
+    group_members: GroupMembersOption = "adjacent",
 ) -> None:
     """Index shards: what `train` does by itself at its first use of them."""
     from vitscale.data.index import open_index
     from vitscale.data.progress import bar
 
     with bar("indexing", "shards") as show:
-        index = open_index(tuple(shards), index_dir, show)
+        index = open_index(tuple(shards), index_dir, show, group_members=_grouping(group_members))
     print(f"{index.num_samples:,} samples in {len(index.counts):,} shards; index hash {index.hash}")
     if index.damaged:
         print(f"{index.damaged} places are damaged, {index.lost} samples lost to them; `vitscale data verify` names them", file=sys.stderr)
+    for shard, path in enumerate(index.paths):
+        if apart := index.apart(shard):
+            print(f"{path}: {apart}", file=sys.stderr)
+
+
+def _grouping(text: str) -> "GroupMembers":
+    """Raises DataError."""
+    from vitscale.errors import DataError
+
+    if text not in ("adjacent", "anywhere"):
+        raise DataError(f"--group-members: is adjacent or anywhere, got {text!r}")
+    return cast("GroupMembers", text)

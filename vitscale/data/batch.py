@@ -16,7 +16,7 @@ from vitscale.data.bad import BadSample
 from vitscale.data.cache import ShardCache
 from vitscale.data.crop import CentreCrop, RandomCrop
 from vitscale.data.decode import decode
-from vitscale.data.index import SetIndex, image_member
+from vitscale.data.index import SetIndex
 from vitscale.data.labels import LabelRule, labels_of
 from vitscale.data.mix import Mix
 from vitscale.data.reader import ShardReader
@@ -174,12 +174,12 @@ class Fetcher:
         labels: list[int] = []
         if self.classes and self.label is not None:
             labels = labels_of(self.index, self.reader, shard, number, self.label, self.classes)
-        members = {ext: (offset, size) for ext, offset, size in self.index.shard(shard).members(number)}
-        image = image_member(list(members))
+        image = self.index.image_of(shard, number)
         if image is None:
-            raise BadSample("image", f"has no image (its members are {', '.join(members)})")
+            members = ", ".join(ext for ext, _, _ in self.index.shard(shard).members(number))
+            raise BadSample("image", f"has no image{f' {self.index.image!r}' if self.index.image else ''} (its members are {members})")
         draws: Sequence[float] = () if plan.crop is None else plan.crop[slot].tolist()
-        data, sample = self.reader.pread(shard, *members[image]), int(plan.ids[source])
+        data, sample = self.reader.pread(shard, *image[1:]), int(plan.ids[source])
         known, marks = self.sound.sum_of(data), self.sound.marks(sample)
         sound = self.sound.knows(sample, known)
         decode(data, self.crop, self.image, self.channels, draws, self.exif, sound, micro.images.numpy()[slot], marks)

@@ -1,8 +1,12 @@
-"""Which members of a shard make a sample: webdataset's rule, and what damage costs."""
+"""Which members of a shard make a sample: webdataset's rule, or one key anywhere in the shard, and what damage costs."""
 
+import posixpath
 from dataclasses import dataclass
+from typing import Literal
 
-from vitscale.data.tar import Damage, Member, Walk, split_name
+from vitscale.data.tar import BLOCK, Damage, Link, Member, Walk, split_name
+
+GroupMembers = Literal["adjacent", "anywhere"]
 
 
 @dataclass
@@ -15,17 +19,20 @@ class Sample:
     broken: bool = False        # one of its members is known to be cut
 
 
-def group(items: list[Member | Damage], state: Walk) -> tuple[list[Sample], set[str]]:
+def group(items: list[Member | Link | Damage], state: Walk, members: GroupMembers = "adjacent") -> tuple[list[Sample], set[str]]:
     """Consecutive members of equal key make a sample (webdataset's rule); -> (samples to keep, keys of those known to be lost).
 
-    Where webdataset raises for a member that comes twice, a new sample starts and the damage is noted.  A sample next to damage is
-    dropped unless it has every extension that all undamaged samples of the shard have.
+    Where webdataset raises for a member that comes twice, a new sample starts and the damage is noted; so is a key whose members stand
+    apart.  With `anywhere` they make one sample, at the place of the first.  A link counts as the member that it points to in the same
+    shard; one that points nowhere is damage.  A sample next to damage (with `anywhere`: in a shard with any) is dropped unless it has
+    every extension that all undamaged samples of the shard have.
     """
     samples: list[Sample] = []
     lost: set[str] = set()
-    keys: set[str] = set()
+    latest: dict[str, Sample] = {}
+    apart: list[tuple[Member, Sample]] = []
     after_damage = False
-    for item in items:
+    for item in _followed(items, state):
         parts = split_name(item.name) if item.name else None
         if isinstance(item, Damage):
             if samples:
@@ -38,15 +45,56 @@ def group(items: list[Member | Damage], state: Walk) -> tuple[list[Sample], set[
         if parts is None:
             continue
         key, ext = parts
-        if not samples or samples[-1].key != key or ext in samples[-1].members:
-            if key in keys:
-                state.damage.append(Damage(item.header, item.offset, f"key {key!r} comes twice; both samples are kept", None))
-            keys.add(key)
-            samples.append(Sample(key, {}, suspect=after_damage))
-        samples[-1].members[ext] = item
+        sample = latest.get(key)
+        if sample is None or ext in sample.members or (members == "adjacent" and sample is not samples[-1]):
+            if sample is not None and ext in sample.members:
+                state.damage.append(Damage(item.header, item.offset, f"key {key!r} comes twice; both samples are kept"))
+            elif sample is not None:
+                apart.append((item, sample))
+            sample = latest[key] = Sample(key, {}, suspect=after_damage)
+            samples.append(sample)
+        sample.members[ext] = item
         after_damage = False
+    if apart:
+        state.damage.append(_stand_apart(*apart[0], len(apart)))
+    if members == "anywhere" and any(isinstance(item, Damage) for item in items):
+        for sample in samples:
+            sample.suspect = True
     intact = [set(sample.members) for sample in samples if not sample.suspect]
     required = set.intersection(*intact) if intact else {ext for sample in samples for ext in sample.members}
     kept = [sample for sample in samples if not sample.broken and (not sample.suspect or required <= set(sample.members))]
     lost |= {sample.key for sample in samples} - {sample.key for sample in kept}
     return kept, lost
+
+
+def _stand_apart(item: Member, before: Sample, count: int) -> Damage:
+    """One remark for all keys of a shard: a tar with all images before all labels has nothing else."""
+    ext = item.name.rpartition("/")[2].partition(".")[2]
+    return Damage(item.header, item.offset, f"members of one key stand apart, {count} times; of {before.key!r} {', '.join(before.members)} "
+                  f"come before and {ext} here, and make two samples; set data.group_members: anywhere (--group-members anywhere) to join "
+                  "them", apart=True)
+
+
+def _followed(items: list[Member | Link | Damage], state: Walk) -> list[Member | Damage]:
+    """Links as the members that they stand for, wherever these lie in the shard."""
+    if not any(isinstance(item, Link) for item in items):
+        return items            # type: ignore[return-value]
+    named = {posixpath.normpath(item.name): item for item in items if not isinstance(item, Damage)}
+    found: list[Member | Damage] = []
+    for item in items:
+        if not isinstance(item, Link):
+            found.append(item)
+            continue
+        target: Member | Link | None = item
+        for _ in range(len(named)):         # a link to a link, but not round and round
+            if not isinstance(target, Link):
+                break
+            target = named.get(target.target)
+        if isinstance(target, Member):
+            found.append(Member(item.name, item.header, target.offset, target.size))
+        elif split_name(item.name):
+            why = f"{item.name!r} is a link to {item.target!r}, which is no file in this shard; pack the file itself"
+            damage = Damage(item.header, item.header + BLOCK, why, item.name)
+            state.damage.append(damage)
+            found.append(damage)
+    return found

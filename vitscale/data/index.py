@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from vitscale.data import remote
-from vitscale.data.group import group
+from vitscale.data.group import GroupMembers, group
 from vitscale.data.shards import Homes, expand, locked, publish_index, stat_shards
-from vitscale.data.tar import Damage, Member, ReadAt, Walk, split_name, walk
+from vitscale.data.tar import Damage, Link, Member, ReadAt, Walk, compression, split_name, walk
 from vitscale.errors import DataError
 from vitscale.recipe.redact import redact
 
-VERSION = 1
+VERSION = 2               # 2: links inside a shard are followed, keys that stand apart are told
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")      # what decode.py understands
 _THREADS = 8                                        # the walk waits for the disk more than it computes
 _COLUMNS = ("bytes", "mtime_ns", "samples", "images", "damaged", "lost", "header_sha256")
@@ -57,18 +57,30 @@ class ShardIndex:
         return self.first.data, self.ext.data, self.offset.data, self.size.data, self.extensions
 
 
-def image_member(extensions: Sequence[str]) -> str | None:
-    """Which member is the image: the first named as one (`jpg`), else the first that ends so (`left.png`)."""
-    for ext in extensions:
-        if ext in IMAGES:
-            return ext
-    return next((ext for ext in extensions if ext.rpartition(".")[2] in IMAGES), None)
+class SeveralImages(DataError):
+    """More than one member of a sample could be its image."""
+
+
+def image_member(extensions: Sequence[str], chosen: str | None = None) -> str | None:
+    """Which member is the image: `chosen` (data.image), else the one named as an image (`jpg`), else the one that ends so (`left.png`).
+
+    Raises SeveralImages where there are two such and none is chosen: which comes first in the tar must not decide."""
+    if chosen is not None:
+        return chosen if chosen in extensions else None
+    found = [ext for ext in extensions if ext in IMAGES] or [ext for ext in extensions if ext.rpartition(".")[2] in IMAGES]
+    if len(found) > 1:
+        raise SeveralImages(f"has {len(found)} images ({', '.join(found)}); name the one to use with data.image (--image), such as "
+                            f"{found[0]}")
+    return found[0] if found else None
 
 
 class SetIndex:
     """An indexed list of shards.  Cheap to hold: sidecars are mapped when first asked for, the last `open_limit` stay mapped."""
 
-    def __init__(self, paths: Sequence[str], columns: dict[str, list[Any]], homes: Homes, open_limit: int = 1024) -> None:
+    def __init__(
+        self, paths: Sequence[str], columns: dict[str, list[Any]], homes: Homes, group_members: GroupMembers = "adjacent",
+        image: str | None = None, open_limit: int = 1024,
+    ) -> None:
         self.urls = tuple(paths)                                    # what opens a shard: for nobody's eyes
         self.paths = tuple(redact(path) for path in paths)          # what names it
         self.bytes = np.asarray(columns["bytes"], np.int64)         # of each shard
@@ -78,6 +90,7 @@ class SetIndex:
         self.lost = int(sum(columns["lost"]))                       # samples known to have been there and dropped
         self.header_sha256 = columns["header_sha256"]
         self.open_limit = open_limit
+        self.group_members, self.image = group_members, image
         self._homes = homes
         self._open: OrderedDict[int, ShardIndex] = OrderedDict()
         self._lock = Lock()
@@ -88,9 +101,11 @@ class SetIndex:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 over (header hash, bytes, samples) of each shard in order.  Not over paths: a copied set is the same set."""
+        """sha256 over (header hash, bytes, samples) of each shard in order, and over how members are grouped if not as webdataset does.
+        Not over paths: a copied set is the same set."""
         rows = zip(self.header_sha256, self.bytes.tolist(), self.counts.tolist(), strict=True)
-        return hashlib.sha256(b"".join(bytes.fromhex(sha) + struct.pack("<qq", size, count) for sha, size, count in rows)).hexdigest()
+        how = b"" if self.group_members == "adjacent" else self.group_members.encode()
+        return hashlib.sha256(b"".join(bytes.fromhex(sha) + struct.pack("<qq", size, count) for sha, size, count in rows) + how).hexdigest()
 
     def shard(self, number: int) -> ShardIndex:
         """The sidecar of shard `number`.  Thread-safe.  Raises DataError when it is gone or belongs to another version of the shard."""
@@ -111,17 +126,45 @@ class SetIndex:
 
     def key_of(self, shard: int, index: int) -> str:
         """The key of a sample, read again from the tar for a message; '?' if it cannot be read."""
+        total = int(self.bytes[shard])
         entry = self.shard(shard)
         member = int(entry.first[index])
+        # members lie one behind the other, but for links and joined ones, for which the whole shard is walked
         start = 0 if member == 0 else int(entry.offset[member - 1] + -(-entry.size[member - 1] // 512) * 512)
         try:
-            with reading(self.urls[shard], int(self.bytes[shard]), int(self.mtime_ns[shard])) as read_at:
-                for item in walk(lambda offset, size: read_at(start + offset, size), int(self.bytes[shard]) - start, Walk()):
+            with reading(self.urls[shard], total, int(self.mtime_ns[shard])) as read_at:
+                for item in walk(lambda offset, size: read_at(start + offset, size), total - start, Walk()):
                     if isinstance(item, Member) and start + item.offset == int(entry.offset[member]):
                         return (split_name(item.name) or ("?", ""))[0]
-        except (OSError, remote.Unreachable):
-            pass
-        return "?"
+                    if isinstance(item, Link) or start + item.offset > int(entry.offset[member]):
+                        break
+                state = Walk()
+                samples, _ = group(list(walk(read_at, total, state)), state, self.group_members)
+                return samples[index].key
+        except (OSError, IndexError, remote.Unreachable):
+            return "?"
+
+    def image_of(self, shard: int, index: int) -> tuple[str, int, int] | None:
+        """(extension, offset, size) of a sample's image; None if it has none.  Raises SeveralImages, with its name."""
+        members = self.shard(shard).members(index)
+        try:
+            name = image_member([ext for ext, _, _ in members], self.image)
+        except SeveralImages as error:
+            raise SeveralImages(f"{self.paths[shard]}: sample '{self.key_of(shard, index)}' {error}") from None
+        return next((member for member in members if member[0] == name), None)
+
+    def spread(self, limit: int) -> Iterator[tuple[int, int]]:
+        """(shard, number in it) of up to `limit` samples, evenly over the shards and inside them."""
+        filled = [shard for shard, count in enumerate(self.counts.tolist()) if count]
+        shards = filled[::-(-len(filled) // limit)]
+        each = limit // len(shards)
+        for shard in shards:
+            count = int(self.counts[shard])
+            yield from ((shard, number) for number in range(0, count, -(-count // min(each, count))))
+
+    def apart(self, shard: int) -> str | None:
+        """What to say and do where members of one key stand apart in a shard; None where none do."""
+        return next((damage.reason for damage in self.shard(shard).damage if damage.apart), None)
 
     def damage(self) -> list[tuple[str, Damage]]:
         """(path of the shard, what is wrong there), over the whole set.  Opens every damaged shard's sidecar."""
@@ -130,26 +173,28 @@ class SetIndex:
 
 def open_index(
     urls: str | Sequence[str], index_dir: str | None = None, on_progress: Progress | None = None, check: bool = True,
+    group_members: GroupMembers = "adjacent", image: str | None = None,
 ) -> SetIndex:
     """The index of the shards `urls`; what is missing or stale (another size or mtime) is built first, in threads, under a lock.
 
     index_dir: where the index lies; None: beside the shards in .vitscale-index/ if that can be written, else the user's cache.
     check: compare every shard's size and mtime; False believes the set file, for ranks whose launcher has just checked.
+    group_members, image: as in `data` of a recipe: which members of a shard make a sample, and which of these is the image.
     Raises DataError naming the shard that is missing, no tar, or without images.
     """
-    paths, homes = expand(urls), Homes(index_dir)
+    paths, homes = expand(urls), Homes(index_dir, "" if group_members == "adjacent" else group_members)
     sets = homes.sets(paths)
     if not check:
         found = _load_set(sets, paths, None)
         if found:
-            return SetIndex(paths, found, homes)
+            return SetIndex(paths, found, homes, group_members, image)
     stats = stat_shards(paths)
     columns = _load_set(sets, paths, stats)
     if columns is None:
         folder = homes.writable(paths[0]).parent
         with locked(folder):
-            columns = _load_set(sets, paths, stats) or _build_set(folder / sets[0].name, paths, stats, homes, on_progress)
-    index = SetIndex(paths, columns, homes)
+            columns = _load_set(sets, paths, stats) or _build_set(folder / sets[0].name, paths, stats, homes, on_progress, group_members)
+    index = SetIndex(paths, columns, homes, group_members, image)
     if index.num_samples == 0:
         raise DataError(f"{paths[0]}: no samples in it{' nor in the other shards' if len(paths) > 1 else ''}; pack images into it")
     return index
@@ -170,10 +215,11 @@ def _load_set(places: Sequence[Path], paths: list[str], stats: tuple[list[int], 
 
 def _build_set(
     place: Path, paths: list[str], stats: tuple[list[int], list[int]], homes: Homes, on_progress: Progress | None,
+    group_members: GroupMembers,
 ) -> dict[str, list[Any]]:
     def row(path: str, size: int, mtime_ns: int) -> dict[str, Any]:
         ready = _load_sidecar(homes.readable(path), path, size, mtime_ns)
-        return ready.row if ready else _build_sidecar(homes.writable(path), path, size, mtime_ns)
+        return ready.row if ready else _build_sidecar(homes.writable(path), path, size, mtime_ns, group_members)
 
     rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(remote.THREADS if any(remote.is_remote(path) for path in paths) else _THREADS) as pool:
@@ -200,20 +246,19 @@ def reading(path: str, size: int, stamp: int) -> Iterator[ReadAt]:
         yield lambda offset, size: os.pread(file.fileno(), size, offset)
 
 
-def _build_sidecar(place: Path, path: str, size: int, mtime_ns: int) -> dict[str, Any]:
+def _build_sidecar(place: Path, path: str, size: int, mtime_ns: int, how: GroupMembers) -> dict[str, Any]:
     """Walk one shard, write its sidecar, return its row of the set file.  Raises DataError for what is no tar or has no images."""
     state = Walk()
     with reading(path, size, mtime_ns) as read_at:
         path = redact(path)
-        samples, lost = group(list(walk(read_at, size, state)), state)
+        samples, lost = group(list(walk(read_at, size, state)), state, how)
         if not samples and (size == 0 or state.damage):
-            start = read_at(0, 6)
-            packed = start[:2] == b"\x1f\x8b" or start[:3] == b"BZh" or start == b"\xfd7zXZ\0" or start[:4] == b"(\xb5/\xfd"
-            why = "compressed; decompress it, since samples are read at their offsets" if packed else (
+            packed = compression(read_at(0, 8))
+            why = f"compressed ({packed}); decompress it, since samples are read at their offsets" if packed else (
                 "an empty file" if size == 0 else f"no tar, or no whole sample is left in it ({state.damage[0].reason})")
             raise DataError(f"{path}: {why}" + ("" if packed else "; remove it from the list, or pack it again"))
     names = sorted({ext for sample in samples for ext in sample.members})
-    images = sum(image_member(list(sample.members)) is not None for sample in samples)
+    images = sum(any(ext.rpartition(".")[2] in IMAGES for ext in sample.members) for sample in samples)
     if samples and not images:
         raise DataError(f"{path}: no images in it; its members are {', '.join(names[:8])}, an image is one of {', '.join(IMAGES)}")
     if len(names) > 2**16:
@@ -222,7 +267,7 @@ def _build_sidecar(place: Path, path: str, size: int, mtime_ns: int) -> dict[str
     members = [(number[ext], member) for sample in samples for ext, member in sample.members.items()]
     row = {
         "bytes": size, "mtime_ns": mtime_ns, "samples": len(samples), "images": images,
-        "damaged": len(state.damage), "lost": len(lost), "header_sha256": state.sha.hexdigest(),
+        "damaged": sum(not damage.apart for damage in state.damage), "lost": len(lost), "header_sha256": state.sha.hexdigest(),
     }
     damage = [asdict(damage) for damage in sorted(state.damage, key=lambda damage: damage.offset)]
     meta = {"version": VERSION, "extensions": names, "damage": damage, **row}

@@ -165,7 +165,7 @@ def no_label(index: SetIndex, shard: int, number: int, label: str, extensions: l
     """The error for a sample without its label member."""
     return DataError(
         f"{index.paths[shard]}: sample '{index.key_of(shard, number)}' has no '{label}' member (it has {', '.join(extensions)}); "
-        "name the label field with data.label, or repack with `vitscale data pack`"
+        + (index.apart(shard) or "name the label field with data.label, or, where no sample has one, pack the images with their labels")
     )
 
 
@@ -186,21 +186,16 @@ def check_labels(
     [0, classes).  A run still meets every label: this only finds early what is wrong with most of them.
     """
     rule, reader = LabelRule.of(label, class_map, multi_label), ShardReader(index)
-    filled = [shard for shard, count in enumerate(index.counts.tolist()) if count]
-    shards = filled[::-(-len(filled) // limit)]
-    each = limit // len(shards)
     done = 0
-    for shard in shards:
-        count = int(index.counts[shard])
-        for number in range(0, count, -(-count // min(each, count))):
-            try:
-                labels_of(index, reader, shard, number, rule, classes)
-            except BadSample as error:
-                wanted = "the name of a class as text" if rule.names else "the class as a whole number"
-                if rule.several:
-                    wanted = "a list of " + ("names of classes" if rule.names else "whole numbers")
-                hint = "" if rule.several else ", or a list of them with data.multi_label"
-                raise DataError(f"{_sample(index, shard, number)}: {error}; wanted is {wanted}{hint}") from None
-            done += 1
+    for shard, number in index.spread(limit):
+        try:
+            labels_of(index, reader, shard, number, rule, classes)
+        except BadSample as error:
+            wanted = "the name of a class as text" if rule.names else "the class as a whole number"
+            if rule.several:
+                wanted = "a list of " + ("names of classes" if rule.names else "whole numbers")
+            hint = "" if rule.several else ", or a list of them with data.multi_label"
+            raise DataError(f"{_sample(index, shard, number)}: {error}; wanted is {wanted}{hint}") from None
+        done += 1
     reader.close()
     return done

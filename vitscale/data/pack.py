@@ -20,7 +20,7 @@ from vitscale.data.bad import BadSample
 from vitscale.data.draws import check_seed, inside_permutation
 from vitscale.data.foreign import NATIVE, kind_of, to_png
 from vitscale.data.image import decode_whole
-from vitscale.data.index import image_member
+from vitscale.data.index import SeveralImages, image_member
 from vitscale.data.sources import CLASSES, Entry, Source
 from vitscale.errors import DataError
 from vitscale.files import write_atomically
@@ -157,7 +157,7 @@ def _write_all(
     tick(0)
     stopping = Event()
     with ThreadPoolExecutor(workers, thread_name_prefix="pack") as pool:
-        tasks = {pool.submit(_write_shard, part, out, _name(options, shard), options, tick, stopping): shard
+        tasks = {pool.submit(_write_shard, part, out, _name(options, shard), options, source.image, tick, stopping): shard
                  for shard, part in enumerate(parts) if rows[shard] is None}
         try:
             for task in as_completed(tasks):
@@ -206,7 +206,7 @@ class _Hashed:
 
 
 def _write_shard(
-    entries: list[Entry], out: Path, name: str, options: Options, tick: Callable[[int], None], stopping: Event,
+    entries: list[Entry], out: Path, name: str, options: Options, image: str | None, tick: Callable[[int], None], stopping: Event,
 ) -> dict[str, Any]:
     """Write one shard under another name, then rename it, then write its row: whatever stops it, it is whole or done again."""
     from webdataset import TarWriter  # imports torch, so only here
@@ -220,7 +220,7 @@ def _write_shard(
                 if stopping.is_set():
                     raise InterruptedError("another shard failed")
                 try:
-                    writer.write({"__key__": entry.key, **_members(entry, options)})
+                    writer.write({"__key__": entry.key, **_members(entry, options, image)})
                     samples += 1
                 except BadSample as error:
                     bad.append({"name": entry.name, "reason": error.reason, "detail": str(error)})
@@ -233,10 +233,15 @@ def _write_shard(
     return row
 
 
-def _members(entry: Entry, options: Options) -> dict[str, bytes]:
+def _members(entry: Entry, options: Options, image: str | None) -> dict[str, bytes]:
     """The members of a sample, its image checked and made smaller if asked for.  Raises BadSample."""
     members = entry.read()
-    name = image_member(list(members)) or next((name for name, data in members.items() if kind_of(data)), None)
+    try:
+        name = image_member(list(members), image)
+    except SeveralImages as error:
+        raise BadSample("image", str(error)) from None
+    if name is None and image is None:
+        name = next((name for name, data in members.items() if kind_of(data)), None)
     if name is None:
         raise BadSample("image", f"has no image (its members are {', '.join(members)})")
     name = _as_shards_hold_it(members, name)

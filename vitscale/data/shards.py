@@ -129,19 +129,21 @@ def digest(text: str) -> str:
 class Homes:
     """Where the index of each shard lies: `index_dir`, else beside a local shard if writable, else the user's cache."""
 
-    def __init__(self, index_dir: str | None) -> None:
+    def __init__(self, index_dir: str | None, variant: str = "") -> None:
+        """`variant` keeps apart what is made of the same shards in another way."""
         self.index_dir = Path(index_dir).absolute() if index_dir else None
+        self.variant = f".{variant}" if variant else ""
         self._writable: dict[Path, bool] = {}
 
     def readable(self, path: str) -> list[Path]:
         """Where the shard's sidecar may already lie, best first."""
         away = remote.is_remote(path)
-        shared = f"{os.path.basename(urlsplit(path).path if away else path)}-{digest(path)}.safetensors"
+        shared = f"{os.path.basename(urlsplit(path).path if away else path)}-{digest(path)}{self.variant}.safetensors"
         if self.index_dir:
             return [self.index_dir / shared]
         if away:
             return [cache_dir() / shared]
-        return [Path(path).parent / BESIDE / f"{os.path.basename(path)}.safetensors", cache_dir() / shared]
+        return [Path(path).parent / BESIDE / f"{os.path.basename(path)}{self.variant}.safetensors", cache_dir() / shared]
 
     def writable(self, path: str) -> Path:
         """Where to write the shard's sidecar; the folder exists afterwards.  Raises DataError when no place can be written."""
@@ -154,7 +156,7 @@ class Homes:
 
     def sets(self, paths: Sequence[str]) -> list[Path]:
         """Where the set file of these shards may lie, best first."""
-        name = f"set-{digest(chr(10).join(paths))}.json"
+        name = f"set-{digest(chr(10).join(paths))}{self.variant}.json"
         return [place.parent / name for place in self.readable(paths[0])]
 
     def _can_write(self, folder: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vitscale.data.bad import BadSample
 from vitscale.data.folder import class_folders, look_through, splits_of
+from vitscale.data.group import GroupMembers
 from vitscale.data.index import IMAGES, SetIndex, open_index
 from vitscale.data.manifest import number_labels, read_manifest
 from vitscale.data.reader import ShardReader
@@ -36,28 +37,37 @@ class Source:
     entries: list[Entry]
     classes: tuple[str, ...]    # names in the order of their numbers; () where labels came as numbers, or there are none
     mixed: bool                 # entries come in no order that would harm training
+    image: str | None = None    # the member that is the image; None: the one with the ending of an image
     left_out: Counter[str] = field(default_factory=Counter)     # files of a folder that are no entries, by the reason
     hidden: Counter[str] = field(default_factory=Counter)       # the same of what systems and programs leave behind
     folders: tuple[int, ...] = ()       # the classes that have a folder
 
 
-def open_sources(source: str, *, path_column: str = "path", label_column: str = "label", classes: Sequence[str] = ()) -> dict[str, Source]:
+def open_sources(
+    source: str, *, path_column: str = "path", label_column: str = "label", classes: Sequence[str] = (),
+    group_members: GroupMembers = "adjacent", image: str | None = None,
+) -> dict[str, Source]:
     """What is in a folder of class folders, in FILE.csv or FILE.parquet, or in a brace URL or glob of shards, as {"": it}; of a folder
     whose folders are splits (train/, val/, test/) each by its name, with the same number for a class in all of them.
 
     classes: names in the order of their numbers; () numbers the names found in sorted order.  label_column: "" for no labels.
+    group_members, image: of shards, as in `data` of a recipe.
     Raises DataError naming what is missing.
     """
     _refuse_twice(classes)
     path = Path(source)
     splits = splits_of(path, tuple(classes)) if path.is_dir() else {}
     if not splits:
-        return {"": open_source(source, path_column=path_column, label_column=label_column, classes=classes)}
+        return {"": open_source(source, path_column=path_column, label_column=label_column, classes=classes, group_members=group_members,
+                                image=image)}
     names = tuple(classes) or tuple(sorted({name for folder in splits.values() for name in class_folders(folder)}))
     return {split: _folder(folder, names) for split, folder in splits.items()}
 
 
-def open_source(source: str, *, path_column: str = "path", label_column: str = "label", classes: Sequence[str] = ()) -> Source:
+def open_source(
+    source: str, *, path_column: str = "path", label_column: str = "label", classes: Sequence[str] = (),
+    group_members: GroupMembers = "adjacent", image: str | None = None,
+) -> Source:
     """open_sources() of what is no folder of splits."""
     _refuse_twice(classes)
     path = Path(source)
@@ -65,7 +75,7 @@ def open_source(source: str, *, path_column: str = "path", label_column: str = "
         return _folder(path, classes)
     if path.suffix.lower() in (".csv", ".parquet"):
         return _manifest(path, path_column, label_column, classes)
-    return _shards(source)
+    return _shards(source, group_members, image)
 
 
 def _refuse_twice(classes: Sequence[str]) -> None:
@@ -101,9 +111,15 @@ def _manifest(path: Path, path_column: str, label_column: str, classes: Sequence
     return Source(_files([path.parent / name for name in names], names, labels), tuple(classes), mixed=False)
 
 
-def _shards(url: str) -> Source:
-    """Samples of shards with all their members, damage left behind; labels and names are not looked at."""
-    index = open_index(url)
+def _shards(url: str, group_members: GroupMembers, image: str | None) -> Source:
+    """Samples of shards with all their members, damage left behind; labels and names are not looked at.
+
+    Raises DataError where members of one key stand apart, since samples without their labels would come of it."""
+    index = open_index(url, group_members=group_members, image=image)
+    if group_members == "adjacent":
+        for shard in range(len(index.paths)):
+            if apart := index.apart(shard):
+                raise DataError(f"{index.paths[shard]}: {apart}")
     reader = ShardReader(index)
     keys = _Keys()
     entries = []
@@ -116,7 +132,7 @@ def _shards(url: str) -> Source:
                 f"{index.paths[shard]}:{key}", keys.unique(key), size, version,
                 lambda shard=shard, number=number: reader.read(shard, number),      # type: ignore[misc]
             ))
-    return Source(entries, class_names(index), mixed=True)
+    return Source(entries, class_names(index), mixed=True, image=image)
 
 
 def class_names(index: SetIndex) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vitscale.data.bad import BadSample
 from vitscale.data.image import image_size
-from vitscale.data.index import SetIndex, image_member
+from vitscale.data.index import SetIndex
 from vitscale.data.labels import LabelRule, classes_in
 from vitscale.data.reader import ShardReader
 from vitscale.data.sources import class_names
@@ -118,8 +118,8 @@ def _look(
     rows: list[_Row] = []
     for number in range(int(index.counts[shard])):
         value = classes_of(index, reader, shard, number, rule)
-        name = image_member([ext for ext, _, _ in index.shard(shard).members(number)])
-        data = reader.read(shard, number, (name,))[name] if name else b""
+        image = index.image_of(shard, number)
+        data = reader.pread(shard, *image[1:]) if image else b""
         size: tuple[int, int] | str
         try:
             size = image_size(data)

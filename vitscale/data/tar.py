@@ -1,6 +1,7 @@
 """Walk the headers of a plain tar, damaged or not.  Reads no member's data and never turns a member's name into a path."""
 
 import hashlib
+import posixpath
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ _LONGEST_NAME = 1 << 20     # bytes of an extended header that are believed
 _NO_DATA = b"123456"        # links, devices, directories, FIFOs: nothing follows the header, whatever its size field says
 _REGULAR = b"0\x007"
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")      # webdataset 1.0.2, tariterators.base_plus_ext
+_COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"(\xb5/\xfd", "zstd"), (b"\x04\"M\x18", "lz4"),
+               (b"LZIP", "lzip"), (b"PK\x03\x04", "zip"), (b"7z\xbc\xaf\x27\x1c", "7z"))
 _META = re.compile(r"__[^/]*__($|/)")                   # webdataset 1.0.2, tariterators.tar_file_iterator, skip_meta
 
 ReadAt = Callable[[int, int], bytes]    # (offset, size) -> at most size bytes; fewer only at the end
@@ -30,6 +33,15 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A hard or symbolic link: its name, where its header lies, the archive's name of what it stands for."""
+
+    name: str
+    header: int
+    target: str
+
+
+@dataclass(frozen=True)
 class Damage:
     """Bytes [offset, end) of a shard that could not be understood, and why; the name of the member that is lost, where it is known."""
 
@@ -37,6 +49,7 @@ class Damage:
     end: int
     reason: str
     name: str | None = None
+    apart: bool = False         # nothing is lost: members of one key do not stand together
 
 
 @dataclass
@@ -57,10 +70,16 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (match[1], match[2].lower()) if match else None
 
 
-def walk(read_at: ReadAt, total: int, state: Walk) -> Iterator[Member | Damage]:
-    """Yield regular members in file order, and each Damage at its place among them; fill `state` on the way.
+def compression(head: bytes) -> str | None:
+    """What a file that begins so is compressed with; None for a plain tar or anything else."""
+    return next((name for magic, name in _COMPRESSED if head.startswith(magic)), None)
 
-    Understands ustar, GNU long names and pax records of path and size (POSIX.1-2017, pax, "Interchange Format"), and base-256 sizes.
+
+def walk(read_at: ReadAt, total: int, state: Walk) -> Iterator[Member | Link | Damage]:
+    """Yield regular members and links in file order, and each Damage at its place among them; fill `state` on the way.
+
+    Understands ustar, GNU long names and pax records of path, linkpath and size (POSIX.1-2017, pax, "Interchange Format"), and base-256
+    sizes.  A sparse member's data lie condensed in the tar: it is Damage, not a member.
     After a header that cannot be right, goes on at the next block that is a header with a magic and a correct checksum.
     total: bytes of the file.
     """
@@ -91,6 +110,8 @@ def walk(read_at: ReadAt, total: int, state: Walk) -> Iterator[Member | Damage]:
                     state.sha.update(text)
                     if kind == b"L":
                         own["path"] = _text(text)
+                    elif kind == b"K":
+                        own["linkpath"] = _text(text)
                     elif kind == b"x":
                         own |= _records(text)
                     elif kind == b"g":
@@ -102,7 +123,8 @@ def walk(read_at: ReadAt, total: int, state: Walk) -> Iterator[Member | Damage]:
                 name = records.get("path", name)
                 size = _decimal(records["size"]) if "size" in records and kind not in _NO_DATA else size
                 regular = kind in _REGULAR and not (kind == b"\0" and name.endswith("/"))
-                if kind == b"S" or "GNU.sparse.major" in records or "GNU.sparse.map" in records:
+                if kind == b"S" or any(record.startswith("GNU.sparse.") for record in records):
+                    data += _sparse_map(window, block, data) if kind == b"S" else 0
                     damage = Damage(start, data, f"sparse member {name!r}; repack it as a plain file", name)
                     state.damage.append(damage)
                     yield damage
@@ -112,6 +134,8 @@ def walk(read_at: ReadAt, total: int, state: Walk) -> Iterator[Member | Damage]:
                 else:
                     if regular:
                         yield Member(name, start, data, size)
+                    elif kind in b"12":
+                        yield Link(name, start, _target(name, records.get("linkpath", _text(block[157:257])), kind == b"1"))
                     at = start = data + (0 if kind in _NO_DATA else _padded(size))
                     continue
         except _BadHeader as error:
@@ -158,6 +182,21 @@ def _parse(block: bytes) -> tuple[bytes, int, str]:
     return block[156:157], size, name
 
 
+def _sparse_map(window: "_Window", block: bytes, at: int) -> int:
+    """Bytes of the further blocks that list where the data of an old GNU sparse member belong (GNU tar manual, "Old GNU Format")."""
+    more, size = block[482], 0
+    while more:
+        following = window.read(at + size, BLOCK)
+        size += BLOCK
+        more = following[504] if len(following) == BLOCK else 0
+    return size
+
+
+def _target(name: str, written: str, hard: bool) -> str:
+    """A hard link names a member; a symbolic link is relative to its own folder."""
+    return posixpath.normpath(written if hard else posixpath.join(posixpath.dirname(name), written))
+
+
 def _octal(digits: bytes) -> int:
     text = digits.replace(b"\0", b" ").strip()
     if not text:
@@ -165,7 +204,7 @@ def _octal(digits: bytes) -> int:
     try:
         return int(text.split()[0], 8)
     except ValueError:
-        raise _BadHeader("a header with a number that is none") from None
+        raise _BadHeader("a header whose number field holds no number") from None
 
 
 def _number(digits: bytes) -> int:

@@ -12,13 +12,13 @@ from typing import Any
 
 from vitscale.data import remote
 from vitscale.data.bad import BadSample
-from vitscale.data.group import Sample, group
+from vitscale.data.group import GroupMembers, Sample, group
 from vitscale.data.image import decode_whole
-from vitscale.data.index import image_member, reading
+from vitscale.data.index import SeveralImages, image_member, reading
 from vitscale.data.labels import LabelRule, classes_in
 from vitscale.data.pack import SUMS
 from vitscale.data.shards import expand
-from vitscale.data.tar import Member, ReadAt, Walk, walk
+from vitscale.data.tar import Damage, Member, ReadAt, Walk, compression, walk
 from vitscale.errors import DataError
 from vitscale.recipe.redact import redact
 
@@ -26,7 +26,8 @@ _CHUNK = 1 << 22                            # bytes hashed at once
 Progress = Callable[[int, int], None]       # (bytes done, bytes in all)
 
 # What a fault is called, besides the reasons of BadSample.
-MISSING, CHECKSUM, TAR, DUPLICATE, LOST, LABEL, READ = "missing", "checksum", "tar", "duplicate", "lost", "label", "read"
+MISSING, CHECKSUM, TAR, DUPLICATE, APART = "missing", "checksum", "tar", "duplicate", "apart"
+LOST, LABEL, READ = "lost", "label", "read"
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,13 @@ class Verdict:
 
 def verify(
     urls: str | Sequence[str], *, label: str = "cls", class_map: str | None = None, classes: int | None = None, multi_label: bool = False,
-    workers: int = 1, on_progress: Progress | None = None,
+    group_members: GroupMembers = "adjacent", image: str | None = None, workers: int = 1, on_progress: Progress | None = None,
 ) -> Verdict:
     """Look at every byte of the shards.  Faults come in the order of the shards, and of the bytes in them.
 
-    label, class_map, multi_label: as in `data` of a recipe.  If no sample of the set has that member, the set is unlabelled and that
-    is no fault, unless `classes`, the number of classes, is given.  Raises DataError for URLs that name nothing at all.
+    label, class_map, multi_label, group_members, image: as in `data` of a recipe.  If no sample of the set has the label's member, the
+    set is unlabelled and that is no fault, unless `classes`, the number of classes, is given.  Raises DataError for URLs that name
+    nothing at all.
     """
     paths, rule = expand(urls), LabelRule.of(label, class_map, multi_label)
     classes = len(rule.names) if rule.names is not None and classes is None else classes
@@ -81,7 +83,8 @@ def verify(
     verdict = Verdict(shards=len(paths), bytes=sum(sizes))
     unlabelled: list[Fault] = []
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
-        looks = [pool.submit(_look, path, one, sums[os.path.dirname(path)].get(os.path.basename(path)), rule, classes)
+        looks = [pool.submit(_look, path, one, sums[os.path.dirname(path)].get(os.path.basename(path)), rule, classes,
+                             group_members, image)
                  for path, one in zip(paths, facts, strict=True)]
         try:
             for size, task in zip(sizes, looks, strict=True):
@@ -122,7 +125,10 @@ def _facts(path: str) -> remote.Facts | None:
     return remote.Facts(os.path.getsize(path), 0) if os.path.isfile(path) else None
 
 
-def _look(path: str, facts: remote.Facts | None, sha: str | None, rule: LabelRule, classes: int | None) -> tuple[Verdict, list[Fault]]:
+def _look(
+    path: str, facts: remote.Facts | None, sha: str | None, rule: LabelRule, classes: int | None, group_members: GroupMembers,
+    image: str | None,
+) -> tuple[Verdict, list[Fault]]:
     """One shard -> what is wrong with it, and apart from that its samples without a label."""
     part = Verdict()
     without: list[Fault] = []
@@ -137,9 +143,9 @@ def _look(path: str, facts: remote.Facts | None, sha: str | None, rule: LabelRul
                 found = _sha256(read_at)
                 if found != sha:
                     part.faults.append(Fault(path, CHECKSUM, f"its sha256 is {found[:16]}..., in {SUMS} stands {sha[:16]}...", offset=0))
-            for sample in _samples(path, read_at, total, part):
+            for sample in _samples(path, read_at, total, part, group_members):
                 part.samples += 1
-                for fault in _faults(path, read_at, sample, rule, classes):
+                for fault in _faults(path, read_at, sample, rule, classes, image):
                     (without if fault.reason == LABEL and rule.member not in sample.members else part.faults).append(fault)
                 part.labelled += rule.member in sample.members
     except OSError as error:
@@ -157,19 +163,22 @@ def _sha256(read_at: ReadAt) -> str:
     return sha.hexdigest()
 
 
-def _samples(path: str, read_at: ReadAt, total: int, part: Verdict) -> list[Sample]:
+def _samples(path: str, read_at: ReadAt, total: int, part: Verdict, group_members: GroupMembers) -> list[Sample]:
     """Walk the headers; what is damaged goes into `part`."""
     if not total:
         part.faults.append(Fault(path, TAR, "is an empty file", offset=0))
+        return []
+    if packed := compression(read_at(0, 8)):
+        part.faults.append(Fault(path, TAR, f"is compressed ({packed}); decompress it, since samples are read at their offsets", offset=0))
         return []
     state = Walk()
     items = list(walk(read_at, total, state))
     headers = {item.name: item.header for item in items if isinstance(item, Member)}
     known = len(state.damage)
-    samples, lost = group(items, state)
+    samples, lost = group(items, state, group_members)
     for number, damage in enumerate(state.damage):
         span = f" (bytes {damage.offset} to {damage.end})" if number < known and damage.end > damage.offset else ""
-        part.faults.append(Fault(path, TAR if number < known else DUPLICATE, damage.reason + span, offset=damage.offset))
+        part.faults.append(Fault(path, _name_of(damage), damage.reason + span, offset=damage.offset))
     for key in sorted(lost):
         offset = min((header for name, header in headers.items() if name.startswith(f"{key}.")), default=None)
         part.faults.append(Fault(path, LOST, "lost to the damage around it", key=key, offset=offset))
@@ -178,7 +187,11 @@ def _samples(path: str, read_at: ReadAt, total: int, part: Verdict) -> list[Samp
     return samples
 
 
-def _faults(path: str, read_at: ReadAt, sample: Sample, rule: LabelRule, classes: int | None) -> list[Fault]:
+def _name_of(damage: Damage) -> str:
+    return APART if damage.apart else DUPLICATE if damage.reason.startswith("key ") else TAR
+
+
+def _faults(path: str, read_at: ReadAt, sample: Sample, rule: LabelRule, classes: int | None, chosen: str | None) -> list[Fault]:
     """What is wrong with one sample: its image, its label."""
     faults = []
 
@@ -186,15 +199,17 @@ def _faults(path: str, read_at: ReadAt, sample: Sample, rule: LabelRule, classes
         faults.append(Fault(path, reason, f"{member.name.rpartition('/')[2]}: {detail}", sample.key, member.header))
 
     first = next(iter(sample.members.values()))
-    name = image_member(list(sample.members))
-    if name is None:
-        fault(first, "image", f"the sample has no image (its members are {', '.join(sample.members)})")
-    else:
-        image = sample.members[name]
-        try:
-            decode_whole(read_at(image.offset, image.size))
-        except BadSample as error:
-            fault(image, error.reason, str(error))
+    try:
+        name = image_member(list(sample.members), chosen)
+        if name is None:
+            fault(first, "image", f"the sample has no image (its members are {', '.join(sample.members)})")
+        else:
+            first = sample.members[name]
+            decode_whole(read_at(first.offset, first.size))
+    except SeveralImages as error:
+        fault(first, "image", f"the sample {error}")
+    except BadSample as error:
+        fault(first, error.reason, str(error))
     member = sample.members.get(rule.member)
     if member is None:
         fault(first, LABEL, f"the sample has no '{rule.member}' member (it has {', '.join(sample.members)})")

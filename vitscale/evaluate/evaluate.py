@@ -62,7 +62,8 @@ def evaluate(request: Request, world: World) -> dict[str, Any] | None:
     classes = len(loaded.class_names) or (loaded.recipe.model.classes if loaded.recipe else 0) or MAX_CLASSES
 
     def on(urls: Sequence[str], label: LabelRule = rule, classes: int = classes, **options: Any) -> Outputs | None:
-        return outputs(loaded, open_index(tuple(urls)), world, label=label, classes=classes, batch=request.batch, **options)
+        index = open_index(tuple(urls), group_members=data.group_members if data else "adjacent", image=data.image if data else None)
+        return outputs(loaded, index, world, label=label, classes=classes, batch=request.batch, **options)
 
     found: dict[str, Any] = {
         "model": request.model, "weights": str(loaded.source), "step": loaded.step, "vitscale": vitscale.__version__, "time": time.time(),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vitscale.data.bad import BadSample
 from vitscale.data.cache import ShardCache
-from vitscale.data.index import IMAGES, SetIndex, image_member, open_index
+from vitscale.data.index import IMAGES, SetIndex, open_index
 from vitscale.data.reader import ShardReader
 from vitscale.data.remote import is_remote
 from vitscale.data.transform import Transform
@@ -76,11 +76,11 @@ class Samples:
     def read(self, number: int) -> bytes:
         """Raises BadSample."""
         shard, place = self.place(number)
-        members = {ext: (offset, size) for ext, offset, size in self.index.shard(shard).members(place)}
-        image = image_member(list(members))
+        image = self.index.image_of(shard, place)
         if image is None:
-            raise BadSample("image", f"has no image (its members are {', '.join(members)})")
-        return self.reader.pread(shard, *members[image])
+            members = ", ".join(ext for ext, _, _ in self.index.shard(shard).members(place))
+            raise BadSample("image", f"has no image (its members are {members})")
+        return self.reader.pread(shard, *image[1:])
 
 
 class Several:

@@ -11,7 +11,8 @@ from vitscale.recipe.schema import Recipe
 
 # A run with another value of one of these would not be the same run.  (The shards are compared by their index hash, not their paths.)
 ORDER = ("data.lanes", "data.group", "data.mix", "data.repeats", "global_batch", "seed", "index_hash")      # decide which sample comes when
-BOUND = ("model", "objective", "lora", "data.augment", "data.label", "data.class_map", "data.multi_label", "data.exif_orientation", *ORDER)
+BOUND = ("model", "objective", "lora", "data.augment", "data.label", "data.class_map", "data.multi_label", "data.exif_orientation",
+         "data.image", *ORDER)
 
 
 def bound_settings(recipe: Mapping[str, Any], index_hash: str) -> dict[str, Any]:

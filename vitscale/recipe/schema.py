@@ -284,6 +284,8 @@ class Data(Section):
     prepare: Literal["digits"] | None = None  # a data set vitscale can pack itself when its shards are absent
     repeats: Count = 1                      # copies of each sample in a batch, with draws of their own (Hoffer et al. 2020)
     label: str | None = "cls"               # member with the class, or json:path.to.field of its .json; null: unlabelled
+    image: str | None = None                # member with the image, such as left.jpg; null: the one with the ending of an image
+    group_members: Literal["adjacent", "anywhere"] = "adjacent"     # members of one key: one behind the other, or anywhere in the shard
     class_map: str | None = None            # text file with a class name on each line: labels are names; null: they are numbers
     multi_label: bool = False               # a sample has any number of labels: a JSON list, or numbers between spaces or commas
     exif_orientation: Literal["ignore", "apply"] = "ignore"   # turn images upright; ignore: as stored, as PIL and timm decode

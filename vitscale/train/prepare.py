@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from vitscale.recipe import Recipe
 from vitscale.recipe.check import train_urls
 
 log = logging.getLogger(__name__)
+_LOOKS = 256            # samples of a set that are looked at before a run
+Progress = Callable[[int, int], None]       # (shards done, shards in all)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Prepared:
     schedule: Schedule
 
 
-def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = None, look: bool = True) -> Prepared:
+def prepare(recipe: Recipe, on_progress: Progress | None = None, look: bool = True) -> Prepared:
     """Make the run folder, pack a built-in data set if its shards are absent, index, and look at labels.
 
     `look` False: another process has looked at the labels, or does; a thousand ranks need not do it too.
@@ -47,12 +49,15 @@ def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = Non
     if not writable:
         raise RecipeError(f"runs_dir: the run folder {folder} is not writable; choose another runs_dir, or another name")
     train = training_set(recipe, on_progress)
-    val = open_index(recipe.data.val, recipe.data.index_dir, on_progress) if recipe.data.val else None
+    val = _opened(recipe, recipe.data.val, on_progress) if recipe.data.val else None
     declared = recipe.data.num_samples
     if declared is not None and declared != train.num_samples:
         lost = f" and {train.lost} lost to damage" if train.lost else ""
         raise DataError(f"data.num_samples says {declared}, the shards hold {train.num_samples}{lost}; correct it, or check data.train")
     for index in (train, val):
+        if look and index is not None:
+            for shard, number in index.spread(_LOOKS):      # names a sample in which it is not clear which member is the image
+                index.image_of(shard, number)
         if look and index is not None and recipe.objective.wants_labels and recipe.data.label is not None:
             check_labels(index, recipe.data.label, recipe.model.classes, class_map=recipe.data.class_map,
                          multi_label=recipe.data.multi_label)
@@ -62,8 +67,13 @@ def prepare(recipe: Recipe, on_progress: Callable[[int, int], None] | None = Non
     return Prepared(folder, train, val, schedule)
 
 
-def training_set(recipe: Recipe, on_progress: Callable[[int, int], None] | None = None) -> SetIndex:
+def training_set(recipe: Recipe, on_progress: Progress | None = None) -> SetIndex:
     """The index of the training shards; a built-in set is packed if it is absent.  Raises DataError."""
     if recipe.data.prepare == "digits":
         pack_digits(Path(train_urls(recipe)[0]).parent)
-    return open_index(train_urls(recipe), recipe.data.index_dir, on_progress)
+    return _opened(recipe, train_urls(recipe), on_progress)
+
+
+def _opened(recipe: Recipe, urls: Sequence[str], on_progress: Progress | None) -> SetIndex:
+    data = recipe.data
+    return open_index(urls, data.index_dir, on_progress, group_members=data.group_members, image=data.image)
