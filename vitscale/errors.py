@@ -1,6 +1,7 @@
 """The mistakes a user can make, and the exit codes of the program."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 EXIT_DONE = 0
@@ -30,3 +31,16 @@ class CheckpointError(UserError):
 
 class ClusterError(UserError):
     """The machine, its devices or the cluster cannot do what was asked."""
+
+
+class StorageError(UserError, OSError):
+    """A file system went on failing in a way that passes: a server that is away, a handle gone stale.  Another attempt may find it well.
+
+    Made as OSError is: (errno, what the system says of it, path).
+    """
+
+    exit_code = EXIT_REQUEUE
+    facts = MappingProxyType({"cause": "disk"})
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}; see to the file system, then run the same command again"

@@ -1,19 +1,80 @@
-"""Files that survive a crash: written beside, made durable, then renamed; and their sha256."""
+"""Files that survive a crash: written beside, made durable, then renamed; read and written in spite of a file system that hiccups."""
 
+import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from vitscale.awake import Awake
+from vitscale.errors import StorageError
+
+log = logging.getLogger(__name__)
+# What shared file systems answer while a server restarts, a network fails over or another node has changed a folder.  A full disk, a
+# quota, missing rights and a file that is not there are no hiccups.
+PASSING = frozenset({errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET,
+                     errno.ECONNABORTED, errno.ECONNREFUSED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
+                     errno.ESHUTDOWN, errno.EREMOTEIO if hasattr(errno, "EREMOTEIO") else errno.EIO})
+PATIENCE_S = 30.0       # for a server to come back, in time that this process could run
+_FIRST_S, _LONGEST_S = 0.05, 2.0        # between two tries
+_T = TypeVar("_T")
+
+
+def patiently(path: Path | str, act: Callable[[], _T], patience_s: float | None = None) -> _T:
+    """What `act`, which may be done again, gives; again for up to `patience_s` (None: PATIENCE_S) after an error that passes.
+
+    Said once in the log, with `path`.  Raises StorageError, which is an OSError, when the error goes on; other errors at once.
+    """
+    awake, wait_s = None, _FIRST_S
+    patience_s = PATIENCE_S if patience_s is None else patience_s
+    while True:
+        try:
+            return act()
+        except OSError as error:
+            if not passes(error) or isinstance(error, StorageError):
+                raise
+            if awake is None:
+                awake = Awake(max(patience_s, 60.0) / 2)        # one try may take long by itself
+                log.warning("%s: %s; trying again for up to %.0f s", path, error.strerror, patience_s)
+            elif awake.look() >= patience_s:
+                raise StorageError(error.errno, f"{error.strerror}, for {awake.seconds:.0f} s", str(path)) from error
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, _LONGEST_S)
+
+
+def passes(error: BaseException) -> bool:
+    """Whether a file system failed in a way that may pass by itself."""
+    return isinstance(error, OSError) and error.errno in PASSING
+
+
+def read_bytes(path: Path) -> bytes:
+    """Raises OSError."""
+    return patiently(path, path.read_bytes)
+
+
+def names_in(folder: Path) -> list[str]:
+    """What lies in a folder, in no order; nothing if it is not there.  Raises OSError."""
+    try:
+        return patiently(folder, lambda: os.listdir(folder))
+    except FileNotFoundError:
+        return []
 
 
 def fsync_folder(folder: Path) -> None:
     """Make the names in a folder durable (a rename is not until its folder is synced)."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def sync() -> None:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    patiently(folder, sync)
 
 
 def write_atomically(path: Path, content: str | bytes, durable: Literal["name", "content", "no"] = "name") -> None:
@@ -23,6 +84,12 @@ def write_atomically(path: Path, content: str | bytes, durable: Literal["name", 
     found is whole; no: after such a failure, not of a process, it may be empty.
     Raises OSError, with nothing left behind.
     """
+    patiently(path, lambda: _write_once(path, content, durable))
+    if durable == "name":
+        fsync_folder(path.parent)
+
+
+def _write_once(path: Path, content: str | bytes, durable: str) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")       # other nodes have the same process ids
     try:
         with open(beside, "wb") as file:
@@ -32,10 +99,9 @@ def write_atomically(path: Path, content: str | bytes, durable: Literal["name", 
                 os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise
-    if durable == "name":
-        fsync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -43,16 +109,37 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Raises OSError."""
+    def digest() -> str:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return patiently(path, digest)
+
+
+def rename(old: Path, new: Path) -> Path:
+    """`new`, which does not exist yet, is what `old` was, also if only the answer to the first try was lost.  Raises OSError."""
+    def move() -> None:
+        try:
+            os.rename(old, new)
+        except FileNotFoundError:
+            if not new.exists():
+                raise
+
+    patiently(old, move)
+    return new
 
 
 def fsync_tree(folder: Path) -> None:
     """Make every file and folder below, and the folder itself, durable."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+            patiently(path, lambda path=path: _fsync_file(path))        # type: ignore[misc]
         elif path.is_dir():
             fsync_folder(path)
     fsync_folder(folder)
+
+
+def _fsync_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

@@ -1,12 +1,15 @@
 """One attempt at a time holds a run folder: real processes hold, die, race and come back as orphans."""
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -131,13 +134,80 @@ def test_two_that_race_never_both_win(tmp_path):
         assert [path.name for path in folder.glob("lease/.*")] == []
 
 
+ELSEWHERE = {"host": "another", "pid": 2**22 + 1}        # there is no such process here
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Seconds become tens of milliseconds, but for the skews."""
+    for name, seconds in {"STALE_S": 1.5, "WATCH_S": 0.5}.items():
+        monkeypatch.setattr(lease_module, name, seconds)
+
+
+@contextlib.contextmanager
+def beating(path: Path, skew_s: float, every_s: float = 0.1):
+    """The heart of a holder whose clock is `skew_s` ahead of ours."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(every_s):
+            os.utime(path, (time.time() + skew_s,) * 2)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+
+
 @pytest.mark.parametrize("elsewhere", [{"host": "another"}, {"boot": "another"}], ids=["host", "boot"])
-def test_a_holder_elsewhere_lives_while_its_heart_beats(tmp_path, elsewhere):
-    held_by(tmp_path, STALE_S - 20, pid=2**22 + 1, **elsewhere)     # there is no such process here
-    with pytest.raises(CheckpointError, match=r"last heard of 4[0-9] s ago"):
-        Lease.take(tmp_path)
-    held_by(tmp_path, STALE_S + 1, pid=os.getpid(), **elsewhere)
-    assert Lease.take(tmp_path).number == 2
+@pytest.mark.parametrize("skew_s", [0.0, 3600.0, -3600.0, 86400.0, -1.0])
+def test_a_holder_elsewhere_lives_while_its_heart_beats_whatever_the_clocks_say(tmp_path, quick, elsewhere, skew_s):
+    path = held_by(tmp_path, -skew_s, pid=os.getpid(), **elsewhere)
+    for attempt in (refuse_if_held, Lease.take):
+        with beating(path, skew_s), pytest.raises(CheckpointError) as refusal:
+            attempt(tmp_path)
+        assert refusal.value.exit_code == 2
+        assert re.search(r"last heard of (\d+ s ago|just now \(its clock is \d+ s ahead of this one's\))", str(refusal.value))
+        assert ("ahead" in str(refusal.value)) == (skew_s > 0)
+        assert not list((tmp_path / "lease").glob("*.silent"))
+
+
+@pytest.mark.parametrize("skew_s", [0.0, 3600.0, -3600.0, -86400.0])
+def test_a_holder_elsewhere_whose_heart_has_stopped_is_followed(tmp_path, quick, skew_s, caplog):
+    """Whatever its stamp says, after a wait that is said; only once, though the launcher looks and then its rank."""
+    held_by(tmp_path, -skew_s, **ELSEWHERE)
+    begin = time.monotonic()
+    refuse_if_held(tmp_path)
+    assert time.monotonic() - begin > 0.4
+    assert "for a sign of life" in caplog.text
+    assert "process 4194305 on another" in caplog.text
+    caplog.clear()
+    lease = Lease.take(tmp_path)
+    assert lease.number == 2
+    assert caplog.text == ""        # it has not waited again
+    lease.release()
+
+
+def test_a_stop_of_the_one_who_watches_does_not_count(tmp_path):
+    """It is stopped for far longer than a holder may be silent, in which no beat was missed."""
+    path = held_by(tmp_path, **ELSEWHERE)
+    watcher = start(HOLDER.replace("import sys", "import sys, vitscale.checkpoint.lease as module\nmodule.STALE_S = module.WATCH_S = 3.0\n"
+                                   "print('watching', flush=True)\nimport sys") + """
+from vitscale.errors import CheckpointError
+try:
+    print(Lease.take(Path(sys.argv[1])).number, flush=True)
+except CheckpointError:
+    print("refused", flush=True)
+""", tmp_path)
+    assert watcher.stdout.readline() == "watching\n"
+    time.sleep(0.5)
+    watcher.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    watcher.send_signal(signal.SIGCONT)
+    time.sleep(0.2)
+    os.utime(path, (time.time() + 5,) * 2)      # it was stopped too, and beats again
+    assert watcher.communicate(timeout=30)[0] == "refused\n"
 
 
 def test_a_holder_here_that_lives_is_not_taken_for_stale(tmp_path):
@@ -198,11 +268,11 @@ def test_slurm_is_asked_only_about_jobs(monkeypatch):
     assert not _slurm_has_ended({})
 
 
-def test_without_slurm_a_job_is_believed_to_run(tmp_path, monkeypatch):
+def test_without_slurm_a_job_is_believed_to_run_while_its_heart_beats(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))       # no squeue to be asked
     assert not _slurm_has_ended({"job": "17", "restart": "0"})
-    held_by(tmp_path, host="another", node="n7", job="17")
-    with pytest.raises(CheckpointError, match=r"on n7, .*SLURM job 17"):
+    path = held_by(tmp_path, host="another", node="n7", job="17")
+    with beating(path, 0.0), pytest.raises(CheckpointError, match=r"on n7, .*SLURM job 17"):
         Lease.take(tmp_path)
 
 
@@ -232,14 +302,14 @@ def facts(step: int) -> Facts:
     return Facts(step, {}, {}, "ddp", 1)
 
 
-def test_an_orphan_neither_publishes_nor_deletes(tmp_path):
+def test_an_orphan_neither_publishes_nor_deletes(tmp_path, quick):
     folder = tmp_path / "checkpoints"
     old = Lease.take(tmp_path)
     settings = Checkpoint(every=Duration(1, "steps"), keep=1)
     orphan = Writer(folder, rank=0, lease=old, attempt=1, settings=settings)
     orphan.save({"model.w": torch.ones(3)}, facts(1))
     orphan.wait()
-    held_by(tmp_path, STALE_S + 1, host="another")      # as another node sees it once this one is cut off
+    held_by(tmp_path, 2.0, host="another")      # as another node sees it once this one is cut off
     new = Lease.take(tmp_path)
     with pytest.raises(LeaseLost, match="attempt 1 no longer holds this run folder, attempt 2 does"):
         old.check()
