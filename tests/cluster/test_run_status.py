@@ -36,6 +36,12 @@ def held(tmp_path: Path) -> Any:
     lease.release()
 
 
+def describe(lease: Path, heard_of: float, **told: Any) -> None:
+    """Change what a lease says of its holder, and when it was last heard of."""
+    lease.write_text(json.dumps(json.loads(lease.read_text()) | told))
+    os.utime(lease, (heard_of, heard_of))
+
+
 def queued(job: str, state: str = "PENDING", reason: str = "Priority", name: str = "x") -> Queued:
     return Queued(job, state, "1:00", "2", reason, name)
 
@@ -80,22 +86,25 @@ def test_states_in_the_order_of_a_runs_life(tmp_path: Path):
     assert status_of(folder, [queued("8"), queued("7")]).job == "7"
     assert state(queued("7", "RUNNING"), queued("8")) == ("starting", "for 1:00")
     a_run(folder)
+    (folder / "checkpoints" / "step-00000048").mkdir(parents=True)
     lease = Lease.take(folder)
     assert state(queued("7", "RUNNING")) == ("running", "")
-    write_outcome(folder, 75, "asked to stop by SIGUSR2")
+    write_outcome(folder, 75, "asked to stop by SIGUSR2", step=48, attempt=1)
+    assert state(queued("7", "RUNNING")) == ("stopped early", "asked to stop by SIGUSR2")       # it has said so, and is about to leave
     lease.release()
     assert state(queued("7", "COMPLETING")) == ("stopped early", "asked to stop by SIGUSR2")
     assert state(queued("8")) == ("queued", "Priority")
+    assert state(Queued("7", "RUNNING", "0:00", "2", "None", "x")) == ("starting", "for 0:00")      # restarted since
     again = Lease.take(folder)
     again._stop.set()       # its process dies: no more heartbeats, no word
     again._thread.join()
     old = time.time() - 100
-    os.utime(folder / "lease" / "2", (old, old))
-    os.utime(folder / "outcome.json", (old - 1, old - 1))
-    assert state() == ("lost", "its last attempt ended without a word")
-    assert status_of(folder, []).restarts == 1
+    describe(folder / "lease" / "2", old, pid=2 ** 22 + 1)
+    assert state() == ("lost", "attempt 2 ended without a word after step 50, last heard of 1m ago; "
+                               "lost: 2 steps since the checkpoint of step 48")
+    assert (status_of(folder, []).restarts, status_of(folder, []).lost_steps, status_of(folder, []).cause) == (1, 2, "killed")
     write_outcome(folder, 75, "rank 0 was ended by SIGKILL")        # its launcher lived on
-    assert state() == ("stopped early", "rank 0 was ended by SIGKILL")
+    assert state() == ("stopped early", "rank 0 was ended by SIGKILL; lost: 2 steps since the checkpoint of step 48")
     again.release()
     write_outcome(folder, 0, "trained for 100 steps")
     assert state() == ("done", "trained for 100 steps")

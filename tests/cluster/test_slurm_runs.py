@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from accounts import one_story
 from jobs import Job
 from running import Run
 
@@ -48,7 +49,7 @@ def test_fsdp_through_a_killed_rank_and_a_signal_each_without_slurmctld(cluster:
     assert "not in the queue" not in told[0].stdout
     job.wait_for_restart(2)
     stopped = job.run.outcome
-    assert (stopped["state"], stopped["cause"]) == ("stopped early", "time_limit"), stopped
+    assert (stopped["state"], stopped["cause"]) == ("stopped early", "signal"), stopped
     assert job.run.checkpoints[-1] == f"step-{stopped['step']:08d}"     # no step is lost on a signal
 
     job.complete(restarts=2, steps=45)
@@ -58,7 +59,7 @@ def test_fsdp_through_a_killed_rank_and_a_signal_each_without_slurmctld(cluster:
     assert first["ranks"] == 4
     assert second["step"] in (10, 20)       # the last checkpoint before the kill
     assert second["cause"] == "killed"
-    assert (third["step"], third["cause"]) == (stopped["step"], "time_limit")
+    assert (third["step"], third["cause"]) == (stopped["step"], "signal")
     assert {row["node"] for row in job.attempts} == {"n1"}      # rank 0's
 
 
@@ -69,13 +70,14 @@ def test_zero_preempted_then_on_the_one_node_that_is_left(cluster: Cluster, yard
     urgent = cluster.sbatch(yard, "--partition=high", "--nodes=4", "--exclusive", "--output=urgent.log", "--wrap=sleep 1")
     job.wait_for_restart(1)
     preempted = job.run.outcome
-    assert preempted["state"] == "stopped early", preempted
+    one_story(job.run.folder, log=job.log, state="stopped early", cause="preemption", words=(f"job {job.id} is preempted",), lost=0)
     assert job.run.checkpoints[-1] == f"step-{preempted['step']:08d}"
     cluster.wait_for(urgent, "COMPLETED")
 
     job.wait_for_step(preempted["step"] + 5, attempt=2)
     cluster.command("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     job.wait_for_restart(2)
+    one_story(job.run.folder, log=job.log, state="stopped early", cause="node_failure", words=("lost its node n2 (test)",), lost=0)
     cluster.command("scontrol", "update", f"jobid={job.id}", "NumNodes=1", "NumTasks=2", "NumCPUs=2")     # or it waits for the node
 
     job.complete(restarts=2, steps=60)
@@ -94,6 +96,7 @@ def test_the_time_limit_beside_a_node_that_loses_its_slurmd(cluster: Cluster, ya
         job.wait_for_step(stopped["step"] + 10, attempt=2)
         cluster.command("scancel", job.id)
         cluster.wait_for(job.id, "CANCELLED")
+        one_story(job.run.folder, log=job.log, state="stopped early", cause="cancelled", words=("was cancelled (scancel)",))
         assert job.attempts[1]["step"] == stopped["step"]
         job.goes_like(alone, min(stopped["step"] + 10, 120))
 

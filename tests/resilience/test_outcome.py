@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from vitscale.cluster.ending import FACTS
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
-from vitscale.resilience.outcome import FILE, cause_of_stop, read_outcome, write_outcome
+from vitscale.resilience.outcome import FILE, read_outcome, why_stopped, write_outcome
 
 
 @pytest.mark.parametrize(("code", "state", "cause"), [
@@ -18,8 +19,28 @@ def test_it_says_how_the_run_ended(code: int, state: str, cause: str, tmp_path: 
     write_outcome(tmp_path, code, "because", step=7, best=None, samples_skipped={"decode": 2})
     outcome = json.loads((tmp_path / FILE).read_text())
     assert abs(outcome.pop("time") - time.time()) < 60
-    assert outcome == {"state": state, "exit_code": code, "cause": cause, "reason": "because", "step": 7, "best": None,
-                       "samples_skipped": {"decode": 2}}
+    lost = {} if code == EXIT_DONE else {"lost_steps": 7, "checkpoint_step": 0}
+    assert outcome == {"state": state, "exit_code": code, "cause": cause, "step": 7, "best": None, "samples_skipped": {"decode": 2}, **lost,
+                       "reason": "because; lost: 7 steps, there is no checkpoint" if lost else "because"}
+
+
+@pytest.mark.parametrize(("checkpoints", "recorded", "told", "lost"), [
+    ([], None, None, ""), ([], 1, None, "; lost: 1 step, there is no checkpoint"), ([8, 16], 16, None, ""), ([8], 5, None, ""),
+    ([8, 16], 23, None, "; lost: 7 steps since the checkpoint of step 16"),
+    ([8, 16], 20, 23, "; lost: 7 steps since the checkpoint of step 16"),
+    ([16], 23, 16, ""),
+])
+def test_it_says_what_is_lost(checkpoints: list[int], recorded: int | None, told: int | None, lost: str, tmp_path: Path) -> None:
+    """`told`: the step that the writer knows of; else the last one recorded counts."""
+    for step in checkpoints:
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+        (tmp_path / "checkpoints" / f"damaged-step-{step + 90:08d}").mkdir()
+    if recorded is not None:
+        (tmp_path / "metrics.jsonl").write_text(f'{{"step": {recorded}, "loss": 1.0}}\n{{"event": "checkpoint", "step": 99}}\n')
+    write_outcome(tmp_path, EXIT_REQUEUE, "rank 1 was ended by SIGKILL", **({} if told is None else {"step": told}))
+    outcome = read_outcome(tmp_path)
+    assert outcome["reason"] == f"rank 1 was ended by SIGKILL{lost}"
+    assert outcome["lost_steps"] == (int(lost.split()[2]) if lost else 0)
 
 
 def test_the_exit_codes_are_those_of_the_handbook() -> None:
@@ -66,8 +87,18 @@ def test_what_is_not_there_or_damaged_says_nothing(content: bytes | None, tmp_pa
 ])
 def test_why_a_run_was_asked_to_stop(sent: str | None, job: str | None, ends_in_s: float | None, cause: str,
                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")                  # there is no scontrol to ask: tests/cluster/test_ending.py
     for name, value in {"SLURM_JOB_ID": job, "SLURM_JOB_END_TIME": ends_in_s and str(int(time.time() + ends_in_s))}.items():
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value)
-    assert cause_of_stop(sent) == cause
+    asked = why_stopped(sent, "before the first step")
+    assert (asked.cause, asked.reason) == (cause, f"asked to stop by {sent or 'a signal to another rank'} before the first step")
+
+
+def test_slurm_is_asked_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv(FACTS, "JobId=7 JobState=COMPLETING Reason=None Restarts=0")
+    assert why_stopped("SIGTERM").reason == "asked to stop by SIGTERM: job 7 was cancelled (scancel)"
+    assert why_stopped("SIGTERM").cause == "cancelled"
+    assert why_stopped("SIGTERM", ask=False).cause == "preemption"

@@ -1,10 +1,12 @@
 """`vitscale train --keep-going`: a machine without a scheduler starts its ranks again by itself, counts, keeps the books, and knows when
 to stop."""
 
+import re
 import time
 from pathlib import Path
 
 import pytest
+from accounts import one_story
 from faults import Fault, faults
 from running import SMALL, Run, same_as, start, train
 
@@ -22,8 +24,9 @@ def test_two_kills_cost_what_the_books_say(place: Path, unbroken: Run) -> None:
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     run = Run(place / "runs" / "g")
-    assert "rank 1 was ended by SIGKILL; starting again" in output
-    assert "rank 0 was ended by SIGKILL; starting again" in output
+    for rank in (1, 0):
+        assert re.search(f"rank {rank} was ended by SIGKILL; lost: \\d+ steps? since the checkpoint of step \\d+; starting again", output)
+    one_story(run.folder, log=output, state="done")
     same_as(unbroken, run)
 
     rows = attempts_of(run.folder)
@@ -34,7 +37,7 @@ def test_two_kills_cost_what_the_books_say(place: Path, unbroken: Run) -> None:
     assert rows[1].step <= 16
     assert rows[1].step <= rows[2].step <= 40
     assert [row.images for row in rows] == [32 * row.step for row in rows]
-    assert rows[1].reason == "rank 1 was ended by SIGKILL"
+    assert (rows[1].reason or "").startswith("rank 1 was ended by SIGKILL; lost: ")
     spent, wall_s = run.outcome["run_seconds"], run.outcome["time"] - began
     assert sum(spent.values()) == pytest.approx(wall_s, rel=0.01, abs=0.2)
     assert min(spent.values()) >= 0
@@ -51,13 +54,15 @@ def test_what_dies_at_every_start_is_stopped_and_can_be_started_again_by_hand(pl
     process = start(place, *arguments, environment=faults(place, Fault("kill", step=3, always=True)))
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 3, output
-    for words in ("runs/loop: 3 attempts in a row began at the very beginning", "attempt 2: killed (rank 0 was ended by SIGKILL)",
+    for words in ("runs/loop: 3 attempts in a row began at the very beginning",
+                  "attempt 2: killed (rank 0 was ended by SIGKILL; lost: 2 steps, there is no checkpoint)",
                   "the logs are in runs/loop/logs", "run the same command again"):
         assert words in output
     assert output.count("starting again") == 3
     assert "Traceback" not in output
     run = Run(place / "runs" / "loop")
     assert (run.outcome["state"], run.outcome["cause"], run.outcome["attempt"]) == ("failed", "restarts", 4)
+    one_story(run.folder, log=output, state="failed", cause="restarts", lost=2)
 
     process = start(place, *arguments)      # mended
     run.wait_for_step(10, process)
@@ -66,7 +71,7 @@ def test_what_dies_at_every_start_is_stopped_and_can_be_started_again_by_hand(pl
     assert process.returncode == 75, output
     assert "starting again" not in output   # it was asked to stop
     assert [row.cause for row in attempts_of(run.folder)] == [None, "killed", "killed", "killed", "restarts"]
-    assert run.outcome["cause"] == "signal"
+    one_story(run.folder, log=output, state="stopped early", cause="signal", lost=0)
 
 
 def test_ranks_that_die_before_they_hold_the_run_folder_are_counted_too(place: Path) -> None:
@@ -76,6 +81,6 @@ def test_ranks_that_die_before_they_hold_the_run_folder_are_counted_too(place: P
     assert process.returncode == 3, output
     assert "2 attempts in a row died before they had joined, the last because rank 0 was ended by SIGKILL" in output
     run = Run(place / "runs" / "early")
-    assert run.outcome["cause"] == "restarts"
+    one_story(run.folder, log=output, state="failed", cause="restarts")
     assert attempts_of(run.folder) == []
     train(place, *SMALL, "name=early", "duration=8 steps", "optim.warmup=0 steps")

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitscale.errors import ClusterError
 from vitscale.files import write_atomically
+from vitscale.processes import boot_id, is_stopped, start_of
 from vitscale.recipe import Recipe
 
 JOB = "job.json"                # {jobs, time, outcome_before}: written by `vitscale submit`
@@ -20,6 +22,7 @@ ENVIRONMENT = "environment.json"    # what an attempt runs on: vitscale/train/en
 GOODPUT = "goodput.json"
 EVALUATION = "eval.json"         # what `vitscale eval` found: vitscale/evaluate/evaluate.py
 LEASES = "lease"
+CHECKPOINTS = "checkpoints"
 MONITOR_PORT = 8420
 STALE_S = 60.0                  # a holder that has not been heard of for so long is taken for dead
 TAIL_BYTES = 1 << 18
@@ -78,14 +81,18 @@ class Holder:
     """Who held the run folder last, by its lease (vitscale/checkpoint/lease.py)."""
 
     attempts: int
-    alive: bool                 # its heartbeat is fresh
+    alive: bool                 # it has not given the folder up, its process is not known to be gone, and its heartbeat is fresh
     released: bool              # it ended in good order
     heard_of: float | None      # seconds since 1970, by the clock of the file system
+    process: bool | None = None     # whether its process lives; None: not on this machine, or it cannot be told
+    stopped: bool = False       # it lives, and stands still by a signal
+    pid: int | None = None
+    job: str | None = None      # of SLURM, if it was of one
 
-    def has_ended(self, outcome: Path) -> bool:
-        """Whether the outcome is of this attempt, not of an earlier one; a launcher writes it for ranks that were killed."""
+    def was_before(self, outcome: Path) -> bool:
+        """Whether an outcome that names no attempt was written after the last sign of life; a launcher writes it for ranks it never met."""
         try:
-            return self.released or self.heard_of is None or outcome.stat().st_mtime >= self.heard_of
+            return self.heard_of is None or outcome.stat().st_mtime >= self.heard_of
         except OSError:
             return False
 
@@ -94,11 +101,55 @@ def holder_of(folder: Path, now: float) -> Holder:
     number = highest_lease(folder)
     lease = folder / LEASES / str(number)
     try:
-        heard_of = lease.stat().st_mtime if number else None
+        known = lease.stat() if number else None
     except OSError:
-        heard_of = None
+        known = None
+    heard_of = known.st_mtime if known is not None else None
     released = lease.with_name(f"{number}.released").exists()
-    return Holder(number, not released and heard_of is not None and now - heard_of < STALE_S, released, heard_of)
+    told = read_object(lease) if number else {}
+    pid, job = told.get("pid"), told.get("job")
+    process = None
+    if isinstance(pid, int) and told.get("host") == socket.gethostname() and told.get("boot") == boot_id():
+        process = start_of(pid) == told.get("start")
+        if not process and known is not None and known.st_uid != os.getuid():
+            process = None      # /proc may hide the processes of others
+    alive = not released and process is not False and heard_of is not None and now - heard_of < STALE_S
+    return Holder(number, alive, released, heard_of, process, bool(process and isinstance(pid, int) and is_stopped(pid)),
+                  pid if isinstance(pid, int) else None, job if isinstance(job, str) else None)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How far a run has come, by its record, and how much of that is safe."""
+
+    step: int           # the last that was recorded; 0: none
+    checkpoint: int     # the newest; 0: none
+
+    @property
+    def lost(self) -> int:
+        """Steps that the next attempt makes again."""
+        return max(self.step - self.checkpoint, 0)
+
+    @property
+    def words(self) -> str:
+        """What is lost, "" if nothing is."""
+        if not self.lost:
+            return ""
+        steps = "1 step" if self.lost == 1 else f"{self.lost} steps"
+        return f"lost: {steps}" + (f" since the checkpoint of step {self.checkpoint}" if self.checkpoint else ", there is no checkpoint")
+
+
+def reached(folder: Path, step: int | None = None) -> Reached:
+    """`step`: the last that was made, if it is known better than by the record, which may hold every tenth alone."""
+    if step is None:
+        recorded = last_row(folder / METRICS, "loss").get("step")
+        step = recorded if isinstance(recorded, int) and not isinstance(recorded, bool) else 0
+    try:
+        names = [path.name for path in (folder / CHECKPOINTS).iterdir()]
+    except OSError:
+        names = []
+    known = [int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdecimal()]
+    return Reached(step, max(known, default=0))
 
 
 def last_row(path: Path, column: str) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from vitscale.cluster.runfolder import (
     METRICS,
     OUTCOME,
     RECIPE,
-    Holder,
-    holder_of,
+    highest_lease,
     last_row,
     mark,
     printable,
     read_object,
 )
-from vitscale.cluster.slurm import Queued, is_job
+from vitscale.cluster.slurm import Queued
+from vitscale.cluster.state import State, jobs_of, span, state_of
 from vitscale.errors import ClusterError, RecipeError
 from vitscale.recipe import Duration
 from vitscale.recipe.text import read_yaml
@@ -38,8 +38,10 @@ class Status:
     """One run.  None: not known."""
 
     run: str
-    state: str                      # new, submitted, queued, starting, running, lost, or what the outcome says: done, failed, ...
+    state: str                      # State.name: new, submitted, queued, starting, running, suspended, lost, done, failed, ...
     detail: str                     # why it is in the queue, or how it ended
+    cause: str | None               # of its end
+    lost_steps: int | None          # of its end: recorded, but in no checkpoint
     step: int | None
     done_ratio: float | None
     images_per_second: float | None
@@ -60,49 +62,19 @@ def runs_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and any((path / name).exists() for name in MARKS))
 
 
-def jobs_of(folder: Path) -> list[str]:
-    """The jobs that were submitted for a run, and the one that last worked on it, in this order; none twice."""
-    submitted = read_object(folder / JOB).get("jobs")
-    known = [*(submitted if isinstance(submitted, list) else []), read_object(folder / BEGUN).get("job")]
-    return list(dict.fromkeys(job for job in known if is_job(job)))
-
-
 def status_of(folder: Path, queue: Sequence[Queued] | None, now: float | None = None) -> Status:
     """`queue`: what SLURM has; None: not known, since there is no SLURM here or it does not answer."""
     now = time.time() if now is None else now
-    holder, row = holder_of(folder, now), last_row(folder / METRICS, "loss")
-    jobs = jobs_of(folder)
+    state, row, jobs = state_of(folder, queue, now), last_row(folder / METRICS, "loss"), jobs_of(folder)
     queued = sorted((entry for entry in queue or () if entry.job in jobs), key=lambda entry: jobs.index(entry.job))
-    state, detail = _state(folder, holder, queued, bool(jobs), queue is not None)
     step, speed, timestamp = (_number(row.get(column)) for column in ("step", "images_per_second", "time"))
     done, left = _progress(folder, step, _number(row.get("images")))
     return Status(
-        run=folder.name, state=state, detail=detail, step=None if step is None else int(step), done_ratio=done, images_per_second=speed,
-        eta_s=left / speed if left is not None and speed and state == "running" else None, loss=_number(row.get("loss")),
-        restarts=max(holder.attempts - 1, 0), checkpoint_age_s=_checkpoint_age(folder / "checkpoints", now),
+        run=folder.name, state=state.name, detail=state.detail, cause=state.cause, lost_steps=state.lost_steps,
+        step=None if step is None else int(step), done_ratio=done, images_per_second=speed,
+        eta_s=left / speed if left is not None and speed and state == State("running", "") else None, loss=_number(row.get("loss")),
+        restarts=max(highest_lease(folder) - 1, 0), checkpoint_age_s=_checkpoint_age(folder / "checkpoints", now),
         step_age_s=None if timestamp is None else max(now - timestamp, 0.0), job=queued[0].job if queued else jobs[-1] if jobs else None)
-
-
-def _state(folder: Path, holder: Holder, queued: Sequence[Queued], submitted: bool, known: bool) -> tuple[str, str]:
-    """The state in a word, and what there is to say of it.  A living holder counts before SLURM, SLURM before what was written last."""
-    if holder.alive:
-        return "running", ""
-    working = next((entry for entry in queued if entry.state == "RUNNING"), None)
-    if working is not None:
-        return "starting", f"for {working.elapsed}"
-    waiting = next((entry for entry in queued if entry.state != "COMPLETING"), None)     # what is completing has said what it had to say
-    if waiting is not None:
-        return "queued", waiting.reason
-    outcome = read_object(folder / OUTCOME)
-    said, reason = outcome.get("state"), outcome.get("reason")
-    if isinstance(said, str) and holder.has_ended(folder / OUTCOME):
-        return said, reason if isinstance(reason, str) else ""
-    if holder.attempts:
-        unsure = "" if known or not submitted else "; whether SLURM will start it again is not known"
-        return "lost", f"its last attempt ended without a word{unsure}"
-    if not submitted:
-        return "new", ""
-    return "submitted", "but not in the queue" if known else "whether it is still in the queue is not known"
 
 
 def _number(value: object) -> float | None:
@@ -183,11 +155,11 @@ def table(found: Sequence[Status], width: int) -> list[str]:
     heads = ("run", "state", "step", "done", "img/s", "ETA", "loss", "restarts", "checkpoint", "job", "")
     rows = [heads]
     for one in found:
-        stuck = f"no step for {_span(one.step_age_s)}" if one.state == "running" and (one.step_age_s or 0) > 120 else ""
+        stuck = f"no step for {_age(one.step_age_s)}" if one.state == "running" and (one.step_age_s or 0) > 120 else ""
         rows.append((
             printable(one.run), printable(one.state), _text(one.step, "{:,}"), _text(one.done_ratio, "{:.0%}"),
-            _text(one.images_per_second, "{:,.0f}"), _span(one.eta_s), _text(one.loss, "{:.4g}"), str(one.restarts),
-            _text(one.checkpoint_age_s and _span(one.checkpoint_age_s), "{} ago"), one.job or "-", printable(stuck or one.detail),
+            _text(one.images_per_second, "{:,.0f}"), _age(one.eta_s), _text(one.loss, "{:.4g}"), str(one.restarts),
+            _text(one.checkpoint_age_s and _age(one.checkpoint_age_s), "{} ago"), one.job or "-", printable(stuck or one.detail),
         ))
     widths = [min(max(len(row[column]) for row in rows), 40) for column in range(len(heads))]
     right = {2, 3, 4, 5, 6, 7, 8}
@@ -219,13 +191,5 @@ def _text(value: object, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _span(seconds: float | None) -> str:
-    """The largest two units: 3d 4h, 2h 5m, 14m, 8s."""
-    if seconds is None:
-        return "-"
-    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
-    if days:
-        return f"{days}d {hours % 24}h"
-    if hours:
-        return f"{hours}h {minutes % 60}m"
-    return f"{minutes}m" if minutes else f"{int(seconds)}s"
+def _age(seconds: float | None) -> str:
+    return "-" if seconds is None else span(seconds)

@@ -10,7 +10,7 @@ from vitscale.cluster.bill import Bill, bill, links_needed, ranks_per_node
 from vitscale.cluster.runfolder import JOB, OUTCOME, mark, run_folder, write_object
 from vitscale.cluster.script import Job, pattern_of, render
 from vitscale.cluster.site import Site
-from vitscale.cluster.status import jobs_of
+from vitscale.cluster.state import jobs_of
 from vitscale.errors import ClusterError, RecipeError
 from vitscale.recipe import find_recipe, load_recipe
 from vitscale.recipe.load import check_section

@@ -13,7 +13,7 @@ from vitscale.cluster.bill import bill
 from vitscale.cluster.runfolder import JOB
 from vitscale.cluster.site import Site
 from vitscale.cluster.slurm import queue
-from vitscale.cluster.status import jobs_of
+from vitscale.cluster.state import jobs_of
 from vitscale.cluster.submit import plan_sweep, send
 from vitscale.errors import ClusterError, RecipeError
 from vitscale.plan.hardware import DEVICES

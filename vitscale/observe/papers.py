@@ -14,7 +14,7 @@ def leave_papers(run_folder: Path) -> None:
     """Write both, from the files that the run has written.  Only for the holder of the run folder, after the outcome."""
     started = time.perf_counter()
     try:
-        report = write_report(run_folder, ended=True)
+        report = write_report(run_folder)
         write_card(run_folder)
     except Exception as error:      # the run is over and sound, whatever is wrong with its papers
         log.warning("the report or the model card could not be written: %s; `vitscale report %s` tries again", error, run_folder)

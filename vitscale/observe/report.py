@@ -22,20 +22,17 @@ _POINTS = 700
 _PICTURES = 24
 
 
-def write_report(run_folder: Path, out: Path | None = None, ended: bool = False) -> Path:
-    """Write it beside the run's other files, or to `out`; returns where.  Raises ClusterError if that cannot be.
-
-    `ended`: the outcome counts, although the caller still holds the run folder.
-    """
+def write_report(run_folder: Path, out: Path | None = None) -> Path:
+    """Write it beside the run's other files, or to `out`; returns where.  Raises ClusterError if that cannot be."""
     path = out or run_folder / FILE
     try:
-        write_atomically(path, render_report(run_folder, ended))
+        write_atomically(path, render_report(run_folder))
     except OSError as error:
         raise ClusterError(f"{path}: the report cannot be written ({error.strerror or error}); name another file with --out") from None
     return path
 
 
-def render_report(run_folder: Path, ended: bool = False) -> str:
+def render_report(run_folder: Path) -> str:
     """The page's run view, frozen: the same scripts and the same numbers, both axes, all of the record read."""
     runs = Runs(run_folder)
     places, _, _ = runs.places()
@@ -44,8 +41,6 @@ def render_report(run_folder: Path, ended: bool = False) -> str:
     table = Table(run_folder / METRICS)
     table.refresh()
     shared = {"run": runs.line(places[0], None), "now": time.time(), **run_facts(run_folder)}
-    if ended:
-        shared["run"] |= {"state": shared["outcome"].get("state", "?"), "detail": shared["outcome"].get("reason", ""), "eta_s": None}
     held: dict[str, Any] = {axis: {**shared, **run_view(run_folder, table, axis=axis, points=_POINTS)} for axis in ("time", "step")}
     held["pictures"] = _pictures(run_folder, len(shared["quarantine"]["rows"]))
     # in a script element only </script and <!-- could end it or confuse it; without < there is neither

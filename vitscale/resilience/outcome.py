@@ -4,9 +4,12 @@ import json
 import logging
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitscale.cluster.ending import NEAR_S, ending
+from vitscale.cluster.runfolder import reached
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
 from vitscale.files import write_json
 
@@ -14,18 +17,26 @@ log = logging.getLogger(__name__)
 FILE = "outcome.json"
 STATES = {EXIT_DONE: "done", EXIT_WRONG_INPUT: "wrong input", EXIT_FAILED: "failed", EXIT_REQUEUE: "stopped early"}
 # A cause is one of these few words, since it becomes a label of a metric; what is not told follows from the exit code.
-CAUSES = ("done", "wrong_input", "crash", "killed", "signal", "time_limit", "preemption", "hang", "nonfinite", "spike", "preflight",
-          "bad_node", "disk", "restarts")
-NEAR_S = 900.0      # a batch job that is asked to stop longer before its end is not asked because of that end
+CAUSES = ("done", "wrong_input", "crash", "killed", "signal", "time_limit", "preemption", "cancelled", "requeued", "node_failure", "hang",
+          "nonfinite", "spike", "preflight", "bad_node", "disk", "restarts")
+ASKED = ("signal", "preemption", "cancelled", "requeued", "node_failure")     # ends that are nothing against the run itself
 _LIKELY = {EXIT_DONE: "done", EXIT_WRONG_INPUT: "wrong_input", EXIT_FAILED: "crash", EXIT_REQUEUE: "killed"}
 
 
 def write_outcome(run_folder: Path, exit_code: int, reason: str, *, cause: str | None = None, **facts: Any) -> None:
     """{state, exit_code, cause, reason, time, ...}; replaces that of an earlier attempt.  `cause` is one of CAUSES.
+
+    Where steps are in no checkpoint, `reason` says how many, and `lost_steps` and `checkpoint_step` are there too.
     On a full disk only the log has it, and the exit code says enough."""
     state, cause = STATES[exit_code], cause or _LIKELY[exit_code]
     if cause not in CAUSES:
         raise ValueError(f"{cause!r} is no cause; the causes are {', '.join(CAUSES)}")
+    if exit_code != EXIT_DONE:
+        so_far = reached(run_folder, facts.get("step"))
+        if so_far.lost:
+            log.warning("%s", so_far.words)
+            reason = f"{reason}; {so_far.words}"
+        facts |= {"lost_steps": so_far.lost, "checkpoint_step": so_far.checkpoint}
     outcome = {"state": state, "exit_code": exit_code, "cause": cause, "reason": reason, "time": time.time(), **facts}
     try:
         write_json(run_folder / FILE, outcome)
@@ -33,18 +44,31 @@ def write_outcome(run_folder: Path, exit_code: int, reason: str, *, cause: str |
         log.error("%s cannot be written (%s); it would say: %s: %s", run_folder / FILE, error.strerror or error, state, reason)
 
 
-def cause_of_stop(sent: str | None) -> str:
-    """Why a run was asked to stop by the signal `sent` (None: another rank received it): a person's `signal`, or, in a SLURM job, its
-    `time_limit` or a `preemption`.
+@dataclass(frozen=True)
+class Asked:
+    """Why a run was asked to stop: one of CAUSES, and that in words."""
 
-    SLURM sends either signal for either reason, as the site has it; where it says when the job would end, that decides.
+    cause: str
+    reason: str
+
+
+def why_stopped(sent: str | None, when: str = "", ask: bool = True) -> Asked:
+    """Why the signal `sent` came (None: another rank, or the launcher, received it), and `when`: "before the first step".
+
+    If this process is the one to `ask`, SLURM is asked in a job of it, for a few seconds at most: a person who cancels, an administrator
+    who requeues, a lost node, a preemption and the time limit all come as the same signal.  Where SLURM does not answer, the end of the
+    job decides, else the signal.
     """
-    if "SLURM_JOB_ID" not in os.environ or sent == "SIGINT":
-        return "signal"
+    reason = f"asked to stop by {sent or 'a signal to another rank'}{f' {when}' if when else ''}"
+    if sent == "SIGINT" or "SLURM_JOB_ID" not in os.environ:
+        return Asked("signal", reason)
+    found = ending() if ask else None
+    if found is not None:
+        return Asked(found.cause, f"{reason}: {found.words}")
     end = os.environ.get("SLURM_JOB_END_TIME", "")
     if end.isdigit():
-        return "time_limit" if float(end) - time.time() < NEAR_S else "preemption"
-    return "time_limit" if sent == "SIGUSR2" else "preemption"
+        return Asked("time_limit" if float(end) - time.time() < NEAR_S else "preemption", reason)
+    return Asked("time_limit" if sent == "SIGUSR2" else "preemption", reason)
 
 
 def read_outcome(run_folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from vitscale.errors import EXIT_FAILED, EXIT_REQUEUE, CheckpointError, UserError
 from vitscale.files import write_atomically
-from vitscale.resilience.outcome import read_outcome, write_outcome
+from vitscale.resilience.outcome import ASKED, read_outcome, write_outcome
 
 log = logging.getLogger(__name__)
 FILE = "attempts.jsonl"
@@ -101,7 +101,7 @@ def refuse_loop(run_folder: Path, attempts: Sequence[Attempt], max_restarts: int
     """
     now, ends = attempts[-1], list[str]()
     for row, after in reversed(list(itertools.pairwise(attempts))):
-        if row.images != now.images or after.exit_code not in (None, EXIT_REQUEUE) or after.cause in ("signal", "preemption"):
+        if row.images != now.images or after.exit_code not in (None, EXIT_REQUEUE) or after.cause in ASKED:
             break
         ends.insert(0, f"  attempt {row.attempt}: {after.cause} ({after.reason})")
     if len(ends) < max_restarts:

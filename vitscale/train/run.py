@@ -31,7 +31,7 @@ from vitscale.parallel.place import Place, node_name
 from vitscale.parallel.world import World, joined, lost_a_peer, wait_as_long_as_it_takes
 from vitscale.recipe import Recipe
 from vitscale.resilience.guard import Guard, Verdict
-from vitscale.resilience.outcome import cause_of_stop, write_outcome
+from vitscale.resilience.outcome import why_stopped, write_outcome
 from vitscale.resilience.preflight import preflight
 from vitscale.resilience.restarts import begin_attempt, refuse_loop
 from vitscale.resilience.signals import StopFlag
@@ -192,7 +192,8 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
         def leave() -> int:
             if guard.calm:      # else the checkpoint before is the better one to go on from
                 save()
-            return end(EXIT_REQUEUE, f"asked to stop by {stop.reason or 'a signal to another rank'}", cause_of_stop(stop.reason))
+            asked = why_stopped(stop.reason, ask=world.is_first)
+            return end(EXIT_REQUEUE, asked.reason, asked.cause)
 
         gc.collect()
         gc.freeze()         # what startup made stays: else Python looks through all of it every few steps, each rank at another moment
@@ -271,7 +272,8 @@ def _holding(folder: Path) -> Iterator[Lease]:
 
 def _leave_early(folder: Path, lease: Lease, sent: str) -> None:
     lease.check()
-    write_outcome(folder, EXIT_REQUEUE, f"asked to stop by {sent} before the first step", cause=cause_of_stop(sent), attempt=lease.number)
+    asked = why_stopped(sent, "before the first step")
+    write_outcome(folder, EXIT_REQUEUE, asked.reason, cause=asked.cause, attempt=lease.number)
     lease.release()
 
 

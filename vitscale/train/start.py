@@ -79,7 +79,7 @@ def _start_ranks(folder: Path, processes: int, max_silent: int, stop: StopFlag) 
     from vitscale.checkpoint.lease import refuse_if_held
     from vitscale.observe.goodput import process_started
     from vitscale.parallel.launch import launch, rank_command
-    from vitscale.resilience.outcome import cause_of_stop, read_outcome, write_outcome
+    from vitscale.resilience.outcome import read_outcome, why_stopped, write_outcome
     from vitscale.resilience.restarts import attempts_of
 
     started, silent = process_started(), 0
@@ -92,7 +92,8 @@ def _start_ranks(folder: Path, processes: int, max_silent: int, stop: StopFlag) 
             refuse_if_held(folder)          # by a newer attempt: then this one's end is nobody's business
             write_outcome(folder, end.code, end.reason, attempt=begun[-1].attempt if begun else None)
         elif end.code == EXIT_REQUEUE and read_outcome(folder).get("time", 0.0) < began:
-            write_outcome(folder, end.code, "asked to stop before the ranks had joined", cause=cause_of_stop(end.asked))
+            asked = why_stopped(end.asked, "before the ranks had joined")
+            write_outcome(folder, end.code, asked.reason, cause=asked.cause)
         silent = 0 if begun else silent + 1
         if end.code != EXIT_REQUEUE or end.asked or stop or not max_silent:
             return end.code

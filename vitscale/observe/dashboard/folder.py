@@ -20,7 +20,8 @@ from vitscale.cluster.runfolder import (
     printable,
 )
 from vitscale.cluster.slurm import Queued, queue
-from vitscale.cluster.status import MARKS, jobs_of, status_of
+from vitscale.cluster.state import jobs_of
+from vitscale.cluster.status import MARKS, status_of
 from vitscale.errors import ClusterError
 from vitscale.observe.dashboard.table import number, sampled
 from vitscale.observe.meters import data_wait_share
@@ -28,7 +29,7 @@ from vitscale.observe.meters import data_wait_share
 SWEEP_MARKS = ("sweep.json", "fit.json", "runs.csv")      # `vitscale sweep` has its runs in a folder `runs` beside these
 _SPARKS = 48            # points of the small picture of a run's speed
 _QUEUE_S = 10.0         # how long an answer of SLURM's is believed
-_RESTING = ("running", "starting", "queued")
+_MOVING = ("running", "starting", "queued", "suspended", "lost")      # what is said of these changes though no file does
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,9 @@ class Runs:
         files = [mark(folder / name) for name in (METRICS, OUTCOME, RECIPE, JOB, BEGUN, ENVIRONMENT)]
         mine = jobs_of(folder) if jobs else []
         queued = [(entry.job, entry.state) for entry in jobs or () if entry.job in mine]
-        known = (files, holder.attempts, holder.alive, holder.released, queued)
+        known = (files, holder.attempts, holder.alive, holder.released, queued, jobs is None)
         before = self._lines.get(place.id)
-        if before is not None and before[0] == known and before[1]["state"] not in _RESTING:
+        if before is not None and before[0] == known and before[1]["state"] not in _MOVING:
             return before[1]
         status = status_of(folder, jobs, now)
         row = last_row(folder / METRICS, "loss")
@@ -134,6 +135,7 @@ class Runs:
             spark = [_or_none(number(one.get("images_per_second"))) for one in sampled(folder / METRICS, _SPARKS)]
         found = {
             "id": place.id, "name": place.name, "group": place.group, "state": status.state, "detail": printable(status.detail[:500]),
+            "cause": status.cause, "lost_steps": status.lost_steps,
             "step": status.step, "done_ratio": status.done_ratio, "eta_s": status.eta_s, "images_per_second": status.images_per_second,
             "mfu": _or_none(number(row.get("mfu"))), "loss": status.loss, "top1": _or_none(number(evaluation.get("eval_top1"))),
             "data_wait": _wait(row), "restarts": status.restarts, "step_time": _or_none(number(row.get("time"))),
