@@ -11,6 +11,7 @@ import pytest
 
 from vitscale.errors import EXIT_REQUEUE
 from vitscale.parallel.launch import rank_command
+from vitscale.stopping import STOPPING
 
 # the launcher in a process of its own: it sets signal handlers
 LAUNCHER = """
@@ -194,22 +195,38 @@ def test_but_not_for_ever(launched):
     assert not any(map(lives, pids))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
-def test_signals_are_passed_on(launched, number):
+def test_signals_are_passed_on(launched):
     one = launched(f"""
+from vitscale.stopping import STOPPING
 def stop(number, frame):
-    leave(f"got-{{rank}}", number)
-    sys.exit({EXIT_REQUEUE})
-for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+    leave(f"got-{{rank}}-{{number}}")
+    if number == signal.SIGTERM:
+        sys.exit({EXIT_REQUEUE})
+for number in STOPPING:
     signal.signal(number, stop)
 leave(f"ready-{{rank}}")
 while True:
     time.sleep(1)
 """)
     one.await_("ready-0", "ready-1")
-    one.process.send_signal(number)
+    for number in sorted(STOPPING, key=lambda number: number == signal.SIGTERM):
+        one.process.send_signal(number)
+        one.await_(f"got-0-{int(number)}", f"got-1-{int(number)}")
     assert one.end()[0] == EXIT_REQUEUE
-    assert [(one.folder / f"got-{rank}").read_text() for rank in (0, 1)] == [str(int(number))] * 2
+
+
+def test_a_hangup_that_nohup_ignores_is_ignored_in_the_ranks_too(launched):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        one = launched("leave(f'got-{rank}', signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)\ntime.sleep(60)")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    one.await_("got-0", "got-1")
+    one.process.send_signal(signal.SIGHUP)
+    assert [(one.folder / f"got-{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
+    assert one.process.poll() is None
+    one.process.terminate()
+    one.end()
 
 
 def test_ranks_that_ignore_the_end_are_killed(launched):

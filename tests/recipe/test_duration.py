@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitscale.recipe import Duration
+from vitscale.errors import RecipeError
+from vitscale.recipe import Checkpoint, Duration, load_recipe
+from vitscale.recipe.bound import BOUND, bound_settings, concerned, differences
 
 
 @pytest.mark.parametrize(("text", "amount", "unit"), [
@@ -22,6 +24,34 @@ def test_text(text, amount, unit):
 def test_what_is_no_duration(text):
     with pytest.raises(ValueError, match="wants a"):
         Duration.parse(text)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("15 minutes", 900), ("1 hour", 3600), ("0.5 hours", 1800), ("90 seconds", 90)])
+def test_a_time_is_for_checkpoints_alone(text, seconds):
+    time = Duration.parse(text, or_time=True)
+    assert time.seconds == seconds
+    assert Duration.parse(str(time), or_time=True) == time
+    assert load_recipe("quickstart", [f"checkpoint.every={text}"]).checkpoint.every == time
+    with pytest.raises(ValueError, match="is known only as the run goes"):
+        time.images(100, 10)
+    with pytest.raises(ValueError, match=r"a time is for checkpoint.every alone"):
+        Duration.parse(time)
+    for key in ("duration", "evaluate.every", "optim.warmup"):
+        with pytest.raises(RecipeError, match=f"{key}.* a time is for checkpoint.every alone"):
+            load_recipe("quickstart", [f"{key}={text}"])
+    with pytest.raises(RecipeError, match=r"checkpoint.every.* wants more than 0"):
+        load_recipe("quickstart", ["checkpoint.every=0 minutes"])
+
+
+def test_who_does_not_say_when_to_save_has_a_quarter_of_an_hour():
+    assert Checkpoint().every == Duration(15, "minutes")
+    assert load_recipe("quickstart", ["checkpoint.every=null"]).checkpoint.every is None       # only at the end and when stopped
+    assert Checkpoint().model_dump(mode="json")["every"] == "15 minutes"        # as `recipes show` and the run folder have it
+    old = load_recipe("quickstart").model_dump(mode="json")
+    new = old | {"checkpoint": old["checkpoint"] | {"every": None}}
+    found = differences(bound_settings(old, "x"), bound_settings(new, "x"))
+    assert {key for key, *_ in found} == {"checkpoint.every"}
+    assert not any(concerned(key, BOUND) for key, *_ in found)       # a run that began with another value goes on
 
 
 @given(st.builds(Duration, st.integers(0, 10**12), st.sampled_from(["epochs", "steps", "images"])))

@@ -78,7 +78,13 @@ def test_what_is_not_there_or_damaged_says_nothing(content: bytes | None, tmp_pa
 @pytest.mark.parametrize(("sent", "job", "ends_in_s", "cause"), [
     ("SIGTERM", None, None, "signal"),
     ("SIGINT", "7", 60, "signal"),                  # from a keyboard
+    ("SIGHUP", "7", 60, "signal"),                  # a terminal that was closed
+    ("SIGXCPU", None, None, "time_limit"),
     ("SIGUSR2", "7", 120, "time_limit"),
+    ("SIGUSR1", "7", 120, "time_limit"),
+    ("SIGUSR1", "7", 7200, "preemption"),
+    ("SIGUSR1", "7", None, "time_limit"),
+    ("SIGUSR1", None, None, "signal"),
     ("SIGTERM", "7", 120, "time_limit"),
     ("SIGUSR2", "7", 7200, "preemption"),           # a site may send the one signal for both reasons
     ("SIGUSR2", "7", None, "time_limit"),           # older SLURMs do not say when the job would end

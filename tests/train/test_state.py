@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from vitscale.recipe import Duration
 from vitscale.recipe.schema import EarlyStopping
-from vitscale.train.state import Moment, Progress, better, due
+from vitscale.train import state
+from vitscale.train.state import Moment, Progress, SaveClock, better, due
 
 EPOCH = 10
 BATCH = 4       # an epoch is batches of 4, 4 and 2
@@ -180,3 +181,18 @@ def test_an_interrupted_run_stops_where_an_unbroken_one_does() -> None:
         second = Progress(first.now, first.best, dict(first.stopping))
         assert answers + feed(second, values[cut:], "eval_top1", rule) == unbroken
     assert unbroken[-1] == (False, True)
+
+
+def test_a_time_since_the_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(state.time, "monotonic", lambda: now)
+    every = Duration(2, "minutes")
+    clock, other, counted = SaveClock(every, asks=True), SaveClock(every, asks=False), SaveClock(Duration(1, "steps"), asks=True)
+    now = 219.9
+    assert not clock.due
+    now = 220.0
+    assert (clock.due, other.due, counted.due, SaveClock(None, asks=True).due) == (True, False, False, False)
+    assert clock.due        # for as long as none is saved
+    clock.restart()
+    assert not clock.due
+    assert not any(due(every, before, after, EPOCH) for before, after in pairwise(moments(3)))

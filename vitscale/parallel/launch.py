@@ -16,12 +16,12 @@ from types import FrameType
 from vitscale.awake import Awake
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
 from vitscale.plan.hardware import usable_cores
+from vitscale.stopping import heard
 
 log = logging.getLogger(__name__)
 STORE_VARIABLE = "VITSCALE_STORE"
 STARTED_VARIABLE = "VITSCALE_STARTED"       # when the launcher was, seconds since 1970: what its ranks' startup counts from
 LIFELINE_VARIABLE = "VITSCALE_LIFELINE"     # a pipe that closes when the launcher is gone, however it ended
-FORWARDED = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 GRACE_S = 60.0          # for the other ranks to end by themselves once one has died, before they are killed
 DEAD_GRACE_S = 3.0      # the same when one was killed: the others can only wait for it in vain
 
@@ -55,8 +55,9 @@ def launch(command: Sequence[str], processes: int, logs: Path, started: float, o
     """Run `command` as ranks 0..processes-1 on this machine until all have ended.  `started`, seconds since 1970, is when the attempt was.
 
     Rank 0 speaks on the console; every rank writes its own file in `logs` through the program's logging, and what other ranks
-    print goes to rank-N.out.  A rank that ends badly ends the others.  TERM, USR2 and INT are passed on, for certain once `on_started`
-    has been called.  `hang` gives the reason if the ranks have found that one of them hangs: then none is waited for.
+    print goes to rank-N.out.  A rank that ends badly ends the others.  Requests to stop are passed on, for certain once
+    `on_started` has been called; a HUP that is ignored (nohup) is ignored in the ranks too.  `hang` gives the reason if the ranks have
+    found that one of them hangs: then none is waited for.
     """
     logs.mkdir(parents=True, exist_ok=True)
     ours, theirs = os.pipe()
@@ -77,7 +78,7 @@ def launch(command: Sequence[str], processes: int, logs: Path, started: float, o
                 if child.poll() is None:
                     child.send_signal(number)
 
-        previous = {number: signal.signal(number, pass_on) for number in FORWARDED}
+        previous = {number: signal.signal(number, pass_on) for number in heard()}
         try:
             for rank in range(processes):
                 environment.update({"RANK": str(rank), "LOCAL_RANK": str(rank)})

@@ -75,7 +75,9 @@ def checkpoints(recipe: Recipe, fleet: Fleet, step_s: float | None, mtbf_hours: 
     stall_s = max(copies / (fleet.size if sharded else 1) / COPY, LEAST_STALL_S) if recipe.checkpoint.background else write_s
     interval_s = max(young_daly(stall_s, mtbf_s), write_s)      # the next one waits for the one before
     every, asked = recipe.checkpoint.every, None
-    if every is not None and step_s is not None:
+    if every is not None and every.seconds is not None:
+        asked = max(every.seconds, step_s or 0.0)
+    elif every is not None and step_s is not None:
         try:
             images = every.images(recipe.data.num_samples, recipe.global_batch, recipe.data.repeats)
             asked = max(images / recipe.global_batch, 1) * step_s

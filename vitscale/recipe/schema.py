@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from vitscale.recipe.duration import Duration
+from vitscale.recipe.duration import Duration, DurationOrTime
 from vitscale.recipe.steps import Steps
 
 
@@ -334,7 +334,7 @@ class Parallel(Section):
 
 
 class Checkpoint(Section):
-    every: Duration | None = None           # null: only at the end and when stopped
+    every: DurationOrTime | None = Duration(15, "minutes")    # or '2 epochs', '5000 steps'; null: only at the end and when stopped
     keep: Count = 3                         # the newest this many; the best one is kept besides
     best: Literal["eval_top1", "eval_loss"] | None = "eval_top1"    # of an objective without an accuracy: eval_loss
     background: bool = True                 # write from a staged copy while training goes on

@@ -60,7 +60,9 @@ def why_stopped(sent: str | None, when: str = "", ask: bool = True) -> Asked:
     job decides, else the signal.
     """
     reason = f"asked to stop by {sent or 'a signal to another rank'}{f' {when}' if when else ''}"
-    if sent == "SIGINT" or "SLURM_JOB_ID" not in os.environ:
+    if sent == "SIGXCPU":       # a limit of CPU time
+        return Asked("time_limit", reason)
+    if sent in ("SIGINT", "SIGHUP") or "SLURM_JOB_ID" not in os.environ:      # from a keyboard, from a terminal that is gone
         return Asked("signal", reason)
     found = ending() if ask else None
     if found is not None:
@@ -68,7 +70,7 @@ def why_stopped(sent: str | None, when: str = "", ask: bool = True) -> Asked:
     end = os.environ.get("SLURM_JOB_END_TIME", "")
     if end.isdigit():
         return Asked("time_limit" if float(end) - time.time() < NEAR_S else "preemption", reason)
-    return Asked("time_limit" if sent == "SIGUSR2" else "preemption", reason)
+    return Asked("time_limit" if sent in ("SIGUSR1", "SIGUSR2") else "preemption", reason)
 
 
 def read_outcome(run_folder: Path) -> dict[str, Any]:

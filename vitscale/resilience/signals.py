@@ -1,17 +1,18 @@
-"""A request to stop in good order: TERM (preemption) and USR2 (the time limit is near) set a flag that the step boundary reads."""
+"""A request to stop in good order, by any signal that a person or a system sends for it, sets a flag that the step boundary reads."""
 
 import contextlib
+import functools
 import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from vitscale.errors import EXIT_REQUEUE
+from vitscale.stopping import STOPPING, heard
 
 log = logging.getLogger(__name__)
-STOPPING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 class StopFlag:
@@ -56,23 +57,24 @@ def listening() -> Iterator[StopFlag]:
     After the block a request comes too late and is ignored: the program is about to end with an exit code of its own.
     """
     flag = StopFlag()
+    numbers = heard()
     ours, theirs = os.pipe()
     os.set_blocking(theirs, False)
     threading.Thread(target=flag._leave_early, args=(ours,), name="signals", daemon=True).start()
-    os.register_at_fork(after_in_child=_be_deaf)        # a request to a forked helper is none to us
+    os.register_at_fork(after_in_child=functools.partial(_be_deaf, numbers))    # a request to a forked helper is none to us
     signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)     # the number of each signal is written there at once
-    for number in STOPPING:
+    for number in numbers:
         signal.signal(number, flag._receive)
     try:
         yield flag
     finally:
-        for number in STOPPING:
+        for number in numbers:
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
         os.close(theirs)
 
 
-def _be_deaf() -> None:
+def _be_deaf(numbers: Sequence[signal.Signals]) -> None:
     signal.set_wakeup_fd(-1)
-    for number in STOPPING:
+    for number in numbers:
         signal.signal(number, signal.SIG_DFL)

@@ -20,6 +20,7 @@ from vitscale.errors import EXIT_REQUEUE, EXIT_WRONG_INPUT, ClusterError
 from vitscale.scaling.children import Child, Nursery
 from vitscale.scaling.expand import Run
 from vitscale.scaling.files import read_json
+from vitscale.stopping import heard
 
 TAIL_BYTES = 1 << 15
 
@@ -169,7 +170,7 @@ def _devices() -> list[str]:
 def _ended_together() -> Iterator[Callable[[], bool]]:
     """Whether the sweep was interrupted or asked to end: the runs then save and stop first."""
     asked: list[int] = []
-    before = {number: signal.signal(number, lambda got, frame: asked.append(got)) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, lambda got, frame: asked.append(got)) for number in heard()}
     try:
         yield lambda: bool(asked)
     finally:

@@ -44,7 +44,7 @@ from vitscale.train.record import Recorder
 from vitscale.train.restore import Start, find_start, first_values, restore
 from vitscale.train.rollback import decide
 from vitscale.train.size import size_up
-from vitscale.train.state import Moment, due
+from vitscale.train.state import Moment, SaveClock, due
 from vitscale.train.step import Inputs, train_step
 from vitscale.train.teacher import give_teacher
 
@@ -131,7 +131,10 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
         if start.checkpoint is not None:
             writer.last_step = progress.now.step    # it is there already, should this attempt be asked to stop before a step
 
+        clock = SaveClock(recipe.checkpoint.every, asks=world.is_first)
+
         def save() -> None:
+            clock.restart()
             if writer.last_step == progress.now.step:
                 return
             with meters.phase("checkpoint"):
@@ -222,7 +225,7 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
                 torch.manual_seed(hash((recipe.seed, batch.step, world.data_rank)))
             lr = schedule.lr(batch.end)
             result = train_step(engine, batch, task, inputs, lr, bool(stop), len(bad), meters,
-                                probe if batch.step % PROBE_EVERY == 0 else None)
+                                probe if batch.step % PROBE_EVERY == 0 else None, save=clock.due)
             before, progress.now = progress.now, Moment(batch.step + 1, batch.end)
             dog.step_ended(progress.now.step)
             if ema is not None and result.applied:
@@ -249,7 +252,7 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
                 except EvaluationLeft:
                     progress.owes_evaluation = True
                     return leave()
-            owed = owed or due(recipe.checkpoint.every, before, progress.now, num_samples)
+            owed = owed or result.save or due(recipe.checkpoint.every, before, progress.now, num_samples)
             if finished or patience_over or is_best or (owed and guard.calm):
                 save()
                 owed = False

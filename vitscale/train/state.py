@@ -1,6 +1,7 @@
 """How far a run has come, and when something is due."""
 
 import math
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +18,30 @@ class Moment:
 
 
 def due(every: Duration | None, before: Moment, after: Moment, num_samples: int) -> bool:
-    """True if a multiple of `every` lies in (before, after]."""
-    if every is None:
+    """True if a multiple of `every` lies in (before, after]; of a time never: that is SaveClock's."""
+    if every is None or every.seconds is not None:
         return False
     if every.unit == "steps":
         return after.step // every.amount > before.step // every.amount
     length = every.amount * (num_samples if every.unit == "epochs" else 1)
     # 0.7 epochs of 10 images is a little more than 7 in floating point, and image 7 is due all the same
     return after.images * (1 + 1e-12) // length > before.images * (1 + 1e-12) // length
+
+
+class SaveClock:
+    """When a checkpoint is due by time since the last one.  Only rank 0 looks at its clock (`asks`); the step tells the others, so that all
+    save at the same one.  Which step that is has no say in samples or losses."""
+
+    def __init__(self, every: Duration | None, asks: bool) -> None:
+        self._seconds = every.seconds if every is not None and asks else None
+        self.restart()
+
+    def restart(self) -> None:
+        self._since = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        return self._seconds is not None and time.monotonic() - self._since >= self._seconds
 
 
 def better(metric: str, value: float, than: float | None, by: float = 0.0) -> bool:

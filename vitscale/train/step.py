@@ -25,6 +25,7 @@ class StepResult:
     grad_norm: float        # before clipping
     applied: bool           # False: loss or gradient was not finite, the weights are as before
     stop: bool              # some rank was asked to stop
+    save: bool              # rank 0 says that a checkpoint is due by time
     bad: int                # samples of the batch that could not be read, over all ranks
     own_s: tuple[float, ...]        # of each rank: seconds before its first exchange with others, or what of them can be told apart
     probe_s: tuple[float, ...]      # of each rank: seconds of the probe; empty in a step without
@@ -84,14 +85,15 @@ def agreed(engine: Engine, seen: Seen, weight: Tensor) -> tuple[Seen, Tensor]:
 
 def train_step(
     engine: Engine, batch: StepBatch, task: Task, inputs: Inputs, lr: float, stop: bool, bad: int, meters: Meters,
-    probe: Probe | None = None,
+    probe: Probe | None = None, save: bool = False,
 ) -> StepResult:
     """Forward and backward of every micro-batch, one update, and one small exchange of what all ranks must know.
 
     The denominator is the size of the global batch by the index, known to every rank.  A rank's loss is its local sum times the number
-    of shares over it, so that averaging gradients over ranks is exact for uneven shares, masked samples and accumulation.  `stop` and
-    `bad` (samples of this rank that could not be read) travel with the loss, and so do the times that each rank takes by itself: waiting
-    for data, moving it, the forward pass where that waits for nobody, and the `probe`, if there is one (on all ranks or on none).
+    of shares over it, so that averaging gradients over ranks is exact for uneven shares, masked samples and accumulation.  `stop`,
+    `save` and `bad` (samples of this rank that could not be read) travel with the loss, and so do the times that each rank takes by
+    itself: waiting for data, moving it, the forward pass where that waits for nobody, and the `probe`, if there is one (on all ranks or
+    on none).
     """
     world = engine.world
     engine.model.train()
@@ -122,9 +124,9 @@ def train_step(
         own_s = meters.so_far("data_wait") + moved_s + (forward_s if engine.is_forward_local else 0.0)
         times = torch.zeros(1 + (probe is not None), world.size, dtype=torch.float64)      # the sum over ranks puts them side by side
         times[:, world.rank] = torch.tensor([own_s, probe_s][: len(times)])
-        known = torch.cat([torch.tensor([stop, bad]), times.flatten()]).to(world.device, non_blocking=True)
+        known = torch.cat([torch.tensor([stop, save, bad]), times.flatten()]).to(world.device, non_blocking=True)
         own = total.double()[None] / batch.size * world.leads
         with meters.phase("communication"):     # by now a device has come to its end, so that this is the wait for other ranks
-            mean_loss, votes, all_bad, *all_s = world.sum_(torch.cat([own, known])).tolist()
-    return StepResult(mean_loss, update.grad_norm, update.applied, votes > 0, int(all_bad),
+            mean_loss, votes, save_votes, all_bad, *all_s = world.sum_(torch.cat([own, known])).tolist()
+    return StepResult(mean_loss, update.grad_norm, update.applied, votes > 0, save_votes > 0, int(all_bad),
                       own_s=tuple(all_s[:world.size]), probe_s=tuple(all_s[world.size:]))
