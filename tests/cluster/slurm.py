@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel", "salloc")
 NODES = ("n1", "n2", "n3", "n4")
 ADDRESSES = {name: f"127.0.0.{number}" for number, name in enumerate(NODES, 1)}      # each of its own, as in a cluster
 REPOSITORY = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"
 # The cores, memory and GPUs are lies that SLURM believes (config_overrides).  A job that is requeued is held until its old credential has
 # expired: cred_expire is 120 s by default.  NoInAddrAny is not set: it would bind every slurmd to the address of this machine's name, and
 # not to its node's.  ReturnToService=1: a node set down stays down.  FirstJobId: ports of jobs follow from their numbers, and two of
-# these clusters may run at once.
+# these clusters may run at once.  InteractiveStepOptions: salloc's shell without its --pty, since a test has no terminal.
 CONFIGURATION = """\
 ClusterName=emulated
 SlurmctldHost=localhost
@@ -58,6 +58,8 @@ GresTypes=gpu
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
+LaunchParameters=use_interactive_step
+InteractiveStepOptions="--interactive --preserve-env /bin/bash"
 KillWait=5
 SlurmdTimeout=6
 MinJobAge=3600

@@ -106,12 +106,14 @@ def _store(place: Place, timeout_s: float) -> dist.Store:
     if STORE_VARIABLE in os.environ:
         return dist.FileStore(os.environ[STORE_VARIABLE], place.size)
     if "MASTER_ADDR" not in os.environ and "SLURM_JOB_NODELIST" in os.environ:
-        address, port = _slurm_master(timeout_s)
+        address, port = _slurm_master(timeout_s, of_step=place.launcher.startswith("srun"))
     else:
         try:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         except (KeyError, ValueError) as error:
-            raise ClusterError(f"the launcher's environment is incomplete: {error}; MASTER_ADDR and MASTER_PORT name rank 0") from None
+            raise ClusterError(f"the launcher's environment is incomplete: {error}; MASTER_ADDR and MASTER_PORT name rank 0's machine and "
+                               "a free port there, the same for all ranks (mpirun -x MASTER_ADDR=... -x MASTER_PORT=29500; mpiexec -genv "
+                               "MASTER_ADDR ... -genv MASTER_PORT 29500)") from None
     # torchrun keeps the store in a process of its own; else rank 0 does
     opens = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
@@ -133,10 +135,11 @@ def _job_nodes() -> list[str]:
         return []
 
 
-def _slurm_master(timeout_s: float) -> tuple[str, int]:
-    """Address of the step's first node (its name if that resolves, else SLURM's NodeAddr), and a port.  Raises ClusterError, and Absent
-    if slurmctld has not answered for `timeout_s`."""
-    listed = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]
+def _slurm_master(timeout_s: float, of_step: bool = True) -> tuple[str, int]:
+    """Address of the first node of the step (its name if that resolves, else SLURM's NodeAddr), and a port.  Of the job for ranks that
+    mpirun started: only those on other nodes than its own are in a step.  Raises ClusterError, and Absent if slurmctld has not answered
+    for `timeout_s`."""
+    listed = (os.environ.get("SLURM_STEP_NODELIST") if of_step else None) or os.environ["SLURM_JOB_NODELIST"]
     try:
         first = slurm.ask("scontrol", "show", "hostnames", listed).split()[0]
         try:
@@ -147,7 +150,7 @@ def _slurm_master(timeout_s: float) -> tuple[str, int]:
             address = dict(pair.split("=", 1) for pair in node.split() if "=" in pair)["NodeAddr"]
     except (IndexError, KeyError) as error:
         raise ClusterError(f"cannot find the address of the job's first node through scontrol: {error}") from None
-    return address, _slurm_port(os.environ)
+    return address, _slurm_port(os.environ if of_step else {**os.environ, "SLURM_STEP_ID": "0"})
 
 
 def _patiently(*command: str, timeout_s: float) -> str:

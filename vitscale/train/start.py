@@ -30,10 +30,15 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
     recipe = load_recipe(file, overrides)
     check_model(recipe.model)       # raises what shows only once the size is known
     check_tensor(recipe)
-    from vitscale.parallel.place import place_from_environment
+    from vitscale.parallel.place import how_started
 
-    place = place_from_environment()
+    found = how_started(os.environ)
+    place = found.place
     if place is None or (place.rank == 0 and not place.prepared):
+        for note in found.notes:
+            log.info(note)
+        if place is not None:
+            log.info(found.told)
         _say_where_to_look(recipe)
     if place is None:
         from vitscale.checkpoint.lease import refuse_if_held
@@ -44,6 +49,7 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
         prepared = prepare(recipe, on_progress=_show_indexing)
         log.info("run folder %s; metrics in %s", prepared.folder, prepared.folder / "metrics.jsonl")
         processes = recipe.parallel.processes or _local_gpus(recipe.parallel.device)
+        log.info("%s: starting %d rank(s) here", found.told, processes)
         if processes > 1 or keep_going:
             return _start_ranks(prepared.folder, processes, recipe.resilience.max_restarts if keep_going else 0, stop)
     from vitscale.parallel.place import Place
