@@ -36,7 +36,7 @@ KEYS = {
     *(f"cost.{key}" for key in ("gpu_hours", "price_per_gpu_hour", "money", "kwh")),
     *(f"checkpoint.{key}" for key in ("bytes", "retained", "stall_s", "write_s", "mtbf_s", "interval_s", "interval_steps", "lost_share",
                                       "recipe_interval_s", "recipe_lost_share")),
-    "alternatives", "proposal", "least_gpus", "assumed", "measured", "exact",
+    "alternatives", "proposal", "least_gpus", "assumed", "measured", "unknown", "exact",
 }
 
 

@@ -76,7 +76,8 @@ def test_hardware_and_price_from_cluster_yaml(tmp_path):
 
 @pytest.mark.parametrize(("arguments", "says"), [
     (["vit_huge"], "--on: say which hardware, such as --on 4x8xH200 (there is no cluster.yaml)"),
-    (["vit_huge", "--on", "4x8xH300"], "is not in the hardware table; it knows A100,"),
+    (["vit_huge", "--on", "4x8"], "the table knows A100,"),
+    (["vit_huge", "--gpu", "none.yaml"], "none.yaml"),
     (["vit_hige", "--on", "H200"], "did you mean vit_huge?"),
     (["vit_huge", "model.sise=base", "--on", "H200"], "model.sise"),
     (["vit_huge", "--on", "H200", "--mfu", "1.5"], "--mfu: is a share of the peak between 0 and 1"),
@@ -126,3 +127,58 @@ def test_a_search_that_finds_nothing_raises_no_error():
     assert plan_run(recipe, find_fleet("cpu")).memory.fits is None
     with pytest.raises(RecipeError, match=r"does not divide the 8 GPUs|cannot share"):
         plan_run(load_recipe("vit_large", ["parallel.tensor=16", "parallel.compile=false"]), find_fleet("8xH100"))
+
+
+KNOWN = {"memory_gb": 24, "memory_bandwidth_gb_s": 900, "bf16_tflops": 80, "fp32_tflops": 40, "link_gb_s": 32}
+
+
+def described(folder, **values):
+    from vitscale.plan.described import read_described
+
+    file = folder / "gpu.yaml"
+    file.write_text("".join(f"{key}: {value}\n" for key, value in ({"name": "Own GPU"} | values).items()))
+    return read_described(file)
+
+
+@pytest.mark.parametrize("without", [(), *((key,) for key in KNOWN), tuple(KNOWN)])
+@pytest.mark.parametrize("on", ["", "4", "4x8", "2x4xOwn GPU"])
+def test_of_a_described_gpu_the_plan_says_what_follows_and_names_what_is_missing(tmp_path, without, on):
+    fleet = find_fleet(on, described(tmp_path, **{key: value for key, value in KNOWN.items() if key not in without}))
+    plan = plan_run(load_recipe("vit_large"), fleet)
+    assert plan.memory.peak_bytes > 2**30
+    assert plan.parameters.total > 3e8
+    assert (plan.memory.fits is None) == ("memory_gb" in without)
+    needed = {"bf16_tflops", "memory_bandwidth_gb_s", *({"link_gb_s"} if fleet.per_node > 1 else ())}
+    assert (plan.time.images_per_second is None) == bool(needed & set(without))
+    names = {"memory_gb": "memory", "bf16_tflops": "peak", "memory_bandwidth_gb_s": "memory bandwidth", "link_gb_s": "link bandwidth"}
+    for key, name in names.items():
+        assert any(name in line for line in plan.unknown) or key not in without or (key == "link_gb_s" and fleet.per_node == 1)
+    assert bool(plan.unknown) == (plan.memory.fits is None or plan.time.images_per_second is None)
+    json.dumps(plan.as_json(), allow_nan=False)
+
+
+def test_a_described_gpu_with_the_numbers_of_a_known_one_has_its_plan(tmp_path):
+    from vitscale.plan.hardware import DEVICES, HOSTS
+
+    known, host = DEVICES["L40S"], HOSTS["PCIe server"]
+    given = described(tmp_path, memory_gb=48, memory_bandwidth_gb_s=864, bf16_tflops=362, fp32_tflops=91.6, link_gb_s=32,
+                      cores_per_node=host.cores, gpus_per_node=host.devices, network_gbit_s=400, watts_per_node=5000)
+    assert given[1].memory_bytes == known.memory_bytes
+    own, table = (plan_run(load_recipe("vit_large"), fleet) for fleet in (find_fleet("2x8", given), find_fleet("2x8xL40S")))
+    assert (own.time, own.memory, own.cost) == (table.time, table.memory, table.cost)
+
+
+@pytest.mark.parametrize(("on", "says"), [("4x8xH300", "did you mean H200?"), ("8xMadeUp 9000", "MadeUp 9000 is not in the hardware table"),
+                                          ("8xT4", "T4 has no matrix units for parallel.precision=bf16"), ("V100", "no matrix units")])
+def test_an_unknown_gpu_still_gets_a_plan_with_what_is_unknown_named(on, says):
+    plan = plan_run(load_recipe("vit_large"), find_fleet(on))
+    assert says in " ".join(plan.unknown)
+    assert plan.memory.peak_bytes > 2**30
+    assert (plan.time.images_per_second, plan.time.basis) == (None, "unknown")
+
+
+def test_a_mistyped_gpu_is_said_on_the_page(tmp_path):
+    done = run("vit_large", "--on", "8xH300", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "did you mean" in done.stdout
+    assert "not known" in done.stdout

@@ -50,5 +50,7 @@ def _demands(recipe: Recipe, speed: float) -> Sequence[Figure]:
     from vitscale.plan.flops import training_flops_per_image
     from vitscale.plan.hardware import DEVICES
 
-    wanted = 0.4 * DEVICES["H100"].bf16_flops / training_flops_per_image(recipe.model, recipe.objective)
+    peak = DEVICES["H100"].bf16_flops
+    assert peak is not None
+    wanted = 0.4 * peak / training_flops_per_image(recipe.model, recipe.objective)
     return [Figure("H100s that this feeds", speed / wanted, "", note=f"each takes {wanted:,.0f} images/s of this model at 40 % MFU")]

@@ -49,6 +49,7 @@ def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     on: Annotated[str | None, typer.Option(metavar="NODESxGPUSxGPU", help="4x8xH200, 8xA100, cpu, ...; default: cluster.yaml's.")] = None,
+    gpu: Annotated[Path | None, typer.Option(metavar="FILE.yaml", help="Describes a GPU that the table lacks: docs/planner.md.")] = None,
     price: Annotated[float | None, typer.Option(help="Of a GPU-hour, in any currency; default: cluster.yaml's.")] = None,
     mfu: Annotated[float | None, typer.Option(help="Assume this share of the peak for one GPU that waits for nobody, 0..1.")] = None,
     measured: Annotated[Path | None, typer.Option(metavar="FILE", help="Take it from `vitscale bench step --save FILE` instead.")] = None,
@@ -69,7 +70,7 @@ def plan(
     from vitscale.cluster.planned import with_site
     from vitscale.plan.command import Options, as_text, plan_command
 
-    options = with_site(Options(on or "", price, mfu, measured, storage, image_kb, images_per_core, mtbf, write, figure), cluster)
+    options = with_site(Options(on or "", price, mfu, measured, storage, image_kb, images_per_core, mtbf, write, figure, gpu), cluster)
     found, code = plan_command(recipe, overrides or [], options)
     if exact:
         from vitscale.train.exact import hold_against

@@ -37,7 +37,7 @@ def bill(recipe: Recipe, site: Site) -> Bill:
     fleet = Fleet(site.nodes, per_node, site.gpu if site.gpu and device else CPU)
     found = plan_run(recipe, fleet, Assumptions(price=site.price_per_gpu_hour), search=False)
     micro_batch: int | None = found.batch.micro_batch
-    if device is not None and found.memory.fits is False:
+    if device is not None and device.memory_bytes and found.memory.fits is False:
         if recipe.micro_batch is None:
             fitting_micro_batch(recipe, fleet.size, device.memory_bytes, found.batch.per_gpu)     # raises, and says what would help
         raise RecipeError(f"micro_batch: {micro_batch} images at a time need about {found.memory.peak_bytes / 2**30:.1f} GiB; {USABLE:.0%} "
@@ -66,7 +66,8 @@ def describe(bill: Bill, site: Site) -> list[str]:
     unknown = "not known"
     memory = unknown
     if bill.peak_bytes is not None:
-        of = f" of {DEVICES[site.gpu].memory_bytes / 2**30:.0f}" if site.gpu else ""
+        there = DEVICES[site.gpu].memory_bytes if site.gpu else None
+        of = f" of {there / 2**30:.0f}" if there else ""
         memory = f"about {bill.peak_bytes / 2**30:.3g} GiB{of} with {bill.micro_batch} images at a time"
     time = f"{unknown} (give gpu in cluster.yaml{'' if bill.images else ', and data.num_samples'})"
     money = f"{unknown} (give gpu and price_per_gpu_hour in cluster.yaml)"

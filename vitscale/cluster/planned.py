@@ -19,7 +19,7 @@ def fleet_of(site: Site) -> Fleet | None:
 def with_site(options: Options, cluster: Path | None) -> Options:
     """Hardware and price from cluster.yaml where the command line does not say them.  Raises ClusterError."""
     site, source = find_site(cluster)
-    if not options.on:
+    if not options.on and options.gpu is None:
         fleet = fleet_of(site)
         if fleet is None or source is None:
             where = f"{source} names no gpu" if source else "there is no cluster.yaml"

@@ -4,13 +4,14 @@ The fields of these classes are the keys of `vitscale plan --json`, which docs/p
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from vitscale.errors import RecipeError
 from vitscale.plan import exchange, memory, roofline, speed
 from vitscale.plan.cost import MTBF_HOURS, Checkpoints, Cost, checkpoints, cost
-from vitscale.plan.fleet import Fleet
+from vitscale.plan.fleet import Fleet, close_to
+from vitscale.plan.hardware import DEVICES
 from vitscale.plan.measured import Measured, check_measured
 from vitscale.plan.memory import USABLE, cached_anatomy
 from vitscale.plan.search import Way, shares, way, ways
@@ -195,6 +196,7 @@ class Plan:
     least_gpus: int | None                      # where nothing fits: the number that would do, of whole nodes
     assumed: tuple[str, ...]
     measured: tuple[str, ...]
+    unknown: tuple[str, ...]                    # what of the hardware is not known, and what therefore stands at null
     exact: Exact | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -245,7 +247,7 @@ def plan_run(recipe: Recipe, fleet: Fleet, assumptions: Assumptions | None = Non
         cost=cost(fleet, time.seconds, given.price), checkpoint=checkpoints(recipe, fleet, time.step_seconds, given.mtbf_hours),
         alternatives=tuple(_alternative(one, time.steps) for one in _distinct(others)),
         proposal=_proposal(found, others, time.steps), least_gpus=_least(recipe, fleet, given.supply, found, others) if search else None,
-        assumed=_assumed(fleet, given), measured=_measured(given),
+        assumed=_assumed(fleet, given, found), measured=_measured(given), unknown=_unknown(recipe, fleet),
     )
 
 
@@ -253,7 +255,7 @@ def _hardware(recipe: Recipe, fleet: Fleet) -> Hardware:
     device, host = fleet.device, fleet.host
     if device is None or host is None:
         return Hardware(fleet.name, fleet.nodes, fleet.per_node, fleet.size, None, None, None, None, None, None, ())
-    peak = device.bf16_flops if recipe.parallel.precision == "bf16" else device.fp32_flops
+    peak = device.peak(recipe.parallel.precision)
     return Hardware(fleet.name, fleet.nodes, fleet.per_node, fleet.size, peak, device.memory_bytes, device.memory_bandwidth,
                     device.link_bandwidth, fleet.network_bandwidth, fleet.cores, (device.source, host.source))
 
@@ -264,7 +266,7 @@ def _memory(recipe: Recipe, fleet: Fleet, found: Way) -> MemoryPlan:
     offloaded = 0
     if recipe.parallel.zero_offload:        # moments, masters, gradients
         offloaded = 16 * sum(cached_anatomy(recipe.model, recipe.objective).params.values()) // fleet.nodes
-    usable = int(USABLE * fleet.device.memory_bytes) if fleet.device else None
+    usable = int(USABLE * fleet.device.memory_bytes) if fleet.device and fleet.device.memory_bytes else None
     parts = {part.name: getattr(one, part.name) for part in fields(one)}
     return MemoryPlan(peak_bytes=one.total, usable_bytes=usable, fits=found.fits, **parts,
                       host_bytes_per_node=fleet.per_node * waiting + offloaded)
@@ -273,11 +275,11 @@ def _memory(recipe: Recipe, fleet: Fleet, found: Way) -> MemoryPlan:
 def _time(recipe: Recipe, fleet: Fleet, found: Pace | None, given: Assumptions) -> Time:
     images = run_images(recipe)
     steps = None if images is None else -(-images // recipe.global_batch)
-    if found is None or fleet.device is None:
+    peak = fleet.device.peak(recipe.parallel.precision) if fleet.device else None
+    if found is None or peak is None:
         return Time(images, steps, None, None, None, None, None, "unknown")
     rate = recipe.global_batch / found.step_s
     seconds = None if images is None else images / rate
-    peak = fleet.device.bf16_flops if recipe.parallel.precision == "bf16" else fleet.device.fp32_flops
     per_image = 3 * sum(cached_anatomy(recipe.model, recipe.objective).flops.values())
     return Time(images, steps, rate, found.step_s, seconds, None if seconds is None else seconds / 86400,
                 rate * per_image / (fleet.size * peak), "measured" if given.measured else "assumed")
@@ -341,7 +343,7 @@ def _proposal(found: Way, others: Sequence[Way], steps: int | None) -> Alternati
 
 
 def _least(recipe: Recipe, fleet: Fleet, supply: Supply, found: Way, others: Sequence[Way]) -> int | None:
-    if found.fits is not False or others:
+    if found.fits is not False or others or found.pace is None:
         return None
     for size in _sizes(fleet):
         if size.size > fleet.size:
@@ -359,11 +361,11 @@ def _sizes(fleet: Fleet) -> list[Fleet]:
     per_node = fleet.per_node
     if fleet.nodes == 1 and fleet.host is not None:
         while per_node < fleet.host.devices:
-            found.setdefault(per_node, Fleet(1, per_node, fleet.name))
+            found.setdefault(per_node, replace(fleet, nodes=1, per_node=per_node))
             per_node = min(2 * per_node, fleet.host.devices)
     nodes = 1
     while nodes * per_node <= MOST_GPUS:
-        found.setdefault(nodes * per_node, Fleet(nodes, per_node, fleet.name))
+        found.setdefault(nodes * per_node, replace(fleet, nodes=nodes, per_node=per_node))
         nodes *= 2
     return [found[size] for size in sorted(found)]
 
@@ -380,7 +382,8 @@ def _scaling(recipe: Recipe, fleet: Fleet, supply: Supply, mfu: float | None) ->
                 found = way(one, size, supply, mfu)
             except RecipeError:         # more ranks than samples of a batch
                 continue
-            assert found.pace is not None
+            if found.pace is None:      # how fast the link between GPUs is, a single one does not tell
+                continue
             rate = one.global_batch / found.pace.step_s
             first = rows[0].images_per_second / rows[0].gpus if rows else rate / size.size
             rows.append(Row(size.size, size.nodes, one.global_batch, found.micro_batch, rate,
@@ -389,8 +392,26 @@ def _scaling(recipe: Recipe, fleet: Fleet, supply: Supply, mfu: float | None) ->
     return Scaling(tuple(strong), tuple(weak))
 
 
-def _assumed(fleet: Fleet, given: Assumptions) -> tuple[str, ...]:
+def _unknown(recipe: Recipe, fleet: Fleet) -> tuple[str, ...]:
+    precision = recipe.parallel.precision
+    missing = fleet.unknown(precision)
+    if not missing:
+        return ()
+    costs = [*(["whether it fits"] if "memory" in missing else []), *(["speed, time and cost"] if set(missing) - {"memory"} else [])]
     if fleet.device is None:
+        close = close_to(fleet.name)
+        meant = f" (did you mean {close}?)" if close else ""
+        return (f"{fleet.name} is not in the hardware table{meant}: {' and '.join(costs)} are not known; describe it in a file and give "
+                f"that with --gpu FILE; the table knows {', '.join(DEVICES)}",)
+    if missing == ("peak",) and fleet.given is None:
+        other = "fp32" if precision == "bf16" else "bf16"
+        return (f"{fleet.name} has no matrix units for parallel.precision={precision}: {' and '.join(costs)} are not known; "
+                f"parallel.precision={other} has a plan",)
+    return (f"{fleet.device.source} does not say its {', '.join(missing)} (in {precision}): {' and '.join(costs)} are not known",)
+
+
+def _assumed(fleet: Fleet, given: Assumptions, found: Way) -> tuple[str, ...]:
+    if fleet.device is None or found.pace is None:
         return ()
     speed_of = []
     if given.measured is None and given.mfu is None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from vitscale.errors import EXIT_DONE, EXIT_WRONG_INPUT, RecipeError
 from vitscale.plan.answer import Assumptions, Plan, plan_run
 from vitscale.plan.cost import MTBF_HOURS
-from vitscale.plan.fleet import find_fleet
+from vitscale.plan.described import read_described
+from vitscale.plan.fleet import Fleet, find_fleet
 from vitscale.plan.measured import read_measured
 from vitscale.plan.speed import IMAGE_BYTES, IMAGES_PER_CORE, Supply
 from vitscale.recipe import find_recipe, load_recipe
@@ -28,6 +29,7 @@ class Options:
     mtbf: float | None = None               # hours of one GPU
     write: Path | None = None
     figure: Path | None = None
+    gpu: Path | None = None                 # a file that describes the device
 
 
 def assumptions_of(options: Options) -> Assumptions:
@@ -46,10 +48,15 @@ def assumptions_of(options: Options) -> Assumptions:
     return Assumptions(options.price, options.mfu, measured, supply, options.mtbf or MTBF_HOURS)
 
 
+def fleet_from(options: Options) -> Fleet:
+    """Raises ClusterError, RecipeError."""
+    return find_fleet(options.on, read_described(options.gpu) if options.gpu else None)
+
+
 def plan_command(recipe: str, overrides: Sequence[str], options: Options) -> tuple[Plan, int]:
     """The plan, and the exit code: 2 where the recipe does not fit, whatever else would.  Raises UserError."""
     read = load_recipe(recipe, overrides)
-    plan = plan_run(read, find_fleet(options.on), assumptions_of(options))
+    plan = plan_run(read, fleet_from(options), assumptions_of(options))
     if options.write is not None:
         from vitscale.recipe.edit import write_edited
 

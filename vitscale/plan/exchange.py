@@ -5,7 +5,7 @@ other nodes, S (N - 1) / N, over its network; both go on at once, and the slower
 give the ring's cost).  A reduce-scatter is the same backwards, an all-reduce both, one after the other.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vitscale.plan.fleet import Fleet
 from vitscale.plan.memory import cached_anatomy
@@ -22,7 +22,7 @@ def gather_s(num_bytes: float, fleet: Fleet) -> float:
     device, size = fleet.device, fleet.size
     if size == 1 or device is None or not num_bytes:
         return 0.0
-    link = num_bytes * (size - 1) / size / device.link_bandwidth if fleet.per_node > 1 else 0.0
+    link = num_bytes * (size - 1) / size / device.link_bandwidth if fleet.per_node > 1 and device.link_bandwidth else 0.0
     network = num_bytes * (fleet.nodes - 1) / fleet.nodes / fleet.network_bandwidth
     return max(link, network) / EFFICIENCY + NETWORK_HOP * (fleet.nodes - 1) + HOP * (size - fleet.nodes)
 
@@ -77,6 +77,6 @@ def _tensor_s(recipe: Recipe, fleet: Fleet, micro_batch: int) -> float:
     """Four sums over the ranks of a block's tokens (Shoeybi et al. 2019, section 3), inside a node."""
     if recipe.parallel.tensor == 1:
         return 0.0
-    parts, group = cached_anatomy(recipe.model, recipe.objective), Fleet(1, recipe.parallel.tensor, fleet.name)
+    parts, group = cached_anatomy(recipe.model, recipe.objective), replace(fleet, nodes=1, per_node=recipe.parallel.tensor)
     element = 2 if recipe.parallel.precision == "bf16" else 4
     return sum(4 * 2 * gather_s(element * micro_batch * unit.stream, group) for unit in parts.units)

@@ -7,19 +7,6 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Device:
-    """Peaks of one device without structured sparsity, and what stands around it in a usual node."""
-
-    bf16_flops: float       # FLOP/s of the matrix units, bf16 in, fp32 sums
-    fp32_flops: float       # FLOP/s in full fp32 (not TF32), as torch multiplies by default
-    memory_bytes: int       # as sold, 1 GB = 1e9 bytes; a little less is usable
-    memory_bandwidth: float     # bytes/s of its own memory
-    link_bandwidth: float       # bytes/s to the other devices of its node, each way: half of what data sheets call total
-    host: str               # of HOSTS: what the planner takes for its node
-    source: str
-
-
-@dataclass(frozen=True)
 class Host:
     """A node around devices.  Of a device on its own no data sheet says these, so that they are assumptions with an example."""
 
@@ -30,12 +17,31 @@ class Host:
     source: str
 
 
+@dataclass(frozen=True)
+class Device:
+    """Peaks of one device without structured sparsity, and what stands around it in a usual node.  None: not known, or it cannot do it."""
+
+    bf16_flops: float | None    # FLOP/s of the matrix units, bf16 in, fp32 sums
+    fp32_flops: float | None    # FLOP/s in full fp32 (not TF32), as torch multiplies by default
+    memory_bytes: int | None    # as sold, 1 GB = 1e9 bytes; a little less is usable
+    memory_bandwidth: float | None  # bytes/s of its own memory
+    link_bandwidth: float | None    # bytes/s to the other devices of its node, each way: half of what data sheets call total
+    host: str | Host        # of HOSTS, or its own: what the planner takes for its node
+    source: str
+
+    def peak(self, precision: str) -> float | None:
+        """FLOP/s in "bf16" or "fp32"."""
+        return self.bf16_flops if precision == "bf16" else self.fp32_flops
+
+
 HOSTS = {
     "DGX A100": Host(128, 8, 8 * 25e9, 6500, "NVIDIA DGX A100 data sheet: two EPYC 7742, 8 x 200 Gbit/s, 6.5 kW at most"),
     "DGX H100": Host(112, 8, 8 * 50e9, 10200, "NVIDIA DGX H100 data sheet: two Xeon 8480C, 8 x 400 Gbit/s, 10.2 kW at most"),
     "DGX H200": Host(112, 8, 8 * 50e9, 10200, "NVIDIA DGX H200 data sheet: two Xeon 8480C, 8 x 400 Gbit/s, 10.2 kW at most"),
     "DGX B200": Host(112, 8, 8 * 50e9, 14300, "NVIDIA DGX B200 data sheet: two Xeon 8570, 8 x 400 Gbit/s, about 14.3 kW at most"),
     "PCIe server": Host(64, 8, 2 * 25e9, 5000, "no data sheet: two processors of 32 cores, 2 x 200 Gbit/s, 5 kW"),
+    "workstation": Host(32, 4, 1.25e9, 2500, "no data sheet: one processor of 32 cores, 10 Gbit/s, 2.5 kW"),
+    "DGX-2": Host(48, 16, 8 * 12.5e9, 10000, "NVIDIA DGX-2 data sheet: two Xeon 8168, 8 x 100 Gbit/s, 10 kW at most"),
     "MI300X server": Host(112, 8, 8 * 50e9, 10200, "no data sheet: taken as a DGX H100, 8 x 400 Gbit/s"),
 }
 
@@ -59,6 +65,22 @@ DEVICES = {
                    "NVIDIA Blackwell data sheet, HGX B200 per GPU (4.5 PFLOPS bf16 with sparsity; NVLink 1.8 TB/s in total)"),
     "L40S": Device(362e12, 91.6e12, 48 * 10**9, 864e9, 32e9, "PCIe server",
                    "NVIDIA L40S data sheet (733 TFLOPS bf16 with sparsity; PCIe 64 GB/s in total)"),
+    "L4": Device(121e12, 30.3e12, 24 * 10**9, 300e9, 32e9, "PCIe server",
+                 "NVIDIA L4 data sheet (242 TFLOPS bf16 with sparsity; PCIe 64 GB/s in total)"),
+    "A10": Device(125e12, 31.2e12, 24 * 10**9, 600e9, 32e9, "PCIe server",
+                  "NVIDIA A10 data sheet (125 TFLOPS bf16, 250 with sparsity; PCIe 64 GB/s in total)"),
+    "A6000": Device(154.8e12, 38.7e12, 48 * 10**9, 768e9, 32e9, "PCIe server",
+                    "NVIDIA RTX A6000 data sheet (309.7 TFLOPS of tensor cores with sparsity; PCIe 64 GB/s in total)"),
+    "RTX 3090": Device(71e12, 35.6e12, 24 * 10**9, 936e9, 32e9, "workstation",
+                       "NVIDIA GA102 white paper (71 TFLOPS bf16 with fp32 sums; PCIe 4.0, 32 GB/s each way)"),
+    "RTX 4090": Device(165.2e12, 82.6e12, 24 * 10**9, 1008e9, 32e9, "workstation",
+                       "NVIDIA Ada white paper (165.2 TFLOPS bf16 with fp32 sums; PCIe 4.0, 32 GB/s each way)"),
+    "RTX 5090": Device(209.5e12, 104.8e12, 32 * 10**9, 1792e9, 64e9, "workstation",
+                       "NVIDIA RTX Blackwell white paper (209.5 TFLOPS bf16 with fp32 sums; PCIe 5.0, 64 GB/s each way)"),
+    "T4": Device(None, 8.1e12, 16 * 10**9, 320e9, 16e9, "PCIe server",
+                 "NVIDIA T4 data sheet (matrix units for fp16, not for bf16; PCIe 3.0, 32 GB/s in total)"),
+    "V100": Device(None, 15.7e12, 32 * 10**9, 900e9, 150e9, "DGX-2",
+                   "NVIDIA V100 data sheet, SXM2 32 GB (matrix units for fp16, not for bf16; NVLink 300 GB/s in total)"),
     "MI300X": Device(1307e12, 163.4e12, 192 * 10**9, 5300e9, 448e9, "MI300X server",
                      "AMD Instinct MI300X data sheet (1,307.4 TFLOPS bf16 matrix, 163.4 fp32; seven links of 128 GB/s in total)"),
 }
@@ -77,9 +99,7 @@ def find_device(device_name: str) -> Device | None:
 def peak_for(device_name: str, precision: Literal["fp32", "bf16"]) -> float | None:
     """Peak dense FLOP/s of a device by its torch name; None when it is not in the table (give observe.peak_flops)."""
     device = find_device(device_name)
-    if device is None:
-        return None
-    return device.bf16_flops if precision == "bf16" else device.fp32_flops
+    return device.peak(precision) if device else None
 
 
 def usable_cores() -> int:

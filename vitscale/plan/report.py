@@ -38,6 +38,8 @@ def _sections(plan: Plan) -> Iterable[tuple[str, RenderableType]]:
         yield ("what would fit" if plan.memory.fits is False else "what would be faster"), _proposal(plan)
     if plan.alternatives:
         yield "the fastest that fits of each engine", _alternatives(plan)
+    if plan.unknown:
+        yield "not known", _lines(plan.unknown)
     if plan.measured:
         yield "measured", _lines(plan.measured)
     if plan.assumed:
@@ -78,7 +80,7 @@ def _facts(plan: Plan) -> RenderableType:
         rows.append(("time", f"{seconds(time.seconds)}: {time.images:,} images in {time.steps:,} steps"
                      if time.seconds is not None else "not known: the recipe counts in epochs and has no data.num_samples"))
     else:
-        rows.append(("time", "not known: no table says what a CPU can do"))
+        rows.append(("time", "not known: see below" if plan.unknown else "not known: no table says what a CPU can do"))
     if plan.bottleneck is not None:
         rows.append(("limit", f"{plan.bottleneck.name}: {plan.bottleneck.sentence}"))
     return _filled(table, rows + _money(plan))
@@ -93,7 +95,7 @@ def _filled(table: Table, rows: list[tuple[str, str]]) -> Table:
 def _fits(plan: Plan) -> str:
     memory = plan.memory
     if memory.usable_bytes is None:
-        return f"{size(memory.peak_bytes)} a rank; how much this CPU has is not known here"
+        return f"{size(memory.peak_bytes)} a rank; how much {'there is' if plan.unknown else 'this CPU has'} is not known here"
     words = f"{size(memory.peak_bytes)} of {size(memory.usable_bytes)} usable"
     if plan.exact is not None:
         words += f"; tracked on fake tensors {size(plan.exact.peak_bytes)}, so that this is {plan.exact.difference:+.1%}"

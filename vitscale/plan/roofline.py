@@ -50,10 +50,15 @@ def repeated(recipe: Recipe) -> tuple[float, float]:
 
 
 def operations(recipe: Recipe, device: Device, micro_batch: int) -> list[Operation]:
-    """Every component, and the reading and writing of weights, whose bytes the images of a micro-batch share.  Raises RecipeError."""
+    """Every component, and the reading and writing of weights, whose bytes the images of a micro-batch share.  Raises RecipeError.
+
+    Only of a device whose peak in the recipe's precision and memory bandwidth are known."""
     parts = cached_anatomy(recipe.model, recipe.objective)
     element = 2 if recipe.parallel.precision == "bf16" else 4
-    peak = device.bf16_flops if element == 2 else device.fp32_flops
+    peak, bandwidth = device.peak(recipe.parallel.precision), device.memory_bandwidth
+    assert peak is not None
+    assert bandwidth is not None
+    slow = device.fp32_flops or peak
     products, pointwise = repeated(recipe)
     found = []
     for name, numbers in parts.moved.items():
@@ -61,13 +66,13 @@ def operations(recipe: Recipe, device: Device, micro_batch: int) -> list[Operati
         again = (pointwise if name == "elementwise" else products) if name not in ("patch_embed", "stem", "head", "pool") else 0.0
         if name == "elementwise" and recipe.parallel.compile:
             moved *= FUSED
-        rate = ATTENTION * peak if name in _FUSED_ATTENTION else MATRIX * (device.fp32_flops if name in _WITHOUT_MATRIX_UNITS else peak)
-        by_flops, by_bytes = flops / rate, moved / (BANDWIDTH * device.memory_bandwidth)
+        rate = ATTENTION * peak if name in _FUSED_ATTENTION else MATRIX * (slow if name in _WITHOUT_MATRIX_UNITS else peak)
+        by_flops, by_bytes = flops / rate, moved / (BANDWIDTH * bandwidth)
         once = max(by_flops, by_bytes)
         if once:
             times = 1 + BACKWARD + again
             found.append(Operation(name, flops * times, moved * times, once, (BACKWARD + again) * once,
                                    "compute" if by_flops >= by_bytes else "memory"))
     num_bytes = element * sum(parts.params.values()) / recipe.parallel.tensor / micro_batch     # read twice, and their gradients written
-    each = num_bytes / (BANDWIDTH * device.memory_bandwidth)
+    each = num_bytes / (BANDWIDTH * bandwidth)
     return [*found, Operation("weights", 0.0, 3 * num_bytes, each, 2 * each, "memory")]

@@ -42,22 +42,22 @@ def shares(recipe: Recipe, fleet: Fleet) -> int:
 def way(recipe: Recipe, fleet: Fleet, supply: Supply, device_mfu: float | None = None,
         changes: dict[str, str | int | bool | None] | None = None) -> Way:
     """The recipe as it is.  What does not fit is shown with its own micro-batch, or the smallest.  Raises RecipeError."""
-    share, device, on_gpu = shares(recipe, fleet), fleet.device, fleet.device is not None
+    share, there, on_gpu = shares(recipe, fleet), fleet.device.memory_bytes if fleet.device else None, not fleet.is_cpu
     fits: bool | None = None
     if recipe.micro_batch is not None:
         group = default_group(recipe)
         micro_batch = min(recipe.micro_batch, -(-share // group) * group)
-    elif device is None:
+    elif there is None:
         micro_batch = share
     else:
         try:
-            micro_batch, fits = fitting_micro_batch(recipe, fleet.size, device.memory_bytes, share), True
+            micro_batch, fits = fitting_micro_batch(recipe, fleet.size, there, share), True
         except RecipeError:
             micro_batch, fits = default_group(recipe), False
     micro_steps = -(-share // micro_batch)
     memory = estimate(recipe, fleet.size, micro_batch, micro_steps, on_gpu)
-    if device is not None and fits is None:
-        fits = memory.total <= USABLE * device.memory_bytes
+    if there is not None and fits is None:
+        fits = memory.total <= USABLE * there
     return Way(recipe, changes or {}, micro_batch, micro_steps, memory, fits,
                pace(recipe, fleet, micro_batch, micro_steps, supply, device_mfu))
 

@@ -62,20 +62,21 @@ class Pace:
 
 
 def pace(recipe: Recipe, fleet: Fleet, micro_batch: int, micro_steps: int, supply: Supply, device_mfu: float | None = None) -> Pace | None:
-    """None on a CPU.  `device_mfu`: of one device that waits for nobody, measured or assumed, in place of the roofline's.
+    """None on a CPU, and where something of the device is not known that its speed follows from.
 
+    `device_mfu`: of one device that waits for nobody, measured or assumed, in place of the roofline's.
     Hidden behind the forward and backward passes is as much exchange as they take; a pass waits for its first block's parameters, and
     the step's end for what is sent last.  Raises RecipeError.
     """
-    device = fleet.device
-    if device is None:
+    device, precision = fleet.device, recipe.parallel.precision
+    if device is None or device.memory_bandwidth is None or set(fleet.unknown(precision)) - {"memory"}:
         return None
     parts, tensor = cached_anatomy(recipe.model, recipe.objective), recipe.parallel.tensor
     found = tuple(operations(recipe, device, micro_batch))
     forward = micro_batch * sum(one.forward_s for one in found) / tensor
     backward = micro_batch * sum(one.backward_s for one in found) / tensor
     if device_mfu is not None:
-        peak = device.bf16_flops if recipe.parallel.precision == "bf16" else device.fp32_flops
+        peak = device.peak(precision) or 0.0
         whole = micro_batch * training_flops_per_image(recipe.model, recipe.objective) / (peak * device_mfu) / tensor
         forward, backward = whole * forward / (forward + backward), whole * backward / (forward + backward)
     sent = exchange(recipe, fleet, micro_batch, micro_steps)

@@ -43,7 +43,10 @@ def budget_of(text: str) -> tuple[float, str]:
 def _peak(name: str) -> float:
     if name not in DEVICES:
         raise DataError(f"--budget: no such GPU {name!r}; there are {', '.join(DEVICES)}")
-    return DEVICES[name].bf16_flops
+    peak = DEVICES[name].bf16_flops
+    if peak is None:
+        raise DataError(f"--budget: {name} has no matrix units for bf16, whose peak GPU-hours are counted with; give FLOP, such as 1e21")
+    return peak
 
 
 def flops_per_sample(points: Points) -> Callable[[Array], Array]:
