@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accounts import one_story
 from faults import Fault, faults, happened
 from running import SMALL, TIMEOUT_S, Run, ranks_of, same_as, start, train
 
@@ -133,3 +134,21 @@ def test_each_signal_while_training(place: Path) -> None:
     steps = [row["step"] for row in run.rows() if "loss" in row]
     assert steps == list(range(1, last + 1))
     assert [row["step"] for row in run.rows("logs/samples.jsonl")] == steps
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_two_interrupts_end_it_at_once_and_say_what_is_lost(place: Path, processes: int) -> None:
+    """The first one's step never ends, so that it saves nothing before the second."""
+    here = place / "held"
+    here.mkdir()
+    process = start(place, *SMALL, "name=c", "duration=60 steps", f"parallel.processes={processes}",
+                    environment=faults(here, Fault("sleep", step=13, seconds=100)))
+    wait_for(lambda process: len(happened(here)) == processes, process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)             # two of the same signal at once are one
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    told = one_story(place / "runs" / "c", log=output, state="stopped early", cause="signal", lost=4,
+                     words=("asked to stop by SIGINT twice, and ended at once", "lost: 4 steps since the checkpoint of step 8"))
+    assert told.outcome["attempt"] == 1

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
@@ -13,15 +14,19 @@ from vitscale.errors import EXIT_REQUEUE
 from vitscale.stopping import STOPPING, heard
 
 log = logging.getLogger(__name__)
+UNWIND_S = 3.0      # after the second interrupt, to close what is open
 
 
 class StopFlag:
     """Set by a signal.  Before `begin()` there is nothing to save, and the process ends at once with EXIT_REQUEUE; `farewell`, if there is
-    one, is called with the signal's name first.  After it the second interrupt from a keyboard ends the program at once."""
+    one, is called with the signal's name first.  After it the second interrupt from a keyboard ends the program at once: `cut_short` is
+    true from then on, and `last_word`, if there is one, is called."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self.farewell: Callable[[str], None] | None = None
+        self.last_word: Callable[[], None] | None = None
+        self.cut_short = False
         self._begun = False
 
     def __bool__(self) -> bool:
@@ -38,7 +43,16 @@ class StopFlag:
 
     def _leave_early(self, pipe: int) -> None:
         """A thread of its own: the main one may be waiting for other ranks inside a library, where no handler of Python's runs."""
+        asked = False
         while numbers := os.read(pipe, 1):
+            if self._begun and asked and numbers[0] == signal.SIGINT and self.last_word is not None and not self.cut_short:
+                self.cut_short = True
+                try:
+                    self.last_word()
+                    time.sleep(UNWIND_S)        # the main thread ends the program, unless it is stuck inside a library
+                finally:
+                    os._exit(EXIT_REQUEUE)
+            asked = asked or numbers[0] in STOPPING
             if not self._begun and numbers[0] in STOPPING:
                 sent = signal.Signals(numbers[0]).name
                 log.info("asked to stop by %s before the first step", sent)

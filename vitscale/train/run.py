@@ -64,7 +64,8 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
             with meters.phase("restore"):
                 try:
                     lease = stack.enter_context(_holding(prepared.folder))
-                    stop.farewell = functools.partial(_leave_early, prepared.folder, lease)
+                    stop.farewell = functools.partial(_leave_early, prepared.folder, lease, "before the first step")
+                    stop.last_word = functools.partial(_leave_early, prepared.folder, lease, "twice, and ended at once", "SIGINT")
                     goodput = stack.enter_context(Goodput(prepared.folder, lease, meters))
                     start = find_start(recipe, prepared, lease, accept_changes)
                     _count(recipe, prepared, world, start, goodput)
@@ -82,6 +83,8 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
                 preflight(recipe, prepared.folder, [index for index in (prepared.train, prepared.val) if index is not None], world)
             return _train(recipe, prepared, world, lease, start, stop, meters, goodput, dog)
         except Exception as error:
+            if stop.cut_short:          # that has been told, and is why
+                raise
             if not isinstance(error, UserError):
                 dog.give_way()
             code = error.exit_code if isinstance(error, UserError) else EXIT_REQUEUE if lost_a_peer(error) else EXIT_FAILED
@@ -273,9 +276,10 @@ def _holding(folder: Path) -> Iterator[Lease]:
         lease.release()
 
 
-def _leave_early(folder: Path, lease: Lease, sent: str) -> None:
+def _leave_early(folder: Path, lease: Lease, when: str, sent: str) -> None:
     lease.check()
-    asked = why_stopped(sent, "before the first step")
+    asked = why_stopped(sent, when)
+    log.warning("%s", asked.reason)
     write_outcome(folder, EXIT_REQUEUE, asked.reason, cause=asked.cause, attempt=lease.number)
     lease.release()
 
