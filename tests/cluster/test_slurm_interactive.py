@@ -24,8 +24,8 @@ def test_shells_inside_an_allocation(cluster: Cluster, yard: Path) -> None:
         vitscale train {train}
         exit $?
     """
-    done = subprocess.run(["salloc", "--nodes=2", "--ntasks=4"], cwd=yard, env=cluster.environment | {"SHELL": "/bin/bash"}, input=script,
-                          capture_output=True, text=True, timeout=JOB_S)
+    done = subprocess.run(["salloc", "--nodes=2", "--ntasks-per-node=2"], cwd=yard, env=cluster.environment | {"SHELL": "/bin/bash"},
+                          input=script, capture_output=True, text=True, timeout=JOB_S)
     job = done.stderr.partition("Granted job allocation ")[2].split()[0]
     said = f"{done.stdout}\n{done.stderr}{cluster.logs()}"
     assert done.returncode == 0, said

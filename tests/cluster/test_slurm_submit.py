@@ -42,7 +42,7 @@ def test_a_chain_beside_a_run_that_is_cancelled(cluster: Cluster, yard: Path) ->
     assert cluster.job(third.id)["Comment"] == "tests"
 
     first.wait_for_step(12)
-    cluster.command("scancel", "--batch", "--signal=USR2", first.id)
+    cluster.command("scancel", "--signal=USR1", first.id)      # to the ranks alone, as by `--signal=USR1@300` without B:
     assert cluster.wait_for(first.id, "FAILED")["ExitCode"] == "75:0"
     assert first.run.outcome["state"] == "stopped early"
 
