@@ -1,6 +1,6 @@
 """Throws damaged JPEGs at the native decoder at a path, for some seconds, in this process: it may refuse them, and nothing else.
 
-    python native_fuzz.py PATH SECONDS      prints how many were tried and how many taken
+    python native_fuzz.py PATH SECONDS [FOLDER]     prints how many were tried and how many taken; FOLDER: of more JPEGs to be damaged
 """
 
 import importlib.util
@@ -53,12 +53,13 @@ def damage(data, rng):
     return bytes(data)
 
 
-def main(path, seconds):
+def main(path, seconds, folder=None):
     spec = importlib.util.spec_from_file_location("_crop", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     rng = random.Random(0)
-    sound, tried, taken, kept, end = list(images(rng)), 0, 0, bytearray(60), time.monotonic() + seconds
+    tried, taken, kept, end = 0, 0, bytearray(60), time.monotonic() + seconds
+    sound = [*images(rng), *(file.read_bytes() for file in sorted(Path(folder).glob("jpeg*") if folder else ()))]
     while time.monotonic() < end:
         data, channels, scale = damage(rng.choice(sound), rng), rng.choice((1, 3)), rng.choice((1, 1, 2, 4, 8))
         top, left = rng.choice((0, rng.randrange(-1, 200))), rng.choice((0, rng.randrange(-1, 200)))
@@ -75,4 +76,4 @@ def main(path, seconds):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]))
+    main(Path(sys.argv[1]), float(sys.argv[2]), *sys.argv[3:])

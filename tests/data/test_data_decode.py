@@ -13,10 +13,10 @@ from sklearn.datasets import load_sample_images
 
 from vitscale.data import augment
 from vitscale.data.bad import BadSample
-from vitscale.data.crop import DRAWS, CentreCrop, RandomCrop, on_grid, reduction
+from vitscale.data.crop import DRAWS, CentreCrop, RandomCrop, reduction
 from vitscale.data.decode import decode, resize
 from vitscale.data.draws import CROP, uniforms
-from vitscale.data.image import decode_checked, image_size
+from vitscale.data.image import image_size
 
 CHINA, FLOWER = (Image.fromarray(picture) for picture in load_sample_images().images)       # 640 x 427 photographs
 
@@ -63,8 +63,7 @@ def test_random_crops_are_those_of_pil(image, format, options, size, decoder):
         assert pixels.flags.c_contiguous            # else copying it into a batch takes longer than resizing
         box = rule.box(427, 640, row)
         scale = reduction(box, size) if format == "JPEG" else 1
-        want = pil_crop(data, [edge * scale for edge in on_grid(box, scale)], size)
-        assert distance(pixels, want) <= (2 if scale > 1 else 1.5 if format == "WEBP" else 0.5)
+        assert distance(pixels, pil_crop(data, box, size)) <= (2 if scale > 1 else 0.5)
 
 
 @pytest.mark.parametrize("crop", [0.875, 1.0])
@@ -138,11 +137,12 @@ def flipped(data, at):
 
 
 @pytest.mark.parametrize(("data", "reason"), [
-    (b"", "format"), (b"garbage", "format"), (b"GIF89a" + bytes(50), "format"), (bytes(500), "format"), (bomb_png(), "bomb"),
+    (b"", "format"), (b"garbage", "format"), (b"GIF89a\x01\0\x01\0" + bytes(50), "decode"), (bytes(500), "format"), (bomb_png(), "bomb"),
     (encode(CHINA, "JPEG")[:9000], "truncated"), (encode(CHINA, "JPEG")[:4], "truncated"),
     (encode(CHINA, "JPEG", progressive=True)[:-900], "truncated"),
     (encode(CHINA, "PNG")[:-30], "truncated"), (encode(CHINA, "PNG")[:20], "truncated"), (flipped(encode(CHINA, "PNG"), 5000), "decode"),
     (encode(CHINA, "WEBP")[:-100], "truncated"), (b"\xff\xd8\xff\xd9", "truncated"), (b"BM" + bytes(60), "decode"),
+    (b"8BPS" + bytes(60), "format"),
 ])
 def test_what_cannot_be_an_image_is_refused(data, reason, decoder):
     with pytest.raises(BadSample) as caught:
@@ -151,28 +151,27 @@ def test_what_cannot_be_an_image_is_refused(data, reason, decoder):
     assert str(caught.value)
 
 
-@pytest.mark.parametrize(("width", "height"), [(640, 427), (639, 426), (633, 421)])
-def test_a_large_crop_is_decoded_small(width, height):
-    """Its box on the grid of the decoded pixels: PIL given that box agrees, which one pixel off it would not."""
-    image = CHINA.resize((width, height), Image.Resampling.LANCZOS)
-    data = encode(image, "JPEG", quality=90)
-    for box in ((0, 0, height, width), (3, 7, 401, 399), (height - 200, width - 203, 200, 203), (11, 5, 301, 350)):
-        for scale in (2, 4, 8):
-            size = int(min(box[2:]) / scale / 1.5)
-            assert reduction(box, size) == scale
-            low, start, h, w = on_grid(box, scale)
-            assert all(abs(a * scale - b) <= scale / 2 for a, b in zip((low, start, low + h, start + w),
-                       (box[0], box[1], box[0] + box[2], box[1] + box[3]), strict=True))
-            pixels = decode_checked(data, 3, scale)
-            assert pixels.shape == (-(-height // scale), -(-width // scale), 3)
-            assert low + h <= pixels.shape[0]
-            assert start + w <= pixels.shape[1]
-            ours = resize(pixels[low:low + h, start:start + w], size, size)
-            inside = slice(2, size - 2)         # at the image's edge PIL is given what lies beyond as black
-            want = pil_crop(data, [edge * scale for edge in (low, start, h, w)], size)
-            assert distance(ours[inside, inside], want[inside, inside]) <= 2.5          # china.jpg is all fine detail
-            off = pil_crop(data, [edge * scale for edge in (low, start + 1, h, w)], size)
-            assert distance(ours[inside, inside], off[inside, inside]) > 5
+def test_crops_decoded_small_are_near_those_of_pil(decoder):
+    """The mean of the absolute difference over an image, in 255ths: 1 at most on average, 3 at worst.  With the box half a pixel of what
+    was decoded beside its place it would be larger."""
+    found, moved, rule = [], [], RandomCrop()
+    for image, quality in ((CHINA, 90), (FLOWER, 75)):
+        for width, height in ((640, 427), (633, 421)):
+            data = encode(image.resize((width, height), Image.Resampling.LANCZOS), "JPEG", quality=quality)
+            for row in uniforms(0, 0, 0, range(12), 0, DRAWS).tolist():
+                box = rule.box(height, width, row)
+                for size in (32, 64, 96, 128):
+                    scale = reduction(box, size)
+                    if scale == 1:
+                        continue
+                    ours = decode(data, rule, size, 3, row)
+                    found.append(distance(ours, pil_crop(data, box, size)))
+                    top = box[0] + (scale // 2 if box[0] + box[2] + scale // 2 <= height else -(scale // 2))
+                    moved.append(distance(ours, pil_crop(data, (top, *box[1:]), size)))
+    assert len(found) > 60
+    assert np.mean(found) <= 1
+    assert max(found) <= 3
+    assert (np.array(moved) > found).all()
 
 
 def test_how_small_a_crop_is_decoded():

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import corpus
 import cv2
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ from vitscale.data.bad import BadSample
 from vitscale.data.crop import DRAWS, CentreCrop, RandomCrop
 from vitscale.data.decode import decode, resize
 from vitscale.data.draws import uniforms
-from vitscale.data.image import decode_checked
+from vitscale.data.image import checked_header, decode_checked
+from vitscale.data.resample import resample
 
 CHINA, FLOWER = (Image.fromarray(picture) for picture in load_sample_images().images)       # 640 x 427
 WRITERS = {"standard": {}, "optimised": {"optimize": True}, "restarts_at_rows": {"restart_marker_rows": 1},
@@ -58,8 +60,9 @@ def no_marks(count=7):
 def wanted(data, channels, scale, box, resized, window):
     top, left, h, w = box
     row, column, rows, columns = window
-    pixels = decode_checked(data, channels, scale)
-    return resize(pixels[top:top + h, left:left + w], *resized)[row:row + rows, column:column + columns]
+    pixels = decode_checked(data, channels, checked_header(data), scale)
+    made = resample(pixels, box, scale, *resized) if scale > 1 else resize(pixels[top:top + h, left:left + w], *resized)
+    return made[row:row + rows, column:column + columns]
 
 
 def geometry(rng, height, width):
@@ -79,7 +82,7 @@ def test_crops_are_those_of_the_libraries_to_the_last_bit(writer, mode):
         data = encode(CHINA.resize(size).convert(mode), **WRITERS[writer])
         for _ in range(12):
             scale = int(rng.choice([1, 1, 2, 4, 8]))
-            place = geometry(rng, -(-size[1] // scale), -(-size[0] // scale))
+            place = geometry(rng, size[1], size[0])
             for channels in (3, 1):
                 want = wanted(data, channels, scale, *place)
                 marks = no_marks(int(rng.integers(1, 40)))
@@ -95,14 +98,18 @@ def test_so_they_are_for_every_sampling_of_colour_and_every_edge(sampling):
     data = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[sampling]])[1].tobytes()
     for scale in (1, 2, 4, 8):
         height, width = -(-61 // scale), -(-83 // scale)
-        whole, marks = decode_checked(data, 3, scale), no_marks()
+        whole, marks = decode_checked(data, 3, checked_header(data), scale), no_marks()
         for edge in range(max(height, width)):
             for box in ((min(edge, height - 1), 0, 1, width), (0, min(edge, width - 1), height, 1),
                         (0, 0, min(edge + 1, height), min(edge + 1, width))):
                 top, left, h, w = box
                 for all_of_it in (True, False):     # written, then read
-                    got = taken(data, 3, scale, box, (h, w), (0, 0, h, w), all_of_it, marks)
-                    assert np.array_equal(got, whole[top:top + h, left:left + w]), (scale, box)
+                    in_full = [scale * edge for edge in box]
+                    in_full[2:] = min(in_full[2], 61 - in_full[0]), min(in_full[3], 83 - in_full[1])     # the last may stand for less
+                    got = taken(data, 3, scale, in_full, (h, w), (0, 0, h, w), all_of_it, marks)
+                    exact = in_full[2:] == [scale * h, scale * w]
+                    want = whole[top:top + h, left:left + w] if exact else resample(whole, in_full, scale, h, w)
+                    assert np.array_equal(got, want), (scale, box)
 
 
 def test_what_lies_above_a_mark_is_not_looked_at():
@@ -252,14 +259,16 @@ def test_bad_codes_are_told_at_once():
     assert found >= 90
 
 
-def run_fuzz(library, environment=(), seconds=6):
-    return subprocess.run([sys.executable, str(FUZZ), str(library), str(seconds)], capture_output=True, text=True, timeout=300,
+def run_fuzz(library, folder, environment=(), seconds=6):
+    for name, data in corpus.jpegs().items():
+        (folder / name.replace(":", "")).write_bytes(data)
+    return subprocess.run([sys.executable, str(FUZZ), str(library), str(seconds), str(folder)], capture_output=True, text=True, timeout=300,
                           env={**os.environ, **dict(environment)})
 
 
 @pytest.mark.slow       # six seconds of damaged images
-def test_no_damage_brings_it_down():
-    done = run_fuzz(Path(vitscale.data.native.__file__).parent / BUILD["NAME"])
+def test_no_damage_brings_it_down(tmp_path):
+    done = run_fuzz(Path(vitscale.data.native.__file__).parent / BUILD["NAME"], tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     tried, taken = map(int, done.stdout.split())
     assert tried > 500
@@ -267,7 +276,7 @@ def test_no_damage_brings_it_down():
 
 
 @pytest.mark.slow       # compiles it anew, then as above
-def test_no_damage_makes_it_read_or_write_where_it_must_not():
+def test_no_damage_makes_it_read_or_write_where_it_must_not(tmp_path):
     """Under AddressSanitizer, with undefined behaviour trapped, each image in memory of its own.  It finds a planted mistake."""
     compiler = os.environ.get("CC", "gcc")
     asan = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
@@ -279,13 +288,13 @@ def test_no_damage_makes_it_read_or_write_where_it_must_not():
         assert BUILD["build"](Path(name), flags) == ""
         environment = {"LD_PRELOAD": os.path.realpath(asan), "ASAN_OPTIONS": "detect_leaks=0"}
         library = Path(name) / BUILD["NAME"]
-        done = run_fuzz(library, environment.items(), seconds=15)
+        done = run_fuzz(library, tmp_path, environment.items(), seconds=15)
         assert done.returncode == 0, done.stderr[-3000:]
         assert int(done.stdout.split()[0]) > 300
         planted = Path(name) / "planted"
         planted.mkdir()
         assert BUILD["build"](planted, [*flags, "-DSPARE=0"]) == ""       # without room behind the coded data
-        done = run_fuzz(planted / BUILD["NAME"], environment.items())
+        done = run_fuzz(planted / BUILD["NAME"], tmp_path, environment.items())
         assert done.returncode != 0
         assert "AddressSanitizer" in done.stderr
 

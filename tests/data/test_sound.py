@@ -14,6 +14,7 @@ from vitscale.data.bad import BadSample
 from vitscale.data.crop import DRAWS, RandomCrop
 from vitscale.data.decode import decode
 from vitscale.data.draws import uniforms
+from vitscale.data.header import read_header
 from vitscale.data.sound import SoundImages
 from vitscale.recipe.load import check_recipe
 
@@ -34,9 +35,9 @@ def lasting(data):
     same, fewer = True, 0
     for channels in (3, 1):
         for scale in (1, 2, 4, 8):
-            whole = jpeg.pixels(data, channels, scale)
+            whole = jpeg.pixels(data, channels, read_header(data), scale)
             for bottom in range(1, len(whole) + 1):
-                above = jpeg.pixels_above(data, channels, scale, bottom)
+                above = jpeg.pixels_above(data, channels, read_header(data), scale, bottom)
                 same &= above.shape[1:] == whole.shape[1:] and np.array_equal(above[:bottom], whole[:bottom])
                 fewer += len(above) < len(whole)
     return same, fewer
@@ -133,7 +134,7 @@ def overwritten(data, seed):
 
 def refused(data):
     with pytest.raises(BadSample):
-        jpeg.pixels(data, 3)
+        jpeg.pixels(data, 3, read_header(data))
     return data
 
 
@@ -141,7 +142,7 @@ def test_what_decoding_fewer_rows_would_miss():
     """Why an image must be known: of what is wrong above, only the whole image's decoder knows."""
     data = corrupt.jpeg(corrupt.VICTIM)
     broken = refused(overwritten(data, 0))
-    assert not np.array_equal(jpeg.pixels_above(broken, 3, 1, 80), jpeg.pixels_above(data, 3, 1, 80))
+    assert not np.array_equal(*(jpeg.pixels_above(one, 3, read_header(one), 1, 80) for one in (broken, data)))
 
 
 def rot(path):

@@ -44,16 +44,9 @@ def reduction(box: tuple[int, int, int, int], size: int) -> int:
     """How many pixels a side may become one before the box is resized to (size, size): 1, 2, 4 or 8, what a JPEG can be decoded at.
 
     Half as many again as the output needs must be left, or the decoder's own filter shows: against resizing in one pass the mean error is
-    0.8 of 255 so, and 2.2 with barely enough.
+    0.7 of 255 so (docs/data.md), and 2.2 with barely enough.
     """
     return next((scale for scale in (8, 4, 2) if 2 * min(box[2:]) >= 3 * scale * size), 1)
-
-
-def on_grid(box: tuple[int, int, int, int], scale: int) -> tuple[int, int, int, int]:
-    """The box in the pixels of the image at 1 / scale, each edge at the nearest: moved by less than a third of a pixel of the output."""
-    top, left, h, w = box
-    low, start = round(top / scale), round(left / scale)
-    return low, start, round((top + h) / scale) - low, round((left + w) / scale) - start
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ import torch
 from numpy.typing import NDArray
 
 from vitscale.data import jpeg, native
-from vitscale.data.crop import CentreCrop, RandomCrop, on_grid, reduction
-from vitscale.data.image import checked_size, decode_above, decode_checked, reducible
+from vitscale.data.crop import CentreCrop, RandomCrop, reduction
+from vitscale.data.image import checked_header, decode_above, decode_checked, reducible
 from vitscale.data.orient import orientation, stored_box, swaps, upright
+from vitscale.data.resample import resample
 
 
 def decode(
@@ -20,8 +21,8 @@ def decode(
     """One image -> (S, S, C) uint8, RGB or grey: into `out`, contiguous, if it is given.  draws: 22 numbers in [0, 1) for a RandomCrop.
 
     Resized by an antialiased bicubic on uint8, the filter of PIL's BICUBIC, in a single pass.  A JPEG whose random crop is at least
-    three times as large as the output is decoded at 1/2, 1/4 or 1/8, its box moved onto that grid.  Evaluation never does so, since
-    its numbers are compared with others'.  Raises BadSample; then `out` holds nothing of use.
+    three times as large as the output is decoded at 1/2, 1/4 or 1/8, and the box, which may cut pixels of that, resized from there.
+    Evaluation never does so, since its numbers are compared with others'.  Raises BadSample; then `out` holds nothing of use.
 
     exif: the box is drawn in the image as its EXIF orientation has it looked at.  It is cut out of the stored pixels, and only the resized
     square is turned: as right, and nothing large is copied.
@@ -32,14 +33,15 @@ def decode(
 
     A JPEG is done by the native decoder where that was built and takes it; else by simplejpeg and torch, to the same pixels.
     """
-    height, width = checked_size(data)
+    header = checked_header(data)
+    height, width = header.height, header.width
     turn = orientation(data) if exif else 1
     seen = (width, height) if swaps(turn) else (height, width)
-    reduces = reducible(data)
+    reduces = reducible(header)
     if isinstance(crop, RandomCrop):
         box = stored_box(crop.box(*seen, draws), height, width, turn)
         scale = reduction(box, size) if reduces else 1
-        box, resized, window = on_grid(box, scale), (size, size), (0, 0, size, size)
+        resized, window = (size, size), (0, 0, size, size)
     else:
         h, w = crop.resized(*seen, size)
         middle = round((h - size) / 2), round((w - size) / 2), size, size
@@ -47,7 +49,7 @@ def decode(
         box, scale, window = (0, 0, height, width), 1, stored_box(middle, *resized, turn)
     if out is None:
         out = np.empty((size, size, channels), np.uint8)
-    if reduces and native.available() and (sound or jpeg.zeroed(data) is None):
+    if reduces and native.available() and (sound or jpeg.zeroed(data, header) is None):
         square = out if turn == 1 else np.empty_like(out)
         if native.crop(data, square, scale, box, resized, window, whole=not sound, marks=marks):
             if turn != 1:
@@ -56,9 +58,11 @@ def decode(
     if marks is not None and not sound:
         marks[:] = 0
     top, left, h, w = box
-    pixels = decode_above(data, channels, scale, top + h) if sound else decode_checked(data, channels, scale)
+    bottom = -(-(top + h) // scale)
+    pixels = decode_above(data, channels, header, scale, bottom) if sound else decode_checked(data, channels, header, scale)
     row, column, _, _ = window
-    out[:] = upright(resize(pixels[top:top + h, left:left + w], *resized)[row:row + size, column:column + size], turn)
+    square = resample(pixels, box, scale, *resized) if scale > 1 else resize(pixels[top:top + h, left:left + w], *resized)
+    out[:] = upright(square[row:row + size, column:column + size], turn)
     return out
 
 

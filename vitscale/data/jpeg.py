@@ -2,19 +2,18 @@
 
 import re
 import struct
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from vitscale.data import pillow
 from vitscale.data.bad import BadSample
+from vitscale.data.header import Header, still
 
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}        # frame headers (table B.1)
 _SEQUENTIAL = frozenset({0xC0, 0xC1})                           # Huffman-coded, in one pass: baseline and extended
-_HUFFMAN = _SEQUENTIAL | {0xC2}                                 # and progressive
 _BORDER = 1                                                     # rows below one that the interpolation of colours looks at
 _SHORTEST = 16                                                  # no table allows a run of fewer zero bytes to be called damage
 _SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")            # inside coded data only FF00 and RST0-7 stand (B.1.1.5)
@@ -22,90 +21,54 @@ _PADDED = re.compile(r"Corrupt JPEG data: ([0-9]+) extraneous bytes before marke
 _PADDING = 2                                                    # bytes after the last block that some cameras write; nothing is lost
 
 
-def size(data: bytes) -> tuple[int, int]:
-    """(height, width) from the frame header, and a look for the end marker, which cannot occur inside coded data.  Raises as _frame()."""
-    at = _frame(data)
-    height, width = struct.unpack_from(">HH", data, at + 5)
-    if data.rfind(b"\xff\xd9") < at:
-        raise BadSample("truncated", "a JPEG without its end")
-    return height, width
-
-
-def has_four_inks(data: bytes) -> bool:
-    return data[_frame(data) + 9] == 4
-
-
-def pixels(data: bytes, channels: int, scale: int = 1) -> NDArray[np.uint8]:
+def pixels(data: bytes, channels: int, header: Header, scale: int = 1) -> NDArray[np.uint8]:
     """-> (h, w, 3) RGB or (h, w, 1) grey.  Raises BadSample("decode") for whatever libjpeg warns of, and for zeroed bytes in coded data.
 
-    scale: 1, or 2, 4, 8 for an image without four inks: the inverse transform gives so much smaller blocks, the coded data is read whole.
+    scale: 1, or 2, 4, 8 for a common kind: the inverse transform gives so much smaller blocks, the coded data is read whole.
+
+    Kinds that simplejpeg does not give as Pillow does are Pillow's, but for four inks and arithmetic coding simplejpeg looks for damage.
+    It has no name for unusual samplings, and writes lossless images in full whatever size it is asked for: these it never sees.
     """
-    if (at := zeroed(data)) is not None:
+    if header.kind != "lossless" and (at := zeroed(data, header)) is not None:
         raise BadSample("decode", f"a JPEG with zeroed bytes at its byte {at}")
-    space = "RGB" if channels == 3 else "GRAY"
-    inks = data[_frame(data) + 9]
-    low = _sides(*size(data), scale)
+    given = still(data, header)
+    space = "CMYK" if header.kind == "inks" else "RGB" if channels == 3 else "GRAY"
+    if header.kind in ("lossless", "sampling"):
+        return pillow.pixels(given, header, channels)
+    low = _sides(header, scale)
     try:
-        decoded: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "CMYK" if inks == 4 else space, False, False, *low)
+        decoded: NDArray[np.uint8] = simplejpeg.decode_jpeg(given, space, False, False, *low)
     except ValueError as error:
         padded = _PADDED.search(str(error))
-        if inks == 4 or not padded or int(padded[1]) > _PADDING:
+        if not padded or int(padded[1]) > _PADDING:
             raise BadSample("decode", str(error)) from error
-        decoded = simplejpeg.decode_jpeg(data, space, False, False, *low, strict=False)
-    return decoded if inks != 4 else _from_four_inks(data, channels)
+        decoded = simplejpeg.decode_jpeg(given, space, False, False, *low, strict=False)
+    return decoded if header.kind == "common" else pillow.pixels(given, header, channels)
 
 
-def pixels_above(data: bytes, channels: int, scale: int, bottom: int) -> NDArray[np.uint8]:
+def pixels_above(data: bytes, channels: int, header: Header, scale: int, bottom: int) -> NDArray[np.uint8]:
     """The rows [0, bottom) of pixels(), the same to the bit, and perhaps some below.
 
-    For an image without four inks that pixels() has taken: this looks for no damage.  libjpeg-turbo passes over codes that are none, and
+    For an image of a common kind that pixels() has taken: this looks for no damage.  libjpeg-turbo passes over codes that are none, and
     warns mostly when the data does not last just as long as the blocks; but here the copy that is decoded has a frame header which states
     a smaller height, so that no time goes into what lies below, and the rest of the data is one warning, always.
     """
-    frame = _frame(data)
-    height, width = size(data)
-    lowered = min(scale * (bottom + _BORDER), height)
+    lowered = min(scale * (bottom + _BORDER), header.height)
     given: bytes | bytearray = data
-    if lowered < height and data[frame + 1] in _HUFFMAN:
-        given, height = bytearray(data), lowered
-        struct.pack_into(">H", given, frame + 5, height)
+    if lowered < header.height:
+        given = bytearray(data)
+        struct.pack_into(">H", given, header.frame + 5, lowered)
+        header = replace(header, height=lowered)
+    if header.parts:
+        given = still(bytes(given), header)
     decoded: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-        given, "RGB" if channels == 3 else "GRAY", False, False, *_sides(height, width, scale), strict=False)
+        given, "RGB" if channels == 3 else "GRAY", False, False, *_sides(header, scale), strict=False)
     return decoded
 
 
-def _sides(height: int, width: int, scale: int) -> tuple[int, int]:
+def _sides(header: Header, scale: int) -> tuple[int, int]:
     """What simplejpeg is asked for at least: it takes the least eighths that give this; 0: all."""
-    return (-(-height // scale), -(-width // scale)) if scale > 1 else (0, 0)
-
-
-def _from_four_inks(data: bytes, channels: int) -> NDArray[Any]:
-    """CMYK and YCCK, inverted or not, as OpenCV shows them; so they are decoded twice, but they are rare."""
-    flags = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    if decoded is None:
-        raise BadSample("decode", "no decoder understands it")
-    return np.ascontiguousarray(decoded[:, :, ::-1]) if channels == 3 else decoded[:, :, None]
-
-
-def _frame(data: bytes) -> int:
-    """Where the frame header stands (annex B).  Raises BadSample("decode") for what cannot be, IndexError or struct.error past the end."""
-    at = 2
-    while True:
-        if data[at] != 0xFF:
-            raise BadSample("decode", "a JPEG marker is missing")
-        marker = data[at + 1]
-        if marker == 0xFF:                                      # fill
-            at += 1
-        elif marker in _SOF:
-            return at
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD9:          # stand alone
-            at += 2
-        else:
-            length = struct.unpack_from(">H", data, at + 2)[0]
-            if marker == 0xDB and length == 67 and b"\0" in data[at + 5:at + 69]:     # B.2.4.1: from 1 to 255; libjpeg does not look
-                raise BadSample("decode", "a JPEG whose quantisation table holds a zero")
-            at += 2 + length
+    return (-(-header.height // scale), -(-header.width // scale)) if scale > 1 else (0, 0)
 
 
 @dataclass
@@ -117,7 +80,7 @@ class _Tables:
     first: dict[int, tuple[int, int]] = field(default_factory=dict)     # table (class << 4 | id) -> (bits of its code 00..0, its symbol)
 
 
-def zeroed(data: bytes) -> int | None:
+def zeroed(data: bytes, header: Header) -> int | None:
     """Where a run of zero bytes begins that no encoder of pictures can have written, or None.
 
     In each Huffman table the code of only zeros belongs to the first symbol (C.2).  In an AC table that is a pair (run r, size s).  With
@@ -126,7 +89,7 @@ def zeroed(data: bytes) -> int | None:
     of a single phase, rounded alike in 63 places.  A run long enough to hold a whole one is damage.  With s = 0 (end of block, or
     sixteen zeros) a run of zeros is flat blocks, and nothing can be concluded; the decoder's own warnings remain.
     """
-    start = max(data.find(b"\xff\xda", _frame(data)), 0)        # of the first scan; what comes before it is often zero
+    start = header.scan                                         # what comes before it is often zero
     words = np.frombuffer(data, np.uint64, (len(data) - start) // 8, start)
     if words.all() or data.find(bytes(_SHORTEST), start) < 0:   # a run holds a whole word, and those are looked for several times as fast
         return None

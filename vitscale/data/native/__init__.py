@@ -37,8 +37,9 @@ def crop(
     data: bytes, out: NDArray[np.uint8], scale: int, box: Box, resized: tuple[int, int], window: Box, whole: bool,
     marks: NDArray[np.uint32] | None = None,
 ) -> bool:
-    """Decode a JPEG at 1 / scale, resize the box of it to `resized` (height, width) and write the window of that into out, contiguous
-    (rows, columns, 3 or 1).  whole: the coded data is read to its end, so that True also says that nothing is wrong with it.
+    """Decode a JPEG at 1 / scale, resize the box of it, given in pixels of the whole image, to `resized` (height, width), and write the
+    window of that into out, contiguous (rows, columns, 3 or 1).  whole: the coded data is read to its end, so that True also says that
+    nothing is wrong with it.
 
     marks (n, MARK_WORDS), contiguous: ways into the coded data.  They are written if it is read whole; else they are those that the same
     data gave then, and of what lies above the crop most is not decoded.

@@ -40,7 +40,7 @@ def build(into: Path = HERE, flags: Sequence[str] = ()) -> str:
             return "there is no C compiler"
     unfinished = into / f".{NAME}.{os.getpid()}"
     sources = [str(HERE / source) for source in _SOURCES]
-    command = [*compiler, "-std=gnu11", "-O3", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden",
+    command = [*compiler, "-std=gnu11", "-O3", "-ffp-contract=off", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden",
                f'-DSOURCES="{digest()}"', f'-DLIBRARY="{linked(compiler)}"', *flags,
                f"-I{sysconfig.get_paths()['include']}", *sources, "-ljpeg", "-lm", "-o", str(unfinished)]
     if sys.platform == "darwin":

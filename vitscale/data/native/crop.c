@@ -151,15 +151,24 @@ static void work(workspace *self, const request *asked)
     jpeg_start_decompress(cinfo);
     if (asked->top < 0 || asked->left < 0 || asked->height < 1 || asked->width < 1 || asked->rows < 1 || asked->columns < 1 ||
         asked->from_row < 0 || asked->from_column < 0 || asked->to_height > MOST_OUTPUTS || asked->to_width > MOST_OUTPUTS ||
-        asked->height > (int)cinfo->output_height - asked->top || asked->width > (int)cinfo->output_width - asked->left ||
+        asked->height > (int)cinfo->image_height - asked->top || asked->width > (int)cinfo->image_width - asked->left ||
         asked->rows > asked->to_height - asked->from_row || asked->columns > asked->to_width - asked->from_column)
         refuse(cinfo, "the crop is not inside");
     entropy_begin(&self->coded, cinfo);
     cinfo->entropy->decode_mcu = next_mcu;
     if (asked->marks && asked->whole)
         entropy_mark(&self->coded, cinfo, asked->marks, (unsigned)asked->num_marks);
-    if (!axis_make(&self->across, asked->height, asked->to_height, asked->from_row, asked->rows) ||
-        !axis_make(&self->along, asked->width, asked->to_width, asked->from_column, asked->columns))
+    request small = *asked;             /* its box in pixels of the image as decoded: those that it cuts are in it */
+    small.top /= asked->scale;
+    small.left /= asked->scale;
+    small.height = (asked->top + asked->height + asked->scale - 1) / asked->scale - small.top;
+    small.width = (asked->left + asked->width + asked->scale - 1) / asked->scale - small.left;
+    double scale = asked->scale;
+    int most_bits = asked->scale > 1 ? 15 : 22;
+    if (!axis_make(&self->across, small.height, asked->top / scale - small.top, asked->height / scale, asked->to_height, asked->from_row,
+                   asked->rows, most_bits) ||
+        !axis_make(&self->along, small.width, asked->left / scale - small.left, asked->width / scale, asked->to_width, asked->from_column,
+                   asked->columns, most_bits))
         refuse(cinfo, "no memory");
 
     /* beyond a row's last pixel the weights are zero, but they are multiplied */
@@ -169,7 +178,7 @@ static void work(workspace *self, const request *asked)
     size_t count = (size_t)(self->across.high - self->across.low);
     reserve(self, 2 * length + (count + 2) * stride);
     uint8_t *resized = self->memory + 2 * length, *line = resized + (count + 1) * stride;
-    read_rows(self, asked, channels, length, resized, stride);
+    read_rows(self, &small, channels, length, resized, stride);
     if (asked->whole)
         entropy_finish(&self->coded, cinfo);
     for (int row = 0; row < asked->rows; row++) {

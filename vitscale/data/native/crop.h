@@ -12,7 +12,7 @@ typedef struct {
     size_t size;
     int channels;                       /* 3: RGB, 1: grey */
     int scale;                          /* the image is decoded at 1 / scale: 1, 2, 4, 8 */
-    int top, left, height, width;       /* the box that is resized, in pixels of the image so decoded */
+    int top, left, height, width;       /* the box that is resized, in pixels of the whole image: at 1 / scale it may cut pixels */
     int to_height, to_width;            /* what it is resized to */
     int from_row, from_column;          /* the part of that which is wanted, */
     int rows, columns;                  /* and so many */

@@ -25,7 +25,7 @@ static int num_idle;
 
 PyDoc_STRVAR(crop_doc,
 "crop(data, out, channels, scale, box, resized, window, whole, marks) -> str | None\n\n"
-"Fill `out`, of rows * columns * channels bytes.  box: (top, left, height, width) in pixels of the image at 1 / scale; resized: (height,\n"
+"Fill `out`, of rows * columns * channels bytes.  box: (top, left, height, width) in pixels of the whole image; resized: (height,\n"
 "width) it becomes; window: (top, left, rows, columns) of that.  whole: read the coded data to its end.  marks: None,\n"
 "or room for some, 12 bytes each: written if whole, else read, and what lies far above the crop is not decoded.  None, or why it is not taken.");
 

@@ -21,13 +21,13 @@ static double bicubic(double x)        /* Keys 1981, a = -0.5 */
 }
 
 typedef struct {
-    double scale, support, inverse;
+    double offset, scale, support, inverse;
     int input;
 } ruler;
 
 static int ends_of(const ruler *rule, int output, int *start)
 {
-    double centre = rule->scale * (output + 0.5);
+    double centre = rule->offset + rule->scale * (output + 0.5);
     int from = (int)(centre - rule->support + 0.5), to = (int)(centre + rule->support + 0.5);
     *start = from < 0 ? 0 : from;
     return (to > rule->input ? rule->input : to) - *start;
@@ -35,7 +35,7 @@ static int ends_of(const ruler *rule, int output, int *start)
 
 static int weights_of(const ruler *rule, int output, int *start, double *weights)
 {
-    double centre = rule->scale * (output + 0.5), sum = 0;
+    double centre = rule->offset + rule->scale * (output + 0.5), sum = 0;
     int count = ends_of(rule, output, start);
     for (int number = 0; number < count; number++)
         sum += weights[number] = bicubic((number + *start - centre + 0.5) * rule->inverse);
@@ -44,10 +44,10 @@ static int weights_of(const ruler *rule, int output, int *start, double *weights
     return count;
 }
 
-int axis_make(axis *self, int input, int output, int first, int size)
+int axis_make(axis *self, int input, double offset, double extent, int output, int first, int size, int most_bits)
 {
-    double scale = (double)input / output;
-    ruler rule = {scale, scale >= 1 ? 2 * scale : 2, scale >= 1 ? 1 / scale : 1, input};
+    double scale = extent / output;
+    ruler rule = {offset, scale, scale >= 1 ? 2 * scale : 2, scale >= 1 ? 1 / scale : 1, input};
     int most = 0, start;
     for (int number = first; number < first + size; number++) {
         int count = ends_of(&rule, number, &start);
@@ -92,7 +92,7 @@ int axis_make(axis *self, int input, int output, int first, int size)
             self->high = start + count > self->high ? start + count : self->high;
         }
     }
-    for (self->precision = 0; self->precision < 22; self->precision++)
+    for (self->precision = 0; self->precision < most_bits; self->precision++)
         if ((int)(0.5 + largest * (1 << (self->precision + 1))) >= 1 << 15)
             break;
     for (size_t number = 0; number < (size_t)size * (size_t)self->taps; number++) {

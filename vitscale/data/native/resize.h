@@ -19,8 +19,10 @@ typedef struct {            /* of one axis */
     size_t scratch_capacity;
 } axis;
 
-/* For `input` to `output` values, the outputs [first, first + size) of them.  0: no memory. */
-int axis_make(axis *self, int input, int output, int first, int size);
+/* From the stretch [offset, offset + extent) of `input` values to `output` of them, the outputs [first, first + size).  Inputs that the
+ * stretch only cuts count whole.  most_bits: of the precision, 22 at most; with 15 every sum is a whole number that a float holds exactly.
+ * 0: no memory. */
+int axis_make(axis *self, int input, double offset, double extent, int output, int first, int size, int most_bits);
 
 void axis_free(axis *self);
 

@@ -7,11 +7,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from vitscale.cluster.runfolder import ENVIRONMENT, RECIPE, read_object
 from vitscale.cluster.status import LARGEST_RECIPE_BYTES
+from vitscale.data import pillow
 from vitscale.data.bad import BadSample
-from vitscale.data.image import image_size
+from vitscale.data.header import read_header, still
+from vitscale.data.image import decode_whole
 from vitscale.data.index import IMAGES
 from vitscale.data.shards import expand
 from vitscale.data.tar import Member, Walk, split_name, walk
@@ -30,6 +33,8 @@ def picture(folder: Path, number: int) -> bytes | str:
     if not 0 <= number < len(rows):
         return "there is no such sample"
     shard, key = rows[number].get("shard"), rows[number].get("key")
+    if rows[number].get("reason") == "crash":
+        return "its decoder ended the process that read it; it is not decoded here"
     if not isinstance(shard, str) or not isinstance(key, str):
         return "its row names no sample"
     if "://" in shard:
@@ -72,25 +77,26 @@ def _drawn(shard: str, key: str, version: int) -> bytes | str:
 
 def _encoded(data: bytes) -> bytes | str:
     try:
-        height, width = image_size(data)
+        pixels: NDArray[Any] | str = _pixels(data)
     except BadSample as error:
-        if error.reason == "format":
-            return f"no picture: {error}"
-        height, width = 1, 1            # damaged: OpenCV has bounds of its own, and is asked for an eighth at most
-    if height * width > _MOST_PIXELS:
-        return f"{width} x {height} pixels: too large to be decoded here"
-    flags = cv2.IMREAD_COLOR if max(height, width) <= 4 * SIDE and height * width > 1 else cv2.IMREAD_REDUCED_COLOR_4
-    if data[:2] == b"\xff\xd8":
-        data += b"\xff\xd9"         # of one that was cut short the decoder then gives what came before the cut
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-        pixels = None
-    if pixels is None:
-        return "no pixels can be made of it"
+        return f"no picture: {error}" if error.reason == "format" else "no pixels can be made of it"
+    if isinstance(pixels, str):
+        return pixels
     scale = SIDE / max(pixels.shape[:2])
     if scale < 1:
         size = (max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[0] * scale), 1))
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    done, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 85])
+    done, encoded = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
     return encoded.tobytes() if done else "no pixels can be made of it"
+
+
+def _pixels(data: bytes) -> NDArray[np.uint8] | str:
+    """RGB, as much as can be had of what is damaged, by the decoder that training would use or a more patient one; or why not."""
+    if data[:2] == b"\xff\xd8":
+        data += b"\xff\xd9"         # of one that was cut short the decoder then gives what came before the cut
+    header = read_header(data)
+    if header.height * header.width > _MOST_PIXELS:
+        return f"{header.width} x {header.height} pixels: too large to be decoded here"
+    if header.format == "JPEG":
+        return pillow.pixels(still(data, header), header, 3)        # unlike jpeg.py it paints over damage
+    return decode_whole(data)
