@@ -127,7 +127,7 @@ def test_stats_reads_the_size_of_just_the_others(shards, decoder):
 
 
 def test_pack_leaves_out_just_those(shards, tmp_path, decoder):
-    done = CliRunner().invoke(app, ["data", "pack", shards, str(tmp_path / "out"), "--workers", "1"])
+    done = CliRunner().invoke(app, ["data", "pack", shards, str(tmp_path / "out"), "--workers", "1", "--resize", "16"])
     assert done.exit_code == 2, done.output
     rows = [json.loads(line) for line in (tmp_path / "out" / "bad.jsonl").read_text().splitlines()]
     assert {row["reason"] for row in rows} == {reason for _, reason in EXPECTED}

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from vitscale.data.bad import BadSample
 from vitscale.data.draws import check_seed, inside_permutation
 from vitscale.data.foreign import NATIVE, kind_of, to_png
+from vitscale.data.header import read_header
 from vitscale.data.image import decode_whole
 from vitscale.data.index import SeveralImages, image_member
 from vitscale.data.sources import CLASSES, Entry, Source
@@ -253,7 +254,7 @@ def _members(entry: Entry, options: Options, image: str | None) -> dict[str, byt
         scale = options.resize / min(height, width)
         smaller = np.ascontiguousarray(resize(pixels, round(height * scale), round(width * scale)))
         data = members.pop(name)
-        grey = data[:2] == b"\xff\xd8" and simplejpeg.decode_jpeg_header(data)[2] == "Gray"
+        grey = data[:2] == b"\xff\xd8" and data[read_header(data).frame + 9] == 1      # components
         smaller, space = (smaller[:, :, :1].copy(), "GRAY") if grey else (smaller, "RGB")
         jpg = f"{name.rpartition('.')[0]}.jpg".lstrip(".")
         members[jpg] = simplejpeg.encode_jpeg(smaller, quality=options.quality, colorspace=space, colorsubsampling="420")
