@@ -1,5 +1,6 @@
 """What a person sees while a run goes: a live display on a terminal, plain lines in a pipe, and log lines that do not break either."""
 
+import contextlib
 import logging
 import sys
 import time
@@ -18,7 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from vitscale.observe.meters import data_wait_share
+from vitscale.observe.streams import say_apart
 
+log = logging.getLogger(__name__)
 _PLAIN = "%(asctime)s %(levelname)-7s %(message)s"
 _FILE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
@@ -29,11 +32,29 @@ def make_console() -> Console:
 
 
 class _File(logging.FileHandler):
-    """A rank's log.  A full disk costs its lines, and no traceback on the console for each of them."""
+    """A rank's log.  What is wrong with it costs its lines and one word on the console; each later line tries anew, also to open it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", delay=True)
+        self._said = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:                 # it could not be opened; what is written reports its errors itself
+            self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
             super().handleError(record)
+        elif not self._said:
+            self._said = True
+            say_apart(log, "%s: %s; what is not written there is lost", self.baseFilename, error.strerror or error)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def setup_logging(console: Console | None, file: Path | None = None, level: int = logging.INFO) -> None:
@@ -47,8 +68,9 @@ def setup_logging(console: Console | None, file: Path | None = None, level: int 
         handlers.append(logging.StreamHandler(console.file))        # rich would wrap lines at a pipe's imagined width
         handlers[-1].setFormatter(logging.Formatter(_PLAIN, datefmt="%X"))
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(_File(file, encoding="utf-8"))
+        with contextlib.suppress(OSError):      # then the file cannot be opened, which says so
+            file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(_File(file))
         handlers[-1].setFormatter(logging.Formatter(_FILE))
     logging.basicConfig(level=logging.WARNING, handlers=handlers or [logging.NullHandler()], force=True)
     logging.getLogger("vitscale").setLevel(level)

@@ -49,7 +49,7 @@ class Exporter(Collector):
         registry.register(self)
         try:
             self._server, _ = start_http_server(port, addr=host, registry=registry)
-        except OSError as error:
+        except Exception as error:      # of the socket, of the host's name, of a machine that has no more threads
             log.warning("no metrics exporter: %s:%d cannot be bound (%s); set observe.exporter_port=0 for a free port", host, port, error)
             return
         bound = self._server.server_port
@@ -58,7 +58,7 @@ class Exporter(Collector):
             try:
                 _publish(discovery, [{"targets": [self.address], "labels": dict(labels or {})}])
                 self._discovery = discovery
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 log.warning("the metrics exporter at %s is not announced: %s cannot be written (%s)", self.address, discovery, error)
 
     def update(self, values: Mapping[str, Any]) -> None:
@@ -99,7 +99,7 @@ class Exporter(Collector):
             try:
                 if str(self.address) in self._discovery.read_text():        # not if another attempt has announced itself meanwhile
                     self._discovery.unlink()
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 log.warning("%s cannot be removed (%s)", self._discovery, error)
             self._discovery = None
         if self._server is not None:

@@ -1,5 +1,6 @@
 """Start one rank per device on this machine, watch over them, and end them together.  Imports no torch."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO
 
 from vitscale.awake import Awake
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
@@ -59,7 +61,8 @@ def launch(command: Sequence[str], processes: int, logs: Path, started: float, o
     `on_started` has been called; a HUP that is ignored (nohup) is ignored in the ranks too.  `hang` gives the reason if the ranks have
     found that one of them hangs: then none is waited for.
     """
-    logs.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):      # then the ranks speak to nobody, which _output says
+        logs.mkdir(parents=True, exist_ok=True)
     ours, theirs = os.pipe()
     os.set_inheritable(ours, True)
     children: list[subprocess.Popen[bytes]] = []
@@ -82,7 +85,7 @@ def launch(command: Sequence[str], processes: int, logs: Path, started: float, o
         try:
             for rank in range(processes):
                 environment.update({"RANK": str(rank), "LOCAL_RANK": str(rank)})
-                output = None if rank == 0 else open(logs / f"rank-{rank}.out", "ab")  # noqa: SIM115  (Popen keeps its own copy)
+                output = None if rank == 0 else _output(logs / f"rank-{rank}.out")
                 # a session of its own keeps a terminal's Ctrl-C from reaching ranks twice
                 children.append(subprocess.Popen(command, env=dict(environment), pass_fds=(ours,), stdout=output, stderr=output,
                                                  start_new_session=True))
@@ -99,6 +102,15 @@ def launch(command: Sequence[str], processes: int, logs: Path, started: float, o
                 signal.signal(number, handler)
             os.close(ours)
             os.close(theirs)
+
+
+def _output(path: Path) -> BinaryIO:
+    """Where a rank prints to: what cannot be opened costs its words, not the run."""
+    try:
+        return open(path, "ab")
+    except OSError as error:
+        log.warning("%s: %s; what this rank prints is lost", path, error.strerror or error)
+        return open(os.devnull, "wb")
 
 
 def _watch(children: Sequence[subprocess.Popen[bytes]], logs: Path, hang: Callable[[], str | None]) -> End:
@@ -144,8 +156,11 @@ def _verdict(bad: dict[int, int], logs: Path) -> End:
 
 
 def _last_words(path: Path, lines: int = 12) -> str:
+    """Of a file that grows from attempt to attempt: read from its end."""
     try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+        with open(path, "rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - (1 << 16), 0))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
     except OSError:
         return ""
 

@@ -12,9 +12,10 @@ import torch
 from vitscale.data import Stream
 from vitscale.observe import readings
 from vitscale.observe.address import exporter_address
-from vitscale.observe.board import open_board
+from vitscale.observe.board import Board, open_board
 from vitscale.observe.exporter import Exporter
 from vitscale.observe.targets import target_file, withdraw
+from vitscale.observe.telling import only_tells
 from vitscale.parallel.engine import Engine
 from vitscale.parallel.world import World
 from vitscale.recipe import Recipe
@@ -34,7 +35,8 @@ class RankMetrics:
         node = nodes[world.rank]
         here = [rank for rank, name in enumerate(nodes) if name == node]
         if world.is_first:
-            withdraw(run_folder)        # of attempts that were killed, on whatever nodes
+            with only_tells("the announcements of earlier attempts"):
+                withdraw(run_folder)        # of attempts that were killed, on whatever nodes
         board, problem = open_board(world, here)
         if problem is not None:
             log.warning("rank %d is missing in the metrics of %s: no memory is shared with the other ranks there (%s)", world.rank, node,
@@ -42,24 +44,31 @@ class RankMetrics:
         self._own = board.writer(world.rank)
         asked: list[readings.Reading] = [readings.process_memory]
         if world.device.type == "cuda":
-            asked += self._gpu_readings()
+            with only_tells("the readings of this GPU"):
+                asked += self._gpu_readings()
         if world.rank == here[0]:
-            address = exporter_address(node, nodes)
-            if address is None:
-                log.warning("no metrics exporter on %s: the address at which the cluster reaches it is not known", node)
-            else:
-                self._exporter = Exporter(
-                    host=address, port=recipe.observe.exporter_port, discovery=target_file(run_folder, node), board=board,
-                    labels={"run": recipe.name, "node": node}, tells_run=world.is_first)
-                self._open.callback(self._exporter.close)
+            with only_tells("the metrics exporter"):
+                self._serve(recipe, run_folder, world, board, node, nodes)
             asked += [readings.host_memory, readings.disks(_places(recipe, run_folder, stream))]
-        self._open.enter_context(readings.Readings(asked, self._read))
+        with only_tells("the readings of this machine"):
+            self._open.enter_context(readings.Readings(asked, self._read))
+
+    def _serve(self, recipe: Recipe, run_folder: Path, world: World, board: Board, node: str, nodes: Sequence[str]) -> None:
+        address = exporter_address(node, nodes)
+        if address is None:
+            log.warning("no metrics exporter on %s: the address at which the cluster reaches it is not known", node)
+            return
+        self._exporter = Exporter(
+            host=address, port=recipe.observe.exporter_port, discovery=target_file(run_folder, node), board=board,
+            labels={"run": recipe.name, "node": node}, tells_run=world.is_first)
+        self._open.callback(self._exporter.close)
 
     def __enter__(self) -> "RankMetrics":
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
+        with only_tells("closing the metrics exporter"):
+            self._open.__exit__(*error)
 
     def step(self, number: int, result: StepResult, phases: Mapping[str, float]) -> None:
         """A step has ended, the `number`-th; `phases` are this rank's seconds in it."""

@@ -5,25 +5,29 @@ import json
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from vitscale.checkpoint.lease import Lease
+from vitscale.checkpoint.lease import Lease, LeaseLost
 from vitscale.data import StepBatch, Stream
 from vitscale.errors import EXIT_REQUEUE
 from vitscale.files import write_atomically
 from vitscale.observe.console import Progress as Display
 from vitscale.observe.console import make_console
 from vitscale.observe.goodput import Goodput, goodput_ratio
-from vitscale.observe.jsonl import JsonLines, read_rows
+from vitscale.observe.jsonl import JsonLines, cut_after
 from vitscale.observe.meters import Meters
 from vitscale.observe.names import metrics_of
 from vitscale.observe.papers import leave_papers
 from vitscale.observe.readings import process_memory
+from vitscale.observe.telling import only_tells
+from vitscale.observe.totals import METRICS as METRICS_FILE
+from vitscale.observe.totals import QUARANTINE as QUARANTINE_FILE
+from vitscale.observe.totals import Totals
 from vitscale.observe.trackers import Trackers
 from vitscale.parallel.engine import Engine
 from vitscale.parallel.world import World
@@ -45,19 +49,23 @@ from vitscale.train.state import Moment, Progress
 from vitscale.train.step import StepResult
 
 log = logging.getLogger(__name__)
-METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "logs/samples.jsonl"
-QUARANTINE_FILE = "quarantine.jsonl"
+HURRY_S = 10.0      # for trackers to end when a run is asked to stop: whoever asked may kill it soon
 
 
 class Recorder:
-    """Every rank has one, since some of what is recorded must be gathered; rank 0 writes, while it holds the lease."""
+    """Every rank has one, since some of what is recorded must be gathered; rank 0 writes, while it holds the lease.
+
+    All of it only tells: whatever fails to be written or shown is said, and training goes on.
+    """
 
     def __init__(self, recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, meters: Meters,
                  goodput: Goodput | None, start: Moment, nodes: Sequence[str], engine: Engine, stream: Stream) -> None:
         self.recipe, self.prepared, self.world, self.lease, self.meters, self.goodput = recipe, prepared, world, lease, meters, goodput
         self._steps_since_row, self._checkpoint_failures = 0, 0
-        peak_flops = device_peak_flops(recipe, world)
+        peak_flops = 0.0
+        with only_tells("the peak of this device"):
+            peak_flops = device_peak_flops(recipe, world)
         meters.rate(training_flops_per_image(recipe.model, recipe.objective), peak_flops, world.size)
         self._pace = Pace(nodes, recipe.resilience.straggler_ratio) if world.is_first and world.size > 1 else None
         self._open = contextlib.ExitStack()
@@ -67,11 +75,13 @@ class Recorder:
         self._files = _Files(self._open, recipe, prepared, lease, start) if lease is not None else None
         self._published: deque[dict[str, Any]] = deque()     # checkpoints whose rows are to be written
         if self._files is not None and lease is not None:
-            write_environment(recipe, prepared, world, nodes, peak_flops, lease.number)
+            with only_tells("environment.json"):
+                write_environment(recipe, prepared, world, nodes, peak_flops, lease.number)
             meters.repeat(max(self._files.images_before - start.images, 0))
-            self._export(self._files.totals() | {
-                "build_info": {"version": versions()["vitscale"]} | versions(), "attempt_start_timestamp_seconds": time.time(),
-                "devices": world.size, "device_peak_flops": peak_flops or None, "target_images": prepared.schedule.total})
+            with only_tells("the metrics of this attempt"):
+                self._export(self._files.metrics() | {
+                    "build_info": {"version": versions()["vitscale"]} | versions(), "attempt_start_timestamp_seconds": time.time(),
+                    "devices": world.size, "device_peak_flops": peak_flops or None, "target_images": prepared.schedule.total})
 
     def __enter__(self) -> "Recorder":
         return self
@@ -90,12 +100,12 @@ class Recorder:
             self.quarantine(bad)
         phases = self.meters.end_step(batch.size)
         if self._metrics is not None:
-            self._metrics.step(now.step, result, phases)
+            with only_tells("the metrics of a step"):
+                self._metrics.step(now.step, result, phases)
         if self._pace is not None:
-            self._pace.step(result.own_s, result.probe_s, sum(phases[name] for name in ("data_wait", "h2d", "compute", "optimizer")))
+            with only_tells("the ranks' pace"):
+                self._pace.step(result.own_s, result.probe_s, sum(phases[name] for name in ("data_wait", "h2d", "compute", "optimizer")))
         if not result.applied:
-            if self._files is not None:
-                self._files.nonfinite += 1
             log.warning("step %d: loss %s, gradient norm %s: not finite, the update was skipped on all ranks",
                         now.step, result.loss, result.grad_norm)
         self._steps_since_row += 1
@@ -103,16 +113,20 @@ class Recorder:
         if self._files is None or (self._steps_since_row < self.recipe.observe.log_every and not wanted):
             return
         self._steps_since_row = 0
+        with only_tells("a step's row"):
+            self._tell(self._files, batch, result, lr, now)
+
+    def _tell(self, files: "_Files", batch: StepBatch, result: StepResult, lr: float, now: Moment) -> None:
         row = {"step": now.step, "images": now.images, "epoch": batch.epoch, "time": time.time(), "loss": result.loss, "lr": lr,
                "grad_norm": result.grad_norm, "applied": result.applied, **self.meters.row(), **(self._pace.row() if self._pace else {}),
                **self._memory(), "loader_ready": self._stream.ready}
-        self._write_published()
-        self._files.row(row)
+        self._write_published(files)
+        files.row(row)
         eta_s = self.meters.eta_s(self.prepared.schedule.total - now.images)
-        self._files.display.step(row, eta_s)
+        files.show(lambda display: display.step(row, eta_s))
         self._export(metrics_of(row) | {
             "eta_seconds": eta_s, "images_per_second_per_device": self.meters.images_per_second / self.world.size,
-            "nonfinite_steps_total": self._files.nonfinite, **self._goodput("run_seconds_total")})
+            "nonfinite_steps_total": files.totals.nonfinite, **self._goodput("run_seconds_total")})
 
     def rollback(self, verdict: Verdict, now: Moment, to: Moment, skips: list[tuple[int, int]]) -> None:
         """Book that the run goes back from `now` to `to`, from where it passes over `skips` (merged)."""
@@ -120,8 +134,10 @@ class Recorder:
                     verdict.reason)
         if self._files is None:
             return
-        self._files.row({"event": "rollback", "step": now.step, "to_step": to.step, "skip": list(verdict.skip), "cause": verdict.cause,
-                         "reason": verdict.reason, "time": time.time()})
+        with only_tells("the row of a rollback"):
+            self._files.row({"event": "rollback", "step": now.step, "to_step": to.step, "skip": list(verdict.skip),
+                             "cause": verdict.cause,
+                             "reason": verdict.reason, "time": time.time()})
         self._files.go_back_to(to.step)
         reached = self._files.images_before = max(self._files.images_before, now.images)
         passed_over = sum(max(min(end, reached) - max(start, to.images), 0) for start, end in skips)
@@ -132,22 +148,25 @@ class Recorder:
         """Write down samples that could not be used, of all ranks.  Collective."""
         parts = self.world.gather(bad)
         if parts is not None and self._files is not None:
-            self._files.quarantine([row | {"split": split} for part in parts for row in part])
-            self._export({"samples_skipped_total": self._files.skipped})
+            with only_tells(QUARANTINE_FILE):
+                self._files.quarantine([row | {"split": split} for part in parts for row in part])
+                self._export({"samples_skipped_total": self._files.totals.skipped})
 
     def last_bad(self, bad: list[dict[str, Any]]) -> None:
         """Write down this rank's bad samples when they end the run, in which no rank waits for another any more."""
         for row in bad:
             log.error("could not be used: %s", json.dumps(row))
         if self._files is not None:
-            self._files.quarantine([row | {"split": "train"} for row in bad])
+            with only_tells(QUARANTINE_FILE):
+                self._files.quarantine([row | {"split": "train"} for row in bad])
 
     def evaluation(self, result: dict[str, float], now: Moment) -> None:
         if self._files is not None:
-            row = {"step": now.step, "images": now.images, "time": time.time(), **result}
-            self._files.row(row)
-            self._files.display.evaluated(row)
-            self._export(metrics_of(row))
+            with only_tells("the row of an evaluation"):
+                row = {"step": now.step, "images": now.images, "time": time.time(), **result}
+                self._files.row(row)
+                self._files.show(lambda display: display.evaluated(row))
+                self._export(metrics_of(row))
 
     def checkpoint_published(self, step: int, seconds: float) -> None:
         """Called by the checkpoint's thread, which writes no rows itself."""
@@ -159,14 +178,15 @@ class Recorder:
         self._checkpoint_failures += 1
         self._export({"checkpoint_failures_total": self._checkpoint_failures})
 
-    def _write_published(self) -> None:
-        while self._published and self._files is not None:
-            self._files.row(self._published.popleft())
+    def _write_published(self, files: "_Files") -> None:
+        while self._published:
+            files.row(self._published.popleft())
 
     def _export(self, values: dict[str, Any]) -> None:
         """Of the run; rank 0's alone."""
         if self._metrics is not None and self._files is not None:
-            self._metrics.update(values)
+            with only_tells("the metrics of the run"):
+                self._metrics.update(values)
 
     def _memory(self) -> dict[str, float | None]:
         """Bytes that this process holds now, and the most that torch has held on its GPU."""
@@ -182,13 +202,17 @@ class Recorder:
         """Close the books and write the outcome; returns `exit_code`."""
         if self._files is not None and self.lease is not None:
             self.lease.check()
-            self._write_published()
+            with only_tells("the rows of the last checkpoints"):
+                self._write_published(self._files)
+            totals = self._files.totals
             write_outcome(self.prepared.folder, exit_code, reason, cause=cause, step=progress.now.step, images=progress.now.images,
                           best=progress.best, attempt=self.lease.number, **self._goodput("run_seconds"),
-                          samples_skipped=self._files.skipped, rollbacks=self._files.rollbacks.total(),
-                          checkpoint_failures=self._checkpoint_failures, versions=versions(), **self._files.last_evaluation())
+                          samples_skipped=totals.skipped, rollbacks=self._files.rollbacks.total(),
+                          checkpoint_failures=self._checkpoint_failures, versions=versions(), **totals.evaluation)
+            if exit_code == EXIT_REQUEUE:       # there may be seconds left, and the run goes on
+                self._files.hurry()
             self._open.close()      # the display goes before the last words come
-            if exit_code != EXIT_REQUEUE:       # then there may be seconds left, and the run goes on
+            if exit_code != EXIT_REQUEUE:
                 leave_papers(self.prepared.folder)
             log.info("%s at step %d (%d images): %s", "done" if exit_code == 0 else "ended", progress.now.step, progress.now.images, reason)
             log.info("run folder %s; metrics in %s", self.prepared.folder, self.prepared.folder / METRICS_FILE)
@@ -200,8 +224,9 @@ class Recorder:
         mine = [(index, sample) for indices, ids in pairs for index, sample in zip(indices, ids, strict=True) if index >= 0]
         parts = self.world.gather(mine)
         if parts is not None and self._files is not None:
-            ids = [sample for _, sample in sorted(pair for part in parts for pair in part)]
-            self._files.samples({"step": now.step, "position": batch.position, "ids": ids})
+            with only_tells(SAMPLES_FILE):
+                ids = [sample for _, sample in sorted(pair for part in parts for pair in part)]
+                self._files.samples({"step": now.step, "position": batch.position, "ids": ids})
 
 
 class _Files:
@@ -210,34 +235,53 @@ class _Files:
     def __init__(self, stack: contextlib.ExitStack, recipe: Recipe, prepared: Prepared, lease: Lease, start: Moment) -> None:
         folder = self._folder = prepared.folder
         self._lease = lease
-        write_atomically(folder / "recipe.yaml", write_yaml(redacted(recipe.model_dump(mode="json"))))
-        rows = list(read_rows(folder / METRICS_FILE))
-        self.images_before = max((row.get("images", 0) for row in rows), default=0)
-        self.nonfinite = sum(row.get("applied") is False for row in rows)
+        settings = redacted(recipe.model_dump(mode="json"))
+        with only_tells("recipe.yaml"):
+            write_atomically(folder / "recipe.yaml", write_yaml(settings))
+        self.totals = Totals(folder)
+        self.images_before = self.totals.images
         self._rows = stack.enter_context(JsonLines(folder / METRICS_FILE))
         self._log_samples = recipe.data.log_samples
         self._cut = stack.enter_context(contextlib.ExitStack())
+        self._quarantine: JsonLines
+        self._samples: JsonLines
         self.go_back_to(start.step)
+        self._trackers: Trackers | None = None
+        self._display: Display | None = None
+        with only_tells("the trackers"):
+            self._trackers = Trackers(recipe.observe.trackers, folder, settings)
         epoch = None if recipe.data.mix else prepared.train.num_samples      # a mixture's sets have epochs of their own
-        self._trackers = stack.enter_context(Trackers(recipe.observe.trackers, folder, redacted(recipe.model_dump(mode="json"))))
-        self.display = Display(make_console(), total_images=prepared.schedule.total, num_samples=epoch)
-        stack.enter_context(self.display)
+        with only_tells("the display"):
+            self._display = Display(make_console(), total_images=prepared.schedule.total, num_samples=epoch)
+            self._display.__enter__()
+        stack.push(self._close)
 
     def go_back_to(self, step: int) -> None:
         """Open anew the files that read as if no step was ever repeated, without what came after `step`."""
         self._cut.close()
-        _forget_after(self._folder / QUARANTINE_FILE, step - 1)      # its rows count batches from 0
-        self.skipped = Counter(row["reason"] for row in read_rows(self._folder / QUARANTINE_FILE))
+        for row in _forget_after(self._folder / QUARANTINE_FILE, step - 1):      # its rows count batches from 0
+            self.totals.skip(row, times=-1)
         self.rollbacks = Counter(row["cause"] for row in rollbacks(self._folder))
         self._quarantine = self._cut.enter_context(JsonLines(self._folder / QUARANTINE_FILE))
         if self._log_samples:
             _forget_after(self._folder / SAMPLES_FILE, step)
             self._samples = self._cut.enter_context(JsonLines(self._folder / SAMPLES_FILE))
+        self._write_totals()
 
     def row(self, row: dict[str, Any]) -> None:
         self._lease.check()
         self._rows.write(row | {"attempt": self._lease.number})
-        self._trackers.row(row)
+        self.totals.metric(row)
+        if self.totals.is_due:
+            self._write_totals()
+        if self._trackers is not None:
+            with only_tells("the trackers"):
+                self._trackers.row(row)
+
+    def show(self, act: Callable[[Display], None]) -> None:
+        if self._display is not None:
+            with only_tells("the display"):
+                act(self._display)
 
     def samples(self, row: dict[str, Any]) -> None:
         self._lease.check()
@@ -247,21 +291,38 @@ class _Files:
         self._lease.check()
         for row in rows:
             self._quarantine.write(row)
-            self.skipped[row["reason"]] += 1
+            self.totals.skip(row)
 
-    def totals(self) -> dict[str, Any]:
-        """Metrics of all that happened before, to this run."""
-        return {"nonfinite_steps_total": self.nonfinite, "rollbacks_total": self.rollbacks, "samples_skipped_total": self.skipped,
-                "restarts_total": restarts_by_cause(attempts_of(self._folder))}
+    def metrics(self) -> dict[str, Any]:
+        """Of all that happened before, to this run."""
+        return {"nonfinite_steps_total": self.totals.nonfinite, "rollbacks_total": self.rollbacks,
+                "samples_skipped_total": self.totals.skipped, "restarts_total": restarts_by_cause(attempts_of(self._folder))}
 
-    def last_evaluation(self) -> dict[str, Any]:
-        evaluations = [row for row in read_rows(self._folder / METRICS_FILE) if "eval_loss" in row]
-        return {key: value for key, value in evaluations[-1].items() if key.startswith("eval_")} if evaluations else {}
+    def hurry(self) -> None:
+        """The end must not wait long for anybody."""
+        if self._trackers is not None:
+            self._trackers.patience_s = HURRY_S
+
+    def _write_totals(self) -> None:
+        self.totals.write(self._rows.end, self._quarantine.end)
+
+    def _close(self, *error: Any) -> None:
+        """Before the files: with the display gone, their last words find a console that is nobody's."""
+        for part in (self._display, self._trackers):
+            if part is not None:
+                with only_tells("closing the display and the trackers"):
+                    part.__exit__(*error)
+        with contextlib.suppress(LeaseLost):
+            self._lease.check()
+            self._write_totals()
 
 
-def _forget_after(path: Path, step: int) -> None:
+def _forget_after(path: Path, step: int) -> list[dict[str, Any]]:
     """Cut the rows of steps after `step`, which will be repeated, so that the file reads as if the run had never been interrupted."""
-    rows = list(read_rows(path))
-    kept = [row for row in rows if row["step"] <= step]
-    if len(kept) < len(rows):
-        write_atomically(path, "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in kept))
+    try:
+        return cut_after(path, step)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        log.error("%s: %s; the rows of steps that are repeated stay in it", path, error.strerror or error)
+        return []

@@ -1,0 +1,121 @@
+"""What the rows of a run add up to, over all its attempts, without reading them all again at each start: logs/totals.json remembers."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitscale.files import write_atomically
+from vitscale.observe.jsonl import rows_from
+
+log = logging.getLogger(__name__)
+FILE = "logs/totals.json"
+METRICS, QUARANTINE = "metrics.jsonl", "quarantine.jsonl"
+_EVERY = 256            # rows between two writings: so many are read again by the next attempt at most
+_SEAL = 256             # bytes before a mark by which a file is known again
+
+
+class Totals:
+    """Sums over metrics.jsonl and quarantine.jsonl; only for the holder of the run folder.
+
+    Beside them lies up to which byte of each file they hold: rows from there on are read when this is made, and no others.  A file that
+    was changed before its mark, or that has none (of an older version), is read once as a whole, row by row.
+    """
+
+    def __init__(self, run_folder: Path) -> None:
+        self._folder = run_folder
+        self.images = 0                             # as far as any attempt came
+        self.nonfinite = 0                          # steps whose update was left out
+        self.evaluation: dict[str, Any] = {}        # eval_... of the last one
+        self.skipped: Counter[str] = Counter()      # samples that could not be used, by reason
+        self._since = 0
+        known = _read(run_folder / FILE)
+        start = _start(run_folder / METRICS, known)
+        if start:
+            self.images, self.nonfinite, self.evaluation = known["images"], known["nonfinite"], known["evaluation"]
+        for row in _rows(run_folder / METRICS, start):
+            self.metric(row)
+        start = _start(run_folder / QUARANTINE, known)
+        if start:
+            self.skipped = Counter(known["skipped"])
+        for row in _rows(run_folder / QUARANTINE, start):
+            self.skip(row)
+
+    def metric(self, row: Mapping[str, Any]) -> None:
+        """Take in a row of metrics.jsonl."""
+        self._since += 1
+        images = row.get("images")
+        if isinstance(images, (int, float)):
+            self.images = max(self.images, int(images))
+        self.nonfinite += row.get("applied") is False
+        if "eval_loss" in row:
+            self.evaluation = {key: value for key, value in row.items() if key.startswith("eval_")}
+
+    def skip(self, row: Mapping[str, Any], times: int = 1) -> None:
+        """Take in a row of quarantine.jsonl; `times` -1: take one out that is cut off."""
+        self._since += 1
+        reason = str(row.get("reason", "?"))
+        self.skipped[reason] += times
+        if self.skipped[reason] <= 0:
+            del self.skipped[reason]
+
+    @property
+    def is_due(self) -> bool:
+        """Whether so many rows have come that they should be written down."""
+        return self._since >= _EVERY
+
+    def write(self, metrics_end: int | None, quarantine_end: int | None) -> None:
+        """Write them down, as of files of so many bytes; None: not all rows are in it.  Nothing is lost where that cannot be done."""
+        self._since = 0
+        if metrics_end is None or quarantine_end is None:
+            return
+        try:
+            marks = {name: [end, _seal(self._folder / name, end)] for name, end in ((METRICS, metrics_end), (QUARANTINE, quarantine_end))}
+            write_atomically(self._folder / FILE, json.dumps({
+                "images": self.images, "nonfinite": self.nonfinite, "evaluation": self.evaluation, "skipped": self.skipped,
+                "marks": marks}), durable="no")
+        except (OSError, ValueError, TypeError) as error:
+            log.debug("%s: %s", self._folder / FILE, error)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(path.read_bytes())
+        sound = (isinstance(known["images"], int) and isinstance(known["nonfinite"], int) and isinstance(known["evaluation"], dict)
+                 and all(isinstance(count, int) for count in known["skipped"].values()) and isinstance(known["marks"], dict))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    return known if sound else {}
+
+
+def _start(path: Path, known: dict[str, Any]) -> int:
+    """Up to which byte of a file its sums hold; 0: they do not."""
+    try:
+        end, seal = known["marks"][path.name]
+        return int(end) if end > 0 and _seal(path, end) == seal else 0
+    except (OSError, KeyError, TypeError, ValueError):
+        return 0
+
+
+def _seal(path: Path, end: int) -> str:
+    """By which a file is known to be the same up to `end`, without reading it: a hash of the bytes right before.  "" for one that is
+    shorter, or not there."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(end - _SEAL, 0))
+            data = file.read(min(end, _SEAL))
+    except FileNotFoundError:
+        return ""
+    return hashlib.sha256(data).hexdigest()[:32] if len(data) == min(end, _SEAL) else ""
+
+
+def _rows(path: Path, start: int) -> Any:
+    try:
+        yield from rows_from(path, start)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("%s: %s; sums over the whole run may be short", path, error.strerror or error)
