@@ -10,7 +10,7 @@ import pytest
 from running import SMALL, Run, train
 
 from vitscale.errors import RecipeError
-from vitscale.observe.trackers import Trackers, check_trackers, flat
+from vitscale.observe.trackers import Trackers, _Hand, check_trackers, flat
 
 
 @pytest.mark.slow       # a whole run of two processes
@@ -64,7 +64,7 @@ def test_a_tracker_that_fails_is_left_with_one_word(tmp_path: Path, caplog: pyte
             def log(self, values: dict[str, float], step: int) -> None:
                 raise ConnectionError("no answer")
 
-        trackers._open["mlflow"] = Broken()
+        trackers._hands = [_Hand("mlflow", Broken)]
         for step in range(3):
             trackers.row({"event": "checkpoint", "step": step, "seconds": 1.0})     # no row of numbers of the run
             trackers.row({"step": step, "loss": 1.0})

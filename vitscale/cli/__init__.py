@@ -36,8 +36,8 @@ def main() -> None:
     except UserError as error:
         print(f"vitscale: {error}", file=sys.stderr)
         code = error.exit_code
-    except OSError as error:
-        if results is None or results.problem is not error:
+    except OSError:
+        if results is None or results.problem is None:
             raise
     except SystemExit as end:
         code = EXIT_REQUEUE if end.code == 130 else end.code        # typer's code for an interrupt from the keyboard
