@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from vitscale.data import ShardReader, expand, open_index
 from vitscale.data import index as index_module
+from vitscale.data.descriptors import Held
 from vitscale.errors import DataError
 
 LONG = "folder-with-a-long-name/" * 9 + "x" * 60
@@ -99,7 +100,7 @@ def test_shards_of_webdatasets_writer(tmp_path):
             writer.write({"__key__": f"k{number}", "jpg": bytes([number]) * 1000, "cls": number})
     index = open_index(f"{tmp_path}/s-{{000000..000002}}.tar")
     assert index.counts.tolist() == [4, 4, 2]
-    reader = ShardReader(index, open_limit=1)
+    reader = ShardReader(index, held=Held(most=1))
     assert [reader.read(shard, number, ["cls"]) for shard in range(3) for number in range(index.counts[shard])] == [
         {"cls": str(number).encode()} for number in range(10)]
 

@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vitscale.data import remote
+from vitscale.data.descriptors import NONE_LEFT
 from vitscale.data.remote import Facts
 from vitscale.errors import DataError
 from vitscale.recipe.redact import redact
@@ -40,7 +41,8 @@ class ShardCache:
         self._warned = False
 
     def open(self, url: str, facts: Facts, stop: Event | None = None) -> int | None:
-        """Raises FileNotFoundError and DataError as remote.read does; trouble with the disk is warned of once and gives None."""
+        """Raises FileNotFoundError and DataError as remote.read does, and OSError where no descriptor is left; trouble with the disk is
+        warned of once and gives None."""
         name = hashlib.sha256(url.encode()).hexdigest()
         try:
             folder = self._made()
@@ -56,6 +58,8 @@ class ShardCache:
             self._warn(str(error))
             return None
         except (OSError, NotImplementedError) as error:
+            if getattr(error, "errno", None) in NONE_LEFT:
+                raise                   # that is no trouble of this disk, and whoever reads shards can make room
             self._warn(getattr(error, "strerror", None) or str(error))
             return None
         return descriptor
@@ -90,7 +94,7 @@ class ShardCache:
         try:
             note = json.loads((folder / f"{name}.json").read_bytes())
             descriptor = os.open(folder / f"{name}.tar", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -105,8 +109,11 @@ class ShardCache:
                 if this in self._sound:
                     os.utime(folder / f"{name}.json")
                     return descriptor
-        except (OSError, KeyError, TypeError):
+        except (BlockingIOError, FileNotFoundError, KeyError, TypeError):
             pass                            # it is being evicted, or its note is none
+        except OSError:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
         return None
 

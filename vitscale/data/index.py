@@ -1,8 +1,8 @@
 """What a set of shards holds: a sidecar of offsets for each shard, one small file for the set.  Built once, then only loaded."""
 
+import errno
 import hashlib
 import json
-import mmap
 import os
 import struct
 from collections import OrderedDict
@@ -20,16 +20,19 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from vitscale.data import remote
+from vitscale.data.descriptors import HELD, mapped
 from vitscale.data.group import GroupMembers, group
-from vitscale.data.shards import Homes, expand, locked, publish_index, stat_shards
+from vitscale.data.shards import Homes, expand, locked, publish_index, stat_shards, unreadable
 from vitscale.data.tar import Damage, Link, Member, ReadAt, Walk, compression, split_name, walk
-from vitscale.errors import DataError
+from vitscale.errors import DataError, UserError
 from vitscale.recipe.redact import redact
 
 VERSION = 2               # 2: links inside a shard are followed, keys that stand apart are told
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")      # what decode.py understands
 _THREADS = 8                                        # the walk waits for the disk more than it computes
 _COLUMNS = ("bytes", "mtime_ns", "samples", "images", "damaged", "lost", "header_sha256")
+_NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR})
+_NOT_OURS = frozenset({errno.EACCES, errno.EPERM})      # another user's; one of ours may lie elsewhere
 Progress = Callable[[int, int], None]               # (shards done, shards in all)
 
 
@@ -75,11 +78,12 @@ def image_member(extensions: Sequence[str], chosen: str | None = None) -> str | 
 
 
 class SetIndex:
-    """An indexed list of shards.  Cheap to hold: sidecars are mapped when first asked for, the last `open_limit` stay mapped."""
+    """An indexed list of shards.  Cheap to hold: sidecars are mapped when first asked for, the last `open_limit` stay mapped;
+    none of them holds a file open."""
 
     def __init__(
         self, paths: Sequence[str], columns: dict[str, list[Any]], homes: Homes, group_members: GroupMembers = "adjacent",
-        image: str | None = None, open_limit: int = 1024,
+        image: str | None = None, open_limit: int = 4096,
     ) -> None:
         self.urls = tuple(paths)                                    # what opens a shard: for nobody's eyes
         self.paths = tuple(redact(path) for path in paths)          # what names it
@@ -108,14 +112,23 @@ class SetIndex:
         return hashlib.sha256(b"".join(bytes.fromhex(sha) + struct.pack("<qq", size, count) for sha, size, count in rows) + how).hexdigest()
 
     def shard(self, number: int) -> ShardIndex:
-        """The sidecar of shard `number`.  Thread-safe.  Raises DataError when it is gone or belongs to another version of the shard."""
+        """The sidecar of shard `number`.  Thread-safe.
+
+        Raises DataError when it is gone, cannot be read or belongs to another version of the shard, OutOfDescriptors.
+        """
         with self._lock:
             found = self._open.get(number)
             if found is not None:
                 self._open.move_to_end(number)
                 return found
         path = self.urls[number]
-        found = _load_sidecar(self._homes.readable(path), path, int(self.bytes[number]), int(self.mtime_ns[number]))
+        places = self._homes.readable(path)
+        try:
+            found = _load_sidecar(places, path, int(self.bytes[number]), int(self.mtime_ns[number]), needed=True)
+        except UserError:
+            raise
+        except OSError as error:
+            raise unreadable(error.filename or places[0], error) from error
         if found is None:
             raise DataError(f"{redact(path)}: its index is gone or no longer fits; run `vitscale data index` on the shards")
         with self._lock:
@@ -203,9 +216,13 @@ def open_index(
 def _load_set(places: Sequence[Path], paths: list[str], stats: tuple[list[int], list[int]] | None) -> dict[str, list[Any]] | None:
     for place in places:
         try:
-            stored = json.loads(place.read_bytes())
-        except (OSError, ValueError):
-            continue
+            stored = json.loads(HELD.room(place.read_bytes, str(place)))
+        except ValueError:
+            continue                # damaged: it is made again
+        except OSError as error:
+            if error.errno in _NOT_THERE | _NOT_OURS:
+                continue
+            raise unreadable(place, error) from error
         if not isinstance(stored, dict) or stored.get("version") != VERSION or stored.get("urls") != [redact(path) for path in paths]:
             continue
         if stats is None or (stored["bytes"], stored["mtime_ns"]) == stats:
@@ -218,7 +235,10 @@ def _build_set(
     group_members: GroupMembers,
 ) -> dict[str, list[Any]]:
     def row(path: str, size: int, mtime_ns: int) -> dict[str, Any]:
-        ready = _load_sidecar(homes.readable(path), path, size, mtime_ns)
+        try:
+            ready = _load_sidecar(homes.readable(path), path, size, mtime_ns)
+        except OSError as error:
+            raise unreadable(error.filename or homes.readable(path)[0], error) from error
         return ready.row if ready else _build_sidecar(homes.writable(path), path, size, mtime_ns, group_members)
 
     rows: list[dict[str, Any]] = []
@@ -242,7 +262,7 @@ def reading(path: str, size: int, stamp: int) -> Iterator[ReadAt]:
     if remote.is_remote(path):
         yield remote.Ranges(path, remote.Facts(size, stamp))
         return
-    with open(path, "rb", buffering=0) as file:
+    with HELD.room(lambda: open(path, "rb", buffering=0), path) as file:
         yield lambda offset, size: os.pread(file.fileno(), size, offset)
 
 
@@ -281,27 +301,44 @@ def _build_sidecar(place: Path, path: str, size: int, mtime_ns: int, how: GroupM
     return row
 
 
-def _load_sidecar(places: Sequence[Path], path: str, size: int, mtime_ns: int) -> ShardIndex | None:
-    """The first sidecar that is whole and was made from a shard of this size and mtime."""
+def _load_sidecar(places: Sequence[Path], path: str, size: int, mtime_ns: int, needed: bool = False) -> ShardIndex | None:
+    """The first sidecar that is whole and was made from a shard of this size and mtime.
+
+    Raises OSError for what says nothing about whether there is one (a disk that does not answer, no descriptors); where it is `needed`
+    also for the one that there is but may not be read.  Else that one is passed over: another can be built.
+    """
+    refused = None
     for place in places:
         try:
-            with open(place, "rb") as file:
-                view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            (length,) = struct.unpack_from("<Q", view)
-            header = json.loads(view[8:8 + length])
+            view = HELD.room(lambda place=place: _view(place), str(place))      # type: ignore[misc]
+            (length,) = struct.unpack("<Q", view[:8].tobytes())
+            header = json.loads(view[8:8 + length].tobytes())
             meta = json.loads(header.pop("__metadata__")["vitscale"])
             if (meta["version"], meta["bytes"], meta["mtime_ns"]) != (VERSION, size, mtime_ns):
                 continue
             arrays = {name: _array(view, 8 + length, header[name]) for name in ("offset", "size", "ext", "first")}
-        except (OSError, ValueError, KeyError, TypeError, struct.error):
-            continue                # none there, or a damaged one: it is built again
+        except (ValueError, KeyError, TypeError, struct.error):
+            continue                # a damaged one: it is built again
+        except OSError as error:
+            if error.errno in _NOT_OURS:
+                refused = error
+            elif error.errno not in _NOT_THERE:
+                raise
+            continue
         damage = tuple(Damage(**item) for item in meta["damage"])
         row = {name: meta[name] for name in _COLUMNS}
         return ShardIndex(redact(path), **arrays, extensions=tuple(meta["extensions"]), damage=damage, row=row)
+    if refused is not None and needed:
+        raise refused
     return None
 
 
-def _array(view: mmap.mmap, base: int, entry: dict[str, Any]) -> NDArray[Any]:
+def _view(place: Path) -> NDArray[np.uint8]:
+    with open(place, "rb") as file:
+        return mapped(file)
+
+
+def _array(view: NDArray[np.uint8], base: int, entry: dict[str, Any]) -> NDArray[Any]:
     dtype = np.dtype({"I64": "<i8", "U16": "<u2"}[entry["dtype"]])
     low, high = entry["data_offsets"]
     return np.frombuffer(view, dtype, (high - low) // dtype.itemsize, base + low)

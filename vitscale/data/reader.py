@@ -1,15 +1,14 @@
-"""Read one sample's members out of its shard by their offsets.  Safe for many threads; holds few files open."""
+"""Read one sample's members out of its shard by their offsets.  Safe for many threads."""
 
 import os
-import resource
 import time
-from collections import OrderedDict
 from collections.abc import Collection
 from threading import Event, Lock
 
 from vitscale.data import remote
 from vitscale.data.bad import BadSample
 from vitscale.data.cache import ShardCache
+from vitscale.data.descriptors import HELD, Held
 from vitscale.data.index import SetIndex
 
 _AHEAD = 1 << 20    # bytes
@@ -31,6 +30,8 @@ class _File:
 
 class _Ranged:
     """A remote shard that the cache has no room for.  Reads ahead for whoever goes through it in file order."""
+
+    descriptor = -1
 
     def __init__(self, url: str, facts: remote.Facts, stopping: Event | None) -> None:
         self.url, self.facts, self.stopping = url, facts, stopping
@@ -56,19 +57,14 @@ class _Ranged:
 
 
 class ShardReader:
-    """`read(shard, index)` -> the sample's members.  The last `open_limit` shards stay open.
+    """`read(shard, index)` -> the sample's members.  What was opened stays open among the process's `held` shards.
 
     cache: where remote shards are kept; None: their samples are read one by one.  stopping: once set, no server is waited for any more.
     """
 
-    def __init__(
-        self, index: SetIndex, open_limit: int | None = None, cache: ShardCache | None = None, stopping: Event | None = None,
-    ) -> None:
+    def __init__(self, index: SetIndex, cache: ShardCache | None = None, stopping: Event | None = None, held: Held = HELD) -> None:
         self.index, self.cache, self.stopping = index, cache, stopping
-        self.open_limit = open_limit or file_budget()
-        index.open_limit = max(self.open_limit, 1)          # a mapped sidecar holds a descriptor too
-        self._files: OrderedDict[int, _File | _Ranged] = OrderedDict()
-        self._lock = Lock()
+        self._held, self._owner = held, held.owner()
         self._away = any(map(remote.is_remote, index.urls))
 
     def read(self, shard: int, index: int, wanted: Collection[str] | None = None) -> dict[str, bytes]:
@@ -99,40 +95,30 @@ class ShardReader:
         return None if descriptor is None else _File(descriptor)
 
     def is_open(self, shard: int) -> bool:
-        return shard in self._files
+        return (self._owner, shard) in self._held
 
     def close(self) -> None:
-        with self._lock:
-            self._files.clear()
+        self._held.forget(self._owner)
 
     def _opened(self, shard: int) -> _File | _Ranged:
-        try:
-            return self._file(shard)
-        except OSError as error:
-            raise BadSample("read", error.strerror or str(error)) from error
-        except remote.Unreachable as error:
-            raise BadSample("read", str(error)) from error
+        found: _File | _Ranged | None = self._held.get((self._owner, shard))
+        if found is None:
+            if self._away:
+                self._held.forget(self._owner, unused_since=time.monotonic() - _IDLE_S)
+            try:
+                found = self._held.room(lambda: self._open(shard), self.index.paths[shard], self.stopping)
+            except OSError as error:
+                raise BadSample("read", error.strerror or str(error)) from error
+            except remote.Unreachable as error:
+                raise BadSample("read", str(error)) from error
+            found.used_s = time.monotonic()
+            self._held.put((self._owner, shard), found)
+        elif self._away:
+            found.used_s = time.monotonic()
+        return found
 
-    def _file(self, shard: int) -> _File | _Ranged:
-        with self._lock:
-            file = self._files.get(shard)
-            if file is not None:
-                self._files.move_to_end(shard)
-                if self._away:
-                    file.used_s = time.monotonic()
-                return file
-            if self._away:
-                now_s = time.monotonic()
-                for number in [number for number, other in self._files.items() if now_s - other.used_s > _IDLE_S]:
-                    del self._files[number]
-        file = self._remote(shard) if remote.is_remote(self.index.urls[shard]) else self._local(shard)
-        with self._lock:
-            if self._away:
-                file.used_s = time.monotonic()
-            self._files[shard] = file
-            if len(self._files) > self.open_limit:
-                self._files.popitem(last=False)
-        return file
+    def _open(self, shard: int) -> _File | _Ranged:
+        return self._remote(shard) if remote.is_remote(self.index.urls[shard]) else self._local(shard)
 
     def _local(self, shard: int) -> _File:
         path = self.index.urls[shard]
@@ -164,13 +150,3 @@ def _pread(file: _File | _Ranged, offset: int, size: int) -> bytes:
     except remote.Unreachable as error:
         raise BadSample("read", str(error)) from error
     return data
-
-
-def file_budget() -> int:
-    """How many shards may be open at once: a third of the descriptors this process may have, after asking for as many as are allowed."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    want = 1 << 16 if hard == resource.RLIM_INFINITY else min(hard, 1 << 16)
-    if soft != resource.RLIM_INFINITY and soft < want:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (want, hard))
-        soft = want
-    return want // 3 if soft == resource.RLIM_INFINITY else max(soft // 3, 8)

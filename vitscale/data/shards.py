@@ -1,6 +1,6 @@
 """From what the user wrote to a list of shards, and where their index lies."""
 
-import glob
+import fnmatch
 import hashlib
 import os
 import re
@@ -14,7 +14,8 @@ from braceexpand import braceexpand
 from filelock import FileLock
 
 from vitscale.data import remote
-from vitscale.errors import DataError
+from vitscale.data.descriptors import HELD
+from vitscale.errors import DataError, UserError
 from vitscale.files import write_atomically
 from vitscale.recipe.redact import redact
 
@@ -61,11 +62,36 @@ def _expand_one(pattern: str) -> list[str]:
             return _numbered(head, span[2], span[3], tail)
     paths: list[str] = []
     for path in _braces(pattern):
-        matches = sorted(glob.glob(path)) if _GLOB.search(path) and not os.path.exists(path) else [path]
+        matches = sorted(_matches(path)) if _GLOB.search(path) and not os.path.exists(path) else [path]
         if not matches:
             raise DataError(f"{path}: no file matches; check the path (the working directory is {here})")
         paths += matches
     return [os.path.normpath(os.path.join(here, path)) for path in paths]
+
+
+def _matches(pattern: str) -> list[str]:
+    """The paths that a glob finds.  Raises DataError for a folder that cannot be listed; Python's own finds nothing in it."""
+    folder, name = os.path.split(pattern)
+    if not _GLOB.search(name):
+        paths = [os.path.join(one, name) for one in _matches(folder)]
+        return [path for path in paths if os.path.lexists(path)]
+    found = []
+    for one in _matches(folder) if _GLOB.search(folder) else [folder]:
+        try:
+            names = HELD.room(lambda one=one: os.listdir(one or "."), one)      # type: ignore[misc]
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise unreadable(one or ".", error) from error
+        found += [os.path.join(one, match) for match in fnmatch.filter(names, name) if match[0] != "." or name[0] == "."]
+    return found
+
+
+def unreadable(path: str | Path, error: OSError) -> UserError:
+    """What to raise for a file or folder that is there and cannot be read: what the system says of it, and no other story."""
+    if isinstance(error, UserError):
+        return error
+    return DataError(f"{redact(str(path))}: cannot be read ({error.strerror or error}); see to its rights and its disk")
 
 
 def _braces(pattern: str) -> list[str]:
@@ -85,7 +111,7 @@ def _numbered(head: str, first: str, last: str, tail: str) -> list[str]:
 
 
 def stat_shards(paths: Sequence[str]) -> tuple[list[int], list[int]]:
-    """(size in bytes, mtime in ns; a remote one's stamp) of each shard.  Raises DataError naming what is missing or no file."""
+    """(size in bytes, mtime in ns; a remote one's stamp) of each shard.  Raises DataError naming what is missing, no file or unreadable."""
     away = [path for path in paths if remote.is_remote(path)]
     known = dict(zip(away, remote.facts_of(away), strict=True)) if away else {}
 
@@ -98,9 +124,11 @@ def stat_shards(paths: Sequence[str]) -> tuple[list[int], list[int]]:
                 continue
             try:
                 info = os.stat(path)
-            except OSError:
+            except (FileNotFoundError, NotADirectoryError):
                 found.append((-1, 0))
                 continue
+            except OSError as error:
+                raise unreadable(path, error) from error
             if info.st_mode & 0o170000 != 0o100000:
                 raise DataError(f"{path}: is a folder or no regular file; give its shards, such as '{path}/*.tar'")
             found.append((info.st_size, info.st_mtime_ns))

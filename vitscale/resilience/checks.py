@@ -21,6 +21,7 @@ from vitscale.awake import Awake
 from vitscale.checkpoint.room import free_bytes
 from vitscale.checkpoint.store import checkpoints_in
 from vitscale.data import remote
+from vitscale.data.descriptors import Held
 from vitscale.data.index import SetIndex
 from vitscale.data.report import size
 from vitscale.errors import UserError
@@ -180,14 +181,16 @@ def shards(indexes: Sequence[SetIndex], rank: int) -> Finding:
 
 
 def open_files(indexes: Sequence[SetIndex]) -> Finding:
-    """The hard limit, since the reader raises the soft one to it and keeps a third of it open as shards."""
+    """The hard limit, since the soft one is raised to it; three quarters of it may be open shards."""
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     num_shards = sum(len(index.urls) for index in indexes)
     if limit == resource.RLIM_INFINITY:
         return Finding("open files", "ok", "unlimited")
-    if limit < 4096 and limit // 3 < num_shards:
+    held = Held(limit)
+    most = held.allowed - held.reserve
+    if limit < 4096 and most < num_shards:
         return Finding("open files", "warning", limit, "at most",
-                       f"of {num_shards} shards {limit // 3} stay open at once, others are opened anew for each sample; raise `ulimit -Hn`")
+                       f"of {num_shards} shards {most} stay open at once, others are opened anew when they are read; raise `ulimit -Hn`")
     return Finding("open files", "ok", limit, "at most")
 
 
