@@ -17,7 +17,7 @@ from vitscale.data.image import decode_whole
 from vitscale.data.index import SeveralImages, image_member, reading
 from vitscale.data.labels import LabelRule, classes_in
 from vitscale.data.pack import SUMS
-from vitscale.data.shards import expand
+from vitscale.data.shards import expand, unreadable
 from vitscale.data.tar import Damage, Member, ReadAt, Walk, compression, walk
 from vitscale.errors import DataError
 from vitscale.recipe.redact import redact
@@ -115,8 +115,10 @@ def _sums(path: Path) -> dict[str, str]:
     """{file name: sha256} of a file that `sha256sum -c` reads."""
     try:
         lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
+    except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise unreadable(path, error) from error
     parts = (line.partition(" ") for line in lines)
     return {name[1:]: sha for sha, _, name in parts if len(name) > 1 and "/" not in name}        # "  name" or " *name"
 
@@ -149,7 +151,8 @@ def _look(
                     (without if fault.reason == LABEL and rule.member not in sample.members else part.faults).append(fault)
                 part.labelled += rule.member in sample.members
     except OSError as error:
-        part.faults.append(Fault(path, MISSING, error.strerror or str(error)))
+        kind = MISSING if isinstance(error, (FileNotFoundError, NotADirectoryError)) else READ
+        part.faults.append(Fault(path, kind, error.strerror or str(error)))
     except DataError as error:
         part.faults.append(Fault(path, READ, str(error)))
     return part, without
