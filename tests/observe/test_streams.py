@@ -158,3 +158,11 @@ def test_what_is_asked_for_ends_quietly_when_nobody_reads_it_and_says_so_where_i
         done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr == "vitscale: standard output: No space left on device; give it another place\n"
+
+
+def test_a_library_that_never_ends_does_not_keep_the_exit_code_back() -> None:
+    program = ("import atexit, time\nimport vitscale.cli as cli\ncli._FAREWELL_S = 0.3\n"
+               "atexit.register(time.sleep, 300)\ncli._leave(75)")
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 75
+    program = "import atexit\nimport vitscale.cli as cli\natexit.register(lambda: 1 / 0)\ncli._leave(0)"
+    assert subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL, timeout=60).returncode == 0

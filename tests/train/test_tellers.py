@@ -38,7 +38,7 @@ def tellers_of(run: Run) -> list[str]:
     found = [path for path in paths if not path.startswith(TRAINS) and not path.startswith("trackers/")]
     assert {"metrics.jsonl", "logs/rank-0.log", "recipe.yaml", "environment.json", "goodput.json", "report.html", "README.md",
             "logs/totals.json", "profile/summary.md"} <= set(found)
-    return [*found, "trackers"]
+    return [*found, "trackers", "logs/stacks-rank-0.txt"]       # the last is removed where there are none
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:

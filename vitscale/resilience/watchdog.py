@@ -7,13 +7,14 @@ import logging
 import math
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import torch
 
@@ -117,13 +118,17 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if self.is_on:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                if self.rank == 0:
+                    self._write(_CALL, {"attempt": self.attempt, "number": 0})
+            except OSError as error:
+                log.warning("%s: %s; a hang ends this run all the same, but which rank is at fault may not be told", self._folder,
+                            error.strerror or error)
             with contextlib.suppress(OSError):      # an earlier attempt's
                 (self._folder / f"rank-{self.rank}.json").unlink()
-            if self.rank == 0:
-                self._write(_CALL, {"attempt": self.attempt, "number": 0})
             self._call_text = self._read_call()
-            self._stacks = open(self.run_folder / "logs" / f"stacks-rank-{self.rank}.txt", "a")
+            self._stacks = _stacks_file(self.run_folder / "logs" / f"stacks-rank-{self.rank}.txt")
             self._backstop = Backstop(self._stacks, Of(str(self.run_folder.absolute()), self.rank, self.nodes[self.rank], self.attempt))
             self._thread.start()
         return self
@@ -296,6 +301,17 @@ class Watchdog:
         log.error("the stacks of all threads are in %s", self._stacks.name)
         time.sleep(self._settle_s)
         os._exit(EXIT_REQUEUE)
+
+
+def _stacks_file(path: Path) -> TextIO:
+    """Where stacks go: elsewhere rather than nowhere."""
+    try:
+        return open(path, "a")
+    except OSError as error:
+        descriptor, elsewhere = tempfile.mkstemp(prefix="vitscale-stacks-", suffix=".txt")
+        os.close(descriptor)
+        log.warning("%s: %s; stacks would go to %s", path, error.strerror or error, elsewhere)
+        return open(elsewhere, "a")
 
 
 def _standing(frame: FrameType | None) -> tuple[bool, str]:

@@ -14,6 +14,7 @@ from vitscale.checkpoint.lease import Lease, LeaseLost
 from vitscale.checkpoint.room import Unwritten
 from vitscale.checkpoint.store import Writer
 from vitscale.data import open_stream
+from vitscale.data.descriptors import raise_limit
 from vitscale.data.remote import PATIENCE
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, DataError, UserError
 from vitscale.models.lora import with_adapters
@@ -54,6 +55,7 @@ log = logging.getLogger(__name__)
 def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = False) -> int:
     """Train, or go on training, as one rank of `place.size`; returns the exit code of the run.  Raises UserError, on every rank alike."""
     hold_lifeline()
+    raise_limit()
     meters = Meters()
     prepared = prepare(recipe, look=place.rank == 0 and not place.prepared)
     setup_logging(make_console() if place.rank == 0 else None, prepared.folder / "logs" / f"rank-{place.rank}.log")
