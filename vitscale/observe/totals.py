@@ -48,8 +48,8 @@ class Totals:
         """Take in a row of metrics.jsonl."""
         self._since += 1
         images = row.get("images")
-        if isinstance(images, (int, float)):
-            self.images = max(self.images, int(images))
+        if isinstance(images, int):
+            self.images = max(self.images, images)
         self.nonfinite += row.get("applied") is False
         if "eval_loss" in row:
             self.evaluation = {key: value for key, value in row.items() if key.startswith("eval_")}
