@@ -25,8 +25,8 @@ class ResponseNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, height, width, D) -> the same."""
-        norms = features.norm(dim=(1, 2), keepdim=True)
-        share = norms / (norms.mean(dim=-1, keepdim=True) + EPS)
+        norms = features.norm(dim=(1, 2), keepdim=True, dtype=torch.promote_types(features.dtype, torch.float32))
+        share = (norms / (norms.mean(dim=-1, keepdim=True) + EPS)).to(features.dtype)
         return features + torch.addcmul(self.bias, self.weight, features * share)
 
 

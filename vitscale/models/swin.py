@@ -104,8 +104,10 @@ class WindowAttention(nn.Module):
         query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).flatten(2, 3).unbind(0)
         scale = None
         if self.version == 2:
-            temperature = self.logit_scale.clamp(max=MAX_SCALE).exp().repeat(count, 1, 1)
-            query, key, scale = F.normalize(query, dim=-1) * temperature, F.normalize(key, dim=-1), 1.0
+            wide = torch.promote_types(query.dtype, torch.float32)      # lengths and the temperature's exponential, whatever is computed in
+            temperature = self.logit_scale.to(wide).clamp(max=MAX_SCALE).exp().repeat(count, 1, 1)
+            query = (F.normalize(query.to(wide), dim=-1) * temperature).to(value.dtype)
+            key, scale = F.normalize(key.to(wide), dim=-1).to(value.dtype), 1.0
         added = self.bias() if mask is None else self.bias() + mask[:, None].to(tokens.dtype)         # (windows or 1, H, M^2, M^2)
         added = added.expand(count, -1, -1, -1).flatten(0, 1).to(query.dtype)
         if return_map:

@@ -110,7 +110,7 @@ def prepared(build: Callable[[], Backbone], parallel: Parallel) -> Backbone:
     with torch.device("meta"):
         model = build()
     units = model.units()
-    recompute_(units, parallel.recompute, parallel.recompute_every)
+    recompute_(units, parallel.recompute, parallel.recompute_every, parallel.compile)
     if parallel.compile:
         for unit in units:
             # the forward alone: hooks that an engine adds later stay outside the graph, and no name gains a prefix

@@ -48,7 +48,8 @@ class FsdpEngine(Engine):
             cut_(model.units(), self._tensor)
         policy = MixedPrecisionPolicy()
         if self.parallel.precision == "bf16":
-            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            # blocks are given angles and masks besides tokens, and these stay as exact as they come
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for unit in model.units():
             fully_shard(unit, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
@@ -76,6 +77,8 @@ class FsdpEngine(Engine):
         yield
 
     def forward(self, images: Tensor, keep: Tensor | None, *more: Tensor) -> Any:
+        if self.parallel.precision == "bf16":       # the weights are cast, not what goes in
+            images = images.bfloat16()
         output = self.model(images, keep, *more)
         if not torch.is_grad_enabled():
             # The root keeps its gathered weights for a backward that never comes; its parameters would be others than the optimizer's,

@@ -39,6 +39,7 @@ class ZeroEngine(Engine):
         bf16 = self.parallel.precision == "bf16"
         # DeepSpeed makes its fp32 masters from the bf16 copy of the weights; the exact ones are put back below
         exact = {name: p.detach().clone() for name, p in model.named_parameters()} if bf16 else {}
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()} if bf16 else {}
         self._engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=self._config(), dist_init_required=False)
         self.model, self.optimizer = self._engine.module, self._engine.optimizer
         # so that DTensors made from host copies can be saved without touching a GPU
@@ -46,6 +47,9 @@ class ZeroEngine(Engine):
         for name, parameter in self.model.named_parameters():
             if exact:
                 self._set(parameter, exact[name], None)
+        for name, buffer in buffers.items():    # it casts tables of positions too, which are exact and small
+            module, _, leaf = name.rpartition(".")
+            self.model.get_submodule(module).register_buffer(leaf, buffer, persistent=False)
 
     def _config(self) -> dict[str, Any]:
         stage = self.parallel.zero_stage
