@@ -6,7 +6,7 @@ refuses with all else plain, and in every other company tried, is not in the gri
 import functools
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,14 +72,16 @@ def recipe_of(one: Combination, teacher: str) -> Recipe:
     if objective.get("name") == "distillation":
         objective["teacher"] = teacher
     model["drop_path"] = {"none": 0.0, "sample": 0.3, "group": 0.6}[one["drop_path"]]
+    model |= {"dropout": one["dropout"]} if "dropout" in one else {}        # not in FACTORS: each number of ranks has draws of its own
     model.pop("drop_path_group", None)
     if one["drop_path"] == "group":
         model["drop_path_group"] = 2
+    lora = {"rank": 2, "targets": ["mlp.fc1"] if backbone.startswith("convnext") else ["attn.qkv", "attn.proj"]} if one["lora"] else None
     recompute, _, every = one["recompute"].partition("-")
     engine = one["engine"].partition("-")[0].rstrip("123")
     values = {
         "name": "grid", "model": model, "objective": objective, "data": {"train": ["x.tar"]}, "global_batch": 2 * BATCH,
-        "duration": f"{STEPS} steps", "ema": {"decay": 0.9} if one["ema"] else None, "lora": {"rank": 2} if one["lora"] else None,
+        "duration": f"{STEPS} steps", "ema": {"decay": 0.9} if one["ema"] else None, "lora": lora,
         "optim": {"name": one["optimizer"], "lr": _OPTIMIZERS[one["optimizer"]], "weight_decay": 0.1, "clip_norm": one["clip_norm"],
                   # large beside the gradients' rounding errors, which Adam otherwise makes steps of
                   "eps": 1e-3, "freeze": one["freeze"], "layer_decay": one["layer_decay"]},
@@ -160,6 +162,13 @@ def plain_of(one: Combination) -> Combination:
     return one | {name: PLAIN[name] for name in names}
 
 
+Hook = Callable[[Engine, Ema | None], None]
+
+
+def _nothing(*given: Any) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Trained:
     """What STEPS steps did.  Tensors are whole, and the same on every rank."""
@@ -170,38 +179,44 @@ class Trained:
     state: dict[str, Tensor]                # parameters, optimizer, averages at the end
 
 
-def train(world: World, one: Combination, teacher: str) -> Trained:
-    """As train/run.py does it, on this rank."""
+def train(world: World, one: Combination, teacher: str, steps: range = range(STEPS), before: Hook = _nothing,
+          after_step: Callable[[Engine, Ema | None, int], None] = _nothing) -> Trained:
+    """As train/run.py does it, on this rank.  `before` the first step and after each, others may look at the engine and averages."""
     recipe = recipe_of(one, teacher)
     world = replace(world, tensor=_tensor(one))
     task = _task(recipe)
     micro_batch = _micro_batch(_shares(SIZES[0], world.data_size)[0], one["micro_steps"])
     work = Work(micro_batch, one["micro_steps"], recipe.optim.clip_norm)
     try:
-        return _train(world, recipe, task, open_engine(recipe.parallel, world, work))
+        return _train(world, recipe, task, open_engine(recipe.parallel, world, work), steps, before, after_step)
     finally:
         _forget(one["engine"])
 
 
-def _train(world: World, recipe: Recipe, task: Task, engine: Engine) -> Trained:
+def _train(world: World, recipe: Recipe, task: Task, engine: Engine, steps: range, before: Hook,
+           after_step: Callable[[Engine, Ema | None, int], None]) -> Trained:
     build = functools.partial(with_adapters, task.build, recipe.lora) if recipe.lora else task.build
     model = engine.materialise(build, functools.partial(_first_value, _skeleton(task)))
     freeze_(model, recipe.optim.freeze)
     rates, group = torch.tensor(model.drop_rates) if recipe.model.drop_path else None, getattr(model, "drop_group", None)
     engine.adopt(model, build_optimizer(model, recipe.optim))
     ema = Ema(engine.model, recipe.ema.decay) if recipe.ema else None
+    before(engine, ema)
     losses, norms, gradients = [], [], []
     _note_gradients(engine, gradients)
     inputs, meters = Inputs(world.device, recipe.data.augment), Meters()
     meters.begin()
-    for step, size in enumerate(SIZES):
-        batch = _batch(step, size, engine.work, world, task, rates, group)
-        result = train_step(engine, batch, task, inputs, recipe.optim.lr * (1 - step / STEPS), False, 0, meters)
+    for step in steps:
+        if recipe.model.dropout:
+            torch.manual_seed(hash((recipe.seed, step, world.data_rank)))
+        batch = _batch(step, SIZES[step % len(SIZES)], engine.work, world, task, rates, group)
+        result = train_step(engine, batch, task, inputs, recipe.optim.lr * (1 - step / max(steps.stop, 1)), False, 0, meters)
         assert result.applied
         if ema is not None:
             ema.update()
         losses.append(result.loss)
         norms.append(result.grad_norm)
+        after_step(engine, ema, step + 1)
     state = engine.tensors() | ({f"ema.{name}": value for name, value in ema.tensors().items()} if ema else {})
     return Trained(losses, norms, gradients, {name: _whole(value).clone() for name, value in state.items()})
 
@@ -229,8 +244,9 @@ def _first_value(skeleton: torch.nn.Module, name: str, shape: torch.Size) -> Ten
 
 
 def _shares(size: int, ranks: int) -> list[int]:
-    """Uneven, of whole pairs, the first the largest."""
-    return [size] if ranks == 1 else [size - size // 4 // 2 * 2, size // 4 // 2 * 2]
+    """Uneven, of whole pairs, the first the largest; of four samples the others have none."""
+    other = size // (ranks + 1) // 2 * 2
+    return [size - (ranks - 1) * other] + [other] * (ranks - 1)
 
 
 def _micro_batch(share: int, micro_steps: int) -> int:

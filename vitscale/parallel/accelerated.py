@@ -6,20 +6,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vitscale.errors import ClusterError
 from vitscale.models import Backbone
-from vitscale.parallel.engine import Engine
+from vitscale.parallel.ddp import Replicated
 
 
-class AccelerateEngine(Engine):
+class AccelerateEngine(Replicated):
     """accelerate wraps the model by its own configuration: nothing, DDP, or FSDP2."""
 
     _accelerator: Any
-    _wrapped: nn.Module
 
     @property
     def is_forward_local(self) -> bool:
@@ -70,4 +69,5 @@ class AccelerateEngine(Engine):
     def forward(self, images: Tensor, keep: Tensor | None, *more: Tensor) -> Any:
         # a DDP wrapper would synchronise in evaluation too; a sharded model has no other way in
         evaluating = not torch.is_grad_enabled() and isinstance(self._wrapped, DistributedDataParallel)
+        self.lay_out_(images, keep, *more)
         return (self.model if evaluating else self._wrapped)(images, keep, *more)

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,12 +11,39 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vitscale.models import Backbone
 from vitscale.parallel.engine import Engine
+from vitscale.parallel.state import Fill
 
 
-class DdpEngine(Engine):
-    """bf16 is autocast over fp32 parameters, so gradients are fp32 and reduced in fp32."""
+class Replicated(Engine):
+    """What every engine has that wraps the model in DistributedDataParallel, if there is more than one rank."""
 
     _wrapped: nn.Module
+    _lays_out = False       # gradients are still to be laid out as those of the run that goes on
+
+    def restore(self, shapes: Mapping[str, torch.Size], fill: Fill) -> None:
+        super().restore(shapes, fill)
+        self._lays_out = self.world.size > 2    # the sum of two does not depend on their order
+
+    def lay_out_(self, *inputs: Any) -> None:
+        """Before the first step that goes on from a checkpoint, a forward and backward pass whose gradients are thrown away.
+
+        After its first exchange, DDP lays the gradients out anew, in the order in which they came, and where one lies in a bucket
+        decides in which order ranks add it up.  So the first step of an attempt would not be, to the last bit, the same step of a run
+        that had never stopped.
+        """
+        if not self._lays_out or not torch.is_grad_enabled() or not isinstance(self._wrapped, DistributedDataParallel):
+            return
+        self._lays_out = False
+        exchanges, self._wrapped.require_backward_grad_sync = self._wrapped.require_backward_grad_sync, True
+        with torch.random.fork_rng():
+            output = self._wrapped(*inputs)
+            torch.stack([part.float().sum() for part in (output if isinstance(output, tuple) else (output,))]).sum().backward()
+        self._wrapped.require_backward_grad_sync = exchanges
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+class DdpEngine(Replicated):
+    """bf16 is autocast over fp32 parameters, so gradients are fp32 and reduced in fp32."""
 
     def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer, self._wrapped = model, optimizer, model
@@ -45,4 +72,5 @@ class DdpEngine(Engine):
     def forward(self, images: Tensor, keep: Tensor | None, *more: Tensor) -> Any:
         module = self._wrapped if torch.is_grad_enabled() else self.model
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.parallel.precision == "bf16"):
+            self.lay_out_(images, keep, *more)
             return module(images, keep, *more)

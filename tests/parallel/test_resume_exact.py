@@ -1,0 +1,93 @@
+"""A run that goes on from a checkpoint on as many ranks, with the same engine, is the run that never stopped, bit for bit: an update is a
+sum over ranks, and its order is that of before."""
+
+from pathlib import Path
+
+import combinations as grid
+import pytest
+import torch
+from combinations import Combination, Trained
+from ranks import run_ranks
+
+from vitscale.checkpoint.lease import Lease
+from vitscale.checkpoint.store import STATE, Facts, Writer, checkpoints_in, read_into, shapes_in
+from vitscale.optim.ema import Ema
+from vitscale.parallel.engine import Engine
+from vitscale.parallel.place import Place
+from vitscale.parallel.world import World, joined
+from vitscale.recipe import Checkpoint, Parallel
+
+pytestmark = pytest.mark.slow       # two and three ranks
+
+STEPS, STOPS = 24, (1, 9)       # a checkpoint after so many steps, from which another attempt goes on
+SOME = {"backbone": "vit-modern", "drop_path": "sample", "clip_norm": 0.3}
+RUNS: dict[str, Combination] = {
+    "ddp": {"engine": "ddp", "ema": True, "micro_steps": 2},
+    "ddp-bf16-dropout": {"engine": "ddp", "precision": "bf16", "optimizer": "lion", "dropout": 0.1},
+    "fsdp": {"engine": "fsdp", "ema": True, "recompute": "selective"},
+    "fsdp-bf16": {"engine": "fsdp", "precision": "bf16", "micro_steps": 2},
+    "zero1": {"engine": "zero1", "precision": "bf16"},
+    "zero2": {"engine": "zero2", "micro_steps": 2},
+    "zero3": {"engine": "zero3", "recompute": "selective"},
+    "zero3-bf16": {"engine": "zero3", "precision": "bf16", "optimizer": "sgd"},
+    "accelerate": {"engine": "accelerate", "optimizer": "lamb"},
+}
+
+
+def save(world: World, engine: Engine, ema: Ema | None, step: int, folder: Path) -> None:
+    lease = Lease.take(folder) if world.is_first else None
+    world.barrier()
+    writer = Writer(folder / "checkpoints", rank=world.rank, lease=lease, attempt=1, settings=Checkpoint())
+    tensors = engine.tensors() | ({f"ema.{name}": value for name, value in ema.tensors().items()} if ema else {})
+    writer.save(tensors, Facts(step, {}, {}, engine.parallel.engine, world.size))
+    writer.close()
+    if lease is not None:
+        lease.release()
+    world.barrier()
+
+
+def load(engine: Engine, ema: Ema | None, folder: Path) -> None:
+    (checkpoint,) = checkpoints_in(folder / "checkpoints")
+    state = checkpoint / STATE
+    engine.restore(shapes_in(state), lambda targets: read_into(state, targets))
+    if ema is not None:
+        read_into(state, {f"ema.{name}": value for name, value in ema.tensors().items()})
+
+
+def walk(place: Place, folder: str) -> dict[str, list[str]]:
+    """What differs, by run."""
+    found: dict[str, list[str]] = {}
+    teacher = str(Path(folder) / "teacher")
+    with joined(Parallel(engine="fsdp", device="cpu"), place) as world:
+        for name, changes in RUNS.items():
+            one = grid.PLAIN | SOME | {"ranks": world.size} | changes
+            places = {stop: Path(folder) / f"{name}-{world.size}-{stop}" for stop in STOPS}
+            if world.is_first:
+                for path in places.values():
+                    path.mkdir()
+            world.barrier()
+            whole = grid.train(world, one, teacher, steps=range(STEPS), after_step=lambda engine, ema, step, places=places: (
+                save(world, engine, ema, step, places[step]) if step in places else None))
+            found[name] = []
+            for stop in STOPS:
+                resumed = grid.train(world, one, teacher, steps=range(stop, STEPS),
+                                     before=lambda engine, ema, stop=stop, places=places: load(engine, ema, places[stop]))
+                found[name] += [f"from {stop}: {text}" for text in differences(whole, resumed, stop)]
+    return found
+
+
+def differences(whole: Trained, resumed: Trained, stop: int) -> list[str]:
+    found = [f"loss of step {stop + number + 1}: {theirs!r}, was {ours!r}"
+             for number, (ours, theirs) in enumerate(zip(whole.losses[stop:], resumed.losses, strict=True)) if ours != theirs]
+    for number, (ours, theirs) in enumerate(zip(whole.gradients[stop:], resumed.gradients, strict=True)):
+        found += [f"gradient of {name} in step {stop + number + 1}" for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert whole.state.keys() == resumed.state.keys()
+    return found + [f"{name} at the end" for name, value in whole.state.items() if not torch.equal(value, resumed.state[name])]
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.all), pytest.param(1, marks=pytest.mark.all)])
+def test_on_the_same_world_nothing_differs(ranks: int, tmp_path: Path) -> None:
+    (tmp_path / "teacher").mkdir()
+    for found in run_ranks(ranks, walk, str(tmp_path), timeout_s=900):
+        wrong = {name: texts[:3] for name, texts in found.items() if texts}
+        assert not wrong, "\n".join(f"{name}: {texts}" for name, texts in wrong.items())
