@@ -37,7 +37,8 @@ _linear = torch.nn.functional.linear
 STEPS = 8
 SIZES = (BATCH * 2,) * 3 + (BATCH,) + (BATCH * 2,) * 4      # samples of each step; the fourth is an epoch's last, and shorter
 Combination = dict[str, Any]
-_OPTIMIZERS = {"adamw": 3e-3, "lamb": 1e-2, "lion": 1e-4, "sgd": 3e-2}
+# Learning rates so small that rounding errors do not grow from step to step (training is chaotic), and a wrong gradient is one at once.
+_OPTIMIZERS = {"adamw": 3e-4, "lamb": 1e-3, "lion": 1e-5, "sgd": 1e-3}
 
 # the first value of each is the plain one
 FACTORS: dict[str, tuple[Any, ...]] = {
@@ -177,6 +178,7 @@ class Trained:
     norms: list[float]
     gradients: list[dict[str, Tensor]]      # of each step, before clipping
     state: dict[str, Tensor]                # parameters, optimizer, averages at the end
+    moved: dict[str, Tensor]                # by how much each parameter has changed
 
 
 def train(world: World, one: Combination, teacher: str, steps: range = range(STEPS), before: Hook = _nothing,
@@ -196,7 +198,13 @@ def train(world: World, one: Combination, teacher: str, steps: range = range(STE
 def _train(world: World, recipe: Recipe, task: Task, engine: Engine, steps: range, before: Hook,
            after_step: Callable[[Engine, Ema | None, int], None]) -> Trained:
     build = functools.partial(with_adapters, task.build, recipe.lora) if recipe.lora else task.build
-    model = engine.materialise(build, functools.partial(_first_value, _skeleton(task)))
+    skeleton, first = _skeleton(task), {}
+
+    def first_value(name: str, shape: torch.Size) -> Tensor:
+        first[name] = _first_value(skeleton, name, shape)
+        return first[name]
+
+    model = engine.materialise(build, first_value)
     freeze_(model, recipe.optim.freeze)
     rates, group = torch.tensor(model.drop_rates) if recipe.model.drop_path else None, getattr(model, "drop_group", None)
     engine.adopt(model, build_optimizer(model, recipe.optim))
@@ -218,7 +226,8 @@ def _train(world: World, recipe: Recipe, task: Task, engine: Engine, steps: rang
         norms.append(result.grad_norm)
         after_step(engine, ema, step + 1)
     state = engine.tensors() | ({f"ema.{name}": value for name, value in ema.tensors().items()} if ema else {})
-    return Trained(losses, norms, gradients, {name: _whole(value).clone() for name, value in state.items()})
+    state = {name: _whole(value).clone() for name, value in state.items()}
+    return Trained(losses, norms, gradients, state, {name: state[f"model.{name}"] - value for name, value in first.items()})
 
 
 def _task(recipe: Recipe) -> Task:
@@ -240,7 +249,7 @@ def _first_value(skeleton: torch.nn.Module, name: str, shape: torch.Size) -> Ten
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(sum(map(ord, name))))
     if UP in name or ".lora_A." in name:
         return 0.1 * noise
-    return initial_value(skeleton, name.replace(BASE, "."), shape, 1) + 0.05 * noise
+    return initial_value(skeleton, name.replace(BASE, "."), shape, 1) + (0.2 if len(shape) > 1 else 0.05) * noise
 
 
 def _shares(size: int, ranks: int) -> list[int]:

@@ -67,17 +67,20 @@ def wrong(one: Combination, found: Trained | str, plain: Trained, plain_bf16: Tr
     """What differs from one plain process by more than rounding; None: nothing."""
     if isinstance(found, str):
         return found
+    # bf16's own rounding errors, in one process, say how large they may be; each pair of other settings stands in fp32 as well
+    noise = [max(gaps(*both).values()) for both in zip(plain_bf16.gradients, plain.gradients, strict=True)] if plain_bf16 else []
+    gradient = max(4 * max(noise), 0.1) if noise else 1e-4
+    lion = one["optimizer"] == "lion"       # whose signs flip where a gradient is nothing but rounding
     worst: list[tuple[float, str]] = []
     for step, (ours, theirs) in enumerate(zip(found.gradients, plain.gradients, strict=True)):
-        # bf16's own rounding errors, in one process, say how large they may be; each pair of other settings stands in fp32 as well
-        noise = max(gaps(plain_bf16.gradients[step], theirs).values()) if plain_bf16 else 0.0
-        for name, gap in gaps(ours, theirs).items():
-            allowed = max(3 * noise, 0.1) if plain_bf16 else 1e-2 if one["optimizer"] == "lion" and step else 1e-4
-            worst.append((gap / allowed, f"gradient of {name} in step {step + 1}: {gap:.1e}, allowed {allowed:.1e}"))
+        worst += [(gap / gradient, f"gradient of {name} in step {step + 1}: {gap:.1e}") for name, gap in gaps(ours, theirs).items()]
     for name, gap in gaps(found.state, plain.state).items():
-        worst.append((gap / (0.2 if plain_bf16 or one["optimizer"] == "lion" else 1e-3), f"{name} at the end: {gap:.1e}"))
+        worst.append((gap / (gradient if noise else 1e-3), f"{name} at the end: {gap:.1e}"))
+    for name, gap in gaps(found.moved, plain.moved).items():
+        if not (lion and (noise or "bias" in name)):
+            worst.append((gap / (max(gradient, 0.3) if noise or lion else 1e-3), f"what {name} has changed by: {gap:.1e}"))
     for step, (ours, theirs) in enumerate(zip(found.losses, plain.losses, strict=True)):
-        worst.append((abs(ours - theirs) / (0.05 if plain_bf16 else 1e-4), f"loss of step {step + 1}: {ours}, not {theirs}"))
+        worst.append((abs(ours - theirs) / (0.05 if noise else 1e-5), f"loss of step {step + 1}: {ours}, not {theirs}"))
     return "; ".join(sentence for ratio, sentence in sorted(worst, reverse=True)[:3] if ratio > 1) or None
 
 
