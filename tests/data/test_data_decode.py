@@ -36,12 +36,12 @@ def pil_crop(data, box, size, mode="RGB"):
 
 
 def pil_centre(data, crop, size):
-    """timm's evaluation: shorter side to size / crop by bicubic, centre crop."""
+    """Evaluation: shorter side to size / crop by bicubic, centre crop."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     short = math.floor(size / crop)
     w, h = image.size
     w, h = (short, int(short * h / w)) if w <= h else (int(short * w / h), short)
-    left, top = round((w - size) / 2), round((h - size) / 2)
+    left, top = (w - size) // 2, (h - size) // 2
     return np.asarray(image.resize((w, h), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size)))
 
 

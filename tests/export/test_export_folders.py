@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vitscale.checkpoint.load import Loaded, load
+from vitscale.data.crop import CentreCrop
 from vitscale.data.transform import Transform
 from vitscale.errors import CheckpointError, RecipeError
 from vitscale.export.folder import write_safetensors, write_timm, write_transformers
@@ -107,6 +108,18 @@ def test_the_processor_prepares_images_as_we_do(tmp_path, photo):
     assert ours.shape == theirs.shape == (3, 32, 32)
     assert (ours - theirs).abs().mean() < 0.01
     assert ours.std() > 0.1
+
+
+def test_the_processor_cuts_out_the_same_pixels_of_an_image_of_any_size():
+    from transformers.image_transforms import center_crop
+
+    size = 32
+    for long in range(size, size + 130):
+        for height, width in ((size, long), (long, size), (size + 3, long)):
+            places = np.arange(height * width, dtype=np.float32).reshape(height, width, 1)
+            top, left, *_ = CentreCrop.middle(height, width, size)
+            assert (center_crop(places, (size, size), input_data_format="channels_last")
+                    == places[top:top + size, left:left + size]).all(), (height, width)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def reduction(box: tuple[int, int, int, int], size: int) -> int:
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """Shorter side to size / crop, then the centre (timm's and torchvision's evaluation)."""
+    """Shorter side to size / crop, then the centre, as torchvision and transformers evaluate."""
 
     crop: float = 0.875             # share of the shorter side that is kept
 
@@ -61,3 +61,12 @@ class CentreCrop:
         if width <= height:
             return max(int(short * height / width), short), short
         return short, max(int(short * width / height), short)
+
+    @staticmethod
+    def middle(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+        """(top, left, size, size) in the resized image.
+
+        An odd margin is larger below and to the right, as in transformers, whose processors go with exported models; torchvision rounds
+        half of it to even, which is another pixel for every second odd margin.
+        """
+        return (height - size) // 2, (width - size) // 2, size, size

@@ -44,9 +44,8 @@ def decode(
         resized, window = (size, size), (0, 0, size, size)
     else:
         h, w = crop.resized(*seen, size)
-        middle = round((h - size) / 2), round((w - size) / 2), size, size
         resized = (w, h) if swaps(turn) else (h, w)
-        box, scale, window = (0, 0, height, width), 1, stored_box(middle, *resized, turn)
+        box, scale, window = (0, 0, height, width), 1, stored_box(crop.middle(h, w, size), *resized, turn)
     if out is None:
         out = np.empty((size, size, channels), np.uint8)
     if reduces and native.available() and (sound or jpeg.zeroed(data, header) is None):
