@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -133,20 +133,22 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, 1):
             if pending:
                 raise pending
-            row = _parse(line)
+            row = parse_row(line)
             if row is None:
                 pending = DataError(f"{path}: line {number} is not a JSON object; the file was changed or damaged: delete that line")
             else:
                 yield row
 
 
-def rows_from(path: Path, start: int) -> Iterator[dict[str, Any]]:
-    """Every whole row from the offset `start` on, which is a row's; damaged lines are passed over with one warning.  Raises OSError."""
+def rows_from(path: Path, start: int, parse: Callable[[bytes], dict[str, Any] | None] | None = None) -> Iterator[dict[str, Any]]:
+    """Every whole row from the offset `start` on, which is a row's; damaged lines are passed over with one warning.  `parse`: what to make
+    of a line, None for a damaged one.  Raises OSError."""
+    parse = parse or parse_row
     damaged = 0
     with open(path, "rb") as file:
         file.seek(start)
         for line in file:
-            row = _parse(line)
+            row = parse(line)
             if row is not None:
                 yield row
             elif line.endswith(b"\n"):
@@ -165,7 +167,7 @@ def cut_after(path: Path, last: int, column: str = "step") -> list[dict[str, Any
     with open(path, "r+b") as file:
         size = end = file.seek(0, os.SEEK_END)
         for start, line in _lines_back(file, end):
-            row = _parse(line)
+            row = parse_row(line)
             if row is not None:
                 if not isinstance(row.get(column), int) or row[column] <= last:
                     break
@@ -196,7 +198,8 @@ def _lines_back(file: BinaryIO, end: int) -> Iterator[tuple[int, bytes]]:
             tail = file.read(size) + tail
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """None for what is no JSON object."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):        # also a cut UTF-8 sequence
@@ -214,7 +217,7 @@ def _mend(path: Path) -> None:
         tail = next((line for _, line in _lines_back(file, end)), b"")
         if not tail or tail.endswith(b"\n"):
             return
-        if _parse(tail) is None:
+        if parse_row(tail) is None:
             file.truncate(end - len(tail))
         else:
             file.seek(end)
