@@ -32,6 +32,11 @@ ask() {
         answer=$(grep -v '^! ' <<< "$said")
         [ $code != 0 ] || break
         [[ $said != *"Invalid job id"* ]] || { answer=''; break; }
+        if [ $code = 127 ]; then
+            say "no program \`squeue\` on $(node): what SLURM knows of this job cannot be asked"
+            answer=''
+            break
+        fi
         [ -n "$told" ] || say "slurmctld does not answer (${said#*error: }): it is asked again until it does"
         told=yes
         sleep 2
@@ -215,9 +220,10 @@ requeue() {
     esac
     say "job $job is requeued (it was restarted ${SLURM_RESTART_COUNT:-0} times before)"
     # Only a waiting job's list can be changed.  SLURM has begun to end this one, which leaves us KillWait seconds.
-    if [ -n "$1" ]; then
-        scontrol update "jobid=$job" "excnodelist=$1" && say "leaves out $1 from now on"
-    fi
+    [ -z "$1" ] || for _ in 1 2 3 4 5; do
+        scontrol update "jobid=$job" "excnodelist=$1" && { say "leaves out $1 from now on"; break; }
+        sleep 1
+    done
     exit 75
 }
 

@@ -5,6 +5,7 @@ real slurmctld that is stopped and killed: test_slurm_runs.py.
 """
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -109,6 +110,16 @@ def test_the_meeting_point_is_asked_for_again(programs: Path, monkeypatch: pytes
     with pytest.raises(Absent, match="slurmctld does not answer") as error:
         _slurm_master(0.0)
     assert error.value.exit_code == EXIT_REQUEUE
+
+
+def test_a_node_without_slurms_programs_is_not_waited_on_for_ever(tmp_path: Path):
+    for name in ("bash", "timeout", "sed", "grep", "hostname"):
+        (tmp_path / name).symlink_to(shutil.which(name) or name)
+    script = f'home={HOME}; source "$home/launch/batch.sh"; requeue ""'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60,
+                          env={"PATH": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURMD_NODENAME": "n1"})
+    assert done.returncode == EXIT_REQUEUE
+    assert "no program `squeue` on n1" in done.stderr
 
 
 RUNNING, AGAIN = "RUNNING                       0", "RUNNING                       1"
