@@ -44,3 +44,11 @@ class StorageError(UserError, OSError):
 
     def __str__(self) -> str:
         return f"{self.filename}: {self.strerror}; see to the file system, then run the same command again"
+
+
+def said(error: BaseException) -> str:
+    """What an exception says, with its kind where that is needed to understand it; never nothing."""
+    if isinstance(error, UserError):
+        return str(error)
+    words = (error.strerror if isinstance(error, OSError) else None) or str(error).strip()
+    return words if isinstance(error, OSError) and words else f"{type(error).__name__}: {words}" if words else type(error).__name__

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -143,3 +144,23 @@ def fsync_tree(folder: Path) -> None:
 def _fsync_file(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+def read_regular(path: Path, at_most: int) -> bytes:
+    """The content of a regular file of `at_most` bytes.  Raises OSError, also for a folder, a device, or a pipe that nobody writes to: what
+    came from elsewhere must not make the reader wait or fill its memory."""
+    return patiently(path, lambda: _regular(path, at_most))
+
+
+def _regular(path: Path, at_most: int) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "is no regular file")
+        if facts.st_size > at_most:
+            raise OSError(errno.EFBIG, f"has {facts.st_size} bytes, at most {at_most} are read")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
-from vitscale.checkpoint import store
 from vitscale.checkpoint.resume import newest_whole
 from vitscale.checkpoint.retain import to_delete
 from vitscale.checkpoint.room import Unwritten
@@ -39,6 +38,7 @@ from vitscale.checkpoint.store import (
     shapes_in,
     step_of,
 )
+from vitscale.checkpoint.table import Reader
 from vitscale.errors import CheckpointError
 from vitscale.files import sha256_of, write_json
 from vitscale.recipe import Checkpoint
@@ -348,6 +348,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from vitscale.checkpoint.store import Facts, Writer, checkpoints_in
+from vitscale.checkpoint.table import Reader
 from vitscale.errors import CheckpointError
 from vitscale.recipe import Checkpoint
 folder = Path(sys.argv[1])
@@ -513,7 +514,7 @@ def test_any_flip_in_the_table_ends_in_an_error_that_names_it_or_in_nothing(fold
     for at in range(0, len(content), 3):
         flip(path, at, at % 8)
         try:
-            store._Reader(state_folder).read_metadata()
+            Reader(state_folder).read_metadata()
         except CheckpointError as error:
             errors.append(str(error))
         path.write_bytes(content)

@@ -1,18 +1,17 @@
 """Exported folders, transformers', timm's and our own, read as models of ours: config.json, safetensors, how images are prepared."""
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from vitscale.checkpoint.facts import read_object
+from vitscale.checkpoint.tensors import read_tensors
 from vitscale.data.transform import Transform
-from vitscale.errors import CheckpointError, RecipeError
+from vitscale.errors import CheckpointError, RecipeError, UserError, said
 from vitscale.models import parameter_shapes
 from vitscale.models.timm_config import from_timm, section_of_timm
 from vitscale.models.transformers_config import section_of
@@ -43,13 +42,22 @@ def is_foreign_folder(path: Path) -> bool:
 
 def library_of(folder: Path) -> str:
     """transformers, timm or vitscale: who has written a folder's config.json."""
-    config = _object(folder / CONFIG)
+    config = read_object(folder / CONFIG)
     return "vitscale" if "vitscale" in config else "timm" if "architecture" in config and "model_type" not in config else "transformers"
 
 
 def read_folder(folder: Path) -> Folder:
-    """No code of the folder's is run and no pickle read.  Raises CheckpointError."""
-    config = _object(folder / CONFIG)
+    """No code of the folder's is run and no pickle read.  Raises CheckpointError, whatever is wrong in it."""
+    try:
+        return _read_folder(folder)
+    except UserError:
+        raise
+    except Exception as error:      # a value of another kind than its key has can come to light anywhere
+        raise CheckpointError(f"{folder / CONFIG}: cannot be understood ({said(error)})") from None
+
+
+def _read_folder(folder: Path) -> Folder:
+    config = read_object(folder / CONFIG)
     library = library_of(folder)
     if library == "vitscale":
         return _own(folder, config)
@@ -67,7 +75,7 @@ def read_folder(folder: Path) -> Folder:
             section = section.model_copy(update={"classes": 0})
             weights = {name: value for name, value in weights.items() if name not in heads}
         about = folder / PREPROCESSOR
-        transform = _of_transformers(_object(about) if about.is_file() else {}, section)
+        transform = _of_transformers(read_object(about) if about.is_file() else {}, section)
         labels = config.get("id2label") or {}
         names = [labels.get(str(number), str(number)) for number in range(section.classes)] if labels else ()
     return Folder(section, {name: value.float() for name, value in weights.items()}, transform, tuple(map(str, names)), source)
@@ -86,21 +94,11 @@ def _own(folder: Path, config: Mapping[str, Any]) -> Folder:
     return Folder(section, weights, transform, names, source)
 
 
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: wants to be a JSON object")
-    return value
-
-
 def _tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
     files, source = [WEIGHTS], folder / WEIGHTS
     if (folder / INDEX).is_file():
         source = folder / INDEX
-        named = _object(source).get("weight_map")
+        named = read_object(source).get("weight_map")
         files = sorted(set(named.values())) if isinstance(named, dict) else []
         if not files or any(not isinstance(name, str) or Path(name).name != name for name in files):
             raise CheckpointError(f"{source}: its weight_map does not name files of this folder")
@@ -110,10 +108,7 @@ def _tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
         raise CheckpointError(f"{folder}: has no {WEIGHTS}{hint}")
     tensors: dict[str, Tensor] = {}
     for name in files:
-        try:
-            tensors |= load_file(folder / name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{folder / name}: cannot be read as safetensors ({error})") from None
+        tensors |= read_tensors(folder / name)
     return tensors, source
 
 

@@ -1,11 +1,12 @@
 """The decision what a starting attempt goes on from, and whether the recipe still describes the same run."""
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vitscale.checkpoint.store import checkpoints_in, damage_in, is_foreign
+from vitscale.checkpoint.store import checkpoints_in, fault_in, is_foreign
 from vitscale.errors import CheckpointError
 from vitscale.files import fsync_folder
 from vitscale.recipe.bound import BOUND, ORDER, concerned, differences
@@ -13,31 +14,37 @@ from vitscale.recipe.bound import BOUND, ORDER, concerned, differences
 log = logging.getLogger(__name__)
 
 
-def newest_whole(folder: Path) -> Path | None:
+def newest_whole(folder: Path, also: Callable[[Path], str | None] = lambda checkpoint: None) -> Path | None:
     """The newest checkpoint that verifies.  A damaged one is named in the log and moved aside, and the one before it is looked at.
+
+    `also`, given one that verifies, may find more that is wrong with it.
 
     Raises CheckpointError if there were checkpoints and none is whole (starting afresh would be a surprise), or if another version
     of vitscale wrote the newest.
     """
     damaged = []
     for checkpoint in reversed(checkpoints_in(folder)):
-        reason = damage_in(checkpoint)
+        reason = fault_in(checkpoint) or also(checkpoint)
         if reason is None:
             return checkpoint
         if is_foreign(checkpoint):
             raise CheckpointError(f"{checkpoint}: {reason}; go on with the version that wrote it, or start anew under another name")
-        aside = set_aside(checkpoint, "damaged")
-        log.error("checkpoint %s is damaged: %s; kept as %s, trying the one before it", checkpoint.name, reason, aside.name)
+        set_aside_damaged(checkpoint, reason)
         damaged.append(f"{checkpoint.name}: {reason}")
     if damaged:
         raise CheckpointError(f"{folder}: no checkpoint is whole ({'; '.join(damaged)}); restore one, or start anew under another name")
     return None
 
 
+def set_aside_damaged(checkpoint: Path, reason: str) -> None:
+    aside = set_aside(checkpoint, "damaged")
+    log.error("checkpoint %s is damaged: %s; kept as %s, trying the one before it", checkpoint.name, reason, aside.name)
+
+
 def set_aside(checkpoint: Path, why: str) -> Path:
     """Give a checkpoint a name (`why`-step-N) under which nothing is resumed from it and retention does not delete it; returns it."""
     number, aside = 1, checkpoint.with_name(f"{why}-{checkpoint.name}")
-    while aside.exists():
+    while os.path.lexists(aside):
         number += 1
         aside = checkpoint.with_name(f"{why}-{checkpoint.name}-{number}")
     checkpoint.rename(aside)

@@ -2,14 +2,15 @@
 
 import json
 import logging
-import pickle
+import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,42 +18,28 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from vitscale.checkpoint.facts import FACTS, FORMAT, Damaged, Facts, read_facts, read_object
 from vitscale.checkpoint.lease import Lease, LeaseLost
 from vitscale.checkpoint.retain import to_delete
 from vitscale.checkpoint.room import Unwritten, checkpoint_bytes, free_bytes
+from vitscale.checkpoint.table import TABLE, Reader, read_table
+from vitscale.checkpoint.tensors import shapes_of
 from vitscale.data.report import size as size_text
-from vitscale.errors import CheckpointError
-from vitscale.files import fsync_folder, fsync_tree, sha256_of, write_json
+from vitscale.errors import CheckpointError, StorageError, said
+from vitscale.files import fsync_folder, fsync_tree, patiently, sha256_of, write_json
 from vitscale.recipe import Checkpoint as CheckpointSettings
 
 log = logging.getLogger(__name__)
-FORMAT = 1
 MANIFEST = "manifest.json"
-FACTS = "run.json"
 STATE = "state"
 WEIGHTS = "model.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
+PREFIX, EMA_PREFIX = "model.", "ema."     # of the names of the tensors that these hold
 MAX_FAILURES = 3        # checkpoints in a row that may fail to be written before the run ends
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Everything about a moment of a run that is not a tensor."""
-
-    step: int                       # batches passed; where the data stands is data["position"]
-    data: dict[str, Any]            # the stream's state: index hash, seed, position, skips, ...
-    recipe: dict[str, Any]          # resolved
-    engine: str
-    world_size: int
-    best: dict[str, Any] | None = None      # {"step", "metric", "value"} of the best evaluation so far
-    stopping: dict[str, Any] = field(default_factory=dict)     # early stopping's memory
-    guard: dict[str, Any] = field(default_factory=dict)        # the losses against which the next ones are judged
-    owes_evaluation: bool = False       # the evaluation of this step was left when the run was asked to stop
-    versions: dict[str, str] = field(default_factory=dict)
 
 
 class Writer:
@@ -222,7 +209,7 @@ class Writer:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _publish(self, draft: Path, facts: Facts) -> None:
-        for prefix, name in (("model.", WEIGHTS), ("ema.", EMA_WEIGHTS)):
+        for prefix, name in ((PREFIX, WEIGHTS), (EMA_PREFIX, EMA_WEIGHTS)):
             whole = read_whole(draft / STATE, prefix)
             if whole:
                 save_file(whole, draft / name, metadata={"format": "pt", "step": str(facts.step)})
@@ -259,7 +246,7 @@ class Writer:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """Published checkpoints, oldest first."""
-    found = [path for path in folder.glob("step-*") if path.is_dir() and path.name.removeprefix("step-").isdigit()]
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-[0-9]+", path.name) and path.is_dir()]
     return sorted(found, key=step_of)
 
 
@@ -269,115 +256,114 @@ def step_of(checkpoint: Path) -> int:
 
 def damage_in(checkpoint: Path, only: str | None = None) -> str | None:
     """What is wrong with a checkpoint by its manifest; None if every file (or the one named) is there, whole and unchanged."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-        files = {name: (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items() if only in (None, name)}
-        number = manifest["format"]
-    except FileNotFoundError:
+    if not os.path.lexists(checkpoint / MANIFEST):
         return f"has no {MANIFEST}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} is unreadable ({type(error).__name__}: {error})"
-    if number != FORMAT:
-        return f"has format {number}, this vitscale reads {FORMAT}"
-    if only not in (None, *files):
-        return f"{MANIFEST} does not name {only}"
-    for name, (size, digest) in files.items():
-        path = checkpoint / name
-        try:
-            if not path.resolve().is_relative_to(checkpoint.resolve()):
-                return f"{MANIFEST} names a file outside the checkpoint: {name}"
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size} bytes instead of {size}"
-            if sha256_of(path) != digest:
-                return f"{name} is not what was written (sha256 differs)"
-        except (OSError, ValueError) as error:
-            return f"{name} cannot be read ({error})"
+    try:
+        manifest = read_object(checkpoint / MANIFEST)
+        number, listed = manifest.get("format"), manifest.get("files")
+        if type(number) is int and number != FORMAT:
+            return f"has format {number}, this vitscale reads {FORMAT}"
+        if type(number) is not int or not isinstance(listed, dict) or not all(
+                isinstance(facts, dict) and facts.keys() >= {"bytes", "sha256"} for facts in listed.values()):
+            return f"{MANIFEST} is unreadable (it is no list of files with their bytes and sha256)"
+        for name in listed if only is None else [only]:
+            if name not in listed:
+                return f"{MANIFEST} does not name {name}"
+            if (reason := _difference(checkpoint, name, listed[name])) is not None:
+                return reason
+        return None
+    except CheckpointError as error:
+        return _within(checkpoint, error)
+
+
+def fault_in(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint by its manifest or, where that agrees, by what its files say; None if nothing is.
+
+    What tensors hold is not read here: restoring tells.
+    """
+    try:
+        return damage_in(checkpoint) or _contradiction(checkpoint, read_object(checkpoint / MANIFEST)["files"])
+    except CheckpointError as error:
+        return _within(checkpoint, error)
+
+
+def _difference(checkpoint: Path, name: str, written: Mapping[str, Any]) -> str | None:
+    """In what a file is not what the manifest says of it."""
+    path = checkpoint / name
+    try:
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(checkpoint)):
+            return f"{MANIFEST} names a file outside the checkpoint: {name}"
+        if not path.is_file():
+            return f"{name} is no regular file" if os.path.lexists(path) else f"{name} is missing"
+        if (size := patiently(path, path.stat).st_size) != written["bytes"]:
+            return f"{name} has {size} bytes instead of {written['bytes']}"
+        if patiently(path, lambda: sha256_of(path)) != written["sha256"]:
+            return f"{name} is not what was written (sha256 differs)"
+    except StorageError:
+        raise
+    except (OSError, ValueError) as error:
+        return f"{name} cannot be read ({said(error)})"
     return None
+
+
+def _contradiction(checkpoint: Path, listed: Mapping[str, Any]) -> str | None:
+    """What the files of a checkpoint say against each other, or the manifest leaves out, though each is what it says.  Raises
+    CheckpointError for what one of them says against itself."""
+    facts, table = read_facts(checkpoint), read_table(checkpoint / STATE)
+    if checkpoint in checkpoints_in(checkpoint.parent) and step_of(checkpoint) != facts.step:
+        return f"{FACTS} says that it is of step {facts.step}"
+    shapes = {name: tuple(item.size) for name, item in table.state_dict_metadata.items() if isinstance(item, TensorStorageMetadata)}
+    needed = {FACTS, f"{STATE}/{TABLE}", *(f"{STATE}/{place.relative_path}" for place in (table.storage_data or {}).values())}
+    for prefix, name in ((PREFIX, WEIGHTS), (EMA_PREFIX, EMA_WEIGHTS)):
+        parts = {full.removeprefix(prefix): shape for full, shape in shapes.items() if full.startswith(prefix)}
+        if parts:
+            needed.add(name)
+        if name in listed and shapes_of(checkpoint / name) != parts:
+            return f"{name} does not hold the tensors of {STATE}/{TABLE}"
+    missing = sorted(needed - listed.keys())
+    return f"{MANIFEST} does not name {missing[0]}" if missing else None
+
+
+def _within(checkpoint: Path, error: CheckpointError) -> str:
+    """An error's words without the path of the checkpoint, which whoever shows them names."""
+    words = str(error).removeprefix(f"{checkpoint}/").removeprefix(f"{checkpoint}: ")
+    name, colon, rest = words.partition(": ")
+    return f"{name} {rest}" if colon and " " not in name else words
 
 
 def is_foreign(checkpoint: Path) -> bool:
     """Whether manifest and facts agree on another format than ours: no damage, but the work of another version."""
     try:
-        formats = [json.loads((checkpoint / name).read_text())["format"] for name in (MANIFEST, FACTS)]
-    except (OSError, ValueError, KeyError, TypeError):
+        formats = [read_object(checkpoint / name).get("format") for name in (MANIFEST, FACTS)]
+    except CheckpointError:
         return False
-    return formats[0] == formats[1] != FORMAT
-
-
-def read_facts(checkpoint: Path) -> Facts:
-    try:
-        values = json.loads((checkpoint / FACTS).read_text())
-        if values.pop("format") != FORMAT:
-            raise CheckpointError(f"{checkpoint}: was written by another version of vitscale (format differs from {FORMAT})")
-        return Facts(**values)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{checkpoint / FACTS}: is unreadable ({error})") from None
-
-
-class _SafeUnpickler(pickle.Unpickler):
-    """torch keeps a distributed checkpoint's table of contents as a pickle; only the plain classes of that table are let in."""
-
-    _ALLOWED: ClassVar = {
-        "torch.distributed.checkpoint.metadata": {
-            "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "MetadataIndex", "StorageMeta",
-            "_MEM_FORMAT_ENCODING",
-        },
-        "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
-        "torch": {"Size", "float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool", "strided"},
-        "torch.serialization": {"_get_layout"},
-        "collections": {"OrderedDict"},
-        "pathlib": {"PosixPath", "Path", "PurePosixPath"},
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name in self._ALLOWED.get(module, ()):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"refuses to load {module}.{name}")
-
-
-class _Reader(dcp.FileSystemReader):
-    """torch's reader, with the table of contents read through the allow-list and held to plain tensors inside the folder."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        path = Path(self.path) / ".metadata"
-        try:
-            with open(path, "rb") as file:
-                metadata = _SafeUnpickler(file).load()
-            contents = metadata.state_dict_metadata.values() if isinstance(metadata, Metadata) else [None]
-            if not all(isinstance(item, TensorStorageMetadata) for item in contents):
-                raise CheckpointError(f"{path}: holds more than tensors; it was not written by vitscale")
-            for item in (metadata.storage_data or {}).values():
-                if Path(item.relative_path).name != item.relative_path or item.relative_path in ("", ".."):
-                    raise CheckpointError(f"{path}: points outside its folder ({item.relative_path})")
-            metadata.storage_meta = metadata.storage_meta or StorageMeta()
-            metadata.storage_meta.load_id = self.load_id
-        except CheckpointError:
-            raise
-        except Exception as error:      # a crafted or torn pickle raises whatever it likes
-            raise CheckpointError(f"{path}: is no table of contents of a vitscale checkpoint ({error})") from None
-        return metadata
+    return type(formats[0]) is int and formats[0] == formats[1] != FORMAT
 
 
 def shapes_in(state: Path) -> dict[str, torch.Size]:
-    """Name -> global shape of every tensor of a sharded state."""
-    metadata = _Reader(state).read_metadata()
-    return {name: item.size for name, item in metadata.state_dict_metadata.items() if isinstance(item, TensorStorageMetadata)}
+    """Name -> global shape of every tensor of a sharded state.  Raises Damaged."""
+    table = read_table(state).state_dict_metadata
+    return {name: item.size for name, item in table.items() if isinstance(item, TensorStorageMetadata)}
 
 
 def read_into(state: Path, targets: dict[str, Tensor]) -> None:
-    """Fill tensors and DTensors by name, whatever the number of ranks that wrote them.  Collective where ranks are connected."""
+    """Fill tensors and DTensors by name, whatever the number of ranks that wrote them.  Collective where ranks are connected.
+
+    Raises CheckpointError, on every rank alike: Damaged where a file is at fault and not the names and shapes that were asked for.
+    """
     _load(state, targets, no_dist=not dist.is_initialized())
 
 
 def _load(state: Path, targets: dict[str, Tensor], no_dist: bool) -> None:
-    reader = _Reader(state)
+    reader = Reader(state)
     reader.read_metadata()      # raises what is wrong with it; from inside dcp.load that would come out mangled
     try:
         dcp.load(targets, storage_reader=reader, no_dist=no_dist)
     except dcp.api.CheckpointException as error:
-        raise CheckpointError(f"{state}: cannot be read: {_reasons(error)}") from error
+        if (lasting := next((cause for cause, _ in error.failures.values() if isinstance(cause, StorageError)), None)) is not None:
+            raise lasting from error
+        kind = Damaged if any(isinstance(cause, Damaged) for cause, _ in error.failures.values()) else CheckpointError
+        raise kind(f"{state}: cannot be read: {_reasons(error)}") from error
 
 
 def _reasons(error: dcp.api.CheckpointException) -> str:
@@ -387,7 +373,7 @@ def _reasons(error: dcp.api.CheckpointException) -> str:
         under: BaseException = cause
         while not isinstance(under, OSError) and (deeper := under.__cause__ or under.__context__):
             under = deeper
-        found.append(f"rank {rank}: {under if isinstance(under, OSError) else cause}")
+        found.append(f"rank {rank}: {under if isinstance(under, OSError) else said(cause)}")
     return "; ".join(found)
 
 

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vitscale.checkpoint.foreign import is_foreign_folder, read_folder
-from vitscale.checkpoint.store import FACTS, MANIFEST, WEIGHTS, checkpoints_in, damage_in, read_facts
+from vitscale.checkpoint.store import FACTS, MANIFEST, WEIGHTS, checkpoints_in, damage_in, fault_in, read_facts
+from vitscale.checkpoint.tensors import read_tensors
 from vitscale.errors import CheckpointError
 from vitscale.models.adapt import adapted
 from vitscale.models.lora import has_adapters, merged
@@ -30,7 +29,7 @@ def find_weights(source: Path) -> Path:
             raise CheckpointError(f"{source}: is damaged: {reason}")
         return source / WEIGHTS
     for checkpoint in reversed(checkpoints_in(source / "checkpoints")):
-        if damage_in(checkpoint) is None:
+        if fault_in(checkpoint) is None:
             return checkpoint / WEIGHTS
     raise CheckpointError(f"{source}: holds no weights; wanted is a run folder with a whole checkpoint, a checkpoint folder, "
                           "or a .safetensors file")
@@ -75,7 +74,7 @@ def section_before(path: Path) -> Model | None:
     values = read_facts(path.parent).recipe.get("model", {})
     try:
         return FAMILIES[values.get("family", "vit")].model_validate(values)
-    except (KeyError, ValidationError):
+    except (KeyError, TypeError, ValidationError):
         return None
 
 
@@ -114,15 +113,12 @@ def _objective_of(path: Path) -> str | None:
     if not (path.parent / FACTS).is_file():
         return None
     name = read_facts(path.parent).recipe.get("objective", {}).get("name")
-    return name if name in OBJECTIVES else None
+    return name if isinstance(name, str) and name in OBJECTIVES else None
 
 
 def _load(path: Path) -> dict[str, Tensor]:
     """What a file holds; of a run with adapters, added up."""
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from None
+    weights = read_tensors(path)
     if not has_adapters(weights):
         return weights
     try:

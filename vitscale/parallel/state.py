@@ -65,8 +65,14 @@ def optimizer_keys(shapes: Mapping[str, torch.Size]) -> list[tuple[str, str]]:
 
 
 def check_names(parameters: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
-    """Raises CheckpointError naming the first parameter that a checkpoint lacks, has too many of, or has in another shape."""
+    """Raises CheckpointError naming the first parameter that a checkpoint lacks, has too many of, or has in another shape; or a state of
+    the optimizer that none can have."""
     saved = {name.removeprefix("model."): shape for name, shape in shapes.items() if name.startswith("model.")}
+    for name, key in optimizer_keys(shapes):
+        shape = shapes[f"optim.{name}.{key}"]
+        if name not in parameters or tuple(shape) not in ((), tuple(parameters[name].shape)):
+            raise CheckpointError(f"the checkpoint has an optimizer state 'optim.{name}.{key}' of shape {tuple(shape)}, which no parameter "
+                                  "of this model can have")
     for name, parameter in parameters.items():
         if name not in saved:
             raise CheckpointError(f"the checkpoint has no parameter '{name}'; it belongs to another model")

@@ -27,7 +27,7 @@ def bound_settings(recipe: Mapping[str, Any], index_hash: str) -> dict[str, Any]
         resolved = {"lanes": default_lanes(valid), "group": default_group(valid)}
     hidden = ("train", "val", "index_dir", "prepare", "workers", "prefetch", "log_samples", "num_samples", "max_bad_fraction",
               "cache_dir", "cache_bytes")
-    data = {key: value for key, value in recipe["data"].items() if key not in hidden} | resolved
+    data = {key: value for key, value in (recipe.get("data") or {}).items() if key not in hidden} | resolved
     if data.get("mix"):
         data["mix"] = [{"weight": part["weight"]} for part in data["mix"]]
     rest = {key: value for key, value in recipe.items() if key not in ("name", "runs_dir", "observe", "profile", "init")}

@@ -1,16 +1,18 @@
 """Where training begins: at the newest good checkpoint or at first values; at an attempt's start, and again after a rollback."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vitscale.checkpoint.facts import FACTS, Damaged, Facts
 from vitscale.checkpoint.lease import Lease
-from vitscale.checkpoint.resume import newest_whole, refuse_changes, set_aside
-from vitscale.checkpoint.store import STATE, Facts, checkpoints_in, read_facts, read_into, shapes_in, step_of
+from vitscale.checkpoint.resume import newest_whole, refuse_changes, set_aside, set_aside_damaged
+from vitscale.checkpoint.store import STATE, checkpoints_in, read_facts, read_into, shapes_in, step_of
 from vitscale.checkpoint.weights import read_start
 from vitscale.data import Stream
 from vitscale.errors import CheckpointError
@@ -19,8 +21,9 @@ from vitscale.models.lora import BASE, UP
 from vitscale.objectives import Task
 from vitscale.optim.ema import Ema
 from vitscale.parallel.engine import Engine, ValueOf
+from vitscale.parallel.world import World
 from vitscale.recipe import Recipe
-from vitscale.recipe.bound import bound_settings
+from vitscale.recipe.bound import BOUND, bound_settings, concerned, differences
 from vitscale.resilience.skips import remembered, rollbacks, undone_by
 from vitscale.train.prepare import Prepared
 from vitscale.train.state import Moment, Progress
@@ -70,7 +73,7 @@ def newest_good(run_folder: Path, lease: Lease) -> Start:
         lease.check()
         log.warning("checkpoint %s is from after the update at fault (step %d); kept as %s", path.name, row["before_step"],
                     set_aside(path, "undone").name)
-    checkpoint = newest_whole(run_folder / "checkpoints")
+    checkpoint = newest_whole(run_folder / "checkpoints", also=_lacking)
     facts = read_facts(checkpoint) if checkpoint is not None else None
     known = [tuple(skip) for skip in facts.data["skips"]] if facts else []
     return Start(lease.number, checkpoint, facts, remembered(run_folder, known))
@@ -81,6 +84,12 @@ def _skips_of(checkpoint: Path) -> list[tuple[int, int]]:
         return [(start, end) for start, end in read_facts(checkpoint).data["skips"]]
     except CheckpointError:     # damaged, or another version's: that is found and said by newest_whole
         return []
+
+
+def _lacking(checkpoint: Path) -> str | None:
+    """What a checkpoint does not say of a run's data."""
+    missing = [name for name in ("index_hash", "position", "skips") if name not in read_facts(checkpoint).data]
+    return f"{FACTS} says nothing of {', '.join(f'data.{name}' for name in missing)}" if missing else None
 
 
 def first_values(recipe: Recipe, task: Task, start: Start) -> ValueOf:
@@ -100,6 +109,57 @@ def first_values(recipe: Recipe, task: Task, start: Start) -> ValueOf:
     return value
 
 
+def restore_newest(start: Start, recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None,
+                   put: Callable[[Start], Progress]) -> tuple[Start, Progress]:
+    """`put(start)`, or, if that checkpoint turns out to be damaged, of the newest before it that is not; and which it was.  Collective.
+
+    Files can agree with their manifest and hold nonsense all the same, as after a bit that flipped in memory before they were written.
+    Raises CheckpointError, on every rank alike.
+    """
+    while True:
+        try:
+            return start, put(start)
+        except CheckpointError as error:
+            answer: Start | CheckpointError | None = None
+            if lease is not None:
+                try:
+                    answer = _before(start, error, recipe, prepared, lease)
+                except CheckpointError as other:
+                    answer = other
+            answer = world.broadcast(answer)
+            if not isinstance(answer, Start):
+                raise (answer or error) from None
+            start = answer
+
+
+def _before(start: Start, error: CheckpointError, recipe: Recipe, prepared: Prepared, lease: Lease) -> Start:
+    """Where to begin instead of at a checkpoint that could not be restored.  Raises `error` if that may be no damage: what another
+    recipe asks for need not be in it."""
+    if start.checkpoint is None or start.facts is None:
+        raise error
+    if not isinstance(error, Damaged):
+        then = bound_settings(start.facts.recipe, start.facts.data["index_hash"])
+        now = bound_settings(recipe.model_dump(mode="json"), prepared.train.hash)
+        if any(concerned(key, (*BOUND, "optim", "ema")) for key, _, _ in differences(then, now)):
+            raise error
+    lease.check()
+    set_aside_damaged(start.checkpoint, str(error).removeprefix(f"{start.checkpoint}/"))
+    again = newest_good(prepared.folder, lease)
+    if again.checkpoint is None:
+        raise CheckpointError(f"{prepared.folder / 'checkpoints'}: no checkpoint is whole ({error}); restore one, or start anew under "
+                              "another name")
+    return again
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A CheckpointError of someone who was given what `path` holds, but not its name, names it."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise error if str(path.parent) in str(error) else CheckpointError(f"{path}: {error}") from None
+
+
 def restore(start: Start, engine: Engine, ema: Ema | None, stream: Stream, anew: Callable[[], ValueOf] | None = None) -> Progress:
     """Put weights, optimizer, averages and data to where the checkpoint left them, or where training begins.  Collective.
 
@@ -115,12 +175,14 @@ def restore(start: Start, engine: Engine, ema: Ema | None, stream: Stream, anew:
         return Progress()
     state, facts = start.checkpoint / STATE, start.facts
     shapes = shapes_in(state)
-    engine.restore(shapes, lambda targets: read_into(state, targets))
+    with _naming(state):
+        engine.restore(shapes, lambda targets: read_into(state, targets))
     if ema is not None and any(name.startswith("ema.") for name in shapes):
         read_into(state, {f"ema.{name}": value for name, value in ema.tensors().items()})
     elif ema is not None:
         ema.restart()
-    stream.load_state_dict(facts.data | {"skips": start.skips})
+    with _naming(start.checkpoint / FACTS):
+        stream.load_state_dict(facts.data | {"skips": start.skips})
     progress = Progress(Moment(facts.step, facts.data["position"]), facts.best, dict(facts.stopping), dict(facts.guard),
                         facts.owes_evaluation)
     log.info("going on from %s: step %d, %d images seen; it was written by %s on %d rank(s)", start.checkpoint.name,

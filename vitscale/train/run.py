@@ -42,7 +42,7 @@ from vitscale.train.facts import facts_of
 from vitscale.train.pace import PROBE_EVERY, Probe
 from vitscale.train.prepare import Prepared, prepare
 from vitscale.train.record import Recorder
-from vitscale.train.restore import Start, find_start, first_values, restore
+from vitscale.train.restore import Start, find_start, first_values, restore, restore_newest
 from vitscale.train.rollback import decide
 from vitscale.train.size import size_up
 from vitscale.train.state import Moment, SaveClock, due
@@ -125,7 +125,8 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
         inputs = Inputs(world.device, recipe.data.augment, stream.coming if on_gpu else None)
         dog.reading(lambda: stream.progress, slack_s=PATIENCE.silence_s if stream.is_remote else 0.0)
         with meters.phase("restore"):
-            progress = restore(start, engine, ema, stream)
+            start, progress = restore_newest(start, recipe, prepared, world, lease,
+                                             lambda found: restore(found, engine, ema, stream))
         guard = Guard(recipe.resilience, progress.now.step, progress.guard)
         record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, goodput, progress.now, dog.nodes,
                                               engine, stream))
@@ -180,7 +181,9 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
                 if isinstance(again, str):
                     return again
                 left = progress.now
-                progress = restore(again, engine, ema, stream, anew=lambda: first_values(recipe, task, again))
+                _, progress = restore_newest(
+                    again, recipe, prepared, world, lease,
+                    lambda found: restore(found, engine, ema, stream, anew=lambda: first_values(recipe, task, found)))
                 progress.owes_evaluation = False        # made up when the attempt that began there did
                 guard = Guard(recipe.resilience, progress.now.step, progress.guard)
                 writer.last_step = None     # a checkpoint of that step would now be another one
