@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,8 @@ def short(value: Any) -> str:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()
-        raise ValueError(f"{next(key for key, _ in pairs if key in seen or seen.add(key))!r} is given twice")
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is given twice")
     return found
 
 
@@ -142,7 +142,7 @@ _RULES: dict[str, _Rule] = {
 }
 
 
-def _wrong_in(facts: Facts) -> Iterable[str]:
+def _wrong_in(facts: Facts) -> Iterator[str]:
     for key, (wanted, is_right) in _RULES.items():
         section, _, name = key.rstrip("?").rpartition(".")
         holder = getattr(facts, section) if section else vars(facts)
@@ -155,7 +155,7 @@ def _wrong_in(facts: Facts) -> Iterable[str]:
     yield from _wrong_in_recipe(facts.recipe, facts.versions.get("vitscale") == vitscale.__version__)
 
 
-def _wrong_in_recipe(recipe: Mapping[str, Any], of_this_version: bool) -> Iterable[str]:
+def _wrong_in_recipe(recipe: Mapping[str, Any], of_this_version: bool) -> Iterator[str]:
     """Another version's recipe may have other keys and values; but a section is a section, and this version's has the types of its keys."""
     try:
         Recipe.model_validate(recipe)
