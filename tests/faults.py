@@ -34,7 +34,7 @@ class Fault:
     nan: the rank's logits, and so its loss and gradients, are NaN.  spike: the update of this step has a 1000-fold learning rate, on all
     ranks (else they would hold different weights).  sleep: for `seconds`, before the first forward pass of the step, or around the call.
     block: the same inside a call that does not let go of Python's lock.  hold: until the test has called `let_go`.  raise: an OSError
-    (disk full).  The others are signals that the process sends to itself.
+    (disk full), or with a `text` a RuntimeError of these words.  The others are signals that the process sends to itself.
 
     nan and spike come each time their batch comes; the others once, also over restarts, unless `always`.
     """
@@ -48,6 +48,7 @@ class Fault:
     nth: int = 1                    # which call of it, in one process
     seconds: float = 0.0
     always: bool = False
+    text: str = ""
 
     def __post_init__(self) -> None:
         assert (self.step is not None) + (self.before is not None) + (self.after is not None) == 1, "a step, or one call"
@@ -149,7 +150,7 @@ class _Armed:
             while not self._marker.with_name(LET_GO).exists():
                 time.sleep(0.05)
         elif self.fault.kind == "raise":
-            raise OSError(28, "No space left on device")
+            raise RuntimeError(self.fault.text) if self.fault.text else OSError(28, "No space left on device")
         else:
             os.kill(os.getpid(), SIGNALS[self.fault.kind])
 

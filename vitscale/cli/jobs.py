@@ -142,7 +142,9 @@ def job_nursery() -> None:
 def job_end(folder: Path, code: int) -> None:
     """After the ranks have ended with CODE: the exit code says how to go on, the output which nodes to leave out."""
     from vitscale.cluster.attempt import verdict
+    from vitscale.resilience.lasterror import tell_for_job
 
+    tell_for_job(folder)
     found = verdict(folder, code)
     print(",".join(found.exclude))
     raise typer.Exit(found.code)

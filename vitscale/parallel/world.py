@@ -99,13 +99,6 @@ def wait_as_long_as_it_takes() -> None:
             dist.distributed_c10d._set_pg_timeout(timedelta(days=30), group)
 
 
-def lost_a_peer(error: Exception) -> bool:
-    """Whether an exception only says that another rank is gone; the cause is to be looked for there."""
-    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "recvValue failed",
-             "remote process exited", "Socket Timeout", "failed to recv")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)     # torch's DistError is a RuntimeError too
-
-
 def choose_device(parallel: Parallel, place: Place) -> torch.device:
     """`auto` is a GPU where there is one.  Raises ClusterError if a GPU is asked for and absent, or there are too few for the ranks."""
     count = torch.cuda.device_count() if parallel.device != "cpu" else 0

@@ -18,7 +18,7 @@ FILE = "outcome.json"
 STATES = {EXIT_DONE: "done", EXIT_WRONG_INPUT: "wrong input", EXIT_FAILED: "failed", EXIT_REQUEUE: "stopped early"}
 # A cause is one of these few words, since it becomes a label of a metric; what is not told follows from the exit code.
 CAUSES = ("done", "wrong_input", "crash", "killed", "signal", "time_limit", "preemption", "cancelled", "requeued", "node_failure", "hang",
-          "nonfinite", "spike", "preflight", "bad_node", "disk", "restarts")
+          "nonfinite", "spike", "preflight", "bad_node", "device", "memory", "network", "disk", "restarts")
 ASKED = ("signal", "preemption", "cancelled", "requeued", "node_failure")     # ends that are nothing against the run itself
 _LIKELY = {EXIT_DONE: "done", EXIT_WRONG_INPUT: "wrong_input", EXIT_FAILED: "crash", EXIT_REQUEUE: "killed"}
 

@@ -76,6 +76,11 @@ class Watchdog:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
+    @property
+    def steps(self) -> int:
+        """Steps that have been passed."""
+        return self._seen[0] - 1
+
     # What the main thread says.
 
     def changed(self, phase: str) -> None:

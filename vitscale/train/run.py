@@ -29,9 +29,10 @@ from vitscale.optim.groups import freeze_
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.launch import hold_lifeline
 from vitscale.parallel.place import Place, node_name
-from vitscale.parallel.world import World, joined, lost_a_peer, wait_as_long_as_it_takes
+from vitscale.parallel.world import World, joined, wait_as_long_as_it_takes
 from vitscale.recipe import Recipe
 from vitscale.resilience.guard import Guard, Verdict
+from vitscale.resilience.lasterror import ECHO_S, most_telling, note_error, say, tell
 from vitscale.resilience.outcome import why_stopped, write_outcome
 from vitscale.resilience.preflight import preflight
 from vitscale.resilience.restarts import begin_attempt, refuse_loop
@@ -89,15 +90,20 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
                 raise
             if not isinstance(error, UserError):
                 dog.give_way()
-            code = error.exit_code if isinstance(error, UserError) else EXIT_REQUEUE if lost_a_peer(error) else EXIT_FAILED
+            failed = note_error(prepared.folder, error, rank=world.rank, size=world.size, node=nodes[world.rank], attempt=start.attempt,
+                                step=dog.steps, exclude=recipe.resilience.exclude_bad_nodes)
             with contextlib.suppress(LeaseLost):        # who has lost the lease must not write
                 if lease is not None:
                     lease.check()
-                    facts = dict(error.facts) if isinstance(error, UserError) else {}
+                    failed = most_telling(prepared.folder, start.attempt, failed, ECHO_S if world.size > 1 else 0.0) or failed
+                    facts = dict(error.facts) if isinstance(error, UserError) and not failed.rank else {}
                     if recipe.resilience.exclude_bad_nodes and "nodes" in facts:
                         facts["exclude"] = facts["nodes"]       # the launcher leaves them out of the next attempt
-                    write_outcome(prepared.folder, code, f"{type(error).__name__}: {error}", attempt=lease.number, **facts)
-            raise
+                    tell(prepared.folder, failed, **facts)
+            if isinstance(error, UserError):
+                raise
+            say(error, failed)
+            return failed.code
 
 
 def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, start: Start, stop: StopFlag, meters: Meters,

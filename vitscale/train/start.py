@@ -60,13 +60,14 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
     except UserError:
         raise
     except Exception as error:
-        from vitscale.parallel.world import lost_a_peer
+        from vitscale.cluster.runfolder import run_folder
+        from vitscale.parallel.place import node_name
+        from vitscale.resilience.lasterror import note_error, say
 
-        if lost_a_peer(error):
-            log.error("another rank is gone: %s", error)        # it says itself why, or its launcher does
-            return EXIT_REQUEUE
-        log.exception("the run failed")
-        return EXIT_FAILED
+        place = place or Place(prepared=True)
+        failed = note_error(run_folder(recipe), error, rank=place.rank, size=place.size, node=node_name())
+        say(error, failed)
+        return failed.code
 
 
 def _say_where_to_look(recipe: Recipe) -> None:
@@ -85,6 +86,7 @@ def _start_ranks(folder: Path, processes: int, max_silent: int, stop: StopFlag) 
     from vitscale.checkpoint.lease import refuse_if_held
     from vitscale.observe.goodput import process_started
     from vitscale.parallel.launch import launch, rank_command
+    from vitscale.resilience.lasterror import tell_if_nobody_did
     from vitscale.resilience.outcome import read_outcome, why_stopped, write_outcome
     from vitscale.resilience.restarts import attempts_of
 
@@ -96,7 +98,9 @@ def _start_ranks(folder: Path, processes: int, max_silent: int, stop: StopFlag) 
         begun = attempts_of(folder)[known:]
         if not end.told:
             refuse_if_held(folder)          # by a newer attempt: then this one's end is nobody's business
-            write_outcome(folder, end.code, end.reason, attempt=begun[-1].attempt if begun else None)
+            attempt = begun[-1].attempt if begun else None
+            if not tell_if_nobody_did(folder, attempt, since=began):
+                write_outcome(folder, end.code, end.reason, attempt=attempt)
         elif end.code == EXIT_REQUEUE and read_outcome(folder).get("time", 0.0) < began:
             asked = why_stopped(end.asked, "before the ranks had joined")
             write_outcome(folder, end.code, asked.reason, cause=asked.cause)
