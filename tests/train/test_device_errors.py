@@ -9,8 +9,8 @@ from running import SMALL, TIMEOUT_S, Run, start
 from vitscale.parallel.place import node_name
 
 pytestmark = pytest.mark.slow       # whole runs of real ranks
-ECC = ("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be asynchronously reported at some other API call, so the "
-       "stacktrace below might be incorrect.\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.")
+ECC = ("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be asynchronously reported at some other API call, so "
+       "the stacktrace below might be incorrect.\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.")
 
 
 def go(place: Path, *arguments: str, meeting: list[Fault]) -> tuple[int, str]:
