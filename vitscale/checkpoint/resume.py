@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vitscale.checkpoint.store import checkpoints_in, fault_in, is_foreign
+from vitscale.checkpoint.store import REPLACED, checkpoints_in, fault_in, is_foreign
 from vitscale.errors import CheckpointError
 from vitscale.files import fsync_folder
 from vitscale.recipe.bound import BOUND, ORDER, concerned, differences
@@ -22,6 +22,9 @@ def newest_whole(folder: Path, also: Callable[[Path], str | None] = lambda check
     Raises CheckpointError if there were checkpoints and none is whole (starting afresh would be a surprise), or if another version
     of vitscale wrote the newest.
     """
+    for half in folder.glob(f"{REPLACED}step-*"):       # a kill came between two names
+        if not (final := folder / half.name.removeprefix(REPLACED)).exists():
+            half.rename(final)
     damaged = []
     for checkpoint in reversed(checkpoints_in(folder)):
         reason = fault_in(checkpoint) or also(checkpoint)

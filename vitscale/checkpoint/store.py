@@ -36,6 +36,7 @@ from vitscale.recipe import Checkpoint as CheckpointSettings
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 STATE = "state"
+REPLACED = ".replaced-"     # before the name of a checkpoint whose place another one is about to take
 WEIGHTS = "model.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
 PREFIX, EMA_PREFIX = "model.", "ema."     # of the names of the tensors that these hold
@@ -72,9 +73,11 @@ class Writer:
         self._failures = 0                          # in a row
         self._unwritten: Unwritten | None = None    # what became of the last one
         self.last_step: int | None = None
+        self.lost_step: int | None = None           # the last one that could not be written
 
-    def save(self, tensors: Mapping[str, Tensor], facts: Facts) -> None:
-        """Stage the state and write it.  Collective.  `tensors` are named as `Engine.tensors` names them (and `ema.NAME`)."""
+    def save(self, tensors: Mapping[str, Tensor], facts: Facts, replace: bool = False) -> None:
+        """Stage the state and write it.  Collective.  `tensors` are named as `Engine.tensors` names them (and `ema.NAME`).
+        `replace`: also if there is one of that step, which knows less."""
         self.settle()
         started = time.monotonic()
         if self._host_mesh is None:
@@ -83,7 +86,7 @@ class Writer:
             if whole is not None and whole.device_type != "cpu":
                 self._host_mesh = init_device_mesh("cpu", tuple(whole.shape), mesh_dim_names=whole.mesh_dim_names)
         staged = {name: self._staged(tensor) for name, tensor in tensors.items()}
-        self._pending = self._pool.submit(self._write, staged, facts, started)
+        self._pending = self._pool.submit(self._write, staged, facts, started, replace)
         self.last_step = facts.step
         if not self.settings.background:
             self.settle()
@@ -97,7 +100,7 @@ class Writer:
             pending.result()
             self._failures, self._unwritten = 0, None
         except Unwritten as error:
-            self._failures, self._unwritten = self._failures + 1, error
+            self._failures, self._unwritten, self.lost_step = self._failures + 1, error, self.last_step
             if self._failures >= MAX_FAILURES:
                 self._unwritten = None
                 raise Unwritten(f"{self._failures} checkpoints in a row could not be written; the last: {error}") from error
@@ -127,7 +130,7 @@ class Writer:
             mesh = self._host_mesh if mesh.ndim == self._host_mesh.ndim else self._host_mesh[names]
         return DTensor.from_local(local, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride())
 
-    def _write(self, staged: dict[str, Tensor], facts: Facts, started: float) -> None:
+    def _write(self, staged: dict[str, Tensor], facts: Facts, started: float, replace: bool) -> None:
         draft = self.folder / f".step-{facts.step:08d}.{self.attempt}"
         writer = dcp.FileSystemWriter(draft / STATE, single_file_per_rank=True, sync_files=False)
         needed = checkpoint_bytes(staged, dist.get_world_size(self._group) if self._group is not None else 1)
@@ -138,7 +141,8 @@ class Writer:
             except dcp.api.CheckpointException as error:        # on every rank, once all have ended their part
                 reasons = _reasons(error)
                 self._on_first(lambda: self._tell(draft, reasons))
-            self._on_first(lambda: self._publish(draft, facts))     # dcp.save returns on rank 0 when every rank has written its part
+            # dcp.save returns on rank 0 when every rank has written its part
+            self._on_first(lambda: self._publish(draft, facts, replace))
         except Unwritten as error:
             if self.rank == 0:
                 shutil.rmtree(draft, ignore_errors=True)    # on a full disk it would stand in the way of the next
@@ -204,11 +208,11 @@ class Writer:
         """Drafts and half-deleted checkpoints that killed attempts left behind: they would fill the disk."""
         if self.lease is not None:
             self.lease.check()
-        for pattern in (".step-*", ".deleted-*"):
+        for pattern in (".step-*", ".deleted-*", f"{REPLACED}*"):
             for path in self.folder.glob(pattern):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _publish(self, draft: Path, facts: Facts) -> None:
+    def _publish(self, draft: Path, facts: Facts, replace: bool) -> None:
         for prefix, name in ((PREFIX, WEIGHTS), (EMA_PREFIX, EMA_WEIGHTS)):
             whole = read_whole(draft / STATE, prefix)
             if whole:
@@ -221,7 +225,13 @@ class Writer:
         final = self.folder / f"step-{facts.step:08d}"
         if self.lease is not None:
             self.lease.check()
-        if final.exists():      # an earlier attempt came this far too, with the same samples: its checkpoint stands
+        if final.exists() and replace:
+            before = final.with_name(f"{REPLACED}{final.name}")     # whoever finds it without the other gives it its name back
+            final.rename(before)
+            draft.rename(final)
+            fsync_folder(self.folder)
+            shutil.rmtree(before, ignore_errors=True)
+        elif final.exists():    # an earlier attempt came this far too, with the same samples: its checkpoint stands
             shutil.rmtree(draft)
         else:
             draft.rename(final)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vitscale.checkpoint.foreign import is_foreign_folder, read_folder
 from vitscale.checkpoint.store import FACTS, MANIFEST, WEIGHTS, checkpoints_in, damage_in, fault_in, read_facts
-from vitscale.checkpoint.tensors import read_tensors
+from vitscale.checkpoint.tensors import first_not_finite, read_tensors
 from vitscale.errors import CheckpointError
 from vitscale.models.adapt import adapted
 from vitscale.models.lora import has_adapters, merged
@@ -64,7 +64,16 @@ def read_start(source: Path, model: nn.Module, objective: str) -> dict[str, Tens
     wanted = {name: shape for name, shape in shapes.items() if name in weights or not name.startswith((*HEAD, "head"))}
     if fresh := [name for name in shapes if name not in wanted]:
         log.info("init=%s: these begin at first values: %s", source, ", ".join(fresh))
-    return fitting(path, weights, wanted)
+    found = fitting(path, weights, wanted)
+    refuse_not_finite(path, found)
+    return found
+
+
+def refuse_not_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError naming the first of the weights that holds a NaN or an infinity: nothing can be learned from there."""
+    if (wrong := first_not_finite(weights)) is not None:
+        raise CheckpointError(f"{path}: '{wrong[0]}' holds {wrong[1]} numbers that are not finite; name weights of a run that went well, "
+                              "or an earlier checkpoint of this one")
 
 
 def section_before(path: Path) -> Model | None:

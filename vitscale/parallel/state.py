@@ -42,6 +42,15 @@ def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
     return state
 
 
+def all_finite(model: nn.Module) -> bool:
+    """Whether the parameters are finite, as far as they lie on this rank: whole, or its part of a sharded one."""
+    parts = [parameter.to_local() if isinstance(parameter, DTensor) else getattr(parameter, "ds_tensor", parameter)
+             for parameter in model.parameters()]
+    with torch.no_grad():       # x - x is 0, or NaN where x is not finite: one number to wait for, whatever the number of tensors
+        sums = [(part - part).sum().float() for part in parts if part.numel()]
+        return not sums or bool(torch.stack(sums).isfinite().all())
+
+
 def load_named_state(model: nn.Module, optimizer: torch.optim.Optimizer, shapes: Mapping[str, torch.Size], fill: Fill) -> None:
     """The reverse of `named_state`; optimizer state that does not exist yet is allocated like its parameter."""
     parameters = dict(model.named_parameters())

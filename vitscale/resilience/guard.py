@@ -2,7 +2,8 @@
 
 Two rules, over the loss of each step and whether its update was made:
 
-* Not finite: `max_nonfinite` steps in a row whose update was left out for a loss or gradient that is not finite.
+* Not finite: `max_nonfinite` steps in a row whose update was left out for a loss or gradient that is not finite; at the end of the run one
+  is enough, since no later step can show that the weights are good.
 * Spike: `spike.in_a_row` losses in a row above  median + deviations x max(1.4826 x MAD, FLOOR x scale).  Median and MAD (median absolute
   deviation; 1.4826 of it are a normal distribution's standard deviation: Rousseeuw & Croux 1993) are those of the last `window` accepted
   losses; unlike mean and standard deviation, some outliers among them move them little.  A suspicious loss is accepted only once the
@@ -51,6 +52,7 @@ class Guard:
         self._scale: float | None = memory.get("scale")
         self._updated: tuple[int, int | None] = step, None      # step of the last update, and where its batch starts if it was seen
         self._any_update = False
+        self.ever_updated: bool = memory.get("updated", step > 0)      # whether the run has made an update at all
         self._nonfinite: list[_Seen] = []       # the streak under way
         self._high: list[_Seen] = []            # the streak under way: suspicious losses, and those that are not finite among them
 
@@ -61,7 +63,7 @@ class Guard:
 
     def memory(self) -> dict[str, Any]:
         """What a checkpoint must hold so that a resumed run comes to the same verdicts."""
-        return {"losses": list(self._accepted), "scale": self._scale}
+        return {"losses": list(self._accepted), "scale": self._scale, "updated": self.ever_updated}
 
     def judge(self, step: int, start: int, end: int, loss: float, applied: bool) -> Verdict | None:
         """Take in a step: its number (the first is 1), its batch's positions [start, end), its loss, and whether the update was made."""
@@ -77,13 +79,23 @@ class Guard:
             self._high = []
         # `_updated` is still the update before this step; within a streak it is the one before the streak
         verdict = self._verdict(end)
+        self.ever_updated |= applied
         if applied and not self._high:
             self._updated, self._any_update = (step, start), True
         return verdict
 
-    def _verdict(self, end: int) -> Verdict | None:
+    def judge_end(self, step: int, start: int, end: int, is_sound: bool) -> Verdict | None:
+        """Whether the run may end with this step, the last that judge() was given: not within a streak of refused updates, nor with weights
+        that are not finite (`is_sound` False), which the next step would have shown."""
+        if self._nonfinite:
+            return self._verdict(end, at_end=True)
+        if not is_sound:
+            return Verdict("nonfinite", step, (start, end), f"the weights are not finite after step {step}, the last")
+        return None
+
+    def _verdict(self, end: int, at_end: bool = False) -> Verdict | None:
         spiked = self._spike is not None and len(self._high) >= self._spike.in_a_row
-        if not spiked and len(self._nonfinite) < self._max_nonfinite:
+        if not spiked and len(self._nonfinite) < (1 if at_end else self._max_nonfinite):
             return None
         reason = f"loss above {self._limit():.4g} in {_span(self._high)}; the median of {len(self._accepted)} before is " \
                  f"{median(self._accepted):.4g}" if spiked else f"loss or gradient was not finite in {_span(self._nonfinite)}"

@@ -44,6 +44,7 @@ from vitscale.train.facts import versions
 from vitscale.train.metrics import RankMetrics
 from vitscale.train.pace import Pace
 from vitscale.train.prepare import Prepared
+from vitscale.train.restore import is_held
 from vitscale.train.size import device_peak_flops
 from vitscale.train.state import Moment, Progress
 from vitscale.train.step import StepResult
@@ -205,8 +206,9 @@ class Recorder:
             with only_tells("the rows of the last checkpoints"):
                 self._write_published(self._files)
             totals = self._files.totals
+            best = progress.best if is_held(self.prepared.folder, progress.best) else None
             write_outcome(self.prepared.folder, exit_code, reason, cause=cause, step=progress.now.step, images=progress.now.images,
-                          best=progress.best, attempt=self.lease.number, **self._goodput("run_seconds"),
+                          best=best, attempt=self.lease.number, **self._goodput("run_seconds"),
                           samples_skipped=totals.skipped, rollbacks=self._files.rollbacks.total(),
                           checkpoint_failures=self._checkpoint_failures, versions=versions(), **totals.evaluation)
             if exit_code == EXIT_REQUEUE:       # there may be seconds left, and the run goes on

@@ -2,9 +2,10 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +76,8 @@ def newest_good(run_folder: Path, lease: Lease) -> Start:
                     set_aside(path, "undone").name)
     checkpoint = newest_whole(run_folder / "checkpoints", also=_lacking)
     facts = read_facts(checkpoint) if checkpoint is not None else None
+    if facts is not None and not is_held(run_folder, facts.best):
+        facts = replace(facts, best=None)
     known = [tuple(skip) for skip in facts.data["skips"]] if facts else []
     return Start(lease.number, checkpoint, facts, remembered(run_folder, known))
 
@@ -84,6 +87,11 @@ def _skips_of(checkpoint: Path) -> list[tuple[int, int]]:
         return [(start, end) for start, end in read_facts(checkpoint).data["skips"]]
     except CheckpointError:     # damaged, or another version's: that is found and said by newest_whole
         return []
+
+
+def is_held(run_folder: Path, best: Mapping[str, Any] | None) -> bool:
+    """Whether the checkpoint that `best` names is there."""
+    return best is not None and any(step_of(path) == best["step"] for path in checkpoints_in(run_folder / "checkpoints"))
 
 
 def _lacking(checkpoint: Path) -> str | None:

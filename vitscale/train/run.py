@@ -29,6 +29,7 @@ from vitscale.optim.groups import freeze_
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.launch import hold_lifeline
 from vitscale.parallel.place import Place, node_name
+from vitscale.parallel.state import all_finite
 from vitscale.parallel.world import World, joined, wait_as_long_as_it_takes
 from vitscale.recipe import Recipe
 from vitscale.resilience.guard import Guard, Verdict
@@ -145,16 +146,24 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
 
         clock = SaveClock(recipe.checkpoint.every, asks=world.is_first)
 
-        def save() -> None:
+        def is_sound() -> bool:
+            """Whether the weights are finite, on all ranks."""
+            with meters.phase("checkpoint"):
+                return not world.any(not all_finite(engine.model))
+
+        def save(again: bool = False) -> None:
+            """`again`: the checkpoint of this step is there, but knows nothing of its evaluation."""
             clock.restart()
-            if writer.last_step == progress.now.step:
+            if writer.last_step == progress.now.step and not again:
                 return
             with meters.phase("checkpoint"):
+                writer.settle()
+                progress.unwritten(writer.lost_step)
                 progress.guard = guard.memory()
                 tensors = engine.tensors()
                 if ema is not None:
                     tensors |= {f"ema.{name}": value for name, value in ema.tensors().items()}
-                writer.save(tensors, facts_of(recipe, prepared, world, progress, stream))
+                writer.save(tensors, facts_of(recipe, prepared, world, progress, stream), again)
 
         def evaluate_now() -> tuple[bool, bool]:
             assert prepared.val is not None
@@ -203,11 +212,12 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
                 try:
                     writer.wait()
                 except Unwritten as error:      # to say "done", or to let another attempt start further back, would hide the loss
+                    progress.unwritten(writer.lost_step)
                     exit_code, reason, cause = error.exit_code, f"{reason}, but the last checkpoint is lost: {error}", "disk"
             return record.end(exit_code, reason, progress, cause)
 
         def leave() -> int:
-            if guard.calm:      # else the checkpoint before is the better one to go on from
+            if guard.calm and is_sound():       # else the checkpoint before is the better one to go on from
                 save()
             asked = why_stopped(stop.reason, ask=world.is_first)
             return end(EXIT_REQUEUE, asked.reason, asked.cause)
@@ -221,12 +231,14 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
         stop.begin()
         dog.begin(progress.now.step)
         probe = Probe(world.device) if world.size > 1 else None
-        owed, patience_over = False, progress.out_of_patience(recipe.evaluate.early_stopping)
+        owed, went_back, patience_over = False, False, progress.out_of_patience(recipe.evaluate.early_stopping)
         if progress.owes_evaluation and prepared.val is not None:
             try:
                 _, patience_over = evaluate_now()
             except EvaluationLeft:
                 return leave()
+            if patience_over or stream.ends_at(schedule.total):     # no later checkpoint will tell of it
+                save(again=True)
         while not stream.ends_at(schedule.total) and not patience_over:
             profile.begin(progress.now.step + 1)
             with meters.phase("data_wait"):
@@ -253,10 +265,13 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
             if result.stop and not finished:    # an evaluation that is due now is made up: there may be half a minute left
                 progress.owes_evaluation = prepared.val is not None and due(recipe.evaluate.every, before, progress.now, num_samples)
                 return leave()
+            if verdict is None and finished:
+                verdict = guard.judge_end(progress.now.step, batch.position, batch.end, is_sound())
+            went_back = verdict is not None
             if verdict is not None:
                 if (failed := go_back(verdict)) is not None:
                     return end(EXIT_FAILED, failed, verdict.cause)
-                owed = False
+                owed, patience_over = False, progress.out_of_patience(recipe.evaluate.early_stopping)
                 continue
 
             is_best = False
@@ -268,8 +283,22 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
                     return leave()
             owed = owed or result.save or due(recipe.checkpoint.every, before, progress.now, num_samples)
             if finished or patience_over or is_best or (owed and guard.calm):
+                if not finished and not is_sound():     # the next step shows it
+                    progress.unwritten(progress.now.step)
+                    patience_over = False
+                    continue
                 save()
                 owed = False
+        if not guard.ever_updated:
+            return end(EXIT_FAILED, "not one update was made: the loss or the gradient of every batch was not finite", "nonfinite")
+        if went_back and prepared.val is not None:      # to the end: all batches after the checkpoint are passed over
+            try:
+                evaluate_now()
+            except EvaluationLeft:
+                progress.owes_evaluation = True
+                return leave()
+        if went_back:
+            save(again=True)
         return end(EXIT_DONE, "patience of early stopping ran out" if patience_over else f"trained for {recipe.duration}")
 
 

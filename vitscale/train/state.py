@@ -45,10 +45,10 @@ class SaveClock:
 
 
 def better(metric: str, value: float, than: float | None, by: float = 0.0) -> bool:
-    """Whether an evaluation beats the best so far: accuracy rises, loss falls; what is not a number never does."""
-    if math.isnan(value):
+    """Whether an evaluation beats the best so far: accuracy rises, loss falls; what is not finite never does."""
+    if not math.isfinite(value):
         return False
-    if than is None:
+    if than is None or not math.isfinite(than):
         return True
     return value < than - by if metric.endswith("loss") else value > than + by
 
@@ -62,23 +62,36 @@ class Progress:
     stopping: dict[str, Any] = field(default_factory=dict)      # early stopping: {"metric", "value" (its best), "evaluations" (since)}
     guard: dict[str, Any] = field(default_factory=dict)         # what the guard remembers of the losses before
     owes_evaluation: bool = False               # one was left for a request to stop; the next attempt makes it up
+    _best_before: dict[str, Any] | None = None  # the best until `best` came
 
     def note(self, evaluation: dict[str, float], metric: str | None, rule: EarlyStopping | None) -> tuple[bool, bool]:
         """Take an evaluation in.  Returns (it is the best so far, patience has run out)."""
         known = self.best["value"] if self.best and self.best["metric"] == metric else None      # another metric starts afresh
-        is_best = metric is not None and better(metric, evaluation[metric], known)
+        is_best = metric is not None and better(metric, _sound(evaluation, metric), known)
         if is_best:
             assert metric is not None
+            self._best_before = self.best
             self.best = {"step": self.now.step, "metric": metric, "value": evaluation[metric]}
         if rule is None:
             return is_best, False
         if self.stopping.get("metric") != rule.metric:
             self.stopping = {"metric": rule.metric}
-        if better(rule.metric, evaluation[rule.metric], self.stopping.get("value"), rule.min_gain):
+        if better(rule.metric, _sound(evaluation, rule.metric), self.stopping.get("value"), rule.min_gain):
             self.stopping = {"metric": rule.metric, "value": evaluation[rule.metric], "evaluations": 0}
         else:
             self.stopping = {**self.stopping, "evaluations": self.stopping.get("evaluations", 0) + 1}
         return is_best, self.out_of_patience(rule)
 
+    def unwritten(self, step: int | None) -> None:
+        """The checkpoint of that step could not be written: if it is the best, the one before is the best that there is."""
+        if self.best is not None and self.best["step"] == step:
+            self.best = self._best_before
+
     def out_of_patience(self, rule: EarlyStopping | None) -> bool:
         return rule is not None and self.stopping.get("metric") == rule.metric and self.stopping.get("evaluations", 0) >= rule.patience
+
+
+def _sound(evaluation: dict[str, float], metric: str) -> float:
+    """The metric, or NaN if the loss beside it is not finite: weights that are NaN still have an accuracy."""
+    loss = "eval_ema_loss" if metric.startswith("eval_ema_") else "eval_loss"
+    return evaluation[metric] if math.isfinite(evaluation.get(loss, 0.0)) else math.nan

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vitscale.checkpoint.foreign import is_foreign_folder, library_of
 from vitscale.checkpoint.load import Loaded, load
+from vitscale.checkpoint.weights import refuse_not_finite
 from vitscale.errors import CheckpointError, RecipeError
 from vitscale.objectives import Task
 from vitscale.objectives.distillation import Distilling
@@ -46,13 +47,16 @@ class FrozenTeacher:
 def give_teacher(task: Task, recipe: Recipe, device: torch.device) -> None:
     """Read the teacher of a task that has one.  Raises RecipeError or CheckpointError for one that cannot be used."""
     if isinstance(task, Distilling):
-        folder = Path(task.objective.teacher)
-        if (folder / RECIPE_FILE).is_file() or (is_foreign_folder(folder) and library_of(folder) != "transformers"):
-            task.teacher = _of_ours(load(folder), recipe, device)
-        elif (folder / CONFIG_FILE).is_file():
-            task.teacher = _of_transformers(folder, recipe, device)
-        else:
-            raise RecipeError(f"objective.teacher: {folder} holds neither {RECIPE_FILE} (a run's folder) nor {CONFIG_FILE} (transformers')")
+        task.teacher = teacher = _read_teacher(Path(task.objective.teacher), recipe, device)
+        refuse_not_finite(Path(task.objective.teacher), dict(teacher.model.named_parameters()))
+
+
+def _read_teacher(folder: Path, recipe: Recipe, device: torch.device) -> FrozenTeacher:
+    if (folder / RECIPE_FILE).is_file() or (is_foreign_folder(folder) and library_of(folder) != "transformers"):
+        return _of_ours(load(folder), recipe, device)
+    if (folder / CONFIG_FILE).is_file():
+        return _of_transformers(folder, recipe, device)
+    raise RecipeError(f"objective.teacher: {folder} holds neither {RECIPE_FILE} (a run's folder) nor {CONFIG_FILE} (transformers')")
 
 
 def _of_ours(loaded: Loaded, recipe: Recipe, device: torch.device) -> FrozenTeacher:
