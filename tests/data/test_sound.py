@@ -15,7 +15,7 @@ from vitscale.data.crop import DRAWS, RandomCrop
 from vitscale.data.decode import decode
 from vitscale.data.draws import uniforms
 from vitscale.data.header import read_header
-from vitscale.data.sound import SoundImages
+from vitscale.data.sound import SoundImages, sum_of
 from vitscale.recipe.load import check_recipe
 
 CHINA = Image.fromarray(load_sample_images().images[0])
@@ -82,15 +82,15 @@ def test_a_sum_tells_bytes_from_others():
     for bit in range(8 * len(data)):
         other = bytearray(data)
         other[bit // 8] ^= 1 << bit % 8
-        others.add(sound.sum_of(bytes(other)))
+        others.add(sum_of(bytes(other)))
     for cut in range(1, 20):
-        others |= {sound.sum_of(data[:-cut]), sound.sum_of(data + bytes(cut)), sound.sum_of(data[:500] + data[500 + cut:] + bytes(cut))}
-    assert sound.sum_of(data) not in others
-    assert sound.sum_of(b"") > 0
-    assert not sound.knows(3, sound.sum_of(data))
-    sound.note(3, sound.sum_of(data))
-    assert sound.knows(3, sound.sum_of(data))
-    assert not sound.knows(4, sound.sum_of(data))
+        others |= {sum_of(data[:-cut]), sum_of(data + bytes(cut)), sum_of(data[:500] + data[500 + cut:] + bytes(cut))}
+    assert sum_of(data) not in others
+    assert sum_of(b"") > 0
+    assert not sound.knows(3, sum_of(data))
+    sound.note(3, sum_of(data))
+    assert sound.knows(3, sum_of(data))
+    assert not sound.knows(4, sum_of(data))
 
 
 def test_marks_are_noted_with_the_sum_they_belong_to():

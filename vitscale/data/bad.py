@@ -1,6 +1,6 @@
 """What can be wrong with one sample while the others are well."""
 
-REASONS = ("read", "image", "format", "bomb", "truncated", "decode", "label")      # labels of a metric, and so few
+REASONS = ("read", "image", "format", "bomb", "truncated", "decode", "crash", "label")      # labels of a metric, and so few
 
 
 class BadSample(Exception):

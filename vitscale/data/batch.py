@@ -1,6 +1,7 @@
 """One micro-batch: what is wanted in it (a plan), what came (tensors), and how samples are fetched into it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from threading import Event
 from typing import Any, TypeVar
@@ -15,12 +16,13 @@ from vitscale.data.augment import Erase, Ops
 from vitscale.data.bad import BadSample
 from vitscale.data.cache import ShardCache
 from vitscale.data.crop import CentreCrop, RandomCrop
+from vitscale.data.crumbs import SPLITS, Crumbs
 from vitscale.data.decode import decode
 from vitscale.data.index import SetIndex
 from vitscale.data.labels import LabelRule, labels_of
 from vitscale.data.mix import Mix
 from vitscale.data.reader import ShardReader
-from vitscale.data.sound import SoundImages
+from vitscale.data.sound import SoundImages, sum_of
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,15 @@ class Fetcher:
 
     def __init__(
         self, index: SetIndex, *, label: LabelRule | None, classes: int, image: int, channels: int, group: int,
-        crop: RandomCrop | CentreCrop, exif: bool = False, cache: ShardCache | None = None,
+        crop: RandomCrop | CentreCrop, exif: bool = False, cache: ShardCache | None = None, crumbs: Crumbs | None = None,
+        split: str = "train",
     ) -> None:
         self.stopping = Event()
         self.index, self.reader = index, ShardReader(index, cache=cache, stopping=self.stopping)
         self.label, self.classes, self.image, self.channels, self.group, self.crop = label, classes, image, channels, group, crop
         self.exif, self.targets = exif, classes if label is not None and label.several else 0
         self.sound = SoundImages(index.num_samples)
+        self.crumbs, self.split = crumbs, SPLITS.index(split)
 
     def fill(self, plan: Plan, micro: MicroBatch, low: int, high: int) -> Report:
         """Fill the slots [low, high), whole groups.  A sample that cannot be used is replaced by the next of its group that can; if there
@@ -180,9 +184,14 @@ class Fetcher:
             raise BadSample("image", f"has no image{f' {self.index.image!r}' if self.index.image else ''} (its members are {members})")
         draws: Sequence[float] = () if plan.crop is None else plan.crop[slot].tolist()
         data, sample = self.reader.pread(shard, *image[1:]), int(plan.ids[source])
-        known, marks = self.sound.sum_of(data), self.sound.marks(sample)
+        known, marks = sum_of(data), self.sound.marks(sample)
         sound = self.sound.knows(sample, known)
-        decode(data, self.crop, self.image, self.channels, draws, self.exif, sound, micro.images.numpy()[slot], marks)
+        crumb: AbstractContextManager[None] = nullcontext()
+        if self.crumbs is not None:
+            self.crumbs.refuse(data, known)
+            crumb = self.crumbs.decoding(self.split, shard, number, *image[1:], sound, draws)
+        with crumb:
+            decode(data, self.crop, self.image, self.channels, draws, self.exif, sound, micro.images.numpy()[slot], marks)
         if not sound:
             self.sound.note(sample, known, marks)
         micro.labels.numpy()[slot] = labels[0] if labels else 0

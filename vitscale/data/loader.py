@@ -16,6 +16,7 @@ from vitscale.data.augment import Erase, Ops
 from vitscale.data.batch import Fetcher, MicroBatch, Plan, StepBatch
 from vitscale.data.cache import ShardCache
 from vitscale.data.crop import CentreCrop, RandomCrop
+from vitscale.data.crumbs import Crumbs
 from vitscale.data.draws import CROP, ERASE, FLIP, KEEP, TASK, uniforms
 from vitscale.data.drop_path import keep_of_groups
 from vitscale.data.index import SetIndex
@@ -37,18 +38,18 @@ _VAL = 1        # the same of an evaluation
 def open_stream(
     recipe: Recipe, index: SetIndex, split: Literal["train"] = "train", *, rank: int, world: int, micro_batch: int,
     drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
-    late: bool = False,
+    late: bool = False, crumbs: Crumbs | None = None,
 ) -> "Stream": ...
 @overload
 def open_stream(
     recipe: Recipe, index: SetIndex, split: Literal["val"], *, rank: int, world: int, micro_batch: int,
     drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
-    late: bool = False,
+    late: bool = False, crumbs: Crumbs | None = None,
 ) -> "EvalStream": ...
 def open_stream(
     recipe: Recipe, index: SetIndex, split: Literal["train", "val"] = "train", *, rank: int, world: int, micro_batch: int,
     drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
-    late: bool = False,
+    late: bool = False, crumbs: Crumbs | None = None,
 ) -> "Stream | EvalStream":
     """The stream of one rank.
 
@@ -57,6 +58,7 @@ def open_stream(
     cores.  pin: page-locked memory, for a GPU.
     on_bad: called for each sample that could not be used, with step, position, id, shard, key, reason and detail.
     late: further batches are begun when Stream.coming() is called, and only then as long as one is left (ahead.py).
+    crumbs: where samples are written down while they are decoded, and which must not be.
     Raises DataError when batch, lanes, group and ranks do not suit the samples or each other.
     """
     data, model, train = recipe.data, recipe.model, split == "train"
@@ -70,7 +72,7 @@ def open_stream(
         label = LabelRule.of(data.label, data.class_map, data.multi_label)
     fetcher = Fetcher(
         index, label=label, classes=model.classes, image=model.image, channels=model.channels, group=group, crop=crop,
-        exif=data.exif_orientation == "apply", cache=ShardCache(data.cache_dir, data.cache_bytes),
+        exif=data.exif_orientation == "apply", cache=ShardCache(data.cache_dir, data.cache_bytes), crumbs=crumbs, split=split,
     )
     workers = data.workers or max(usable_cores() // local_ranks, 1)
     if train:

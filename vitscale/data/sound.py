@@ -10,6 +10,13 @@ _MARKS = 7              # ways into each image's coded data: 84 bytes
 _MOST_MARKED = 1 << 22  # images of a set whose marks are kept, in 352 MB at most, on every rank
 
 
+def sum_of(data: bytes) -> int:
+    """Of an image's bytes; never 0, which stands for none."""
+    words = np.frombuffer(data, np.uint64, len(data) // 8)
+    tail = int.from_bytes(data[8 * len(words):], "little")
+    return (int(words.sum()) + tail + len(data)) % 2**64 or 1
+
+
 class SoundImages:
     """A table of sums, one place for each sample id (modulo its length).  Memory is taken as it fills.  Safe for many threads.
 
@@ -21,12 +28,6 @@ class SoundImages:
     def __init__(self, num_samples: int) -> None:
         self._sums = np.zeros(min(num_samples, _MOST), np.uint64)
         self._marks = np.zeros((num_samples, _MARKS, MARK_WORDS), np.uint32) if num_samples <= _MOST_MARKED else None
-
-    def sum_of(self, data: bytes) -> int:
-        """Of an image's bytes; never 0, which stands for none."""
-        words = np.frombuffer(data, np.uint64, len(data) // 8)
-        tail = int.from_bytes(data[8 * len(words):], "little")
-        return (int(words.sum()) + tail + len(data)) % 2**64 or 1
 
     def knows(self, sample: int, found: int) -> bool:
         """Whether the sample had this sum when it was last noted."""

@@ -14,6 +14,7 @@ from vitscale.checkpoint.lease import Lease, LeaseLost
 from vitscale.checkpoint.room import Unwritten
 from vitscale.checkpoint.store import Writer
 from vitscale.data import open_stream
+from vitscale.data.crumbs import Crumbs
 from vitscale.data.descriptors import raise_limit
 from vitscale.data.remote import PATIENCE
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, DataError, UserError
@@ -39,6 +40,7 @@ from vitscale.resilience.preflight import preflight
 from vitscale.resilience.restarts import begin_attempt, refuse_loop
 from vitscale.resilience.signals import StopFlag
 from vitscale.resilience.watchdog import Watchdog
+from vitscale.train.crashers import crashers_of
 from vitscale.train.evaluate import EvaluationLeft, evaluate
 from vitscale.train.facts import facts_of
 from vitscale.train.pace import PROBE_EVERY, Probe
@@ -63,7 +65,7 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
     setup_logging(make_console() if place.rank == 0 else None, prepared.folder / "logs" / f"rank-{place.rank}.log")
     with contextlib.ExitStack() as stack:
         world = stack.enter_context(joined(recipe.parallel, place))
-        lease, goodput, start, mistake = None, None, None, None
+        lease, goodput, start, crashers, mistake = None, None, None, None, None
         if world.is_first:
             with meters.phase("restore"):
                 try:
@@ -72,10 +74,11 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
                     stop.last_word = functools.partial(_leave_early, prepared.folder, lease, "twice, and ended at once", "SIGINT")
                     goodput = stack.enter_context(Goodput(prepared.folder, lease, meters))
                     start = find_start(recipe, prepared, lease, accept_changes)
+                    crashers = crashers_of(recipe, prepared, start.attempt)
                     _count(recipe, prepared, world, start, goodput)
                 except UserError as error:
                     mistake = error
-        start, mistake = world.broadcast((start, mistake))
+        start, crashers, mistake = world.broadcast((start, crashers, mistake))
         if mistake is not None:
             raise mistake       # no rank waits for one that is gone
         nodes = world.broadcast(world.gather(node_name()))
@@ -85,7 +88,8 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
         try:
             if recipe.resilience.preflight:
                 preflight(recipe, prepared.folder, [index for index in (prepared.train, prepared.val) if index is not None], world)
-            return _train(recipe, prepared, world, lease, start, stop, meters, goodput, dog)
+            with contextlib.closing(Crumbs.open(prepared.folder, world.rank, crashers)) as crumbs:
+                return _train(recipe, prepared, world, lease, start, stop, meters, goodput, dog, crumbs)
         except Exception as error:
             if stop.cut_short:          # that has been told, and is why
                 raise
@@ -108,7 +112,7 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
 
 
 def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, start: Start, stop: StopFlag, meters: Meters,
-           goodput: Goodput | None, dog: Watchdog) -> int:
+           goodput: Goodput | None, dog: Watchdog, crumbs: Crumbs) -> int:
     work = size_up(recipe, prepared.train, world)
     engine = open_engine(recipe.parallel, world, work)
     task = build_task(recipe.model, recipe.objective)
@@ -128,7 +132,7 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
         stream = stack.enter_context(open_stream(
             recipe, prepared.train, "train", rank=world.data_rank, world=world.data_size, micro_batch=work.micro_batch,
             drop_rates=drop_rates, num_draws=task.num_draws, local_ranks=world.local_size, pin=on_gpu,
-            on_bad=bad.append if world.leads else None, late=on_gpu))
+            on_bad=bad.append if world.leads else None, late=on_gpu, crumbs=crumbs))
         inputs = Inputs(world.device, recipe.data.augment, stream.coming if on_gpu else None)
         dog.reading(lambda: stream.progress, slack_s=PATIENCE.silence_s if stream.is_remote else 0.0)
         with meters.phase("restore"):
@@ -171,7 +175,8 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
             with meters.phase("evaluate"):
                 val = open_stream(
                     _patient(recipe), prepared.val, "val", rank=world.data_rank, world=world.data_size, micro_batch=work.micro_batch,
-                    num_draws=task.num_draws, local_ranks=world.local_size, pin=on_gpu, on_bad=unusable.append if world.leads else None)
+                    num_draws=task.num_draws, local_ranks=world.local_size, pin=on_gpu, on_bad=unusable.append if world.leads else None,
+                    crumbs=crumbs)
                 with val:
                     result = evaluate(engine, dog.over(val), task, recipe.data.augment, stop)
                     found = list(unusable)

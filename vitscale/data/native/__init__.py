@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 Box = tuple[int, int, int, int]         # top, left, height, width
 MARK_WORDS = 3                          # of a mark (entropy.h)
 
+_INTERFACE = 2                          # of crop() in module.c: what was built before boxes were in pixels of the whole image has none
+
 _module: Any = None
 _absent = ""
 try:
@@ -20,6 +22,8 @@ try:
 except ImportError as error:
     _absent = str(error) if "No module named" not in str(error) else (
         "not built: its installation found no C compiler, no Python.h, or no headers of libjpeg-turbo (jpeglib.h, jpegint.h)")
+if _module is not None and getattr(_module, "INTERFACE", 1) != _INTERFACE:
+    _module, _absent = None, "built from older sources; build it again: python vitscale/data/native/build.py"
 
 
 def available() -> bool:

@@ -102,7 +102,7 @@ PyMODINIT_FUNC PyInit__crop(void)
     if (!has_its_libjpeg())
         return NULL;
     PyObject *module = PyModule_Create(&definition);
-    if (module && (PyModule_AddStringConstant(module, "LIBJPEG", "libjpeg-turbo " TEXT(LIBJPEG_TURBO_VERSION)) ||
+    if (module && (PyModule_AddIntConstant(module, "INTERFACE", 2) || PyModule_AddStringConstant(module, "LIBJPEG", "libjpeg-turbo " TEXT(LIBJPEG_TURBO_VERSION)) ||
                    PyModule_AddStringConstant(module, "SOURCES", SOURCES) ||
                    PyModule_AddStringConstant(module, "INSTRUCTIONS", instructions()))) {
         Py_DECREF(module);
