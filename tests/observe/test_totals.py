@@ -149,3 +149,14 @@ def test_a_cut_leaves_what_reading_everything_would(tmp_path: Path, tail: str, w
         assert path.read_bytes().endswith(b"\n") or not kept
     with pytest.raises(FileNotFoundError):
         cut_after(tmp_path / "none", 1)
+
+
+@pytest.mark.parametrize("device", ["/dev/full", "/dev/zero", "/dev/null"])
+def test_a_device_in_its_place_gives_no_rows(tmp_path: Path, device: str) -> None:
+    for name in (METRICS, QUARANTINE):
+        (tmp_path / name).symlink_to(device)
+    totals = Totals(tmp_path)
+    assert (totals.images, totals.skipped) == (0, Counter())
+    assert cut_after(tmp_path / QUARANTINE, 3) == []
+    with JsonLines(tmp_path / METRICS) as lines:
+        lines.write({"step": 1})

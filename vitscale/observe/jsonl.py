@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -146,6 +147,8 @@ def rows_from(path: Path, start: int, parse: Callable[[bytes], dict[str, Any] | 
     parse = parse or parse_row
     damaged = 0
     with open(path, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return                  # a device may give bytes for ever
         file.seek(start)
         for line in file:
             row = parse(line)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import time
 from collections.abc import Iterable
 from operator import attrgetter
@@ -61,6 +62,9 @@ class Table:
         try:
             with open(self.path, "rb") as file:
                 now = os.fstat(file.fileno())
+                if not stat.S_ISREG(now.st_mode):
+                    self.trouble = "is no regular file"     # a device may give bytes for ever
+                    return True
                 if now.st_ino != self._inode or now.st_size < self._read:
                     self._forget()
                     self._inode = now.st_ino
