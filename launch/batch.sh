@@ -5,13 +5,12 @@
 MARGIN_S=30             # before the time limit, ranks that did not stop when they were told to are left behind
 LAST_RANK_S=${LAST_RANK_S:-60}          # for the other ranks once the first has ended; those that do not stop with it hang
 REFUSALS=20             # of a request to requeue, in words that do not say for certain that they are one
-STRIKES=3               # attempts in a row that end before training could begin
+BROKEN_STARTS=3         # attempts in a row in which vitscale itself could not be started
 
 # The plain number of an array's first task would mean the whole array.
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
-strikes_file=$SLURM_SUBMIT_DIR/.vitscale-job-$job
-ranks='' stop_by=''     # srun's process; once told to stop, the time by which the ranks must have
+ranks='' stop_by='' asked_after=''       # srun's process; once told to stop: the time by which the ranks must have, seconds since the start
 job_end=''              # when the job's time is up, as SLURM writes it
 
 say() { echo "vitscale: $*" >&2; }
@@ -44,20 +43,23 @@ ask() {
     [ -z "$told" ] || say "slurmctld answers again"
 }
 
+# Line NAME of what vitscale answered, $2.  SETUP, modules and containers may print what they like before and after it.
+told() { sed -n "s/^vitscale-$1: //p" <<< "$2" | tail -n 1; }
+
 # Train RECIPE [OVERRIDE ...] and end the job with the code of the run, or requeue it.
 train() {
-    local folder code exclude end
+    local said folder code verdict
     trap tell_ranks HUP USR1 USR2
     trap : TERM         # SLURM sends it to the ranks too; they save, and this script outlives them
-    folder=$(here job begin "$@")
+    said=$(here job begin "$@")
     code=$?
-    case $code in
-        0) [ -n "$folder" ] || finish 0 ;;
-        2 | 3) finish $code ;;
-        *) say "vitscale cannot be started on $(node): code $code; see the lines above, and SETUP, VENV or the container in the script"
-           [ "${SLURM_RESTART_COUNT:-0}" != 0 ] || finish 2
-           strike $code ;;
-    esac
+    verdict=$(told code "$said")
+    folder=$(told folder "$said")
+    [ -n "$verdict" ] || broken_start $code
+    [ $verdict != 75 ] || requeue ''
+    [ -n "$folder" ] || exit $verdict       # a mistake, or there is nothing left to do
+    export VITSCALE_TRY
+    VITSCALE_TRY=$(told try "$said")
     if [ -z "$stop_by" ]; then
         run_ranks "$folder" "$@"
         code=$?
@@ -68,14 +70,13 @@ train() {
         say "this attempt was given up by SLURM and job $job restarted; the later attempt decides"
         exit 75
     fi
-    exclude=$(here job end "$folder" "$code")
-    end=$?
-    case $end in
-        0 | 2 | 3) finish $end ;;
-        75) rm -f "$strikes_file" ;;
-        *) [ -n "$stop_by" ] || strike "$code" ;;
+    said=$(here job end "$folder" "$code" $asked_after)
+    verdict=$(told code "$said")
+    [ -n "$verdict" ] || say "vitscale could not be asked how to go on; the code of the ranks, $code, decides"
+    case ${verdict:-$code} in
+        0 | 2 | 3) exit ${verdict:-$code} ;;
     esac
-    requeue "$exclude"
+    requeue "$(told exclude "$said")"
 }
 
 # One task of srun for each rank; returns its code: the highest of all ranks', 128 + N for death by signal N.
@@ -126,6 +127,7 @@ export_meeting_point() {
 
 tell_ranks() {
     local end now
+    asked_after=${asked_after:-$SECONDS}
     [ -z "$ranks" ] || kill -USR2 $ranks 2>/dev/null     # srun passes it on
     say "the ranks are told to save and stop"
     now=$(date +%s)
@@ -227,21 +229,23 @@ requeue() {
     exit 75
 }
 
-# An attempt ended with code $1 before training began: a few of those in a row stop the job.
-strike() {
-    local count
-    count=$(($(cat "$strikes_file" 2>/dev/null || echo 0) + 1))
-    if [ $count -ge $STRIKES ]; then
-        say "stopped for good: $count attempts in a row ended before training began, the last with code $1"
-        finish 3
+# vitscale could not be started, with code $1: a broken environment, a bad node, a file system that is away.  Then nothing can be noted in
+# the run folder; SLURM keeps the count, in the job's comment as COUNT@RESTART, and a few in a row end the job.
+broken_start() {
+    local restarts=${SLURM_RESTART_COUNT:-0} mark=vitscale-broken-starts comment count=1
+    say "vitscale cannot be started on $(node): code $1; see the lines above, and SETUP, VENV or the container in the script"
+    [ $restarts != 0 ] || exit 2
+    ask Comment:250
+    comment=$(sed 's/^(null)//; s/ *$//' <<< "$answer")
+    if [[ $comment =~ $mark=([0-9]+)@([0-9]+) ]] && [ ${BASH_REMATCH[2]} = $((restarts - 1)) ]; then
+        count=$((BASH_REMATCH[1] + 1))
     fi
-    echo $count > "$strikes_file"
+    scontrol update "jobid=$job" "comment=${comment%%$mark*}$mark=$count@$restarts" || count=$restarts
+    if [ $count -ge $BROKEN_STARTS ]; then
+        say "stopped for good: $count attempts in a row could not start vitscale; mend that, then submit the job again"
+        exit 3
+    fi
     requeue ''
 }
 
 node() { echo "${SLURMD_NODENAME:-$(hostname)}"; }
-
-finish() {
-    rm -f "$strikes_file"
-    exit "$1"
-}

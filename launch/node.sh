@@ -13,12 +13,13 @@
 
 fail() { echo "vitscale: ${SLURMD_NODENAME:-$(hostname)}: $*" >&2; exit 2; }
 
-if [ -n "$SETUP" ]; then eval "$SETUP" || fail "SETUP failed: $SETUP"; fi
+# What is set up may say what it likes, but not where vitscale answers.
+if [ -n "$SETUP" ]; then eval "$SETUP" >&2 || fail "SETUP failed: $SETUP"; fi
 if [ -n "$VENV" ]; then
     [ -f "$VENV/bin/activate" ] || fail "VENV is $VENV, which is no virtual environment here"
-    source "$VENV/bin/activate"
+    source "$VENV/bin/activate" >&2
 elif [ -z "$PREFIX" ] && [ -f .venv/bin/activate ]; then
-    source .venv/bin/activate
+    source .venv/bin/activate >&2
 fi
 
 # torch takes every core of the node for itself unless it is told this rank's share.

@@ -12,7 +12,8 @@ import pytest
 
 from vitscale.checkpoint.lease import STALE_S, Lease
 from vitscale.cluster import runfolder
-from vitscale.cluster.attempt import NOT_BEGUN, RunOver, Verdict, begin, verdict
+from vitscale.cluster.attempt import Asked, RunOver, begin, end
+from vitscale.cluster.tries import VARIABLE
 from vitscale.errors import RecipeError
 from vitscale.resilience.outcome import FILE, write_outcome
 
@@ -20,7 +21,21 @@ NAME = ["name=x"]
 
 
 def began(folder: Path, env: dict[str, str] | None = None) -> Path:
-    return begin("quickstart", [f"runs_dir={folder}", *NAME], env or {"SLURM_JOB_ID": "7"})
+    """The run folder; the try's token is in `os.environ`, as in a batch script."""
+    begun = begin("quickstart", [f"runs_dir={folder}", *NAME], env or {"SLURM_JOB_ID": "7"})
+    os.environ[VARIABLE] = begun.token
+    return begun.folder
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv(VARIABLE, "none yet")
+
+
+def verdict(folder: Path, code: int, asked: Asked | None = None) -> tuple[int, tuple[str, ...]]:
+    found = end(folder, code, asked)
+    return found.code, found.exclude
 
 
 def hold(folder: Path) -> None:
@@ -53,14 +68,14 @@ def test_by_the_code_alone_once_training_had_begun(tmp_path: Path, code: int, th
     """1 and 255: a traceback of a rank that was not rank 0, or srun's own."""
     folder = began(tmp_path)
     hold(folder)
-    assert verdict(folder, code) == Verdict(then)
+    assert verdict(folder, code)[0] == then
 
 
-@pytest.mark.parametrize(("code", "then"), [(0, 0), (2, 2), (3, 3), (75, NOT_BEGUN), (1, NOT_BEGUN), (137, NOT_BEGUN)])
-def test_an_attempt_that_nobody_held_the_folder_in_has_not_begun(tmp_path: Path, code: int, then: int):
+@pytest.mark.parametrize(("code", "then"), [(0, 0), (2, 2), (3, 3), (75, 75), (1, 75), (137, 75)])
+def test_an_attempt_in_which_nobody_held_the_folder(tmp_path: Path, code: int, then: int):
     (tmp_path / "x").mkdir()
     hold(tmp_path / "x")        # the one before it did
-    assert verdict(began(tmp_path), code) == Verdict(then)
+    assert verdict(began(tmp_path), code)[0] == then
 
 
 @pytest.mark.parametrize(("said", "code"), list(itertools.product((0, 2, 3), (75, 137, 1))))
@@ -69,22 +84,20 @@ def test_rank_0s_last_word_counts_before_what_the_others_made_of_it(tmp_path: Pa
     folder = began(tmp_path)
     hold(folder)
     write_outcome(folder, said, "as tested")
-    assert verdict(folder, code).code == said
+    assert verdict(folder, code)[0] == said
 
 
 def test_the_word_of_an_earlier_attempt_does_not_count(tmp_path: Path):
     (tmp_path / "x").mkdir()
     write_outcome(tmp_path / "x", 3, "long ago", exclude=["n9"])
     folder = began(tmp_path)
-    assert verdict(folder, 137) == Verdict(NOT_BEGUN)
-    hold(folder)
-    assert verdict(folder, 137) == Verdict(75)
+    assert verdict(folder, 137) == (75, ())
 
 
 def test_a_mistake_found_by_rank_0_before_it_held_the_folder(tmp_path: Path):
     folder = began(tmp_path)
     write_outcome(folder, 2, "no such shards")
-    assert verdict(folder, 75) == Verdict(2)
+    assert verdict(folder, 75)[0] == 2
 
 
 @pytest.mark.parametrize(("written", "left_out"), [
@@ -94,7 +107,7 @@ def test_a_mistake_found_by_rank_0_before_it_held_the_folder(tmp_path: Path):
 def test_nodes_to_leave_out(tmp_path: Path, written: Any, left_out: tuple[str, ...]):
     folder = began(tmp_path)
     write_outcome(folder, 75, "a GPU is gone", exclude=written)
-    assert verdict(folder, 75) == Verdict(75, left_out)
+    assert verdict(folder, 75) == (75, left_out)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b'{"exit_code": "3"}', b'{"exit_code": [3]}', b"[" * 100_000])
@@ -102,9 +115,11 @@ def test_a_damaged_outcome_is_none(tmp_path: Path, content: bytes):
     folder = began(tmp_path)
     hold(folder)
     (folder / FILE).write_bytes(content)
-    assert verdict(folder, 137) == Verdict(75)
+    assert verdict(folder, 137) == (75, ())
     (folder / runfolder.BEGUN).write_bytes(content)
-    assert verdict(folder, 137).code in (75, NOT_BEGUN)
+    for path in (folder / "tries").iterdir():
+        path.write_bytes(content)
+    assert verdict(folder, 137) == (75, ())
 
 
 def chain(folder: Path, jobs: object) -> None:
@@ -136,20 +151,22 @@ def test_a_damaged_note_of_a_chain_is_none(tmp_path: Path, jobs: object):
 
 
 def test_the_commands(tmp_path: Path):
-    """As launch/batch.sh calls them: the folder, or the nodes, alone on standard output; the verdict as exit code."""
-    environment = {**os.environ, "SLURM_JOB_ID": "7", "PYTHONPATH": str(Path(__file__).parents[2])}
+    """As launch/batch.sh calls them: each answer on a line of its own, which begins with its name."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
     def job(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", "vitscale", "job", *arguments], capture_output=True, text=True, cwd=tmp_path,
                               timeout=60, env=environment)
 
     first = job("begin", "quickstart", *NAME, "--accept-changes")
-    assert (first.returncode, first.stdout, first.stderr) == (0, "runs/x\n", "")
+    told = dict(line.split(": ", 1) for line in first.stdout.splitlines())
+    assert (first.returncode, told["vitscale-folder"], told["vitscale-code"], first.stderr) == (0, "runs/x", "0", "")
+    environment[VARIABLE] = told["vitscale-try"]
     write_outcome(tmp_path / "runs" / "x", 75, "two nodes are bad", exclude=["n2", "n4"])
     last = job("end", "runs/x", "137")
-    assert (last.returncode, last.stdout, last.stderr) == (75, "n2,n4\n", "")
+    assert (last.returncode, last.stdout, last.stderr) == (75, "vitscale-exclude: n2,n4\nvitscale-code: 75\n", "")
     wrong = job("begin", "quickstart", "optim.lrr=1")
-    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert (wrong.returncode, wrong.stdout) == (2, "vitscale-code: 2\n")
 
 
 def test_names_of_files_are_those_that_others_write():

@@ -137,14 +137,15 @@ def test_a_step_daemon_that_dies_beside_a_run_that_gets_nowhere(cluster: Cluster
         job.goes_like(alone, 60)
 
     def gets_nowhere() -> None:
-        """Killed as often as it starts; the fourth attempt is not made."""
+        """Killed as often as it starts; a fourth attempt is not waited for."""
         job = Job.submit(cluster, yard, "n", "duration=600 steps", "checkpoint.every=200 steps", "parallel.engine=ddp",
                          options=("--nodes=1", "--exclude=n1,n2"))
         for attempt in (1, 2, 3):
             job.wait_for_step(1, attempt)
             job.kill_rank(1)
-            job.wait_for_restart(attempt)
-        known = cluster.wait_for(job.id, "FAILED", restarts=3)
+            if attempt < 3:
+                job.wait_for_restart(attempt)
+        known = cluster.wait_for(job.id, "FAILED", restarts=2)
         assert known["ExitCode"] == "3:0"
         assert job.run.outcome["state"] == "failed"
         assert job.run.outcome["cause"] == "restarts"

@@ -2,11 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vitscale.cli.app import Overrides, RecipeArgument, RunArgument, app, job_app
+from vitscale.errors import UserError
 
 
 @app.command()
@@ -109,10 +110,20 @@ def cancel(runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run
 @job_app.command("begin")
 def job_begin(recipe: RecipeArgument, overrides: Overrides = None,
               accept_changes: Annotated[bool, typer.Option("--accept-changes", help="For train; without effect here.")] = False) -> None:
-    """Before the ranks start: checks the recipe, notes the job in the run folder, and prints that folder."""
+    """Before the ranks start: checks the recipe, notes the job in the run folder; answers with that folder and the token of this try."""
     from vitscale.cluster.attempt import begin
+    from vitscale.cluster.tries import RestartLoop
 
-    print(begin(recipe, overrides or []))
+    try:
+        begun = begin(recipe, overrides or [])
+    except UserError as error:
+        if isinstance(error, RestartLoop):
+            _say_outcome(error.run_folder, error.exit_code, str(error), **error.facts)
+        _answer("code", str(error.exit_code))
+        raise
+    _answer("folder", str(begun.folder))
+    _answer("try", begun.token)
+    _answer("code", "0")
 
 
 @job_app.command("coordinates")
@@ -139,12 +150,33 @@ def job_nursery() -> None:
 
 
 @job_app.command("end")
-def job_end(folder: Path, code: int) -> None:
-    """After the ranks have ended with CODE: the exit code says how to go on, the output which nodes to leave out."""
-    from vitscale.cluster.attempt import verdict
+def job_end(folder: Path, code: int, asked_after: Annotated[float | None, typer.Argument(metavar="[SECONDS]")] = None) -> None:
+    """After the ranks have ended with CODE, and the script was told to stop SECONDS after its start: how to go on, and which nodes to
+    leave out."""
+    from vitscale.cluster.attempt import Asked, end
     from vitscale.resilience.lasterror import tell_for_job
+    from vitscale.resilience.outcome import why_stopped
 
     tell_for_job(folder)
-    found = verdict(folder, code)
-    print(",".join(found.exclude))
+    asked = None
+    if asked_after is not None:
+        why = why_stopped("SIGUSR2", f"{asked_after:.0f} s after the job's start")
+        asked = Asked(why.cause, why.reason, asked_after)
+    found = end(folder, code, asked)
+    if found.outcome is not None:
+        _say_outcome(folder, **found.outcome)
+        print(f"vitscale: {found.outcome['reason']}", file=sys.stderr)
+    _answer("exclude", ",".join(found.exclude))
+    _answer("code", str(found.code))
     raise typer.Exit(found.code)
+
+
+def _answer(name: str, value: str) -> None:
+    """A line for launch/batch.sh, which tells it by its first word from whatever else may be printed on the way."""
+    print(f"vitscale-{name}: {value}", flush=True)
+
+
+def _say_outcome(folder: Path, exit_code: int, reason: str, **facts: Any) -> None:
+    from vitscale.resilience.outcome import write_outcome
+
+    write_outcome(folder, exit_code, reason, **facts)

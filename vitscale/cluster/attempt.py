@@ -3,36 +3,58 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitscale.cluster.runfolder import BEGUN, JOB, OUTCOME, highest_lease, mark, read_object, run_folder, write_object
-from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT, RecipeError, UserError
+from vitscale.cluster.ended import Before, Ended, ended, word_of
+from vitscale.cluster.runfolder import BEGUN, JOB, OUTCOME, mark, read_object, run_folder, write_object
+from vitscale.cluster.tries import FINAL, VARIABLE, RestartLoop, Tries, noted
+from vitscale.errors import EXIT_REQUEUE, RecipeError, UserError
 from vitscale.recipe import load_recipe
-
-NOT_BEGUN = 70          # no rank 0 ever held the run folder: an attempt that must not be repeated for ever
-FINAL = (EXIT_DONE, EXIT_WRONG_INPUT, EXIT_FAILED)
+from vitscale.recipe.schema import Resilience
 
 
-def begin(recipe: str, overrides: Sequence[str], env: Mapping[str, str] = os.environ) -> Path:
-    """Note in the run folder which job is at work; returns the folder.  Raises RecipeError before any rank has started.
+@dataclass(frozen=True)
+class Begun:
+    """A job that may start its ranks."""
 
-    In a later job of a chain whose run is over: raises RunOver.
+    folder: Path
+    token: str      # of its try: for VITSCALE_TRY
+
+
+class Unwritable(UserError):
+    """The run folder takes nothing now, which may pass: the job goes back into the queue."""
+
+    exit_code = EXIT_REQUEUE
+
+
+def begin(recipe: str, overrides: Sequence[str], env: Mapping[str, str] = os.environ) -> Begun:
+    """Note in the run folder which job is at work, and its try.
+
+    Raises RecipeError before any rank has started; RunOver in a later job of a chain whose run is over; RestartLoop if the tries before
+    this one are enough; Unwritable in a restarted job, for a run folder that took notes before.
     """
-    folder = run_folder(load_recipe(recipe, overrides))
+    read = load_recipe(recipe, overrides)
+    folder = run_folder(read)
     array = env.get("SLURM_ARRAY_JOB_ID")
     job = f"{array}_{env.get('SLURM_ARRAY_TASK_ID')}" if array else env.get("SLURM_JOB_ID")
     _refuse_if_over(folder, job)
+    tries = Tries(folder, read.resilience.max_restarts, env)
+    one = tries.begin(batch=True)
+    restarts = int(env.get("SLURM_RESTART_COUNT", "0"))
     try:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
-        write_object(folder / BEGUN, {
-            "job": job, "restart": int(env.get("SLURM_RESTART_COUNT", "0")), "nodes": env.get("SLURM_JOB_NODELIST"), "began": time.time(),
-            "before": {"lease": highest_lease(folder), "outcome": mark(folder / OUTCOME)},
-        })
+        write_object(folder / BEGUN, {"job": job, "restart": restarts, "nodes": env.get("SLURM_JOB_NODELIST"), "began": time.time(),
+                                      "before": tries.before(one).as_json()})
+        if not tries.is_noted(one):
+            raise OSError(0, f"{tries.folder} takes no new name")
     except OSError as error:
-        raise RecipeError(f"runs_dir: the run folder {folder} cannot be written ({error.strerror}); choose another runs_dir") from None
-    return folder
+        wrong = f"runs_dir: the run folder {folder} cannot be written ({error.strerror})"
+        if restarts:
+            raise Unwritable(f"{wrong}; SLURM restarts the job, and counts how often") from None
+        raise RecipeError(f"{wrong}; choose another runs_dir") from None
+    return Begun(folder, one.token)
 
 
 class RunOver(UserError):
@@ -56,35 +78,57 @@ def _refuse_if_over(folder: Path, job: str | None) -> None:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """The batch script was told to stop."""
+
+    cause: str          # one of resilience/outcome.py's
+    reason: str
+    after_s: float      # since the job's start
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """`code` 0, 2, 3: the job ends with it; 75: it goes on, without the nodes of `exclude`; NOT_BEGUN: training never began."""
+    """`code` 0, 2, 3: the job ends with it; 75: it goes on, without the nodes of `exclude`."""
 
     code: int
     exclude: tuple[str, ...] = ()
+    outcome: Mapping[str, Any] | None = None        # {exit_code, reason, cause, ...}: what outcome.json should say; None: it does
 
 
-def verdict(folder: Path, code: int) -> Verdict:
-    """What is to follow when srun has ended with `code`.
+def end(folder: Path, code: int, asked: Asked | None = None, env: Mapping[str, str] = os.environ) -> Verdict:
+    """What is to follow when srun has ended with `code`.  Notes how the try ended.
 
     srun tells the highest of all ranks' codes, in which a 3 is lost beside the 75 of the ranks that were left alone, or beside a kill's
     137.  So what rank 0 wrote of this attempt counts first.
     """
-    before = read_object(folder / BEGUN).get("before")
-    before = before if isinstance(before, dict) else {}
-    outcome: dict[str, Any] = {}
-    if mark(folder / OUTCOME) != before.get("outcome"):
-        outcome = read_object(folder / OUTCOME)
-    said = outcome.get("exit_code")
-    if said in FINAL:
-        return Verdict(said)
+    found = noted(folder, env.get(VARIABLE, ""))
+    tries = Tries(folder, (found[1] if found else 0) or Resilience().max_restarts, env)
+    before = (tries.before(found[0]) if found else None) or Before.told(read_object(folder / BEGUN).get("before")) or Before.of(folder)
+    how = _how(folder, before, code, asked)
+    if found:
+        tries.end(found[0], how)
+    if how.told and how.exit_code in FINAL:
+        return Verdict(how.exit_code)
     if code in FINAL:
-        return Verdict(code)
-    begun = bool(outcome) or highest_lease(folder) != before.get("lease")
-    return Verdict(EXIT_REQUEUE if begun else NOT_BEGUN, _nodes(outcome.get("exclude")))
+        return Verdict(code, outcome=None if code == 0 else {"exit_code": code, "reason": f"a rank {how.reason.removeprefix('it ')}"})
+    try:
+        tries.refuse_another()
+    except RestartLoop as error:
+        return Verdict(error.exit_code, outcome={"exit_code": error.exit_code, "reason": str(error), **error.facts})
+    said = None if how.told else {"exit_code": EXIT_REQUEUE, "reason": how.reason, "cause": how.cause, **how.facts}
+    return Verdict(EXIT_REQUEUE, _nodes(word_of(folder, before).get("exclude")), said)
+
+
+def _how(folder: Path, before: Before, code: int, asked: Asked | None) -> Ended:
+    how = ended(folder, before, code)
+    if asked is None:
+        return how
+    if not how.told and how.cause == "killed" and code not in FINAL:
+        how = Ended(asked.cause, asked.reason, EXIT_REQUEUE)
+    return replace(how, facts={**how.facts, "asked_after_s": asked.after_s})
 
 
 def _nodes(given: Any) -> tuple[str, ...]:
     """Names that SLURM can be given; whatever else a damaged file holds is passed over."""
     listed = given if isinstance(given, list) else []
     return tuple(name for name in listed if isinstance(name, str) and name.replace("-", "").replace(".", "").replace("_", "").isalnum())
-

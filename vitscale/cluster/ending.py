@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 ANSWER_S = 5.0          # SLURM may leave a job no more than KillWait, 30 s by default
 NEAR_S = 900.0          # a job that is asked to stop longer before its end is not asked because of that end
+TAKEN = ("preemption", "cancelled", "requeued", "node_failure")     # causes by which a run lost its nodes: nothing is wrong with it
 FACTS = "VITSCALE_JOB_FACTS"    # what `scontrol show job --oneliner` said, where the ranks have no scontrol: in containers
 
 

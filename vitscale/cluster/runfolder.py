@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from vitscale.recipe import Recipe
 JOB = "job.json"                # {jobs, time, outcome_before}: written by `vitscale submit`
 BEGUN = "begun.json"            # {job, restart, nodes, began, before}: written by each batch job before its ranks start
 OUTCOME = "outcome.json"
+ATTEMPTS = "attempts.jsonl"     # who held the run folder: vitscale/resilience/restarts.py
+CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 RECIPE = "recipe.yaml"
 ENVIRONMENT = "environment.json"    # what an attempt runs on: vitscale/train/environment.py
 GOODPUT = "goodput.json"
 EVALUATION = "eval.json"         # what `vitscale eval` found: vitscale/evaluate/evaluate.py
 LEASES = "lease"
-CHECKPOINTS = "checkpoints"
 MONITOR_PORT = 8420
 STALE_S = 60.0                  # a holder that has not been heard of for so long is taken for dead
 TAIL_BYTES = 1 << 18
@@ -74,6 +76,15 @@ def highest_lease(folder: Path) -> int:
         return max((int(path.name) for path in (folder / LEASES).iterdir() if path.name.isdecimal()), default=0)
     except OSError:
         return 0
+
+
+def furthest_checkpoint(folder: Path) -> int:
+    """The step of the furthest checkpoint that is published; 0 if there is none."""
+    try:
+        names = [path.name.removeprefix("step-") for path in (folder / CHECKPOINTS).iterdir() if path.name.startswith("step-")]
+    except OSError:
+        return 0
+    return max((int(name) for name in names if name.isdecimal() and name.isascii() and len(name) < 13), default=0)
 
 
 @dataclass(frozen=True)
@@ -144,31 +155,30 @@ def reached(folder: Path, step: int | None = None) -> Reached:
     if step is None:
         recorded = last_row(folder / METRICS, "loss").get("step")
         step = recorded if isinstance(recorded, int) and not isinstance(recorded, bool) else 0
-    try:
-        names = [path.name for path in (folder / CHECKPOINTS).iterdir()]
-    except OSError:
-        names = []
-    known = [int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdecimal()]
-    return Reached(step, max(known, default=0))
+    return Reached(step, furthest_checkpoint(folder))
 
 
 def last_row(path: Path, column: str) -> dict[str, Any]:
     """The last whole row of a file of JSON lines that has `column`; {} if the last TAIL_BYTES hold none.  Reads no more than these."""
+    return next((row for row in rows_backwards(path) if column in row), {})
+
+
+def rows_backwards(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole rows of the last TAIL_BYTES of a file of JSON lines, the last one first."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - TAIL_BYTES, 0))
             lines = file.read(TAIL_BYTES).split(b"\n")     # of the first, a part may be missing; then it is no JSON
     except OSError:
-        return {}
+        return
     for line in reversed(lines):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and column in row:
-            return row
-    return {}
+        if isinstance(row, dict):
+            yield row
 
 
 def printable(text: str) -> str:

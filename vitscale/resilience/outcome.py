@@ -1,6 +1,5 @@
 """How a run ended, for people, for scripts and for the next attempt: outcome.json in the run folder."""
 
-import json
 import logging
 import os
 import time
@@ -9,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.cluster.ending import NEAR_S, ending
-from vitscale.cluster.runfolder import reached
+from vitscale.cluster.runfolder import OUTCOME as FILE
+from vitscale.cluster.runfolder import reached, read_object
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
 from vitscale.files import write_json
 
 log = logging.getLogger(__name__)
-FILE = "outcome.json"
 STATES = {EXIT_DONE: "done", EXIT_WRONG_INPUT: "wrong input", EXIT_FAILED: "failed", EXIT_REQUEUE: "stopped early"}
 # A cause is one of these few words, since it becomes a label of a metric; what is not told follows from the exit code.
 CAUSES = ("done", "wrong_input", "crash", "killed", "signal", "time_limit", "preemption", "cancelled", "requeued", "node_failure", "hang",
           "nonfinite", "spike", "preflight", "bad_node", "device", "memory", "network", "disk", "restarts")
-ASKED = ("signal", "preemption", "cancelled", "requeued", "node_failure")     # ends that are nothing against the run itself
 _LIKELY = {EXIT_DONE: "done", EXIT_WRONG_INPUT: "wrong_input", EXIT_FAILED: "crash", EXIT_REQUEUE: "killed"}
 
 
@@ -75,8 +73,4 @@ def why_stopped(sent: str | None, when: str = "", ask: bool = True) -> Asked:
 
 def read_outcome(run_folder: Path) -> dict[str, Any]:
     """What the last attempt that could say so said of its end; {} where none has, or the file is damaged."""
-    try:
-        outcome = json.loads((run_folder / FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return outcome if isinstance(outcome, dict) else {}
+    return read_object(run_folder / FILE)

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from vitscale.checkpoint.lease import Lease, LeaseLost
+from vitscale.checkpoint.lease import Lease, LeaseLost, refuse_if_held
 from vitscale.checkpoint.room import Unwritten
 from vitscale.checkpoint.store import Writer
+from vitscale.cluster.tries import RestartLoop, Tries
 from vitscale.data import open_stream
 from vitscale.data.crumbs import Crumbs
 from vitscale.data.descriptors import raise_limit
 from vitscale.data.remote import PATIENCE
-from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, DataError, UserError
+from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, CheckpointError, DataError, UserError
 from vitscale.models.lora import with_adapters
 from vitscale.objectives import build_task
 from vitscale.observe.console import make_console, setup_logging
@@ -37,7 +38,7 @@ from vitscale.resilience.guard import Guard, Verdict
 from vitscale.resilience.lasterror import ECHO_S, most_telling, note_error, say, tell
 from vitscale.resilience.outcome import why_stopped, write_outcome
 from vitscale.resilience.preflight import preflight
-from vitscale.resilience.restarts import begin_attempt, refuse_loop
+from vitscale.resilience.restarts import begin_attempt
 from vitscale.resilience.signals import StopFlag
 from vitscale.resilience.watchdog import Watchdog
 from vitscale.train.crashers import crashers_of
@@ -63,6 +64,7 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
     meters = Meters()
     prepared = prepare(recipe, look=place.rank == 0 and not place.prepared)
     setup_logging(make_console() if place.rank == 0 else None, prepared.folder / "logs" / f"rank-{place.rank}.log")
+    refused = _note_try(recipe, prepared) if place.rank == 0 else None      # before anything that may end it
     with contextlib.ExitStack() as stack:
         world = stack.enter_context(joined(recipe.parallel, place))
         lease, goodput, start, crashers, mistake = None, None, None, None, None
@@ -75,7 +77,7 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
                     goodput = stack.enter_context(Goodput(prepared.folder, lease, meters))
                     start = find_start(recipe, prepared, lease, accept_changes)
                     crashers = crashers_of(recipe, prepared, start.attempt)
-                    _count(recipe, prepared, world, start, goodput)
+                    _count(prepared, world, start, goodput, refused)
                 except UserError as error:
                     mistake = error
         start, crashers, mistake = world.broadcast((start, crashers, mistake))
@@ -329,9 +331,24 @@ def _leave_early(folder: Path, lease: Lease, when: str, sent: str) -> None:
     lease.release()
 
 
-def _count(recipe: Recipe, prepared: Prepared, world: World, start: Start, goodput: Goodput) -> None:
-    """Write this attempt down beside those before it.  Raises RestartLoop if it is one too many."""
+def _note_try(recipe: Recipe, prepared: Prepared) -> RestartLoop | None:
+    """Note that the run is tried, unless whoever started this process has; returns why this try is one too many, if it is."""
+    try:
+        refuse_if_held(prepared.folder)
+    except (CheckpointError, OSError):
+        return None             # who is turned away at the door has not tried; taking the lease says why, to all ranks
+    try:
+        Tries(prepared.folder, recipe.resilience.max_restarts).begin()
+    except RestartLoop as refused:
+        return refused
+    return None
+
+
+def _count(prepared: Prepared, world: World, start: Start, goodput: Goodput, refused: RestartLoop | None) -> None:
+    """Write this attempt down beside those before it.  Raises `refused`, and writes it down as the outcome."""
     step, images = (start.facts.step, start.facts.data["position"]) if start.facts else (0, 0)
-    attempts = begin_attempt(prepared.folder, start.attempt, started=goodput.started, step=step, images=images, ranks=world.size,
-                             seconds=goodput.run_seconds())
-    refuse_loop(prepared.folder, attempts, recipe.resilience.max_restarts)
+    begin_attempt(prepared.folder, start.attempt, started=goodput.started, step=step, images=images, ranks=world.size,
+                  seconds=goodput.run_seconds())
+    if refused is not None:
+        write_outcome(prepared.folder, refused.exit_code, str(refused), attempt=start.attempt, **refused.facts)
+        raise refused

@@ -5,8 +5,9 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vitscale.errors import EXIT_FAILED, EXIT_REQUEUE, UserError
 from vitscale.observe.console import make_console, setup_logging
@@ -51,7 +52,7 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
         processes = recipe.parallel.processes or _local_gpus(recipe.parallel.device)
         log.info("%s: starting %d rank(s) here", found.told, processes)
         if processes > 1 or keep_going:
-            return _start_ranks(prepared.folder, processes, recipe.resilience.max_restarts if keep_going else 0, stop)
+            return _start_ranks(prepared.folder, processes, recipe.resilience.max_restarts, keep_going, stop)
     from vitscale.parallel.place import Place
     from vitscale.train.run import run
 
@@ -77,52 +78,57 @@ def _say_where_to_look(recipe: Recipe) -> None:
              page_id(recipe.name))
 
 
-def _start_ranks(folder: Path, processes: int, max_silent: int, stop: StopFlag) -> int:
+def _start_ranks(folder: Path, processes: int, max_restarts: int, keep_going: bool, stop: StopFlag) -> int:
     """Start the ranks of this machine and see them to their end; returns the exit code of the run.
 
-    While they end with 75, which says that another attempt may help, and nobody asked to stop, they are started again: unless `max_silent`
-    attempts in a row (0: one) died before one of their ranks held the run folder.  Later deaths the ranks count (resilience/restarts.py).
+    While they end with 75, which says that another attempt may help, and nobody asked to stop, `keep_going` starts them again.  Raises
+    RestartLoop, and writes it down as the outcome, when those that achieve nothing are enough.
     """
     from vitscale.checkpoint.lease import refuse_if_held
+    from vitscale.cluster.ended import ended, word_of
+    from vitscale.cluster.tries import VARIABLE, RestartLoop, Tries
     from vitscale.observe.goodput import process_started
     from vitscale.parallel.launch import launch, rank_command
     from vitscale.resilience.lasterror import tell_if_nobody_did
     from vitscale.resilience.outcome import read_outcome, why_stopped, write_outcome
     from vitscale.resilience.restarts import attempts_of
 
-    started, silent = process_started(), 0
+    started, tries, again = process_started(), Tries(folder, max_restarts), False
     while True:
-        began, known = time.time(), len(attempts_of(folder))
+        try:
+            one = tries.begin(again=again)
+        except RestartLoop as error:
+            write_outcome(folder, error.exit_code, str(error), **error.facts)
+            raise
+        before, began, known = tries.before(one), time.time(), len(attempts_of(folder))
+        os.environ[VARIABLE] = one.token        # for the ranks
         end = launch(rank_command(sys.argv[1:]), processes, folder / "logs", started, on_started=stop.begin,
-                     hang=lambda: _hang(folder, since=began))      # noqa: B023  called in this turn of the loop alone
+                     hang=lambda: _hang(word_of(folder, before)))      # noqa: B023  called in this turn of the loop alone
+        how = ended(folder, before, end.code)
         begun = attempts_of(folder)[known:]
-        if not end.told:
+        attempt = begun[-1].attempt if begun else None
+        if not end.told or not how.told:
             refuse_if_held(folder)          # by a newer attempt: then this one's end is nobody's business
-            attempt = begun[-1].attempt if begun else None
+        if not how.told and how.cause == "hang":
+            write_outcome(folder, end.code, how.reason, cause=how.cause, attempt=attempt, **how.facts)
+        elif not end.told:
             if not tell_if_nobody_did(folder, attempt, since=began):
                 write_outcome(folder, end.code, end.reason, attempt=attempt)
-        elif end.code == EXIT_REQUEUE and read_outcome(folder).get("time", 0.0) < began:
+        elif end.code == EXIT_REQUEUE and not how.told and end.asked:
             asked = why_stopped(end.asked, "before the ranks had joined")
             write_outcome(folder, end.code, asked.reason, cause=asked.cause)
-        silent = 0 if begun else silent + 1
-        if end.code != EXIT_REQUEUE or end.asked or stop or not max_silent:
+        elif end.code == EXIT_REQUEUE and not how.told:
+            write_outcome(folder, end.code, how.reason, attempt=attempt)
+        tries.end(one, ended(folder, before, end.code))
+        if end.code != EXIT_REQUEUE or end.asked or stop or not keep_going:
             return end.code
-        if silent >= max_silent:
-            reason = (f"{silent} attempts in a row died before they had joined, the last because {end.reason}; the logs are in "
-                      f"{folder / 'logs'}; mend the cause, then run the same command again")
-            write_outcome(folder, EXIT_FAILED, reason, cause="restarts")
-            log.error(reason)
-            return EXIT_FAILED
         log.warning("%s; starting again", read_outcome(folder).get("reason", end.reason))
-        started = time.time()
+        started, again = time.time(), True
 
 
-def _hang(folder: Path, since: float) -> str | None:
-    """What a watchdog of an attempt begun since then wrote down as the reason of its end."""
-    from vitscale.resilience.outcome import read_outcome
-
-    outcome = read_outcome(folder)
-    return str(outcome["reason"]) if outcome.get("cause") == "hang" and outcome.get("time", 0.0) >= since else None
+def _hang(outcome: Mapping[str, Any]) -> str | None:
+    """What a watchdog wrote down as the reason of the end."""
+    return str(outcome["reason"]) if outcome.get("cause") == "hang" else None
 
 
 def _local_gpus(device: str) -> int:
