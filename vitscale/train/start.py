@@ -107,7 +107,7 @@ def _start_ranks(folder: Path, processes: int, max_restarts: int, keep_going: bo
         how = ended(folder, before, end.code)
         begun = attempts_of(folder)[known:]
         attempt = begun[-1].attempt if begun else None
-        if not end.told or not how.told:
+        if not end.told or (end.code == EXIT_REQUEUE and not how.told):
             refuse_if_held(folder)          # by a newer attempt: then this one's end is nobody's business
         if not how.told and how.cause == "hang":
             write_outcome(folder, end.code, how.reason, cause=how.cause, attempt=attempt, **how.facts)
