@@ -240,7 +240,8 @@ broken_start() {
     if [[ $comment =~ $mark=([0-9]+)@([0-9]+) ]] && [ ${BASH_REMATCH[2]} = $((restarts - 1)) ]; then
         count=$((BASH_REMATCH[1] + 1))
     fi
-    scontrol update "jobid=$job" "comment=${comment%%$mark*}$mark=$count@$restarts" || count=$restarts
+    comment=${comment%%$mark*}
+    scontrol update "jobid=$job" "comment=${comment% }${comment:+ }$mark=$count@$restarts" || count=$restarts
     if [ $count -ge $BROKEN_STARTS ]; then
         say "stopped for good: $count attempts in a row could not start vitscale; mend that, then submit the job again"
         exit 3

@@ -1,5 +1,6 @@
 """What follows the end of the ranks: the verdict from srun's code, rank 0's own word and whether training had begun."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import small_disk
 
 from vitscale.checkpoint.lease import STALE_S, Lease
 from vitscale.cluster import runfolder
-from vitscale.cluster.attempt import Asked, RunOver, begin, end
-from vitscale.cluster.tries import VARIABLE
+from vitscale.cluster.attempt import Asked, RunOver, Unwritable, begin, end
+from vitscale.cluster.tries import VARIABLE, RestartLoop
 from vitscale.errors import RecipeError
 from vitscale.resilience.outcome import FILE, write_outcome
 
@@ -61,6 +63,30 @@ def test_a_run_folder_that_cannot_be(tmp_path: Path):
     (tmp_path / "x").touch()
     with pytest.raises(RecipeError, match=r"runs_dir: the run folder .* cannot be written"):
         began(tmp_path)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_folder_that_takes_no_note(tmp_path: Path, full: bool):
+    """The first start says so; a restart waits for the folder to take notes again, for as long as SLURM's count allows.
+
+    Neither the name of a try, or, on a full disk, that name but nothing else."""
+    with small_disk(tmp_path / "disk", 1) as disk:
+        if full:
+            (disk / "x" / "logs").mkdir(parents=True)
+            with open(disk / "fill", "wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(b"x" * 4096)
+        else:
+            (disk / "x").mkdir()
+            (disk / "x" / "tries").touch()
+        with pytest.raises(RecipeError, match=r"runs_dir: the run folder .* cannot be written"):
+            began(disk, {"SLURM_JOB_ID": "7"})
+        for restart in ("1", "2"):
+            with pytest.raises(Unwritable, match="counts how often") as caught:
+                began(disk, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restart})
+            assert caught.value.exit_code == 75
+        with pytest.raises(RestartLoop, match="3 attempts in a row began at the very beginning"):
+            began(disk, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "3"})
 
 
 @pytest.mark.parametrize(("code", "then"), [(0, 0), (2, 2), (3, 3), (75, 75), (1, 75), (137, 75), (143, 75), (255, 75)])

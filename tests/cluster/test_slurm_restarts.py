@@ -33,7 +33,7 @@ def ends_for_good(cluster: Cluster, job: Job) -> str:
     return reason
 
 
-def test_a_stop_in_each_start_and_a_setup_that_prints(cluster: Cluster, yard: Path) -> None:
+def test_a_stop_in_each_start_a_setup_that_prints_and_one_that_breaks(cluster: Cluster, yard: Path) -> None:
     def no_time() -> None:
         """The signal is due before the job has begun: it comes while the ranks start."""
         waits = hurt(yard, "no-time", Fault("sleep", before="vitscale.train.start:train", seconds=600, always=True))
@@ -54,4 +54,17 @@ def test_a_stop_in_each_start_and_a_setup_that_prints(cluster: Cluster, yard: Pa
         assert "Loading cuda/12.8" in job.log
         assert not (yard / "runs" / "another").exists()
 
-    side_by_side(no_time, prints)
+    def breaks() -> None:
+        """From the first restart on vitscale cannot be started: then nothing can be noted but by SLURM, in the job's comment."""
+        dies = hurt(yard, "breaks", Fault("kill", before="vitscale.train.start:train", always=True))
+        job = Job.submit(cluster, yard, "breaks", options=(*ONE, "--exclude=n1,n2,n4", "--comment=of mine",
+                                                           f"--export=ALL,{dies},SETUP=[ ! -e broken ]"))
+        job.wait_for_restart(1)
+        (yard / "broken").touch()
+        known = cluster.wait_for(job.id, "FAILED", restarts=3, timeout_s=480)
+        assert known["ExitCode"] == "3:0", job.words
+        assert "stopped for good: 3 attempts in a row could not start vitscale" in job.log
+        line = cluster.command("scontrol", "show", "job", "--oneliner", job.id).stdout
+        assert " Comment=of mine vitscale-broken-starts=3@3 " in line
+
+    side_by_side(no_time, prints, breaks)

@@ -1,13 +1,19 @@
 """outcome.json: how a run ended."""
 
+import inspect
 import json
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+import vitscale
 from vitscale.cluster.ending import FACTS
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
+from vitscale.resilience import watcher
 from vitscale.resilience.outcome import FILE, read_outcome, why_stopped, write_outcome
 
 
@@ -108,3 +114,13 @@ def test_slurm_is_asked_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_stopped("SIGTERM").reason == "asked to stop by SIGTERM: job 7 was cancelled (scancel)"
     assert why_stopped("SIGTERM").cause == "cancelled"
     assert why_stopped("SIGTERM", ask=False).cause == "preemption"
+
+
+def test_the_small_process_beside_a_rank_can_write_it() -> None:
+    """resilience/watcher.py runs without any package that is not Python's own, and imports these when a rank is blocked."""
+    names = re.findall(r"^    from (vitscale[.a-z]+) import", inspect.getsource(watcher), re.MULTILINE)
+    assert "vitscale.resilience.outcome" in names
+    program = f"import sys; sys.path.append(sys.argv[1]); import {', '.join(names)}"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", program, str(Path(vitscale.__file__).parents[1])],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

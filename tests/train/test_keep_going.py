@@ -85,3 +85,18 @@ def test_ranks_that_die_before_they_hold_the_run_folder_are_counted_too(place: P
     one_story(run.folder, log=output, state="failed", cause="restarts")
     assert attempts_of(run.folder) == []
     train(place, *SMALL, "name=early", "duration=8 steps", "optim.warmup=0 steps")
+
+
+def test_what_blocks_all_python_at_every_start_is_stopped_and_named(place: Path) -> None:
+    """One process, in which nothing of Python runs that could say so; it is not taken for a request to stop."""
+    block = Fault("block", step=3, seconds=600, always=True)
+    process = start(place, *SMALL, "name=blocked", "duration=2000 steps", "parallel.processes=1", "resilience.hang_timeout=4",
+                    "resilience.max_restarts=2", "--keep-going", environment=faults(place, block))
+    output, _ = process.communicate(timeout=480)
+    assert process.returncode == 3, output
+    run = Run(place / "runs" / "blocked")
+    told = one_story(run.folder, log=output, state="failed", cause="restarts", words=(
+        "2 attempts in a row began at the very beginning", "2 x hang (the last: rank 0 on ", " has not let any Python run for "))
+    assert " in strike" in (run.folder / "logs" / "stacks-rank-0.txt").read_text()
+    assert [row["cause"] for row in told.attempts] == [None, "hang"]
+    assert "before the ranks had joined" not in output

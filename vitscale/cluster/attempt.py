@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitscale.cluster.ended import Before, Ended, ended, word_of
+from vitscale.cluster.ended import Ended, Mark, ended, word_of
 from vitscale.cluster.runfolder import BEGUN, JOB, OUTCOME, mark, read_object, run_folder, write_object
 from vitscale.cluster.tries import FINAL, VARIABLE, RestartLoop, Tries, noted
 from vitscale.errors import EXIT_REQUEUE, RecipeError, UserError
@@ -46,7 +46,7 @@ def begin(recipe: str, overrides: Sequence[str], env: Mapping[str, str] = os.env
     try:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         write_object(folder / BEGUN, {"job": job, "restart": restarts, "nodes": env.get("SLURM_JOB_NODELIST"), "began": time.time(),
-                                      "before": tries.before(one).as_json()})
+                                      "before": tries.before(one)})
         if not tries.is_noted(one):
             raise OSError(0, f"{tries.folder} takes no new name")
     except OSError as error:
@@ -103,7 +103,7 @@ def end(folder: Path, code: int, asked: Asked | None = None, env: Mapping[str, s
     """
     found = noted(folder, env.get(VARIABLE, ""))
     tries = Tries(folder, (found[1] if found else 0) or Resilience().max_restarts, env)
-    before = (tries.before(found[0]) if found else None) or Before.told(read_object(folder / BEGUN).get("before")) or Before.of(folder)
+    before = tries.before(found[0]) if found else read_object(folder / BEGUN).get("before", mark(folder / OUTCOME))
     how = _how(folder, before, code, asked)
     if found:
         tries.end(found[0], how)
@@ -119,7 +119,7 @@ def end(folder: Path, code: int, asked: Asked | None = None, env: Mapping[str, s
     return Verdict(EXIT_REQUEUE, _nodes(word_of(folder, before).get("exclude")), said)
 
 
-def _how(folder: Path, before: Before, code: int, asked: Asked | None) -> Ended:
+def _how(folder: Path, before: Mark, code: int, asked: Asked | None) -> Ended:
     how = ended(folder, before, code)
     if asked is None:
         return how

@@ -7,12 +7,14 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitscale.errors import ClusterError
 from vitscale.files import write_atomically
 from vitscale.processes import boot_id, is_stopped, start_of
-from vitscale.recipe import Recipe
+
+if TYPE_CHECKING:       # else the small process that ends a blocked rank, which has no packages, could not write its outcome
+    from vitscale.recipe import Recipe
 
 JOB = "job.json"                # {jobs, time, outcome_before}: written by `vitscale submit`
 BEGUN = "begun.json"            # {job, restart, nodes, began, before}: written by each batch job before its ranks start
@@ -30,7 +32,7 @@ STALE_S = 60.0                  # a holder that has not been heard of for so lon
 TAIL_BYTES = 1 << 18
 
 
-def run_folder(recipe: Recipe) -> Path:
+def run_folder(recipe: "Recipe") -> Path:
     return Path(recipe.runs_dir) / recipe.name
 
 

@@ -29,10 +29,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from vitscale.cluster.ended import Before, Ended, ended
+from vitscale.cluster.ended import Ended, Mark, ended
 from vitscale.cluster.ending import TAKEN
 from vitscale.cluster.enough import in_words
-from vitscale.cluster.runfolder import ATTEMPTS, JOB, furthest_checkpoint, read_object, rows_backwards
+from vitscale.cluster.runfolder import ATTEMPTS, JOB, OUTCOME, furthest_checkpoint, mark, read_object, rows_backwards
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT, UserError
 from vitscale.files import fsync_folder, names_in, write_atomically
 
@@ -105,7 +105,7 @@ class Tries:
         self.run_folder, self.folder, self.max_restarts = run_folder, run_folder / FOLDER, max_restarts
         self._env = os.environ if env is None else env
         self._mine: dict[int, Try] = {}
-        self._before: dict[int, Before] = {}
+        self._before: dict[int, Mark] = {}
         self._ends: dict[int, Ended] = {}
 
     def known(self) -> list[Try]:
@@ -137,18 +137,15 @@ class Tries:
         is_first = restarts > 0 and not any(one.job == job for one in known)
         return self._note(furthest, kind, self._lost(known, [], furthest, restarts) if is_first else None)
 
-    def made(self) -> list[Try]:
-        """Without those that were refused."""
-        return [one for one in self.known() if one.kind != "refused"]
-
     def is_noted(self, one: Try) -> bool:
         return (self.folder / one.name).exists()
 
-    def before(self, one: Try) -> Before:
-        """What lay in the run folder when it began."""
-        path = self.folder / one.name
-        told = self._before.get(one.number) or Before.told(read_object(path).get("before"))
-        return told or Before.of(self.run_folder)       # nothing is known: then nothing has changed
+    def before(self, one: Try) -> Mark:
+        """What outcome.json was when it began."""
+        if one.number in self._before:
+            return self._before[one.number]
+        told = read_object(self.folder / one.name)
+        return told["before"] if "before" in told else mark(self.run_folder / OUTCOME)      # unreadable: then it said nothing since
 
     def end(self, one: Try, how: Ended) -> None:
         """Note how it ended; on a full disk only this object remembers it."""
@@ -251,9 +248,9 @@ class Tries:
         job, restarts = self._slurm()
         number = max((one.number for one in self.known()), default=0) + 1
         new = Try(number, furthest, kind, f"{job}-{restarts}-{os.urandom(2).hex()}" if job else f"x{os.urandom(4).hex()}", lost)
-        self._mine[number], self._before[number] = new, Before.of(self.run_folder)
+        self._mine[number], self._before[number] = new, mark(self.run_folder / OUTCOME)
         content = {"time": time.time(), "host": socket.gethostname(), "node": self._env.get("SLURMD_NODENAME"), "job": job,
-                   "restart": restarts, "max_restarts": self.max_restarts, "before": self._before[number].as_json()}
+                   "restart": restarts, "max_restarts": self.max_restarts, "before": self._before[number]}
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.folder / new.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.cluster.runfolder import ATTEMPTS as FILE
-from vitscale.cluster.tries import Tries
 from vitscale.errors import CheckpointError
 from vitscale.files import write_atomically
 from vitscale.resilience.outcome import read_outcome
@@ -77,10 +76,6 @@ def _end_of(run_folder: Path, last: Attempt) -> dict[str, Any]:
     end = {key: outcome.get(key) for key in ("cause", "reason", "exit_code")}
     if None not in end.values() and outcome.get("attempt") in (last.attempt, None) and outcome.get("time", 0.0) >= last.time:
         return end
-    tries = Tries(run_folder, 0)
-    before = tries.made()[:-1]      # the last one is the attempt that begins
-    if before and (ended := tries.end_of(before[-1])).cause == "hang":      # it could not say so; its stacks do
-        return {"cause": ended.cause, "reason": ended.reason, "exit_code": ended.exit_code}
     return {"cause": "killed", "reason": "it ended without a word", "exit_code": None}
 
 

@@ -109,9 +109,7 @@ def _start_ranks(folder: Path, processes: int, max_restarts: int, keep_going: bo
         attempt = begun[-1].attempt if begun else None
         if not end.told or (end.code == EXIT_REQUEUE and not how.told):
             refuse_if_held(folder)          # by a newer attempt: then this one's end is nobody's business
-        if not how.told and how.cause == "hang":
-            write_outcome(folder, end.code, how.reason, cause=how.cause, attempt=attempt, **how.facts)
-        elif not end.told:
+        if not end.told:
             if not tell_if_nobody_did(folder, attempt, since=began):
                 write_outcome(folder, end.code, end.reason, attempt=attempt)
         elif end.code == EXIT_REQUEUE and not how.told and end.asked:
