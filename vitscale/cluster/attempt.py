@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.cluster.ended import Ended, Mark, ended, word_of
-from vitscale.cluster.runfolder import BEGUN, JOB, OUTCOME, mark, read_object, run_folder, write_object
+from vitscale.cluster.runfolder import BEGUN, JOB, OUTCOME, highest_lease, mark, read_object, run_folder, write_object
 from vitscale.cluster.tries import FINAL, VARIABLE, RestartLoop, Tries, noted
 from vitscale.errors import EXIT_REQUEUE, RecipeError, UserError
 from vitscale.recipe import load_recipe
@@ -45,8 +45,10 @@ def begin(recipe: str, overrides: Sequence[str], env: Mapping[str, str] = os.env
     restarts = int(env.get("SLURM_RESTART_COUNT", "0"))
     try:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
-        write_object(folder / BEGUN, {"job": job, "restart": restarts, "nodes": env.get("SLURM_JOB_NODELIST"), "began": time.time(),
-                                      "before": tries.before(one)})
+        write_object(folder / BEGUN, {
+            "job": job, "restart": restarts, "nodes": env.get("SLURM_JOB_NODELIST"), "began": time.time(),
+            "before": {"lease": highest_lease(folder), "outcome": tries.before(one)},
+        })
         if not tries.is_noted(one):
             raise OSError(0, f"{tries.folder} takes no new name")
     except OSError as error:
@@ -103,7 +105,7 @@ def end(folder: Path, code: int, asked: Asked | None = None, env: Mapping[str, s
     """
     found = noted(folder, env.get(VARIABLE, ""))
     tries = Tries(folder, (found[1] if found else 0) or Resilience().max_restarts, env)
-    before = tries.before(found[0]) if found else read_object(folder / BEGUN).get("before", mark(folder / OUTCOME))
+    before = tries.before(found[0]) if found else _before(folder)
     how = _how(folder, before, code, asked)
     if found:
         tries.end(found[0], how)
@@ -117,6 +119,12 @@ def end(folder: Path, code: int, asked: Asked | None = None, env: Mapping[str, s
         return Verdict(error.exit_code, outcome={"exit_code": error.exit_code, "reason": str(error), **error.facts})
     said = None if how.told else {"exit_code": EXIT_REQUEUE, "reason": how.reason, "cause": how.cause, **how.facts}
     return Verdict(EXIT_REQUEUE, _nodes(word_of(folder, before).get("exclude")), said)
+
+
+def _before(folder: Path) -> Mark:
+    """What outcome.json was when the job began, where its try is not to be found any more."""
+    before = read_object(folder / BEGUN).get("before")
+    return before["outcome"] if isinstance(before, dict) and "outcome" in before else mark(folder / OUTCOME)
 
 
 def _how(folder: Path, before: Mark, code: int, asked: Asked | None) -> Ended:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitscale.errors import EXIT_FAILED, EXIT_REQUEUE, UserError
+from vitscale.errors import EXIT_REQUEUE, UserError
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.plan.families import check_model
 from vitscale.plan.tensor import check_tensor
