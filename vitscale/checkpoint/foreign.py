@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitscale.checkpoint.facts import read_object
+from vitscale.checkpoint.facts import read_object, short
 from vitscale.checkpoint.tensors import read_tensors
 from vitscale.data.transform import Transform
 from vitscale.errors import CheckpointError, RecipeError, UserError, said
@@ -23,6 +23,7 @@ from vitscale.recipe.schema import FAMILIES
 log = logging.getLogger(__name__)
 CONFIG, PREPROCESSOR, INDEX, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors.index.json", "model.safetensors"
 BICUBIC = 3     # PIL's number
+MAX_DEPTH, MAX_SIZE = 4096, 2**20
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ def read_folder(folder: Path) -> Folder:
     """No code of the folder's is run and no pickle read.  Raises CheckpointError, whatever is wrong in it."""
     try:
         return _read_folder(folder)
-    except UserError:
-        raise
+    except UserError as error:
+        raise error if str(folder) in str(error) else CheckpointError(f"{folder / CONFIG}: {error}") from None
     except Exception as error:      # a value of another kind than its key has can come to light anywhere
         raise CheckpointError(f"{folder / CONFIG}: cannot be understood ({said(error)})") from None
 
@@ -63,6 +64,7 @@ def _read_folder(folder: Path) -> Folder:
         return _own(folder, config)
     is_timm = library == "timm"
     section = section_of_timm(config, str(folder / CONFIG)) if is_timm else section_of(config, str(folder / CONFIG))
+    _refuse_absurd(section, folder)
     theirs, source = _tensors(folder)
     if is_timm:
         weights, transform, names = from_timm(section, theirs), _of_timm(config, section), config.get("label_names") or ()
@@ -90,8 +92,19 @@ def _own(folder: Path, config: Mapping[str, Any]) -> Folder:
         names = tuple(map(str, config["class_names"]))
     except (KeyError, TypeError, RecipeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: was written by another version of vitscale ({error})") from None
+    _refuse_absurd(section, folder)
     weights, source = _tensors(folder)
     return Folder(section, weights, transform, names, source)
+
+
+def _refuse_absurd(section: Model, folder: Path) -> None:
+    """Raises UserError for sizes that no model has: to build one, if only to compare its shapes, would take for ever."""
+    for name, value in section.model_dump().items():
+        most = MAX_DEPTH if name.startswith("depth") else MAX_SIZE
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(one, int) and one > most:
+                raise CheckpointError(f"{folder / CONFIG}: a model of {name} {short(one)} cannot be meant; at most {most} is read")
+    parameter_shapes(section)       # raises what does not go together
 
 
 def _tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:

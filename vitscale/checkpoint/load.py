@@ -18,7 +18,7 @@ from vitscale.data.shards import expand
 from vitscale.data.sources import CLASSES
 from vitscale.data.transform import Transform
 from vitscale.errors import CheckpointError, DataError
-from vitscale.models import Backbone, build_model, initialise
+from vitscale.models import Backbone, build_model, initialise, parameter_shapes
 from vitscale.recipe import Model, Recipe
 
 log = logging.getLogger(__name__)
@@ -90,10 +90,10 @@ def load(source: str | Path, *, checkpoint: str | int = "last", ema: bool = Fals
 
 def _of_another_library(path: Path, device: str | torch.device, class_map: str | Path | None) -> Loaded:
     folder = read_folder(path)
-    model = build_model(folder.section)
-    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    model.load_state_dict(fitting(folder.source, {name: folder.weights[name] for name in shapes if name in folder.weights}, shapes),
-                          strict=False)
+    shapes = parameter_shapes(folder.section)
+    weights = fitting(folder.source, {name: folder.weights[name] for name in shapes if name in folder.weights}, shapes)
+    model = build_model(folder.section)         # only now: what its configuration says may be larger than any memory
+    model.load_state_dict(weights, strict=False)
     classes = folder.section.classes
     names = matching(tuple(read_class_map(Path(class_map))), classes, str(class_map)) if class_map else folder.class_names
     return Loaded(model.to(device).eval().requires_grad_(False), folder.transform, names or numbered(classes), folder.section, None,
