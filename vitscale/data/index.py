@@ -153,7 +153,8 @@ class SetIndex:
                         break
                 state = Walk()
                 samples, _ = group(list(walk(read_at, total, state)), state, self.group_members)
-                return samples[index].key
+                first = next(iter(samples[index].members.values()))
+                return samples[index].key if first.offset == int(entry.offset[member]) else "?"        # else the content has moved
         except (OSError, IndexError, remote.Unreachable):
             return "?"
 
