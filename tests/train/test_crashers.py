@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitscale.data import open_index, open_stream
+from vitscale.data import crumbs, open_index, open_stream
 from vitscale.data.crumbs import FILE, Crumbs, Setting, find_crashers, known_crashers
 from vitscale.data.sound import sum_of
 from vitscale.recipe.load import check_recipe
@@ -85,15 +85,15 @@ def test_every_number_of_ranks_replaces_it_alike(shards, tmp_path):
     for world in (1, 2):
         found, bad = {}, []
         for rank in range(world):
-            crumbs = Crumbs.open(tmp_path, rank, rows)
+            written = Crumbs.open(tmp_path, rank, rows)
             with open_stream(check_recipe(recipe(shards), "test"), index, rank=rank, world=world, micro_batch=2 // world,
-                             on_bad=bad.append, crumbs=crumbs) as stream:
+                             on_bad=bad.append, crumbs=written) as stream:
                 for batch in stream.until(SAMPLES):
                     for micro in batch.micro:
                         for slot, place in enumerate(micro.index.tolist()):
                             if place >= 0:
                                 found[batch.position, place] = micro.images[slot].numpy().tobytes(), float(micro.weight[slot])
-            crumbs.close()
+            written.close()
         assert [(row["key"], row["reason"]) for row in bad] == [(f"{VICTIM:04d}", "crash")]
         seen.append(found)
     assert seen[0] == seen[1]
@@ -102,15 +102,15 @@ def test_every_number_of_ranks_replaces_it_alike(shards, tmp_path):
 
 def left_behind(folder, index, numbers, said):
     """What a process leaves that dies while these samples are being decoded."""
-    crumbs, under_way = Crumbs.open(folder, 0, []), []
+    written, under_way = Crumbs.open(folder, 0, []), []
     for number in numbers:
         _, offset, size = index.image_of(0, number)
-        under_way.append(crumbs.decoding(0, 0, number, offset, size, False, [0.5] * 22))
+        under_way.append(written.decoding(0, 0, number, offset, size, False, [0.5] * 22))
         under_way[-1].__enter__()
-    kept = crumbs.memory[:]
-    crumbs.close()
-    crumbs.paths[0].write_bytes(kept)
-    crumbs.paths[1].write_bytes(said)
+    kept = written.memory[:]
+    written.close()
+    written.paths[0].write_bytes(kept)
+    written.paths[1].write_bytes(said)
 
 
 IN_DECODE = (b'Fatal Python error: Aborted\n\nCurrent thread 0x1 (most recent call first):\n'
@@ -131,4 +131,17 @@ def test_a_sample_is_passed_over_only_on_plain_evidence(numbers, said, guilty, s
     assert [row["key"] for row in find_crashers(tmp_path, [index, None], SETTING, 2)] == guilty
     assert (tmp_path / FILE).exists() == bool(guilty)
     assert [row["key"] for row in find_crashers(tmp_path, [index, None], SETTING, 3)] == guilty     # remembered, and looked at once
+    assert not list((tmp_path / "logs").iterdir())
+
+
+def test_what_ends_a_thousand_ranks_is_not_looked_for_in_all_their_images(shards, tmp_path, monkeypatch):
+    (tmp_path / "logs").mkdir()
+    index, tried = open_index(shards), []
+    monkeypatch.setattr(crumbs, "_kills", lambda suspect, setting: tried.append(suspect))       # counted; what it does is tested above
+    left_behind(tmp_path, index, range(20), ELSEWHERE)
+    for rank in range(1, 10):
+        for name in ("decoding-rank-{}.bin", "crash-rank-{}.txt"):
+            (tmp_path / "logs" / name.format(rank)).write_bytes((tmp_path / "logs" / name.format(0)).read_bytes())
+    assert find_crashers(tmp_path, [index, None], SETTING, 2) == []
+    assert 20 <= len(tried) <= 32
     assert not list((tmp_path / "logs").iterdir())

@@ -34,6 +34,7 @@ _SLOTS = 1024                               # decodes at the same time; more go 
 _SLOT = struct.Struct("<8q22d")             # busy, split, shard, number, offset, size, sound, draws that follow; the draws of its crop
 _DRAWS = 22
 _TRIAL_S = 120.0
+_MOST_TRIALS = 32                           # of one attempt: a thousand ranks that a lost peer ended have no image to blame
 SPLITS = ("train", "val")
 
 
@@ -129,15 +130,16 @@ def find_crashers(run_folder: Path, indexes: Sequence[SetIndex | None], setting:
     A sample is one if its decode was under way in a process that died by a signal of its own making, and a process that decodes it just so
     dies too; or if it was the only one under way and the thread that fell was decoding.  Written durably before it is acted on.
     """
-    rows, seen = known_crashers(run_folder), []
-    for crash in sorted((run_folder / "logs").glob("crash-rank-*.txt")):
+    rows, trials = known_crashers(run_folder), _MOST_TRIALS
+    left = {crash: crash.read_bytes() for crash in sorted((run_folder / "logs").glob("crash-rank-*.txt"))}
+    for crash, words in sorted(left.items(), key=lambda item: not _in_decode(item[1])):
         rank = crash.stem.rpartition("-")[2]
-        words = crash.read_bytes()
-        if words:
+        if words and trials > 0:
             said = words.splitlines()[0].decode(errors="replace")
             suspects = _under_way(run_folder / "logs" / f"decoding-rank-{rank}.bin", indexes)
             log.warning("rank %s of the attempt before this one died (%s) with %d images being decoded", rank, said, len(suspects))
-            guilty = [one for one in suspects if _kills(one, setting)]
+            guilty = [one for one in suspects[:trials] if _kills(one, setting)]
+            trials -= len(suspects)
             if not guilty and len(suspects) == 1 and _in_decode(words):
                 guilty = suspects
             for _, row, _ in guilty:
@@ -145,10 +147,9 @@ def find_crashers(run_folder: Path, indexes: Sequence[SetIndex | None], setting:
                 rows.append({**row, "attempt": attempt - 1, "rank": int(rank), "reason": "crashed the decoder", "said": said})
             if suspects and not guilty:
                 log.warning("none of them crashes a decoder by itself: %s", ", ".join(row["key"] for _, row, _ in suspects[:8]))
-        seen.append(crash)
     if len(rows) > len(known_crashers(run_folder)):
         write_atomically(run_folder / FILE, "".join(json.dumps(row) + "\n" for row in rows))
-    for crash in seen:              # last: a kill before this has them looked at again
+    for crash in left:              # last: a kill before this has them looked at again
         crash.unlink(missing_ok=True)
     for memory in (run_folder / "logs").glob("decoding-rank-*.bin"):
         memory.unlink(missing_ok=True)
