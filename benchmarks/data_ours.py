@@ -11,7 +11,7 @@ import numpy as np
 from measure import serve
 
 from vitscale.data import Order, SetIndex, ShardReader, native, open_index
-from vitscale.data.sound import SoundImages
+from vitscale.data.sound import SoundImages, sum_of
 
 _SOUND: dict[int, SoundImages] = {}
 
@@ -31,7 +31,7 @@ def crop(files: list[str], draws: list[list[Sequence[float]]], size: int, first:
     for rows in draws:
         sound = SoundImages(len(data)) if first else _SOUND.setdefault(len(data), SoundImages(len(data)))
         for number, (one, row) in enumerate(zip(data, rows, strict=True)):
-            found, marks = sound.sum_of(one), sound.marks(number)
+            found, marks = sum_of(one), sound.marks(number)
             known = sound.knows(number, found)
             decode(one, rule, size, draws=row, sound=known, out=slot, marks=marks)      # into a batch that is there
             if not known:
