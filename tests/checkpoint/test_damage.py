@@ -274,6 +274,7 @@ def kind_of(value: Any) -> type:
     return type(None) if value is None else float if type(value) is int else type(value)
 
 
+@pytest.mark.all        # the larger grid of the kinds above
 @pytest.mark.parametrize("resumed", ["fsdp"], indirect=True)
 def test_any_value_in_the_place_of_any_other(resumed: Resumed) -> None:
     """Of the wrong type: it is damage.  In the recipe it may have been another version's, and is refused key by key, or of no matter."""

@@ -45,7 +45,7 @@ BINDING = [
     ("data.augment.scale", [0.2, 1.0]), ("data.augment.flip", 0.0), ("data.augment.mean", [0.5, 0.5, 0.5]), ("data.label", "json"),
     ("data.lanes", 32), ("data.group", 2), ("global_batch", 128), ("seed", 1),
     ("data.repeats", 2), ("data.class_map", "names.txt"), ("data.multi_label", True), ("data.exif_orientation", "apply"),
-    ("lora", {"rank": 4, "alpha": 8.0, "targets": ["attn.qkv"]}),
+    ("data.image", "left.png"), ("lora", {"rank": 4, "alpha": 8.0, "targets": ["attn.qkv"]}),
 ]
 FREE = [
     ("optim.lr", 2e-3), ("optim.schedule", "linear"), ("optim.clip_norm", 1.0), ("duration", "3 epochs"), ("parallel.engine", "fsdp"),
