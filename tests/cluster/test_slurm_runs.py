@@ -28,7 +28,7 @@ def side_by_side(*stories: Callable[[], None]) -> None:
 
 
 def test_fsdp_through_a_killed_rank_and_a_signal_each_without_slurmctld(cluster: Cluster, yard: Path, alone: Run) -> None:
-    job = Job.submit(cluster, yard, "f", "duration=45 steps")
+    job = Job.submit(cluster, yard, "f", "duration=100 steps")      # long enough to be met at work on a busy machine
     job.wait_for_step(12)
     victim = cluster.rank(job.id, 3)
     with cluster.without_controller(killed=False):      # the ranks end, and nobody answers what is to become of the job
@@ -53,12 +53,13 @@ def test_fsdp_through_a_killed_rank_and_a_signal_each_without_slurmctld(cluster:
     assert stopped["cause"] in ("signal", "time_limit")     # the former if slurmctld could be asked why just before it died
     assert job.run.checkpoints[-1] == f"step-{stopped['step']:08d}"     # no step is lost on a signal
 
-    job.complete(restarts=2, steps=45)
+    job.complete(restarts=2, steps=100)
     job.goes_like(alone, 45)
     assert "4 rank(s)" in job.log
     first, second, third = job.attempts
     assert first["ranks"] == 4
-    assert second["step"] in (10, 20)       # the last checkpoint before the kill
+    assert 10 <= second["step"] < 100       # the last checkpoint before the kill
+    assert second["step"] % 10 == 0
     assert second["cause"] == "killed"
     assert (third["step"], third["cause"]) == (stopped["step"], stopped["cause"])
     assert {row["node"] for row in job.attempts} == {"n1"}      # rank 0's
