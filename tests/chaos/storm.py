@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,16 @@ from accounts import one_story
 from disks import small_disk
 from faults import Fault, faults
 from jobs import TINY
-from running import Run, train
+from running import Run, start
 
 from slurm import ENDED, REPOSITORY, Cluster, missing
 from vitscale.cluster.runfolder import highest_lease
 
 HANG_S = 10             # resilience.hang_timeout: a rank that stands still for longer is ended
 ROUND_S = 420           # in which a round must lead to two more steps, or to the end of the job
-SLOW_S = 0.1            # of each step, so that there are moments to be hit
-NEXT_S = 90             # in which an attempt that a fault ends has been followed by the next
+SLOW_S = 0.3            # of each step, so that there are moments to be hit
+GOES_ON = 8             # steps that an attempt makes after a fault if the fault has not ended it
+QUIET_S = 900           # for the undisturbed run
 NOBODY = ", nobody there"
 MEGABYTES = 64          # of the disk that the run folder lies on
 OVERRIDES = [*TINY, "checkpoint.every=5 steps", f"resilience.hang_timeout={HANG_S}", "optim.schedule=constant"]
@@ -226,7 +227,7 @@ def lose_slurmd(storm: Storm) -> str:
 
 # Each with the causes that the end of an attempt may then have, if one ends; what came before it may end it too.
 FAULTS: dict[str, tuple[Callable[[Storm], str], tuple[str, ...]]] = {
-    "kill a rank": (kill_rank, ("killed",)), "kill srun": (kill_launcher, ("killed", "signal", "hang", "preemption")),
+    "kill a rank": (kill_rank, ("killed",)), "kill srun": (kill_launcher, ("killed", "requeued")),
     "kill a step daemon": (kill_step_daemon, ("hang", "killed")), "signal": (signal_ranks, ("signal",)), "USR2": (signal_job, ("signal",)),
     "stop briefly": (stop_briefly, ()), "stop all for long": (stop_all_for_long, ()), "stop one for long": (stop_one_for_long, ("hang",)),
     "suspend": (suspend, ()), "full disk": (fill_disk, ("disk",)), "EIO": (fail_files, ()), "clock": (shift_clock, ()),
@@ -244,12 +245,15 @@ def round_of(storm: Storm, number: int, fault: str) -> bool:
     act, causes = FAULTS[fault]
     began = time.monotonic()
     detail = act(storm)
+    print(f"{number}: {fault} {detail}, step {step}", flush=True)
     goes_on, then = await_effect(storm, attempts, step, ends=bool(causes) and NOBODY not in detail)
     outcome, ended = outcome_of(storm), ""
     if outcome and outcome != said_before:
         ended = f"{outcome['state']} ({outcome['cause']}): {outcome['reason']}"
         if causes and outcome["exit_code"] == 75 and outcome["cause"] not in causes:
             storm.wrong.append(f"round {number}: after {fault} the cause is {outcome['cause']}: {outcome['reason']}")
+        if fault == "kill a rank" and outcome["cause"] == "killed" and f"{detail} on n" not in outcome["reason"]:
+            storm.wrong.append(f"round {number}: {detail} was killed, and the outcome does not name it: {outcome['reason']}")
     lost = outcome.get("lost_steps", "") if ended else ""
     storm.rows.append((number, f"{fault} {detail}".strip(), f"step {step}, {state}", ended or "goes on", attempts,
                        highest_lease(storm.run.folder), lost, f"{time.monotonic() - began:.0f} s", then))
@@ -292,8 +296,8 @@ def await_effect(storm: Storm, attempts: int, step: int, ends: bool) -> tuple[bo
         if ended > 10:
             return False, known
         newer = max((row["attempt"] for row in storm.run.rows() if "loss" in row), default=0) > attempts
-        late = time.monotonic() - began > (NEXT_S if ends else 3)
-        if storm.step >= min(max(step, had) + 2, storm.steps) and (newer or (late and known == "RUNNING")):
+        done = max(step, had) + (GOES_ON if ends and not newer else 2)
+        if storm.step >= min(done, storm.steps) and time.monotonic() - began > 3 and (newer or known == "RUNNING"):
             return True, "steps"
         time.sleep(0.3)
     storm.wrong.append(f"no two steps within {ROUND_S} s: endless\n{words(storm)}")
@@ -351,19 +355,17 @@ def prepare(folder: Path, steps: int, poisoned: list[int]) -> tuple[Path, Path, 
     for name in ("slurm", "launch", "recipes"):
         (yard / name).symlink_to(REPOSITORY / name)
     nan = [Fault("nan", step=step) for step in poisoned]
-    process_environment = faults(quiet, *nan)
-    os.environ["PYTHONPATH"], before = process_environment["PYTHONPATH"], os.environ.get("PYTHONPATH", "")
-    try:
-        train(quiet, *OVERRIDES, "name=quiet", f"duration={steps} steps", recipe="vit_huge")
-    finally:
-        os.environ["PYTHONPATH"] = before
+    process = start(quiet, *OVERRIDES, "name=quiet", f"duration={steps} steps", recipe="vit_huge", environment=faults(quiet, *nan))
+    output, _ = process.communicate(timeout=QUIET_S)
+    assert process.returncode == 0, output
     return quiet, yard, Run(quiet / "runs" / "quiet")
 
 
-def storm_over(seed: int, rounds: int, steps: int, folder: Path) -> list[str]:
-    """All rounds, over one run after another if need be; returns what was wrong."""
+def storm_over(seed: int, rounds: int, steps: int, folder: Path, wanted: Sequence[str] = ()) -> list[str]:
+    """All rounds, over one run after another if need be, of the `wanted` faults or all; returns what was wrong."""
     draw = random.Random(seed)
-    order = [draw.sample(sorted(FAULTS), len(FAULTS)) for _ in range(rounds // len(FAULTS) + 1)]
+    among = sorted(wanted or FAULTS)
+    order = [draw.sample(among, len(among)) for _ in range(rounds // len(among) + 1)]
     kinds = [kind for block in order for kind in block][:rounds]
     poisoned = sorted(draw.sample(range(5, steps - 5), 3))
     _, yard, reference = prepare(folder, steps, poisoned)
@@ -408,13 +410,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--faults", nargs="+", choices=sorted(FAULTS), default=[], help="these alone; default: all")
     parser.add_argument("--keep", action="store_true", help="leave the folder with all runs and logs")
     given = parser.parse_args()
     if (reason := missing()) is not None:
         sys.exit(reason)
     folder = Path(tempfile.mkdtemp(prefix="storm-"))
     try:
-        wrong = storm_over(given.seed, given.rounds, given.steps, folder)
+        wrong = storm_over(given.seed, given.rounds, given.steps, folder, given.faults)
     finally:
         if given.keep:
             print(f"kept: {folder}")

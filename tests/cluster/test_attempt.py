@@ -15,6 +15,7 @@ from disks import small_disk
 from vitscale.checkpoint.lease import STALE_S, Lease
 from vitscale.cluster import runfolder
 from vitscale.cluster.attempt import Asked, RunOver, Unwritable, begin, end
+from vitscale.cluster.ended import LOST_PEER, PRESENT
 from vitscale.cluster.tries import VARIABLE, RestartLoop
 from vitscale.errors import RecipeError
 from vitscale.resilience.outcome import FILE, write_outcome
@@ -198,3 +199,48 @@ def test_the_commands(tmp_path: Path):
 def test_names_of_files_are_those_that_others_write():
     assert runfolder.OUTCOME == FILE
     assert runfolder.STALE_S == STALE_S
+
+
+def at_work(folder: Path, *ranks: int) -> None:
+    """These ranks have begun, and not ended by themselves; two on each node."""
+    (folder / PRESENT).mkdir(parents=True, exist_ok=True)
+    for rank in ranks:
+        (folder / PRESENT / f"rank-{rank}.json").write_text(json.dumps({"rank": rank, "node": f"n{rank // 2}"}))
+
+
+@pytest.mark.parametrize(("ranks", "code", "words"), [
+    ((3,), 137, "rank 3 on n1 was ended by SIGKILL and said nothing"), ((0,), 139, "rank 0 on n0 was ended by SIGSEGV and said nothing"),
+    ((0, 1, 3), 137, "ranks 0, 1, 3 on n0, n1 were ended by SIGKILL and said nothing"),
+    (tuple(range(40)), 137, "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 32 more on n0, n1, n10, n11, n12, n13, n14, n15 ... were ended by SIGKILL"),
+])
+@pytest.mark.parametrize("told", ["nothing", "that a connection broke"])
+def test_who_was_killed_is_named(tmp_path: Path, ranks: tuple[int, ...], code: int, words: str, told: str):
+    folder = began(tmp_path)
+    hold(folder)
+    at_work(folder, *ranks)
+    if told != "nothing":
+        write_outcome(folder, 75, "RuntimeError: Connection closed by peer [127.0.0.1]:42424", attempt=1, **{LOST_PEER: True})
+    found = end(folder, code)
+    assert found.code == 75
+    assert found.outcome is not None
+    assert (found.outcome["cause"], found.outcome["exit_code"]) == ("killed", 75)
+    assert str(found.outcome["reason"]).startswith(words)
+    assert found.outcome.get("attempt") == (None if told == "nothing" else 1)
+
+
+@pytest.mark.parametrize(("said", "cause"), [(75, "hang"), (75, "signal"), (3, "nonfinite")])
+def test_who_knows_more_than_that_a_connection_broke_has_the_word(tmp_path: Path, said: int, cause: str):
+    folder = began(tmp_path)
+    hold(folder)
+    at_work(folder, 1)
+    write_outcome(folder, said, "as tested", cause=cause)
+    assert end(folder, 137).outcome is None
+
+
+def test_ranks_of_an_earlier_start_were_not_killed_in_this_one(tmp_path: Path):
+    at_work(began(tmp_path), 1)
+    folder = began(tmp_path)
+    hold(folder)
+    found = end(folder, 137)
+    assert found.outcome is not None
+    assert "rank" not in str(found.outcome["reason"])

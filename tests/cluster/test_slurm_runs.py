@@ -37,6 +37,7 @@ def test_fsdp_through_a_killed_rank_and_a_signal_each_without_slurmctld(cluster:
         assert cluster.processes(f"SLURM_JOB_ID={job.id}")      # the batch script waits
     job.wait_for_restart(1)
     assert "slurmctld answers again" in job.log
+    one_story(job.run.folder, log=job.log, state="stopped early", cause="killed", words=("rank 3 on n2 was ended by SIGKILL",))
 
     job.wait_for_step(20, attempt=2)
     cluster.command("scancel", "--batch", "--signal=USR1", job.id)

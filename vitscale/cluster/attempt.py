@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitscale.cluster.ended import Ended, Mark, ended, word_of
+from vitscale.cluster.ended import Ended, Mark, ended, forget_ranks, killed, word_of
 from vitscale.cluster.runfolder import BEGUN, JOB, OUTCOME, highest_lease, mark, read_object, run_folder, write_object
 from vitscale.cluster.tries import FINAL, VARIABLE, RestartLoop, Tries, noted
 from vitscale.errors import EXIT_REQUEUE, RecipeError, UserError
@@ -49,6 +49,7 @@ def begin(recipe: str, overrides: Sequence[str], env: Mapping[str, str] = os.env
             "job": job, "restart": restarts, "nodes": env.get("SLURM_JOB_NODELIST"), "began": time.time(),
             "before": {"lease": highest_lease(folder), "outcome": tries.before(one)},
         })
+        forget_ranks(folder)
         if not tries.is_noted(one):
             raise OSError(0, f"{tries.folder} takes no new name")
     except OSError as error:
@@ -128,7 +129,7 @@ def _before(folder: Path) -> Mark:
 
 
 def _how(folder: Path, before: Mark, code: int, asked: Asked | None) -> Ended:
-    how = ended(folder, before, code)
+    how = killed(folder, before, code) or ended(folder, before, code)
     if asked is None:
         return how
     if not how.told and how.cause == "killed" and code not in FINAL:

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.cluster.runfolder import OUTCOME, mark, read_object
+from vitscale.errors import EXIT_REQUEUE
 
 Mark = list[int] | None     # of outcome.json when a try began: what has changed since is of this try, whatever any clock says
+PRESENT = "logs/present"    # rank-N.json of each rank at work: vitscale/resilience/roll.py
+LOST_PEER = "lost_peer"     # in outcome.json: its writer knows no more than that a connection to another rank broke
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,33 @@ def ended(run_folder: Path, before: Mark, code: int | None = None) -> Ended:
     return Ended("killed", _in_words(code), code)
 
 
-def _in_words(code: int | None) -> str:
+def killed(run_folder: Path, before: Mark, code: int) -> Ended | None:
+    """Who was killed, if srun's `code` says that a rank was, and nobody has said more of it than that a connection broke."""
+    said = word_of(run_folder, before)
+    if code <= 128 or (said and not said.get(LOST_PEER)):
+        return None
+    silent = [read_object(path) for path in (run_folder / PRESENT).glob("rank-*.json")]
+    found = sorted((one["rank"], str(one.get("node"))) for one in silent if type(one.get("rank")) is int)
+    if not found:
+        return None
+    ranks, nodes = [str(rank) for rank, _ in found], sorted({node for _, node in found})
+    many = len(ranks) > 1
+    names = f"rank{'s' if many else ''} {', '.join(ranks[:8])}{f' and {len(ranks) - 8} more' if len(ranks) > 8 else ''}"
+    reason = f"{names} on {', '.join(nodes[:8])}{' ...' if len(nodes) > 8 else ''} {_in_words(code, 'were' if many else 'was')}"
+    return Ended("killed", reason, EXIT_REQUEUE, facts={key: said[key] for key in ("attempt",) if key in said})
+
+
+def forget_ranks(run_folder: Path) -> None:
+    """Before ranks are started: who was there in the attempt before counts no more."""
+    for path in (run_folder / PRESENT).glob("rank-*.json"):
+        path.unlink(missing_ok=True)
+
+
+def _in_words(code: int | None, was: str = "it was") -> str:
     if code is None:
         return "it ended without a word"
     number = -code if code < 0 else code - 128
     try:
-        return f"it was ended by {signal.Signals(number).name} and said nothing"
+        return f"{was} ended by {signal.Signals(number).name} and said nothing"
     except ValueError:
-        return f"it ended with code {code} and said nothing"
+        return f"{was.removesuffix('was').removesuffix('were')}ended with code {code} and said nothing"

@@ -67,7 +67,8 @@ def judge(facts: Mapping[str, str], restart: int, down: Mapping[str, str], now: 
         return Ending("node_failure", f"{job} lost its node {said}" if len(down) == 1 else f"{job} lost its nodes {said}")
     if again or state in ("REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"):
         held = " and is held there until `scontrol release`" if "held" in facts.get("Reason", "").lower() else ""
-        return Ending("requeued", f"{job} was put back into the queue{held}: by `scontrol requeue`, or preempted without grace")
+        by = "by `scontrol requeue`, its own script, or a preemption without grace"
+        return Ending("requeued", f"{job} was put back into the queue{held}: {by}")
     if facts.get("PreemptTime", "None") not in ("None", "Unknown", "N/A", "") or state == "PREEMPTED":
         return Ending("preemption", f"{job} is preempted")
     end = _seconds(facts.get("EndTime", ""))

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vitscale.cluster.ended import LOST_PEER
 from vitscale.cluster.runfolder import BEGUN, OUTCOME, highest_lease, mark, read_object
 from vitscale.errors import EXIT_FAILED, EXIT_REQUEUE, UserError, said
 from vitscale.files import write_atomically
@@ -99,8 +100,7 @@ def tell(folder: Path, error: LastError, **facts: Any) -> None:
     """Write the outcome that an error makes."""
     about = {key: value for key, value in asdict(error).items() if key in ("rank", "node", "step", "type", "text")}
     known: dict[str, Any] = {"cause": error.cause, "attempt": error.attempt, "step": error.step}
-    if not error.is_echo:
-        known |= {"error": about}
+    known |= {LOST_PEER: True} if error.is_echo else {"error": about}
     if error.size > 1 and not error.is_echo:
         known |= {"rank": error.rank, "node": error.node}
     if error.exclude:

@@ -39,6 +39,7 @@ from vitscale.resilience.lasterror import ECHO_S, most_telling, note_error, say,
 from vitscale.resilience.outcome import why_stopped, write_outcome
 from vitscale.resilience.preflight import preflight
 from vitscale.resilience.restarts import begin_attempt
+from vitscale.resilience.roll import answer
 from vitscale.resilience.signals import StopFlag
 from vitscale.resilience.watchdog import Watchdog
 from vitscale.train.crashers import crashers_of
@@ -64,6 +65,7 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
     meters = Meters()
     prepared = prepare(recipe, look=place.rank == 0 and not place.prepared)
     setup_logging(make_console() if place.rank == 0 else None, prepared.folder / "logs" / f"rank-{place.rank}.log")
+    answer(prepared.folder, place.rank, node_name())
     refused = _note_try(recipe, prepared) if place.rank == 0 else None      # before anything that may end it
     with contextlib.ExitStack() as stack:
         world = stack.enter_context(joined(recipe.parallel, place))

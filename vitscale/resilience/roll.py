@@ -1,0 +1,31 @@
+"""Which ranks of a batch job ended without a word: each writes its name down when it begins, and takes it away when it ends by itself.
+
+A rank that is killed cannot say so, those that it leaves alone only know that a connection broke, and srun tells a job no more than the
+highest code of all.  Whose name still lies there when all have ended was killed: `vitscale job end` looks (cluster/ended.py).
+"""
+
+import atexit
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from vitscale.cluster.ended import PRESENT
+from vitscale.files import write_atomically
+
+
+def answer(run_folder: Path, rank: int, node: str) -> None:
+    """Be there until this process ends in a way in which it can still run code.  vitscale's own launcher sees its ranks end; then nothing
+    is written."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return
+    path = run_folder / PRESENT / f"rank-{rank}.json"
+    with contextlib.suppress(OSError):      # it only tells
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({"rank": rank, "node": node}), durable="no")
+        atexit.register(_leave, path)
+
+
+def _leave(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
