@@ -5,10 +5,11 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -23,16 +24,20 @@ PASSING = frozenset({errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.E
                      errno.ESHUTDOWN, errno.EREMOTEIO if hasattr(errno, "EREMOTEIO") else errno.EIO})
 PATIENCE_S = 30.0       # for a server to come back, in time that this process could run
 _FIRST_S, _LONGEST_S = 0.05, 2.0        # between two tries
+_in_vain_s = -math.inf      # when patience was last in vain, by time.monotonic()
 _T = TypeVar("_T")
 
 
 def patiently(path: Path | str, act: Callable[[], _T], patience_s: float | None = None) -> _T:
-    """What `act`, which may be done again, gives; again for up to `patience_s` (None: PATIENCE_S) after an error that passes.
+    """What `act`, which may be done again, gives; again for up to `patience_s` after an error that passes.
 
+    None: PATIENCE_S, but hardly at all right after that was in vain elsewhere: a run that ends for it shall not wait at every file.
     Said once in the log, with `path`.  Raises StorageError, which is an OSError, when the error goes on; other errors at once.
     """
-    awake, wait_s = None, _FIRST_S
-    patience_s = PATIENCE_S if patience_s is None else patience_s
+    global _in_vain_s
+    awake, wait_s, usual = None, _FIRST_S, patience_s is None
+    if patience_s is None:
+        patience_s = PATIENCE_S if time.monotonic() - _in_vain_s > PATIENCE_S else min(PATIENCE_S, 1.0)
     while True:
         try:
             return act()
@@ -43,9 +48,24 @@ def patiently(path: Path | str, act: Callable[[], _T], patience_s: float | None 
                 awake = Awake(max(patience_s, 60.0) / 2)        # one try may take long by itself
                 log.warning("%s: %s; trying again for up to %.0f s", path, error.strerror, patience_s)
             elif awake.look() >= patience_s:
-                raise StorageError(error.errno, f"{error.strerror}, for {awake.seconds:.0f} s", str(path)) from error
+                if usual:
+                    _in_vain_s = time.monotonic()
+                raise StorageError(error.errno, f"{error.strerror}, again and again", str(path)) from error
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, _LONGEST_S)
+
+
+@contextlib.contextmanager
+def storage_errors() -> Iterator[None]:
+    """Whatever a file system fails at in a way that may pass, also deep in a library, as a StorageError."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if not passes(error) or not (error.filename or error.errno in (errno.EIO, errno.ESTALE)):       # connections have neither
+            raise
+        raise StorageError(error.errno, error.strerror, error.filename or "a file") from error
 
 
 def passes(error: BaseException) -> bool:
@@ -56,6 +76,15 @@ def passes(error: BaseException) -> bool:
 def read_bytes(path: Path) -> bytes:
     """Raises OSError."""
     return patiently(path, path.read_bytes)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something of that name.  Raises OSError."""
+    try:
+        patiently(path, path.stat)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def names_in(folder: Path) -> list[str]:
@@ -131,14 +160,28 @@ def rename(old: Path, new: Path) -> Path:
     return new
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Every file below a folder, sorted.  Raises OSError, which Path.rglob() does not always."""
+    def listed(inner: Path) -> list[os.DirEntry[str]]:
+        with os.scandir(inner) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+
+    found: list[Path] = []
+    for entry in patiently(folder, lambda: listed(folder)):
+        if patiently(entry.path, entry.is_dir):
+            found += files_below(Path(entry.path))
+        else:
+            found.append(Path(entry.path))
+    return found
+
+
 def fsync_tree(folder: Path) -> None:
     """Make every file and folder below, and the folder itself, durable."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            patiently(path, lambda path=path: _fsync_file(path))        # type: ignore[misc]
-        elif path.is_dir():
-            fsync_folder(path)
-    fsync_folder(folder)
+    paths = files_below(folder)
+    for path in paths:
+        patiently(path, lambda path=path: _fsync_file(path))        # type: ignore[misc]
+    for inner in sorted({path.parent for path in paths} | {folder}, reverse=True):
+        fsync_folder(inner)
 
 
 def _fsync_file(path: Path) -> None:

@@ -55,10 +55,10 @@ class Filling(Writer):
         if self.filling == "state":
             fill(self.folder, leave=MB // 2)        # begun, but not ended
 
-    def _publish(self, draft: Path, facts: Facts) -> None:
+    def _publish(self, draft: Path, facts: Facts, replace: bool) -> None:
         if self.filling == "weights":
             fill(self.folder)
-        super()._publish(draft, facts)
+        super()._publish(draft, facts, replace)
 
 
 def writer(folder: Path, rank: int = 0, **settings: object) -> Filling:

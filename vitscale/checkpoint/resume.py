@@ -1,5 +1,6 @@
 """The decision what a starting attempt goes on from, and whether the recipe still describes the same run."""
 
+import fnmatch
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -8,7 +9,7 @@ from typing import Any
 
 from vitscale.checkpoint.store import REPLACED, checkpoints_in, fault_in, is_foreign
 from vitscale.errors import CheckpointError
-from vitscale.files import fsync_folder
+from vitscale.files import fsync_folder, is_there, names_in, rename
 from vitscale.recipe.bound import BOUND, ORDER, concerned, differences
 
 log = logging.getLogger(__name__)
@@ -22,9 +23,9 @@ def newest_whole(folder: Path, also: Callable[[Path], str | None] = lambda check
     Raises CheckpointError if there were checkpoints and none is whole (starting afresh would be a surprise), or if another version
     of vitscale wrote the newest.
     """
-    for half in folder.glob(f"{REPLACED}step-*"):       # a kill came between two names
-        if not (final := folder / half.name.removeprefix(REPLACED)).exists():
-            half.rename(final)
+    for name in fnmatch.filter(names_in(folder), f"{REPLACED}step-*"):      # a kill came between two names
+        if not is_there(final := folder / name.removeprefix(REPLACED)):
+            rename(folder / name, final)
     damaged = []
     for checkpoint in reversed(checkpoints_in(folder)):
         reason = fault_in(checkpoint) or also(checkpoint)
@@ -50,7 +51,7 @@ def set_aside(checkpoint: Path, why: str) -> Path:
     while os.path.lexists(aside):
         number += 1
         aside = checkpoint.with_name(f"{why}-{checkpoint.name}-{number}")
-    checkpoint.rename(aside)
+    rename(checkpoint, aside)
     fsync_folder(checkpoint.parent)
     return aside
 

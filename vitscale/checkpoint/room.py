@@ -8,7 +8,7 @@ from types import MappingProxyType
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from vitscale.errors import EXIT_FAILED, CheckpointError
+from vitscale.errors import EXIT_FAILED, EXIT_REQUEUE, CheckpointError
 
 # What files hold besides numbers, measured: torch puts each tensor of each rank in an archive of its own.
 PER_TENSOR = 2048
@@ -19,11 +19,16 @@ class Unwritten(CheckpointError):
     """A checkpoint was not written, because the disk is full or does not answer; raised on every rank.
 
     A run that ends with it ends as failed, not to be requeued: the next attempt would find the same disk, and what was trained since
-    the last checkpoint would be lost again and again.
+    the last checkpoint would be lost again and again.  Unless it `may_pass`: a server that is away comes back.
     """
 
     exit_code = EXIT_FAILED
     facts = MappingProxyType({"cause": "disk"})
+
+    def __init__(self, message: str, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
+        self.exit_code = EXIT_REQUEUE if may_pass else EXIT_FAILED
 
 
 def checkpoint_bytes(tensors: Mapping[str, Tensor], ranks: int) -> int:

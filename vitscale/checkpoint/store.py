@@ -1,5 +1,6 @@
 """One checkpoint folder: sharded state, weights, facts and a manifest; published whole or not at all, read with suspicion."""
 
+import fnmatch
 import json
 import logging
 import os
@@ -16,7 +17,6 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -27,10 +27,21 @@ from vitscale.checkpoint.lease import Lease, LeaseLost
 from vitscale.checkpoint.retain import to_delete
 from vitscale.checkpoint.room import Unwritten, checkpoint_bytes, free_bytes
 from vitscale.checkpoint.table import TABLE, Reader, read_table
-from vitscale.checkpoint.tensors import shapes_of
+from vitscale.checkpoint.tensors import shapes_of, write_tensors
 from vitscale.data.report import size as size_text
 from vitscale.errors import CheckpointError, StorageError, said
-from vitscale.files import fsync_folder, fsync_tree, patiently, sha256_of, write_json
+from vitscale.files import (
+    files_below,
+    fsync_folder,
+    fsync_tree,
+    is_there,
+    names_in,
+    passes,
+    patiently,
+    rename,
+    sha256_of,
+    write_json,
+)
 from vitscale.recipe import Checkpoint as CheckpointSettings
 
 log = logging.getLogger(__name__)
@@ -40,6 +51,7 @@ REPLACED = ".replaced-"     # before the name of a checkpoint whose place anothe
 WEIGHTS = "model.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
 PREFIX, EMA_PREFIX = "model.", "ema."     # of the names of the tensors that these hold
+_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)    # before torch's part is tried again: by number, not by time, so that all ranks do the same
 MAX_FAILURES = 3        # checkpoints in a row that may fail to be written before the run ends
 
 
@@ -103,7 +115,7 @@ class Writer:
             self._failures, self._unwritten, self.lost_step = self._failures + 1, error, self.last_step
             if self._failures >= MAX_FAILURES:
                 self._unwritten = None
-                raise Unwritten(f"{self._failures} checkpoints in a row could not be written; the last: {error}") from error
+                raise Unwritten(f"{self._failures} checkpoints in a row could not be written; the last: {error}", error.may_pass) from error
 
     def wait(self) -> None:
         """Until the last save is published.  Raises Unwritten if it could not be; that is said once."""
@@ -136,11 +148,17 @@ class Writer:
         needed = checkpoint_bytes(staged, dist.get_world_size(self._group) if self._group is not None else 1)
         try:
             self._on_first(lambda: self._make_room(needed, facts))
-            try:
-                dcp.save(staged, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
-            except dcp.api.CheckpointException as error:        # on every rank, once all have ended their part
-                reasons = _reasons(error)
-                self._on_first(lambda: self._tell(draft, reasons))
+            for wait_s in (*_WAITS_S, None):
+                try:
+                    dcp.save(staged, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+                    break
+                except dcp.api.CheckpointException as error:        # the same on every rank, once all have ended their part
+                    reasons, passing = _reasons(error), _may_pass(error)
+                    if passing and wait_s is not None:
+                        log.warning("%s: %s; trying again", draft, reasons)
+                        time.sleep(wait_s)
+                        continue
+                    self._on_first(lambda: self._tell(draft, reasons, passing))     # noqa: B023  called at once
             # dcp.save returns on rank 0 when every rank has written its part
             self._on_first(lambda: self._publish(draft, facts, replace))
         except Unwritten as error:
@@ -169,18 +187,17 @@ class Writer:
             except (Unwritten, LeaseLost) as error:
                 problem = error
             except (OSError, SafetensorError, CheckpointError) as error:
-                problem = Unwritten(f"{self.folder}: a checkpoint could not be written: {error}")
+                problem = Unwritten(f"{self.folder}: a checkpoint could not be written: {error}", may_pass=passes(error))
                 problem.__cause__ = error
             except Exception as error:
                 problem = error
-        told = [(isinstance(problem, Unwritten), str(problem)) if problem else None]
+        told = [(problem if isinstance(problem, Unwritten) else CheckpointError(str(problem))) if problem else None]
         if self._group is not None:
             dist.broadcast_object_list(told, src=0, group=self._group)
         if problem is not None:
             raise problem
         if told[0] is not None:
-            unwritten, words = told[0]
-            raise Unwritten(words) if unwritten else CheckpointError(words)
+            raise told[0]
 
     def _make_room(self, needed: int, facts: Facts) -> None:
         """Clear away, and see that `needed` bytes are free before the first is written.  Raises Unwritten.
@@ -188,7 +205,7 @@ class Writer:
         If they are not, checkpoints that the new one would displace go before it, not after; the newest stays whatever `keep` says.
         """
         self._clear_away()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        patiently(self.folder, lambda: self.folder.mkdir(parents=True, exist_ok=True))
         there = [step_of(path) for path in checkpoints_in(self.folder)]
         for step in self._displaced([*there, facts.step], facts):
             if free_bytes(self.folder) >= needed or step == there[-1]:
@@ -200,41 +217,43 @@ class Writer:
             raise Unwritten(f"{self.folder}: a checkpoint could not be written: it takes {size_text(needed)}, and only "
                             f"{size_text(free_bytes(self.folder))} are free; make room there, or keep fewer (checkpoint.keep)")
 
-    def _tell(self, draft: Path, reasons: str) -> None:
+    def _tell(self, draft: Path, reasons: str, may_pass: bool) -> None:
         # torch's archives hide what the system said when the disk filled up; how much is free tells
-        raise Unwritten(f"{draft}: a checkpoint could not be written: {reasons}; {size_text(free_bytes(self.folder))} are free there")
+        raise Unwritten(f"{draft}: a checkpoint could not be written: {reasons}; {size_text(free_bytes(self.folder))} are free there",
+                        may_pass)
 
     def _clear_away(self) -> None:
         """Drafts and half-deleted checkpoints that killed attempts left behind: they would fill the disk."""
         if self.lease is not None:
             self.lease.check()
         for pattern in (".step-*", ".deleted-*", f"{REPLACED}*"):
-            for path in self.folder.glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)
+            for name in fnmatch.filter(names_in(self.folder), pattern):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _publish(self, draft: Path, facts: Facts, replace: bool) -> None:
         for prefix, name in ((PREFIX, WEIGHTS), (EMA_PREFIX, EMA_WEIGHTS)):
             whole = read_whole(draft / STATE, prefix)
             if whole:
-                save_file(whole, draft / name, metadata={"format": "pt", "step": str(facts.step)})
-        (draft / FACTS).write_text(json.dumps({"format": FORMAT, **asdict(facts)}, indent=1))
-        files = {str(path.relative_to(draft)): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-                 for path in sorted(draft.rglob("*")) if path.is_file()}
+                write_tensors(draft / name, whole, {"format": "pt", "step": str(facts.step)})
+        content = json.dumps({"format": FORMAT, **asdict(facts)}, indent=1)
+        patiently(draft / FACTS, lambda: (draft / FACTS).write_text(content))
+        files = {str(path.relative_to(draft)): {"bytes": patiently(path, path.stat).st_size, "sha256": sha256_of(path)}
+                 for path in files_below(draft)}
         write_json(draft / MANIFEST, {"format": FORMAT, "files": files})
         fsync_tree(draft)
         final = self.folder / f"step-{facts.step:08d}"
         if self.lease is not None:
             self.lease.check()
-        if final.exists() and replace:
+        if is_there(final) and replace:
             before = final.with_name(f"{REPLACED}{final.name}")     # whoever finds it without the other gives it its name back
-            final.rename(before)
-            draft.rename(final)
+            rename(final, before)
+            rename(draft, final)
             fsync_folder(self.folder)
             shutil.rmtree(before, ignore_errors=True)
-        elif final.exists():    # an earlier attempt came this far too, with the same samples: its checkpoint stands
+        elif is_there(final):    # an earlier attempt came this far too, with the same samples: its checkpoint stands
             shutil.rmtree(draft)
         else:
-            draft.rename(final)
+            rename(draft, final)
             fsync_folder(self.folder)
         self._retain(facts)
 
@@ -250,13 +269,14 @@ class Writer:
         if self.lease is not None:
             self.lease.check()
         path = self.folder / f"step-{step:08d}"
-        doomed = path.rename(path.with_name(f".deleted-{path.name}"))       # first the name, so that no half one is found
+        doomed = rename(path, path.with_name(f".deleted-{path.name}"))       # first the name, so that no half one is found
         shutil.rmtree(doomed, ignore_errors=True)     # a reader's open file may keep it for a while; _clear_away comes again
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """Published checkpoints, oldest first."""
-    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-[0-9]+", path.name) and path.is_dir()]
+    found = [folder / name for name in names_in(folder) if re.fullmatch(r"step-[0-9]+", name)]
+    found = [path for path in found if patiently(path, path.is_dir)]
     return sorted(found, key=step_of)
 
 
@@ -303,7 +323,7 @@ def _difference(checkpoint: Path, name: str, written: Mapping[str, Any]) -> str 
     try:
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(checkpoint)):
             return f"{MANIFEST} names a file outside the checkpoint: {name}"
-        if not path.is_file():
+        if not patiently(path, path.is_file):
             return f"{name} is no regular file" if os.path.lexists(path) else f"{name} is missing"
         if (size := patiently(path, path.stat).st_size) != written["bytes"]:
             return f"{name} has {size} bytes instead of {written['bytes']}"
@@ -378,13 +398,22 @@ def _load(state: Path, targets: dict[str, Tensor], no_dist: bool) -> None:
 
 def _reasons(error: dcp.api.CheckpointException) -> str:
     """What went wrong on which rank; an error of the operating system rather than what torch makes of it."""
-    found = []
+    return "; ".join(f"rank {rank}: {under if isinstance(under, OSError) else said(under)}" for rank, under in _causes(error).items())
+
+
+def _may_pass(error: dcp.api.CheckpointException) -> bool:
+    """Whether file systems failed on every rank that failed, in a way that may pass.  The same answer on all ranks."""
+    return all(map(passes, _causes(error).values()))
+
+
+def _causes(error: dcp.api.CheckpointException) -> dict[int, BaseException]:
+    found: dict[int, BaseException] = {}
     for rank, (cause, _) in sorted(error.failures.items()):
         under: BaseException = cause
         while not isinstance(under, OSError) and (deeper := under.__cause__ or under.__context__):
             under = deeper
-        found.append(f"rank {rank}: {under if isinstance(under, OSError) else said(cause)}")
-    return "; ".join(found)
+        found[rank] = under if isinstance(under, OSError) else cause
+    return found
 
 
 def read_whole(state: Path, prefix: str) -> dict[str, Tensor]:

@@ -1,11 +1,13 @@
 """Files of named tensors (safetensors), ours and others': whole, or their shapes alone; whatever is wrong with one is named."""
 
+import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitscale.checkpoint.facts import Damaged
@@ -18,6 +20,11 @@ _Found = TypeVar("_Found")
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Raises Damaged."""
     return _reading(path, lambda: load_file(path))
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Raises OSError, SafetensorError."""
+    patiently(path, lambda: _by_the_system(lambda: save_file(tensors, path, metadata=metadata)))
 
 
 def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
@@ -39,10 +46,20 @@ def first_not_finite(weights: Mapping[str, Tensor]) -> tuple[str, int] | None:
 
 def _reading(path: Path, read: Callable[[], _Found]) -> _Found:
     try:
-        if not path.is_file():      # a pipe would keep the reader waiting
+        if not patiently(path, path.is_file):      # a pipe would keep the reader waiting
             raise FileNotFoundError(2, "is missing or no regular file")
-        return patiently(path, read)
+        return patiently(path, lambda: _by_the_system(read))
     except StorageError:
         raise
     except Exception as error:      # each layer below has errors of its own
         raise Damaged(f"{path}: cannot be read as safetensors ({said(error)})") from None
+
+
+def _by_the_system(act: Callable[[], _Found]) -> _Found:
+    """What safetensors says in words of an error of the system, as that error.  Raises OSError, SafetensorError."""
+    try:
+        return act()
+    except SafetensorError as error:
+        if (number := re.search(r"os error ([0-9]+)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitscale.errors import ClusterError
-from vitscale.files import write_atomically
+from vitscale.files import patiently, write_atomically
 from vitscale.processes import boot_id, is_stopped, start_of
 
 if TYPE_CHECKING:       # else the small process that ends a blocked rank, which has no packages, could not write its outcome
@@ -52,7 +52,7 @@ def find_run(named: str) -> Path:
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object of a file; {} if there is none, or it is damaged."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(patiently(path, path.read_bytes, 5.0))
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

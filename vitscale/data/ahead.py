@@ -5,6 +5,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from vitscale.data.batch import Fetcher, MicroBatch, Plan, Report
 from vitscale.data.shards_ahead import ShardsAhead
-from vitscale.errors import DataError
+from vitscale.errors import EXIT_REQUEUE, DataError
 
 OnBad = Callable[[dict[str, Any]], None]
 _CHUNK = 16         # samples of one task at most: enough to drown its overhead, few enough to spread over the threads
@@ -126,11 +127,19 @@ class Ahead:
         if report.bad and too_many_bad(self.skipped.total(), self.read, self.max_bad_fraction):
             reasons = ", ".join(f"{reason} {count}" for reason, count in self.skipped.most_common())
             last = report.bad[-1]
-            raise DataError(
+            kind, remedy = (StorageLost, "see to the file system") if 2 * self.skipped["storage"] > self.skipped.total() else (
+                DataError, "mend the shards, or raise data.max_bad_fraction")
+            raise kind(
                 f"{self.skipped.total()} of {self.read} samples could not be used ({reasons}), more than data.max_bad_fraction "
-                f"{self.max_bad_fraction:g} allows; the last was '{last['key']}' in {last['shard']}: {last['detail']}; "
-                "mend the shards, or raise data.max_bad_fraction"
+                f"{self.max_bad_fraction:g} allows; the last was '{last['key']}' in {last['shard']}: {last['detail']}; {remedy}"
             )
+
+
+class StorageLost(DataError):
+    """Too many samples could not be read because their file system failed: another attempt may find it well."""
+
+    exit_code = EXIT_REQUEUE
+    facts = MappingProxyType({"cause": "disk"})
 
 
 def too_many_bad(bad: int, read: int, fraction: float) -> bool:

@@ -1,6 +1,7 @@
 """What can be wrong with one sample while the others are well."""
 
-REASONS = ("read", "image", "format", "bomb", "truncated", "decode", "crash", "label")      # labels of a metric, and so few
+REASONS = ("read", "storage", "image", "format", "bomb", "truncated", "decode", "crash", "label")      # labels of a metric, and so few
+# read: the sample is not there, cut short, or not to be had; storage: its file system went on failing
 
 
 class BadSample(Exception):

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitscale.errors import EXIT_REQUEUE, ClusterError
+from vitscale.files import patiently
 
 NONE_LEFT = frozenset({errno.EMFILE, errno.ENFILE})     # of this process, of the whole machine
 PATIENCE_S = 20.0       # for others to give descriptors back
@@ -95,15 +96,22 @@ class Held:
                     if key[0] == owner and (unused_since is None or shard.used_s < unused_since)]
         del gone            # closed here, outside of the lock
 
-    def room(self, act: Callable[[], _T], what: str, stopping: Event | None = None) -> _T:
+    def drop(self, key: tuple[int, int]) -> None:
+        """Let go of one shard: a handle that has gone stale does not come back."""
+        with self._lock:
+            gone = self._shards.pop(key, None)
+        del gone            # closed here, outside of the lock
+
+    def room(self, act: Callable[[], _T], what: str, stopping: Event | None = None, patient: bool = True) -> _T:
         """What `act` gives, which opens files: where there is no descriptor left, shards are closed for it, and then others waited for.
+        If `patient`, an error of the file system that may pass is waited for too (files.py).
 
         Raises OutOfDescriptors after PATIENCE_S, and whatever else `act` raises at once.
         """
         until_s, wait_s = None, 0.005
         while True:
             try:
-                return act()
+                return patiently(what, act) if patient else act()
             except OSError as error:
                 if error.errno not in NONE_LEFT:
                     raise

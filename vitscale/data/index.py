@@ -25,6 +25,7 @@ from vitscale.data.group import GroupMembers, group
 from vitscale.data.shards import Homes, expand, locked, publish_index, stat_shards, unreadable
 from vitscale.data.tar import Damage, Link, Member, ReadAt, Walk, compression, split_name, walk
 from vitscale.errors import DataError, UserError
+from vitscale.files import patiently
 from vitscale.recipe.redact import redact
 
 VERSION = 2               # 2: links inside a shard are followed, keys that stand apart are told
@@ -264,7 +265,7 @@ def reading(path: str, size: int, stamp: int) -> Iterator[ReadAt]:
         yield remote.Ranges(path, remote.Facts(size, stamp))
         return
     with HELD.room(lambda: open(path, "rb", buffering=0), path) as file:
-        yield lambda offset, size: os.pread(file.fileno(), size, offset)
+        yield lambda offset, size: patiently(path, lambda: os.pread(file.fileno(), size, offset))
 
 
 def _build_sidecar(place: Path, path: str, size: int, mtime_ns: int, how: GroupMembers) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from vitscale.data.bad import BadSample
 from vitscale.data.cache import ShardCache
 from vitscale.data.descriptors import HELD, Held
 from vitscale.data.index import SetIndex
+from vitscale.files import passes, patiently
 
 _AHEAD = 1 << 20    # bytes
 _STEP = 1 << 12     # bytes: a header and padding
 _STEPS = 8          # the members of one sample also follow each other, and a run in random order wants no more than them
+READ_PATIENCE_S = 30.0      # for the file system of a shard to come back
 _IDLE_S = 30        # a remote shard unused for so long is let go of, so that the cache may evict it
 
 
@@ -65,6 +67,7 @@ class ShardReader:
     def __init__(self, index: SetIndex, cache: ShardCache | None = None, stopping: Event | None = None, held: Held = HELD) -> None:
         self.index, self.cache, self.stopping = index, cache, stopping
         self._held, self._owner = held, held.owner()
+        self._failing: set[int] = set()         # shards whose file system did not come back in time
         self._away = any(map(remote.is_remote, index.urls))
 
     def read(self, shard: int, index: int, wanted: Collection[str] | None = None) -> dict[str, bytes]:
@@ -73,12 +76,38 @@ class ShardReader:
         Raises DataError for a shard that changed since it was indexed, BadSample("read") for what cannot be read.
         """
         members = self.index.shard(shard).members(index)
-        file = self._opened(shard)
-        return {ext: _pread(file, offset, size) for ext, offset, size in members if wanted is None or ext in wanted}
+        return {ext: self.pread(shard, offset, size) for ext, offset, size in members if wanted is None or ext in wanted}
 
     def pread(self, shard: int, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset` of a shard.  Raises as read()."""
-        return _pread(self._opened(shard), offset, size)
+        """`size` bytes at `offset` of a shard.  Raises as read().
+
+        What a file system fails at in a way that may pass is tried again, from opening the shard on; of a shard where that was in vain,
+        only once until it can be read again.
+        """
+        try:
+            if shard in self._failing:
+                data = self._pread_once(shard, offset, size)
+            else:
+                data = patiently(self.index.paths[shard], lambda: self._pread_once(shard, offset, size), READ_PATIENCE_S)
+        except OSError as error:
+            if passes(error):
+                self._failing.add(shard)
+            raise BadSample("storage" if passes(error) else "read", error.strerror or str(error)) from error
+        except remote.Unreachable as error:
+            raise BadSample("read", str(error)) from error
+        self._failing.discard(shard)
+        return data
+
+    def _pread_once(self, shard: int, offset: int, size: int) -> bytes:
+        """Raises OSError, remote.Unreachable, BadSample, DataError."""
+        try:
+            return _pread(self._opened(shard), offset, size)
+        except OSError as error:
+            self._held.drop((self._owner, shard))
+            remote.note_progress()
+            if self.stopping is not None and self.stopping.is_set():
+                raise BadSample("read", error.strerror or str(error)) from error
+            raise
 
     @property
     def caches(self) -> bool:
@@ -105,12 +134,7 @@ class ShardReader:
         if found is None:
             if self._away:
                 self._held.forget(self._owner, unused_since=time.monotonic() - _IDLE_S)
-            try:
-                found = self._held.room(lambda: self._open(shard), self.index.paths[shard], self.stopping)
-            except OSError as error:
-                raise BadSample("read", error.strerror or str(error)) from error
-            except remote.Unreachable as error:
-                raise BadSample("read", str(error)) from error
+            found = self._held.room(lambda: self._open(shard), self.index.paths[shard], self.stopping, patient=False)
             found.used_s = time.monotonic()
             self._held.put((self._owner, shard), found)
         elif self._away:
@@ -136,17 +160,13 @@ class ShardReader:
 
 
 def _pread(file: _File | _Ranged, offset: int, size: int) -> bytes:
-    try:
-        if isinstance(file, _Ranged):
-            return file.read(offset, size)
-        data = os.pread(file.descriptor, size, offset)
-        while len(data) < size:                         # one pread gives at most 2 GiB; a network disk may give less
-            more = os.pread(file.descriptor, size - len(data), offset + len(data))
-            if not more:
-                raise BadSample("read", f"ends {size - len(data)} bytes early")
-            data += more
-    except OSError as error:
-        raise BadSample("read", error.strerror or str(error)) from error
-    except remote.Unreachable as error:
-        raise BadSample("read", str(error)) from error
+    """Raises OSError, remote.Unreachable, BadSample."""
+    if isinstance(file, _Ranged):
+        return file.read(offset, size)
+    data = os.pread(file.descriptor, size, offset)
+    while len(data) < size:                         # one pread gives at most 2 GiB; a network disk may give less
+        more = os.pread(file.descriptor, size - len(data), offset + len(data))
+        if not more:
+            raise BadSample("read", f"ends {size - len(data)} bytes early")
+        data += more
     return data

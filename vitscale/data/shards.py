@@ -1,6 +1,7 @@
 """From what the user wrote to a list of shards, and where their index lies."""
 
 import fnmatch
+import functools
 import hashlib
 import os
 import re
@@ -15,8 +16,8 @@ from filelock import FileLock
 
 from vitscale.data import remote
 from vitscale.data.descriptors import HELD
-from vitscale.errors import DataError, UserError
-from vitscale.files import write_atomically
+from vitscale.errors import DataError, StorageError, UserError
+from vitscale.files import patiently, write_atomically
 from vitscale.recipe.redact import redact
 
 BESIDE = ".vitscale-index"          # the folder next to the shards that holds their index
@@ -123,7 +124,7 @@ def stat_shards(paths: Sequence[str]) -> tuple[list[int], list[int]]:
                 found.append((facts.size, facts.stamp) if facts else (-1, 0))
                 continue
             try:
-                info = os.stat(path)
+                info = patiently(path, functools.partial(os.stat, path))
             except (FileNotFoundError, NotADirectoryError):
                 found.append((-1, 0))
                 continue
@@ -188,13 +189,19 @@ class Homes:
         return [place.parent / name for place in self.readable(paths[0])]
 
     def _can_write(self, folder: Path) -> bool:
+        """Raises StorageError: a server that is away for a while is no reason to keep the index elsewhere."""
+        def look() -> bool:
+            # root may write anywhere, but a folder that nobody is meant to write in stays as it is
+            if folder.parent.is_dir() and not folder.parent.stat().st_mode & 0o222:
+                return False
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700 if folder == cache_dir() else 0o777)
+            return os.access(folder, os.W_OK | os.X_OK)
+
         if folder not in self._writable:
             try:
-                # root may write anywhere, but a folder that nobody is meant to write in stays as it is
-                closed = folder.parent.is_dir() and not folder.parent.stat().st_mode & 0o222
-                if not closed:
-                    folder.mkdir(parents=True, exist_ok=True, mode=0o700 if folder == cache_dir() else 0o777)
-                self._writable[folder] = not closed and os.access(folder, os.W_OK | os.X_OK)
+                self._writable[folder] = patiently(folder, look)
+            except StorageError:
+                raise
             except OSError:
                 self._writable[folder] = False
         return self._writable[folder]
@@ -219,5 +226,7 @@ def publish_index(path: Path, content: bytes) -> None:
     """write_atomically() a part of an index.  Raises DataError, with what to do."""
     try:
         write_atomically(path, content, durable="content")
+    except StorageError:
+        raise
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); free some space or give another data.index_dir") from error

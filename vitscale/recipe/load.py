@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from vitscale.errors import RecipeError
+from vitscale.errors import RecipeError, StorageError
+from vitscale.files import patiently, read_bytes
 from vitscale.recipe.check import contradictions
 from vitscale.recipe.schema import CHOICES, Recipe
 from vitscale.recipe.text import read_yaml
@@ -27,7 +28,7 @@ def recipe_files(folder: Path | None = None) -> list[Path]:
 def find_recipe(name: str | Path) -> Path:
     """A path as given, or the name of a shipped recipe (`quickstart`, `recipes/quickstart.yaml`).  Raises RecipeError."""
     path = Path(name)
-    if path.is_file():
+    if patiently(path, path.is_file):
         return path
     stem = path.name.removesuffix(".yaml")
     shipped = {file.stem: file for file in recipe_files()}
@@ -64,7 +65,9 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def read_values(path: Path, example: str) -> dict[str, Any]:
     """The keys and values at the top of a YAML file.  `example` shows what is wanted.  Raises RecipeError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path).decode()
+    except StorageError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error})") from None
     values = read_yaml(text, str(path))

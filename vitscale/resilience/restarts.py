@@ -17,7 +17,7 @@ from typing import Any
 
 from vitscale.cluster.runfolder import ATTEMPTS as FILE
 from vitscale.errors import CheckpointError
-from vitscale.files import write_atomically
+from vitscale.files import patiently, read_bytes, write_atomically
 from vitscale.resilience.outcome import read_outcome
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Attempt:
 def attempts_of(run_folder: Path) -> list[Attempt]:
     """In the order in which they began.  A row that cannot be read is passed over with a warning."""
     path, found = run_folder / FILE, []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
+    for number, line in enumerate(read_bytes(path).splitlines() if patiently(path, path.is_file) else [], 1):
         try:
             found.append(Attempt(**json.loads(line)))
         except (ValueError, TypeError, RecursionError):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.errors import DataError
-from vitscale.files import write_atomically
+from vitscale.files import is_there, read_bytes, write_atomically
 
 FILE = "skips.jsonl"
 
@@ -43,7 +43,7 @@ def remembered(run_folder: Path, known: Iterable[tuple[int, int]] = ()) -> list[
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    lines = path.read_bytes().splitlines() if path.exists() else []
+    lines = read_bytes(path).splitlines() if is_there(path) else []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)

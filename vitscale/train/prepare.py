@@ -11,7 +11,8 @@ from vitscale.data.index import SetIndex, open_index
 from vitscale.data.labels import check_labels
 from vitscale.data.mixture import order_of
 from vitscale.data.quickstart import pack_digits
-from vitscale.errors import DataError, RecipeError
+from vitscale.errors import DataError, RecipeError, StorageError
+from vitscale.files import patiently
 from vitscale.observe.trackers import check_trackers
 from vitscale.optim.schedule import Schedule
 from vitscale.recipe import Recipe
@@ -41,9 +42,11 @@ def prepare(recipe: Recipe, on_progress: Progress | None = None, look: bool = Tr
     check_trackers(recipe.observe.trackers)
     folder = run_folder(recipe)
     try:
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
-        (folder / "checkpoints").mkdir(exist_ok=True)
+        for made in (folder / "logs", folder / "checkpoints"):
+            patiently(made, lambda made=made: made.mkdir(parents=True, exist_ok=True))      # type: ignore[misc]
         writable = os.access(folder, os.W_OK) and os.access(folder / "checkpoints", os.W_OK)
+    except StorageError:
+        raise
     except OSError as error:
         raise RecipeError(f"runs_dir: the run folder {folder} cannot be made ({error.strerror}); choose another runs_dir") from None
     if not writable:

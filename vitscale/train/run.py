@@ -18,7 +18,8 @@ from vitscale.data import open_stream
 from vitscale.data.crumbs import Crumbs
 from vitscale.data.descriptors import raise_limit
 from vitscale.data.remote import PATIENCE
-from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, CheckpointError, DataError, UserError
+from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, CheckpointError, DataError, StorageError, UserError
+from vitscale.files import storage_errors
 from vitscale.models.lora import with_adapters
 from vitscale.objectives import build_task
 from vitscale.observe.console import make_console, setup_logging
@@ -77,9 +78,10 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
                     stop.farewell = functools.partial(_leave_early, prepared.folder, lease, "before the first step")
                     stop.last_word = functools.partial(_leave_early, prepared.folder, lease, "twice, and ended at once", "SIGINT")
                     goodput = stack.enter_context(Goodput(prepared.folder, lease, meters))
-                    start = find_start(recipe, prepared, lease, accept_changes)
-                    crashers = crashers_of(recipe, prepared, start.attempt)
-                    _count(prepared, world, start, goodput, refused)
+                    with storage_errors():
+                        start = find_start(recipe, prepared, lease, accept_changes)
+                        crashers = crashers_of(recipe, prepared, start.attempt)
+                        _count(prepared, world, start, goodput, refused)
                 except UserError as error:
                     mistake = error
         start, crashers, mistake = world.broadcast((start, crashers, mistake))
@@ -92,7 +94,7 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
         try:
             if recipe.resilience.preflight:
                 preflight(recipe, prepared.folder, [index for index in (prepared.train, prepared.val) if index is not None], world)
-            with contextlib.closing(Crumbs.open(prepared.folder, world.rank, crashers)) as crumbs:
+            with storage_errors(), contextlib.closing(Crumbs.open(prepared.folder, world.rank, crashers)) as crumbs:
                 return _train(recipe, prepared, world, lease, start, stop, meters, goodput, dog, crumbs)
         except Exception as error:
             if stop.cut_short:          # that has been told, and is why
@@ -101,7 +103,7 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
                 dog.give_way()
             failed = note_error(prepared.folder, error, rank=world.rank, size=world.size, node=nodes[world.rank], attempt=start.attempt,
                                 step=dog.steps, exclude=recipe.resilience.exclude_bad_nodes)
-            with contextlib.suppress(LeaseLost):        # who has lost the lease must not write
+            with contextlib.suppress(LeaseLost, StorageError):      # who has lost the lease must not write, nor can who cannot look
                 if lease is not None:
                     lease.check()
                     failed = most_telling(prepared.folder, start.attempt, failed, ECHO_S if world.size > 1 else 0.0) or failed

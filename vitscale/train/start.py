@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.errors import EXIT_REQUEUE, UserError
+from vitscale.files import storage_errors
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.plan.families import check_model
 from vitscale.plan.tensor import check_tensor
@@ -19,6 +20,7 @@ from vitscale.resilience.signals import StopFlag
 log = logging.getLogger(__name__)
 
 
+@storage_errors()
 def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going: bool, stop: StopFlag) -> int:
     """Train `file` with `overrides` until `stop`; returns the exit code.  Raises UserError for what the user can mend.
 
@@ -57,7 +59,8 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
     from vitscale.train.run import run
 
     try:
-        return run(recipe, place or Place(prepared=True), stop, accept_changes)
+        with storage_errors():
+            return run(recipe, place or Place(prepared=True), stop, accept_changes)
     except UserError:
         raise
     except Exception as error:
