@@ -134,3 +134,38 @@ def test_an_older_slurm_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert program_started() == 1234
     squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2\nexit 1\n")
     assert program_started() == approx(process_started(), abs=0.05)
+
+
+@pytest.mark.parametrize("jump_s", [-3600.0, 3600.0, -5.0, 86400.0])
+@pytest.mark.parametrize("when", ["between attempts", "while the first one ran"])
+def test_a_clock_that_is_set_changes_no_sum(tmp_path: Path, lease: Lease, monkeypatch: pytest.MonkeyPatch, when: str, jump_s: float,
+                                            caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing of it is seen in the buckets, which add up all the same."""
+    real, shift = time.time, 0.0
+    monkeypatch.setattr(time, "time", lambda: real() + shift)
+    meters = Meters()
+    with Goodput(tmp_path, lease, meters):
+        if when == "while the first one ran":
+            shift = jump_s
+    shift = jump_s
+    before = read_books(tmp_path)
+    assert before is not None
+    spent = Goodput(tmp_path, lease, Meters()).run_seconds()
+    for name, seconds in spent.items():
+        assert 0 <= seconds < before.seconds[name] + 60, name      # this process's own start lies between
+    with Goodput(tmp_path, lease, Meters()):
+        pass
+    books = read_books(tmp_path)
+    assert books is not None
+    assert sum(books.seconds.values()) == approx(books.time - books.started, abs=0.05)
+    assert "clocks disagree" in caplog.text
+
+
+def test_books_from_a_host_whose_clock_is_ahead(tmp_path: Path, lease: Lease, caplog: pytest.LogCaptureFixture) -> None:
+    now = time.time()
+    write_books(tmp_path, now + 3500, now + 3600, startup=10, train=90)
+    spent = Goodput(tmp_path, lease, Meters()).run_seconds()
+    assert min(spent.values()) >= 0
+    assert sum(spent.values()) == approx(100, abs=A_LITTLE_S)
+    assert goodput_ratio(spent) == approx(0.9, abs=0.01)
+    assert "clocks disagree: what was written there last is +3600 s off" in caplog.text

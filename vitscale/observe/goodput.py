@@ -12,23 +12,27 @@ What a killed attempt did after its last checkpoint stays where it was booked; d
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
 from vitscale.checkpoint.lease import Lease, LeaseLost
-from vitscale.files import write_atomically
+from vitscale.files import read_bytes, write_atomically
 from vitscale.observe.meters import Meters
 from vitscale.observe.names import BUCKETS
 from vitscale.parallel.launch import STARTED_VARIABLE
+from vitscale.processes import boot_id
 from vitscale.resilience.outcome import read_outcome
 from vitscale.resilience.restarts import attempts_of
 
+log = logging.getLogger(__name__)
 FILE = "goodput.json"
+CLOCK_S = 2.0       # two clocks, or one that is being disciplined, may differ by so much
 BEAT_S = 1.0        # a killed attempt's books are at most this old
 
 
@@ -39,6 +43,8 @@ class Books:
     started: float              # the first attempt, seconds since 1970
     time: float
     seconds: dict[str, float]   # by BUCKETS
+    boot: str = ""              # of which machine, since when it runs
+    up_s: float = 0.0           # how long it had, at `time`: nobody sets that clock
 
 
 class Goodput:
@@ -47,14 +53,23 @@ class Goodput:
 
     def __init__(self, run_folder: Path, lease: Lease, meters: Meters) -> None:
         self._path, self._lease, self._meters = run_folder / FILE, lease, meters
-        metered_from = time.time() - meters.age_s
+        now = time.time()
+        self._now, self._at = now, time.monotonic()         # from here on that clock alone goes on: the other may be set
+        metered_from = now - meters.age_s
         before = _books_before(run_folder)
         if before is None:
             self.started = program_started()
             self.first_started, self._carried = self.started, dict.fromkeys(BUCKETS, 0.0)
         else:
-            # whoever ended the attempt, its launcher say, may have lived longer than its books
-            last_sign = max(before.time, read_outcome(run_folder).get("time", 0.0))
+            shift = clock_shift(before, now)
+            if abs(shift) > CLOCK_S:
+                log.warning("%s: clocks disagree: what was written there last is %+.0f s off by this machine's; times are counted without "
+                            "that", self._path, -shift)
+                last_sign = before.time + shift
+            else:       # whoever ended the attempt, its launcher say, may have lived longer than its books
+                shift = 0.0
+                last_sign = max(before.time, min(read_outcome(run_folder).get("time", 0.0), now))
+            before = replace(before, started=before.started + shift, time=before.time + shift)
             self.started = program_started(not_before=last_sign)
             self.first_started, self._carried = before.started, dict.fromkeys(BUCKETS, 0.0) | before.seconds
             self._carried["lost"] += max(last_sign - before.started - sum(before.seconds.values()), 0.0)
@@ -80,7 +95,8 @@ class Goodput:
 
     def _write(self) -> None:
         """Not made durable: where a machine fails, attempts.jsonl still has the sums with which the attempt began."""
-        books = {"attempt": self._lease.number, "started": self.first_started, "time": time.time(), "seconds": self.run_seconds()}
+        books = {"attempt": self._lease.number, "started": self.first_started, "time": self._now + time.monotonic() - self._at,
+                 "seconds": self.run_seconds(), "boot": boot_id(), "up_s": _up_s()}
         with contextlib.suppress(OSError, LeaseLost):       # a full disk ends a run elsewhere, if it must
             self._lease.check()
             write_atomically(self._path, json.dumps(books), durable="no")
@@ -99,8 +115,9 @@ def goodput_ratio(run_seconds: dict[str, float]) -> float:
 def read_books(run_folder: Path) -> Books | None:
     """What the last attempt wrote; None where there is nothing that can be read."""
     try:
-        books = json.loads((run_folder / FILE).read_text())
-        return Books(float(books["started"]), float(books["time"]), {name: float(value) for name, value in books["seconds"].items()})
+        books = json.loads(read_bytes(run_folder / FILE))
+        return Books(float(books["started"]), float(books["time"]), {name: float(value) for name, value in books["seconds"].items()},
+                     str(books.get("boot", "")), float(books.get("up_s", 0.0)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -112,6 +129,24 @@ def _books_before(run_folder: Path) -> Books | None:
     return books
 
 
+def clock_shift(books: Books, now: float) -> float:
+    """By how much the stamps of `books` must be moved to be of the clock that says `now`.
+
+    On the machine that wrote them, since its start, its uptime tells; elsewhere only that they are not of the future.
+    """
+    if books.boot and books.boot == boot_id():
+        return (now - books.time) - (_up_s() - books.up_s)
+    return min(now - books.time, 0.0)
+
+
+def _up_s() -> float:
+    """How long this machine has been up; 0 where nobody says so (macOS), as its boot_id() is empty there."""
+    try:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    except AttributeError:
+        return 0.0
+
+
 def program_started(not_before: float = 0.0) -> float:
     """When this attempt was started, seconds since 1970: SLURM's batch job, else vitscale's launcher, else this process.
 
@@ -119,7 +154,7 @@ def program_started(not_before: float = 0.0) -> float:
     """
     told = os.environ.get(STARTED_VARIABLE)
     for begin in (_batch_job_started(), float(told) if told else None, process_started()):
-        if begin is not None and begin >= not_before:
+        if begin is not None and not_before <= begin <= max(time.time(), not_before):
             return begin
     return not_before
 
