@@ -23,7 +23,7 @@ from vitscale.recipe import Parallel
 pytestmark = pytest.mark.slow       # ranks, which are seconds to start, and dozens of tiny models
 
 SEED = int(os.environ.get("VITSCALE_GRID_SEED", datetime.datetime.now(datetime.UTC).date().toordinal()))
-SAMPLE = 12     # combinations of a day
+SAMPLE = 8     # combinations of a day
 
 
 def walk(place: Place, combinations: list[Combination], teacher: str, folder: str) -> list[str]:

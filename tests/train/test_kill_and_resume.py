@@ -94,6 +94,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(place: Path
     assert f"going on from {before}" in output
     assert f"damaged-{newest}" in run.checkpoints
     same_as(unbroken, run)
+    assert run.losses == unbroken.losses        # on the same world, bit for bit
 
 
 def test_a_skip_list_survives_a_second_kill(place: Path, unbroken: Run) -> None:
