@@ -110,8 +110,8 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         wrong("parallel.zero_offload", f"belongs to parallel.engine zero, not to {parallel.engine}")
     found += _tensor(recipe)
     if parallel.compile and parallel.engine == "zero" and parallel.zero_stage == 3:
-        wrong("parallel.compile", "with zero_stage 3 the gradients of compiled blocks were measured to be wrong, with recompute selective "
-              "by a quarter; use parallel.engine fsdp, zero_stage 2, or compile false")
+        wrong("parallel.compile", "is not proven with zero_stage 3, where with recompute selective gradients were wrong by a quarter; use "
+              "parallel.engine fsdp, zero_stage 2, or compile false")
     if parallel.recompute_every > 1 and parallel.recompute != "blocks":
         wrong("parallel.recompute_every", f"belongs to parallel.recompute blocks, not to {parallel.recompute}")
     return found
