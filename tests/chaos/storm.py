@@ -225,10 +225,11 @@ def lose_slurmd(storm: Storm) -> str:
     return f"slurmd of {node}"
 
 
-# Each with the causes that the end of an attempt may then have, if one ends; what came before it may end it too.
+# Each with the causes that the end of an attempt may then have, if one ends.  A signal kills a rank that does not listen yet.
 FAULTS: dict[str, tuple[Callable[[Storm], str], tuple[str, ...]]] = {
     "kill a rank": (kill_rank, ("killed",)), "kill srun": (kill_launcher, ("killed", "requeued")),
-    "kill a step daemon": (kill_step_daemon, ("hang", "killed")), "signal": (signal_ranks, ("signal",)), "USR2": (signal_job, ("signal",)),
+    "kill a step daemon": (kill_step_daemon, ("hang", "killed")), "signal": (signal_ranks, ("signal", "killed")),
+    "USR2": (signal_job, ("signal",)),
     "stop briefly": (stop_briefly, ()), "stop all for long": (stop_all_for_long, ()), "stop one for long": (stop_one_for_long, ("hang",)),
     "suspend": (suspend, ()), "full disk": (fill_disk, ("disk",)), "EIO": (fail_files, ()), "clock": (shift_clock, ()),
     "no slurmctld": (lose_controller, ("killed",)), "requeue": (requeue, ("requeued",)),
