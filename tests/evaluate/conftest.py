@@ -12,5 +12,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Run:
     folder = tmp_path_factory.mktemp("trained")
     (folder / "data").mkdir()
     (folder / "data" / "digits").symlink_to(digits)
-    train(folder, *SMALL, "name=trained", "duration=6 epochs", "checkpoint.every=null", "evaluate.every=3 epochs", "data.log_samples=false")
+    train(folder, *SMALL, "name=trained", "duration=6 epochs", "checkpoint.every=null", "evaluate.every=3 epochs", "data.log_samples=false",
+          "objective.label_smoothing=0.1")
     return Run(folder / "runs" / "trained")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from vitscale.objectives import Seen, build_task, multilabel_hits, per_sample_loss, topk_correct
 from vitscale.recipe import Classification, Vit
+from vitscale.recipe.schema import Distillation
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -71,6 +72,22 @@ def test_the_section_chooses_the_loss():
     assert torch.equal(losses_by(Classification()), per_sample_loss(logits, labels))
     with pytest.raises(ValueError, match="wants logits of 8 classes, got 7"):
         losses_by(Classification(), classes=8)
+
+
+@pytest.mark.parametrize("section", [
+    Classification(), Classification(label_smoothing=0.3), Classification(loss="binary_cross_entropy"),
+    Classification(loss="binary_cross_entropy", label_smoothing=0.1),
+    Distillation(name="distillation", teacher="t", label_smoothing=0.2),
+    Distillation(name="distillation", teacher="t", kind="soft", alpha=1.0),
+], ids=str)
+def test_an_evaluation_reports_the_same_loss_whatever_was_trained_with(section):
+    logits, labels, soft = batch()
+    task = build_task(Vit(size="tiny", classes=7), section)
+    plain = F.cross_entropy(logits, labels, reduction="none")
+    assert torch.equal(task.evaluation_losses(logits, Seen(torch.zeros(()), labels)), plain)
+    several = (soft > 0.2).float()
+    assert torch.equal(task.evaluation_losses(logits, Seen(torch.zeros(()), several)),
+                       F.binary_cross_entropy_with_logits(logits, several, reduction="none").mean(1))
 
 
 def test_shapes_that_do_not_belong_together_are_refused():

@@ -28,6 +28,11 @@ class Classifying(Task):
             raise ValueError(f"wants logits of {self.model.classes} classes, got {output.shape[-1]}")
         return per_sample_loss(output, seen.labels, self.objective.loss, self.objective.label_smoothing)
 
+    def evaluation_losses(self, output: Tensor, seen: Seen) -> Tensor:
+        """The negative log-likelihood of the label, whatever is trained with: no smoothing, no mixing, no teacher, no sum over sigmoids.
+        Only where a sample may have several labels is it the mean binary cross-entropy of the classes."""
+        return per_sample_loss(output, seen.labels, "cross_entropy" if seen.labels.ndim == 1 else "binary_cross_entropy")
+
     def judged(self, output: Tensor, seen: Seen) -> dict[str, Tensor]:
         """top1 and, of more than 5 classes, top5; with several labels a sample hits@1 and hits@5, a sample without labels being a miss."""
         right = topk_correct if seen.labels.ndim == 1 else multilabel_hits

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,14 +23,11 @@ class Distilling(Classifying):
         self.teacher: Teacher | None = None         # whoever knows how to read one puts it here
 
     def losses(self, output: Any, seen: Seen) -> Tensor:
-        """(1 - alpha) x label's + alpha x teacher's; in evaluation the label's alone.  Raises ValueError for another number of classes."""
-        by_label, by_teacher = output if isinstance(output, tuple) else (output, output)
-        losses = super().losses(by_label, seen)
-        if not torch.is_grad_enabled():
-            return losses
+        """(1 - alpha) x label's + alpha x teacher's.  Raises ValueError for another number of classes."""
         assert self.teacher is not None
+        by_label, by_teacher = output if isinstance(output, tuple) else (output, output)
         alpha, kind, temperature = self.objective.alpha, self.objective.kind, self.objective.temperature
-        return (1 - alpha) * losses + alpha * teacher_loss(by_teacher, self.teacher(seen.images), kind, temperature)
+        return (1 - alpha) * super().losses(by_label, seen) + alpha * teacher_loss(by_teacher, self.teacher(seen.images), kind, temperature)
 
 
 def teacher_loss(student: Tensor, teacher: Tensor, kind: str, temperature: float) -> Tensor:

@@ -35,6 +35,10 @@ class Task(ABC):
     def losses(self, output: Any, seen: Seen) -> Tensor:
         """The model's output -> losses (b,) in fp32."""
 
+    def evaluation_losses(self, output: Any, seen: Seen) -> Tensor:
+        """Losses (b,) in fp32 as an evaluation reports them: those of training, but for what only training adds."""
+        return self.losses(output, seen)
+
     def judged(self, output: Any, seen: Seen) -> dict[str, Tensor]:
         """Numbers (b,) whose means an evaluation reports besides the loss, by name: `top1` becomes eval_top1."""
         return {}

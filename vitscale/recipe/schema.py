@@ -156,8 +156,9 @@ class Objective(Section):
 
 class Classification(Objective):
     name: Literal["classification"] = "classification"
+    # eval_loss is the cross-entropy of the labels as they are, whatever is trained with; with data.multi_label the binary one
     loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
-    label_smoothing: Rate = 0.0
+    label_smoothing: Rate = 0.0             # in training only
 
 
 class Distillation(Classification):

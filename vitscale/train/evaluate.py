@@ -41,7 +41,7 @@ def evaluate(
         output = engine.forward(images, None, *more)
         judged = task.judged(output, seen)
         counted = weight > 0
-        values = torch.stack([value.double() for value in (weight, task.losses(output, seen), *judged.values())])
+        values = torch.stack([value.double() for value in (weight, task.evaluation_losses(output, seen), *judged.values())])
         if len(sums) < len(values):     # the first batch shows what the task judges
             names += judged
             sums = sums.new_zeros(len(values))
