@@ -20,6 +20,7 @@ class BadServer(ThreadingHTTPServer):
         self.files, self.faults, self.always = dict(files), {}, {}
         self.tags = {}                  # names whose ETag is not the hash of their content
         self.secret = None              # what the query of every request must hold
+        self.bearer = None              # what its Authorization must be
         self.asked = []                 # (name, start, end) of each request, end exclusive
         self.sent = 0                   # bytes of bodies
         self.book = threading.Lock()
@@ -48,6 +49,13 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+    def do_HEAD(self):
+        name = self.path.lstrip("/").partition("?")[0]
+        self.send_response(200 if name in self.server.files else 404)
+        if self.server.always.get(name) != "untold at all":
+            self.send_header("Content-Length", str(len(self.server.files.get(name, b""))))
+        self.end_headers()
+
     def do_GET(self):
         server = self.server
         name, _, query = self.path.lstrip("/").partition("?")
@@ -62,6 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(int(fault), b"trouble")
         if server.secret and server.secret not in query:
             return self.answer(403, b"")
+        if server.bearer and self.headers.get("Authorization") != server.bearer:
+            return self.answer(401, b"")
         if content is None:
             return self.answer(404, b"")
         if fault == "slow":
@@ -78,7 +88,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = content[start:end]
         if fault == "short":                    # well-formed, but less than was asked for
             body = body[:-(-len(body) // 2)]
-        headers["Content-Range"] = f"bytes {start}-{start + len(body) - 1}/{len(content)}"
+        told = "*" if fault.startswith("untold") else len(content)
+        headers["Content-Range"] = f"bytes {start}-{start + len(body) - 1}/{told}"
+        if fault == "gzip":
+            headers["Content-Encoding"] = "gzip"
         return self.answer(206, body, headers, half=fault == "half")
 
     def answer(self, status, body, headers=None, half=False):

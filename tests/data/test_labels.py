@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vitscale.data import check_labels, open_index, open_stream
-from vitscale.data.labels import LabelRule, read_class_map
+from vitscale.data.bad import BadSample
+from vitscale.data.labels import LabelRule, parse_label, read_class_map
 from vitscale.errors import DataError
 from vitscale.recipe.load import check_recipe
 
@@ -125,3 +126,21 @@ def test_samples_without_labels(tmp_path):
         micro = next(stream).micro[0]
     assert micro.labels.tolist() == [0, 0]
     assert micro.weight.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("raw", "label"), [
+    (b"3", 3), (b" 3\r\n", 3), (b"\xef\xbb\xbf12\n", 12), (b"+4", 4), (b"-1", -1), (b"007", 7), (b"1_0", None), (b"1e3", None),
+    (b"2.0", None), (b"", None), (b"\xef\xbb\xbf", None), ("٣".encode(), None), (b"0x10", None), (b"1 2", None), (b"9" * 5000, None),
+])
+def test_what_is_a_class_number(raw, label):
+    """As editors and programs write it; what Python alone takes for a number is none."""
+    if label is None:
+        with pytest.raises(BadSample, match="no whole number"):
+            parse_label(raw)
+    else:
+        assert parse_label(raw) == label
+
+
+def test_a_class_map_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n")
+    assert read_class_map(tmp_path / "names.txt") == {"cat": 0, "dog": 1}

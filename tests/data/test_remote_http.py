@@ -178,14 +178,14 @@ def test_no_secret_is_written_anywhere(server, tmp_path, caplog):
     server.secret = SECRET
     shards = f"{server.url.replace('//', '//someone:hunter2@')}/s-{{000..002}}.tar?X-Amz-Signature={SECRET}&part=1"
     index = open_index(shards)
-    assert index.paths[0] == f"{server.url.replace('//', '//***@')}/s-000.tar?X-Amz-Signature=***&part=1"
+    assert index.paths[0] == f"{server.url.replace('//', '//***@')}/s-000.tar?X-Amz-Signature=***&part=***"
     reader = ShardReader(index)
     assert int(reader.read(0, 3)["cls"]) == 3
     server.always["s-001.tar"] = "500"
     caplog.set_level("DEBUG", "vitscale")
     _, _, bad = run(shards, tmp_path / "cache", index)
     assert len(bad) == 6
-    assert bad[0]["shard"].endswith("?X-Amz-Signature=***&part=1")
+    assert bad[0]["shard"].endswith("?X-Amz-Signature=***&part=***")
     server.secret = "another"
     with pytest.raises(DataError, match="access is refused") as refused:
         open_index(shards)
@@ -278,3 +278,61 @@ def test_pixels_do_not_depend_on_the_number_of_ranks(server, tmp_path):
     _, pixels, _ = run(urls(server), tmp_path, index)
     assert alone.keys() == pixels.keys()
     assert all(np.array_equal(alone[number], pixels[number]) for number in alone)
+
+
+def test_a_server_that_does_not_tell_the_length_beside_a_range_is_asked_for_it(server, folder):
+    server.always = dict.fromkeys(server.files, "untold")
+    assert open_index(urls(server)).hash == open_index(f"{folder}/s-*.tar").hash
+
+
+@pytest.mark.parametrize(("fault", "message"), [
+    ("gzip", r"sends it compressed \(gzip\)"), ("untold at all", "does not tell how long it is"),
+])
+def test_what_asking_again_cannot_mend_is_not_asked_again(server, fault, message):
+    server.always["s-001.tar"] = fault
+    with pytest.raises(DataError, match=rf"s-001\.tar: the server {message}"):
+        open_index(urls(server))
+    assert len([one for one in server.asked if one[0] == "s-001.tar"]) == 1
+
+
+def test_headers_for_a_gated_set_come_from_the_environment_alone(server, folder, monkeypatch):
+    server.bearer = f"Bearer {SECRET}"
+    with pytest.raises(DataError, match="access is refused"):
+        open_index(urls(server))
+    monkeypatch.setattr(remote, "_open", {})
+    monkeypatch.setenv(remote.HEADERS, json.dumps({"Authorization": server.bearer}))
+    assert open_index(urls(server)).hash == open_index(f"{folder}/s-*.tar").hash
+    for wrong in (SECRET, f'["{SECRET}"]', json.dumps({"Authorization": 3, "x": SECRET}),
+                  json.dumps({"Authorization": f"Bearer {SECRET}\r\nx: y"})):
+        monkeypatch.setattr(remote, "_open", {})
+        monkeypatch.setenv(remote.HEADERS, wrong)
+        with pytest.raises(DataError, match="wants a JSON object of texts") as error:
+            open_index(urls(server))
+        assert SECRET not in str(error.value)
+    monkeypatch.setattr(remote, "_open", {})
+
+
+@pytest.mark.parametrize("scheme", ["s3a", "hf", "az", "abfs", "abfss"])
+def test_the_usual_schemes_go_through_fsspec(scheme, monkeypatch, folder):
+    """Their libraries want a network: here a file system of fsspec's own answers for them."""
+    from fsspec.implementations.memory import MemoryFileSystem
+    from fsspec.registry import _registry
+
+    class Store(MemoryFileSystem):
+        protocol = scheme
+        store, pseudo_dirs = dict[str, object](), [""]      # of its own: fsspec's is shared by all of a process
+
+        def __init__(self, **options):
+            super().__init__()
+
+    monkeypatch.setitem(_registry, "s3" if scheme == "s3a" else scheme, Store)
+    monkeypatch.setattr(remote, "_open", {})
+    for path in folder.glob("*.tar"):
+        Store().pipe_file(f"{scheme}://set/{path.name}", path.read_bytes())
+    assert open_index(f"{scheme}://set/s-{{000..002}}.tar").hash == open_index(f"{folder}/s-*.tar").hash
+    monkeypatch.setattr(remote, "_open", {})
+
+
+def test_home_is_expanded(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    assert expand("~/s-{000..001}.tar") == [f"{folder}/s-000.tar", f"{folder}/s-001.tar"]

@@ -37,7 +37,7 @@ class LabelRule:
 def read_class_map(path: Path) -> dict[str, int]:
     """A name on each line; the first is class 0.  Raises DataError."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"data.class_map: {path} cannot be read ({error})") from None
     while lines and not lines[-1]:
@@ -53,12 +53,15 @@ def read_class_map(path: Path) -> dict[str, int]:
     return names
 
 
+_WHOLE = re.compile(rb"(?:\xef\xbb\xbf)?\s*([+-]?[0-9]+)\s*")      # after the mark that some editors begin UTF-8 with
+
+
 def parse_label(raw: bytes) -> int:
-    """`b"12\\n"` -> 12.  Raises BadSample("label")."""
-    try:
-        return int(raw.decode("ascii").strip())
-    except (UnicodeDecodeError, ValueError):
-        raise BadSample("label", f"its label is no whole number: {raw[:40]!r}") from None
+    """`b"12\\n"` -> 12.  Raises BadSample("label"), also for what Python alone takes for a number: 1_0."""
+    found = _WHOLE.fullmatch(raw) if len(raw) < 64 else None
+    if found is None:
+        raise BadSample("label", f"its label is no whole number: {raw[:40]!r}")
+    return int(found[1])
 
 
 def _parts(value: Any, rule: LabelRule) -> list[Any]:
@@ -67,7 +70,7 @@ def _parts(value: Any, rule: LabelRule) -> list[Any]:
     if not rule.several:
         return [value]
     if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
+        value = value.decode("utf-8-sig", "replace")
         if rule.names is not None:
             return [line.strip() for line in value.splitlines() if line.strip()]
     if isinstance(value, str) and rule.names is None:
@@ -101,7 +104,7 @@ def classes_in(raw: bytes, rule: LabelRule) -> list[int]:
                 value = value[int(key) if isinstance(value, list) else key]
         parts = _parts(value, rule)
         if rule.names is not None:
-            return _once(rule.names[part.decode().strip() if isinstance(part, bytes) else part] for part in parts)
+            return _once(rule.names[part.decode("utf-8-sig").strip() if isinstance(part, bytes) else part] for part in parts)
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         where = f"at '{'.'.join(rule.path)}' of" if rule.path else "as"
         raise BadSample("label", f"no class stands {where} its label: {raw[:40]!r}") from None
@@ -130,7 +133,7 @@ def labels_of(index: SetIndex, reader: ShardReader, shard: int, number: int, rul
 
 def _named(index: SetIndex, shard: int, number: int, names: Mapping[str, int], value: Any) -> int:
     """The class number of a name."""
-    name = value.decode("utf-8", "replace").strip() if isinstance(value, bytes) else value
+    name = value.decode("utf-8-sig", "replace").strip() if isinstance(value, bytes) else value
     if not isinstance(name, str):
         raise BadSample("label", f"its label is no name: {str(name)[:40]}")
     if name not in names:

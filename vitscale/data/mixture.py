@@ -18,7 +18,7 @@ _GOLDEN = 0x9E3779B97F4A7C15    # so that the seeds of sets lie far apart
 
 def order_of(recipe: Recipe, index: SetIndex) -> Order:
     """The order of the training samples that the recipe describes; `index` is of the shards of data.train, or of all of data.mix."""
-    lanes, group, mix = default_lanes(recipe), default_group(recipe), recipe.data.mix
+    lanes, group, mix = default_lanes(recipe, index.num_samples), default_group(recipe), recipe.data.mix
     if not mix:
         return Order(index.counts, recipe.seed, recipe.global_batch, lanes, group, repeats=recipe.data.repeats)
     return Mixture(set_counts(recipe, index), [one.weight for one in mix], recipe.seed, recipe.global_batch, lanes, group)

@@ -54,7 +54,8 @@ class Order:
         if self.num_samples == 0:
             raise DataError("the shards hold no samples at all")
         if lanes > self.num_samples:
-            raise DataError(f"data.lanes: {lanes} lanes are more than the {self.num_samples} samples; give at most that many")
+            why = f", which a multiple of data.group {group} cannot be" if self.num_samples < group else ""
+            raise DataError(f"data.lanes: {lanes} lanes are more than the {self.num_samples} samples; give at most that many{why}")
         for key, value in (("global_batch", global_batch), ("data.lanes", lanes)):
             if value % group:
                 raise DataError(f"{key}: {value} is not a multiple of data.group {group}")

@@ -1,6 +1,7 @@
 """A shard behind a URL: what it is now, and ranges of its bytes, asked for until they come."""
 
 import errno
+import json
 import os
 import random
 import re
@@ -15,7 +16,10 @@ from vitscale.data import web
 from vitscale.errors import DataError
 from vitscale.recipe.redact import redact
 
-EXTRAS = {"http": "http", "https": "http", "s3": "s3", "gs": "gcs"}     # scheme -> the extra of vitscale that reads it
+# scheme -> the extra of vitscale that reads it
+EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gcs", "hf": "hf",
+          "az": "azure", "abfs": "azure", "abfss": "azure"}
+HEADERS = "VITSCALE_HTTP_HEADERS"       # a JSON object of request headers for http(s)://, such as the bearer token of a gated set
 THREADS = 32                # of those that wait for a server
 _AHEAD = 1 << 20            # bytes asked for at once while a walk goes on in small steps
 _SKIP = 1 << 16             # after a step over more than _NEAR
@@ -23,6 +27,8 @@ _NEAR = 1 << 19
 _LISTED = 16                # shards of one folder from which on listing it costs less than asking for each
 _REMOTE = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 _GLOB = re.compile(r"[*\[]")
+_USER = re.compile(r"://[^/]*@")
+_PARAMETER = re.compile(r"[?&](?!versionId=)[^=&]+=")
 _T = TypeVar("_T")
 
 
@@ -76,7 +82,8 @@ def matches(url: str) -> list[str]:
         if _GLOB.search(url.partition("://")[2].partition("?")[0].partition("/")[2]):
             raise DataError(f"{redact(url)}: a web server cannot be listed; give a brace URL, 'train-{{000000..000099}}.tar'")
         return [url]
-    if redact(url) != url:
+    # a container of Azure stands where other URLs have a user; a version is no secret
+    if (EXTRAS[scheme] != "azure" and _USER.search(url)) or _PARAMETER.search(url):
         raise DataError(f"{redact(url)}: credentials in a URL of {scheme} are not read; give them by the environment or the store's file")
     if not _GLOB.search(url):
         return [url]
@@ -224,14 +231,15 @@ _lock = Lock()
 
 def _filesystem(scheme: str) -> Any:
     """fsspec's file system of this process.  Raises DataError where its library is not installed."""
-    protocol = "http" if scheme == "https" else scheme
+    protocol = {"https": "http", "s3a": "s3"}.get(scheme, scheme)
     with _lock:
         found = _open.get((os.getpid(), protocol))
         if found is None:
             import fsspec
 
-            options: dict[str, dict[str, Any]] = {
-                "http": {"encoded": True, "client_kwargs": {"auto_decompress": False, "trust_env": True}},      # signed URLs as given
+            headers = _headers() if protocol == "http" else {}
+            options: dict[str, dict[str, Any]] = {      # signed URLs as given
+                "http": {"encoded": True, "client_kwargs": {"auto_decompress": False, "trust_env": True, "headers": headers}},
                 "s3": {"config_kwargs": {"connect_timeout": PATIENCE.silence_s, "read_timeout": PATIENCE.silence_s}},
             }
             try:
@@ -241,4 +249,15 @@ def _filesystem(scheme: str) -> Any:
                 raise DataError(f"{scheme}:// shards want a library that is not installed ({error}); "
                                 f"pip install 'vitscale[{extra}]'") from None
             _open[os.getpid(), protocol] = found
+    return found
+
+
+def _headers() -> dict[str, str]:
+    """Of every request over http(s); another host that one redirects to is not told the Authorization.  Raises DataError."""
+    try:
+        found = json.loads(os.environ.get(HEADERS) or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(value, str) and value.isprintable() for value in found.values()):
+        raise DataError(f'{HEADERS}: wants a JSON object of texts, such as {{"Authorization": "Bearer ..."}}; what it holds is not shown')
     return found

@@ -43,7 +43,7 @@ def expand(urls: str | Sequence[str]) -> list[str]:
         if scheme and scheme[1] != "file":
             raise DataError(f"{redact(url)}: shards are read from paths and from {', '.join(f'{name}://' for name in remote.EXTRAS)} URLs, "
                             f"not from {scheme[1]}:")
-        paths += _expand_one(url[len(scheme[0]):] if scheme else url)
+        paths += _expand_one(os.path.expanduser(url[len(scheme[0]):] if scheme else url))
     if len(set(paths)) < len(paths):
         seen: set[str] = set()
         twice = next(path for path in paths if path in seen or seen.add(path))      # type: ignore[func-returns-value]

@@ -8,7 +8,7 @@ from typing import Any
 from vitscale.errors import DataError
 from vitscale.recipe.redact import redact
 
-_SPAN = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)$")
+_SPAN = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)$")
 _SLOWEST = 50_000           # bytes a second; a server slower than this counts as silent
 _LATER = (408, 425, 429)    # with all of 5xx: asking again may help
 
@@ -46,8 +46,11 @@ async def get(fs: Any, url: str, start: int, end: int, silence_s: float) -> Answ
         if status in _LATER or status >= 500:
             raise ConnectionError(f"HTTP {status}")
         stamp = stamp_of((answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "").removeprefix("W/"))
+        if (packed := answer.headers.get("Content-Encoding", "identity").lower()) not in ("identity", ""):
+            raise DataError(f"{redact(url)}: the server sends it compressed ({packed}) although it was asked not to; bytes at an offset "
+                            "cannot be had so: have it serve shards as they are")
         span = _SPAN.match(answer.headers.get("Content-Range", ""))
-        if status == 416 and span:                          # nothing is there: an empty file, or one that shrank
+        if status == 416 and span and span[3] != "*":                          # nothing is there: an empty file, or one that shrank
             return Answer(int(span[3]), stamp, b"")
         if status == 200 and answer.content_length is not None and start == 0 and answer.content_length <= end:
             return Answer(answer.content_length, stamp, await _body(answer, answer.content_length))
@@ -56,7 +59,18 @@ async def get(fs: Any, url: str, start: int, end: int, silence_s: float) -> Answ
                             "serve the shards by one that knows them, or copy them to a disk")
         if status != 206 or not span or span[1] is None or int(span[1]) != start:
             raise DataError(f"{redact(url)}: HTTP {status} where 206 and the bytes asked for were expected; check the URL")
-        return Answer(int(span[3]), stamp, await _body(answer, min(end, int(span[3])) - start))
+        total = await _size(session, fs, url, patience) if span[3] == "*" else int(span[3])
+        return Answer(total, stamp, await _body(answer, min(end, total) - start))
+
+
+async def _size(session: Any, fs: Any, url: str, patience: Any) -> int:
+    """Of a file whose server does not tell it beside a range (Content-Range: bytes 0-9/*, RFC 9110, section 14.4)."""
+    async with session.head(fs.encode_url(url), headers={"Accept-Encoding": "identity"}, timeout=patience, allow_redirects=True) as answer:
+        length = answer.headers.get("Content-Length", "")
+        if answer.status != 200 or not length.isdigit():
+            raise DataError(f"{redact(url)}: the server does not tell how long it is, neither beside a range of bytes nor when asked by "
+                            f"HEAD (HTTP {answer.status}); serve the shards by one that does")
+        return int(length)
 
 
 async def _body(answer: Any, size: int) -> bytes:

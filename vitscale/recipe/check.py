@@ -29,16 +29,18 @@ def drop_group(recipe: Recipe) -> int | None:
     return recipe.model.drop_path_group if isinstance(recipe.model, Vit) else None
 
 
-def default_lanes(recipe: Recipe) -> int:
-    """The largest divisor of the batch's distinct samples that is a multiple of the group and at most 1024.
+def default_lanes(recipe: Recipe, num_samples: int | None = None) -> int:
+    """The largest divisor of the batch's distinct samples that is a multiple of the group, at most 1024, and no more than there are
+    samples, where that is known.
 
     A divisor, so that each batch takes equally from every lane; at most 1024, so that few shards are open at once.
     """
+    most = min(1024, num_samples or 1024)
     if recipe.data.lanes is not None:
         return recipe.data.lanes
     group, batch = default_group(recipe), recipe.global_batch // recipe.data.repeats
     units = max(batch // group, 1)
-    best = max(d for d in range(1, min(units, max(1024 // group, 1)) + 1) if units % d == 0)
+    best = max(d for d in range(1, min(units, max(most // group, 1)) + 1) if units % d == 0)
     return best * group
 
 
