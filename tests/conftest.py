@@ -1,6 +1,7 @@
 """Shared by all tests: helpers, threads of a process, the packed digits, and the unbroken run that others are held against."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from running import SMALL, Run, train
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+signal.signal(signal.SIGHUP, signal.SIG_DFL)        # under nohup it is ignored, by what the tests start too
 sys.path.insert(0, str(Path(__file__).parent))
 
 

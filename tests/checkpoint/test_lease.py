@@ -324,7 +324,7 @@ def test_an_orphan_neither_publishes_nor_deletes(tmp_path, quick):
     # even when it loses the folder while it writes
     shutil.copytree(folder / "step-00000001", folder / ".step-00000002.1")
     with pytest.raises(LeaseLost):
-        orphan._publish(folder / ".step-00000002.1", facts(2))
+        orphan._publish(folder / ".step-00000002.1", facts(2), replace=False)
     assert [path.name for path in checkpoints_in(folder)] == ["step-00000001"]
     assert draft.exists()
 

@@ -148,8 +148,12 @@ class Tries:
         return told["before"] if "before" in told else mark(self.run_folder / OUTCOME)      # unreadable: then it said nothing since
 
     def end(self, one: Try, how: Ended) -> None:
-        """Note how it ended; on a full disk only this object remembers it."""
+        """Note how it ended; on a full disk only this object remembers it.
+
+        What is noted stays: an attempt that was thought dead, and wakes up after the next has noted so, has nothing to add."""
         self._ends[one.number] = how
+        if (self.folder / f"{one.number:06d}.end").exists():
+            return
         with contextlib.suppress(OSError):
             write_atomically(self.folder / f"{one.number:06d}.end", json.dumps(
                 {"cause": how.cause, "reason": how.reason, "exit_code": how.exit_code, **how.facts}) + "\n", durable="content")
