@@ -91,7 +91,7 @@ def names_in(folder: Path) -> list[str]:
     """What lies in a folder, in no order; nothing if it is not there.  Raises OSError."""
     try:
         return patiently(folder, lambda: os.listdir(folder))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):        # the latter: a file stands where a folder above it should
         return []
 
 

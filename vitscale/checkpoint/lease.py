@@ -100,7 +100,12 @@ class Lease:
 def refuse_if_held(run_folder: Path) -> None:
     """Raises CheckpointError if a living attempt holds the run folder; takes nothing."""
     folder = run_folder / "lease"
-    number = _highest(folder)
+    try:
+        number = _highest(folder)
+    except StorageError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error.strerror}); make it readable, or give another runs_dir") from None
     if number is not None:
         _refuse_if_alive(folder / str(number), run_folder)
 

@@ -110,10 +110,7 @@ class Tries:
 
     def known(self) -> list[Try]:
         """In the order in which they began.  Raises StorageError."""
-        try:
-            found = {one.number: one for name in names_in(self.folder) if (one := Try.named(name)) is not None}
-        except NotADirectoryError:
-            found = {}
+        found = {one.number: one for name in names_in(self.folder) if (one := Try.named(name)) is not None}
         return [one for _, one in sorted((self._mine | found).items())]
 
     def begin(self, *, batch: bool = False, again: bool = False) -> Try:
