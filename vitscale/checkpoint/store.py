@@ -1,5 +1,6 @@
 """One checkpoint folder: sharded state, weights, facts and a manifest; published whole or not at all, read with suspicion."""
 
+import contextlib
 import fnmatch
 import json
 import logging
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -129,6 +131,14 @@ class Writer:
             self.wait()
         finally:
             self._pool.shutdown()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """What ends the training is told, not that the last checkpoint was lost too: that was said when it was."""
+        with contextlib.suppress(*(() if kind is None else (Unwritten,))):
+            self.close()
 
     def _staged(self, tensor: Tensor) -> Tensor:
         """A copy on the host that training cannot change."""

@@ -148,9 +148,9 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
         record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, goodput, progress.now, dog.nodes,
                                               engine, stream))
         profile = stack.enter_context(Profile(recipe.profile, prepared.folder, world, dog.nodes))
-        writer = stack.enter_context(contextlib.closing(Writer(
+        writer = stack.enter_context(Writer(
             prepared.folder / "checkpoints", rank=world.rank, lease=lease, attempt=start.attempt, settings=recipe.checkpoint,
-            on_published=record.checkpoint_published, on_failed=record.checkpoint_failed)))
+            on_published=record.checkpoint_published, on_failed=record.checkpoint_failed))
         if start.checkpoint is not None:
             writer.last_step = progress.now.step    # it is there already, should this attempt be asked to stop before a step
 
