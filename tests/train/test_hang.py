@@ -38,13 +38,15 @@ def assert_named(run: Run, place: Path, rank: int, others: list[int]) -> str:
     assert [one["rank"] for one in outcome["stuck"]] == [rank]
     node = outcome["stuck"][0]["node"]
     assert outcome["reason"].startswith(f"rank {rank} on {node} ")
-    assert outcome["reason"].endswith("ending this attempt so that it can be started again")
+    verdict, _, lost = outcome["reason"].partition("; lost: ")
+    assert verdict.endswith("ending this attempt so that it can be started again")
+    assert lost
     for other in others:
-        assert outcome["reason"] in (run.folder / "logs" / f"rank-{other}.log").read_text()
+        assert verdict in (run.folder / "logs" / f"rank-{other}.log").read_text()
     (marker,) = (place / "faults").glob("*-rank-*")
     assert 0.9 * HANG_S <= outcome["time"] - marker.stat().st_mtime < HANG_S + 10       # two looks before the end of the timeout
     assert time.time() - outcome["time"] < 20       # nobody waits for what cannot end by itself
-    return outcome["reason"]
+    return verdict
 
 
 def test_a_data_thread_that_hangs(place: Path, unbroken: Run) -> None:
