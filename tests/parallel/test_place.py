@@ -202,4 +202,4 @@ def test_torchrun_itself_agrees(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == [str(Place(rank, 2, rank, 2)) for rank in (0, 1)]
+    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == [str(Place(rank, 2, rank, 2, launcher="torchrun")) for rank in (0, 1)]
