@@ -12,6 +12,5 @@ def trained(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Run:
     folder = tmp_path_factory.mktemp("trained")
     (folder / "data").mkdir()
     (folder / "data" / "digits").symlink_to(digits)
-    train(folder, *SMALL, "name=trained", "duration=6 epochs", "checkpoint.every=null", "evaluate.every=3 epochs", "data.log_samples=false",
-          "objective.label_smoothing=0.1")
+    train(folder, *SMALL, "name=trained", "duration=6 epochs", "checkpoint.every=null", "evaluate.every=3 epochs", "data.log_samples=false")
     return Run(folder / "runs" / "trained")

@@ -58,7 +58,7 @@ def test_it_repeats_what_training_measured(trained: Run, val: tuple[str, ...]) -
     accuracy = found["results"]["accuracy"]
     assert found["images"] == own["eval_images"] == 359
     assert accuracy["top1"]["value"] == pytest.approx(own["eval_top1"], abs=1e-9)
-    assert accuracy["calibration"]["negative_log_likelihood"] == pytest.approx(own["eval_loss"], rel=1e-4)     # trained with smoothing
+    assert accuracy["calibration"]["negative_log_likelihood"] == pytest.approx(own["eval_loss"], rel=1e-4)
     assert accuracy["top5"]["value"] == pytest.approx(own["eval_top5"], abs=1e-9)
     assert accuracy["calibration"]["negative_log_likelihood"] == pytest.approx(own["eval_loss"], rel=1e-4)
     low, high = accuracy["top1"]["interval"]

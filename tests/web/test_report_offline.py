@@ -80,7 +80,7 @@ def test_pictures_of_samples_that_could_not_be_used(look: Look, keep: Keep, plac
         expect(page.locator(".sample")).to_have_count(len(rows))
         drawn = page.locator(".sample", has_text="000005").first.locator("img")
         drawn.scroll_into_view_if_needed()
-        expect(drawn).to_have_js_property("naturalWidth", 150)      # of 600 pixels a quarter was decoded
+        expect(drawn).to_have_js_property("naturalWidth", 192)      # of 600 pixels
         expect(page.locator(".sample", has_text="000009").first).to_contain_text("is no JPEG")
         keep(page, "run-bad-samples")
         # a row may name any file: only the run's own shards are opened
