@@ -137,8 +137,7 @@ class Recorder:
             return
         with only_tells("the row of a rollback"):
             self._files.row({"event": "rollback", "step": now.step, "to_step": to.step, "skip": list(verdict.skip),
-                             "cause": verdict.cause,
-                             "reason": verdict.reason, "time": time.time()})
+                             "cause": verdict.cause, "reason": verdict.reason, "time": time.time()})
         self._files.go_back_to(to.step)
         reached = self._files.images_before = max(self._files.images_before, now.images)
         passed_over = sum(max(min(end, reached) - max(start, to.images), 0) for start, end in skips)
