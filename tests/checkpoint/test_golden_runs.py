@@ -49,7 +49,8 @@ def test_it_resumes_on_another_engine_and_number_of_ranks(home: Path, name: str,
     run, whole = Run(home / "runs" / name), json.loads((home / "whole.json").read_text())[name]
     assert run.samples == whole["samples"]
     assert {str(step): loss for step, loss in run.losses.items()} == pytest.approx(whole["losses"], rel=1e-5)
-    assert run.outcome["state"] == "done" and run.outcome["attempt"] == 2
+    assert run.outcome["state"] == "done"
+    assert run.outcome["attempt"] == 2
 
 
 def test_what_is_done_is_evaluated_exported_and_reported(home: Path) -> None:
@@ -62,6 +63,7 @@ def test_what_is_done_is_evaluated_exported_and_reported(home: Path) -> None:
         step = 60 if which == "last" else 10
         kept = load_file(ran / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
         ours = load(str(home / which)).model.state_dict()
-        assert kept.keys() == ours.keys() and all(kept[key].equal(ours[key]) for key in kept)
+        assert kept.keys() == ours.keys()
+        assert all(kept[key].equal(ours[key]) for key in kept)
     call("report", str(ran), "--out", str(home / "report.html"))
     assert "classification" in (home / "report.html").read_text()
