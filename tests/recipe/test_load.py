@@ -110,7 +110,7 @@ def test_every_mistake_at_once(mistakes):
         "micro_batch wants a number >= 1, got 0",
         "duration wants a number and a unit, such as '300 epochs', '90000 steps' or '5e8 images', got '3 weeks'",
         "1 is no key of a recipe; the keys are name, model, data, objective, optim, global_batch, micro_batch, duration, parallel, "
-        "checkpoint, evaluate, ema, lora, observe, resilience, seed, runs_dir, profile, init",
+        "checkpoint, evaluate, ema, lora, observe, resilience, seed, runs_dir, profile, init, format",
     }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from running import Run
 
+from vitscale.cluster.used import changed_in
 from vitscale.errors import DataError
 from vitscale.recipe import load_recipe
 from vitscale.scaling.collect import largest_of, rows_of
@@ -186,6 +187,9 @@ def test_a_branch_trains_its_cooldown_alone(place: Path) -> None:
     assert short.outcome["images"] == 320
     assert list(short.losses) == [9, 10]  # from the trunk's checkpoint on
     assert list(long.losses) == list(range(1, 31))
+    (change,) = changed_in(short.folder)        # what the trunk's steps were made with stays known
+    assert str(change).startswith("from step 9 on (attempt 1): optim.cooldown: ")
+    assert changed_in(long.folder) == []
 
 
 def test_a_run_that_fails_is_tried_again_and_then_named(place: Path) -> None:

@@ -119,23 +119,6 @@ def test_a_skip_list_survives_a_second_kill(place: Path, unbroken: Run) -> None:
     assert json.loads((run.folder / "checkpoints" / run.checkpoints[-1] / "run.json").read_text())["data"]["skips"] == [[640, 704]]
 
 
-def test_changed_settings_are_refused_key_by_key(place: Path) -> None:
-    arguments = [*SMALL, "name=c", "optim.warmup=0 steps", "duration=8 steps"]
-    train(place, *arguments)
-    output = train(place, *arguments, "model.depth=2", "objective.label_smoothing=0.1", "optim.lr=1e-4", "duration=16 steps", code=2)
-    refused = output.partition("does not describe this run any more")[2]
-    assert "model.depth: 3 -> 2" in refused
-    assert "objective.label_smoothing: 0.0 -> 0.1" in refused
-    assert "optim.lr" not in refused            # the user's right
-    assert "--accept-changes" in refused
-    output = train(place, *arguments, "seed=5", "duration=16 steps", "--accept-changes", code=2)
-    assert "seed: 0 -> 5" in output             # another order of samples is another run, whatever is accepted
-    assert "name=NEW init=runs/c/checkpoints/step-00000008" in output
-    output = train(place, *arguments, "data.augment.flip=0.5", "duration=16 steps", "--accept-changes")
-    assert "accepted change" in output
-    assert Run(place / "runs" / "c").outcome["step"] == 16
-
-
 def test_a_second_run_on_the_same_folder_is_refused_while_the_first_lives(place: Path) -> None:
     arguments = [*SMALL, "name=two", "duration=2000 steps"]
     run = Run(place / "runs" / "two")

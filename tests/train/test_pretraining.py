@@ -38,7 +38,7 @@ def test_mae_learns_and_is_judged_by_its_loss(mae: tuple[Run, str]) -> None:
 
 def test_mae_resumes_where_it_was(mae: tuple[Run, str], place: Path) -> None:
     train(place, *MAE, "name=parts", "duration=22 steps")
-    train(place, *MAE, "name=parts", f"duration={STEPS} steps")
+    train(place, *MAE, "name=parts", f"duration={STEPS} steps", "--accept-changes")
     same_as(mae[0], Run(place / "runs" / "parts"), last=STEPS)
 
 

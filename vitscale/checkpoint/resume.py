@@ -1,16 +1,14 @@
-"""The decision what a starting attempt goes on from, and whether the recipe still describes the same run."""
+"""The decision what a starting attempt goes on from: the newest checkpoint that is whole."""
 
 import fnmatch
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from vitscale.checkpoint.store import REPLACED, checkpoints_in, fault_in, is_foreign
 from vitscale.errors import CheckpointError
 from vitscale.files import fsync_folder, is_there, names_in, rename
-from vitscale.recipe.bound import BOUND, ORDER, concerned, differences
 
 log = logging.getLogger(__name__)
 
@@ -54,30 +52,3 @@ def set_aside(checkpoint: Path, why: str) -> Path:
     rename(checkpoint, aside)
     fsync_folder(checkpoint.parent)
     return aside
-
-
-def refuse_changes(saved: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path, accept: bool) -> None:
-    """Compare a checkpoint's recipe (with `index_hash`) with today's.  Raises CheckpointError for a difference in `BOUND`, unless
-    `accept`; for one in `ORDER` always.
-
-    Other differences (learning rate, duration, engine, ...) are the user's right; they are logged.
-    """
-    order: list[str] = []
-    bound: list[str] = []
-    free: list[str] = []
-    for key, old, new in differences(saved, now):
-        names = concerned(key, BOUND)
-        kind = order if any(name in ORDER for name in names) else bound if names else free
-        kind.append(f"{key}: {old} -> {new}")
-    for line in free:
-        log.info("changed since %s: %s", checkpoint.name, line)
-    if accept and not order:
-        for line in bound:
-            log.warning("accepted change since %s: %s", checkpoint.name, line)
-        return
-    if bound or order:
-        listed = "\n".join(f"  {line}" for line in bound + order)
-        ways = "undo this, give the new run another name (name=...), or pass --accept-changes"
-        if order:       # the position in one order means nothing in another
-            ways = f"undo this, or start a new run from these weights: name=NEW init={checkpoint}"
-        raise CheckpointError(f"{checkpoint}: the recipe does not describe this run any more:\n{listed}\n{ways}")

@@ -109,13 +109,13 @@ def cancel(runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run
 
 @job_app.command("begin")
 def job_begin(recipe: RecipeArgument, overrides: Overrides = None,
-              accept_changes: Annotated[bool, typer.Option("--accept-changes", help="For train; without effect here.")] = False) -> None:
+              accept_changes: Annotated[bool, typer.Option("--accept-changes", help="As for train.")] = False) -> None:
     """Before the ranks start: checks the recipe, notes the job in the run folder; answers with that folder and the token of this try."""
     from vitscale.cluster.attempt import begin
     from vitscale.cluster.tries import RestartLoop
 
     try:
-        begun = begin(recipe, overrides or [])
+        begun = begin(recipe, overrides or [], accept_changes=accept_changes)
     except UserError as error:
         if isinstance(error, RestartLoop):
             _say_outcome(error.run_folder, error.exit_code, str(error), **error.facts)

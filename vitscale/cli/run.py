@@ -12,7 +12,7 @@ from vitscale.cli.app import Overrides, RecipeArgument, app
 def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    accept_changes: Annotated[bool, typer.Option("--accept-changes", help="Go on although model, data, seed or batch differ.")] = False,
+    accept_changes: Annotated[bool, typer.Option("--accept-changes", help="Go on although settings that shape training differ.")] = False,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Start again after a crash or a hang, where no scheduler does.")] = False,
 ) -> None:
     """Train a recipe, or go on with its run.

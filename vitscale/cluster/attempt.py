@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.cluster.ended import Ended, Mark, ended, forget_ranks, killed, word_of
+from vitscale.cluster.going_on import look
 from vitscale.cluster.runfolder import BEGUN, JOB, OUTCOME, highest_lease, mark, read_object, run_folder, write_object
 from vitscale.cluster.tries import FINAL, VARIABLE, RestartLoop, Tries, noted
-from vitscale.errors import EXIT_REQUEUE, RecipeError, UserError
+from vitscale.errors import EXIT_DONE, EXIT_REQUEUE, RecipeError, UserError
 from vitscale.recipe import load_recipe
 from vitscale.recipe.schema import Resilience
 
@@ -29,17 +30,20 @@ class Unwritable(UserError):
     exit_code = EXIT_REQUEUE
 
 
-def begin(recipe: str, overrides: Sequence[str], env: Mapping[str, str] = os.environ) -> Begun:
+def begin(recipe: str, overrides: Sequence[str], env: Mapping[str, str] = os.environ, accept_changes: bool = False) -> Begun:
     """Note in the run folder which job is at work, and its try.
 
-    Raises RecipeError before any rank has started; RunOver in a later job of a chain whose run is over; RestartLoop if the tries before
-    this one are enough; Unwritable in a restarted job, for a run folder that took notes before.
+    Raises RecipeError before any rank has started, and CheckpointError if it is not the recipe of the run, unless `accept_changes`;
+    RunOver for a run that is done, and in a later job of a chain whose run is over; RestartLoop if the tries before this one are enough;
+    Unwritable in a restarted job, for a run folder that took notes before.
     """
     read = load_recipe(recipe, overrides)
     folder = run_folder(read)
     array = env.get("SLURM_ARRAY_JOB_ID")
     job = f"{array}_{env.get('SLURM_ARRAY_TASK_ID')}" if array else env.get("SLURM_JOB_ID")
     _refuse_if_over(folder, job)
+    if (over := look(read, accept_changes)) is not None:
+        raise RunOver(over, EXIT_DONE)
     tries = Tries(folder, read.resilience.max_restarts, env)
     one = tries.begin(batch=True)
     restarts = int(env.get("SLURM_RESTART_COUNT", "0"))
@@ -61,7 +65,7 @@ def begin(recipe: str, overrides: Sequence[str], env: Mapping[str, str] = os.env
 
 
 class RunOver(UserError):
-    """An earlier job of the chain has brought the run to its end; `exit_code` is what that was."""
+    """The run is done, or an earlier job of the chain has brought it to its end; `exit_code` is what that was."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

@@ -17,7 +17,7 @@ from vitscale.cluster.state import jobs_of
 from vitscale.cluster.submit import plan_sweep, send
 from vitscale.errors import ClusterError, RecipeError
 from vitscale.plan.hardware import DEVICES
-from vitscale.recipe.bound import BOUND, bound_settings, concerned, differences
+from vitscale.recipe.bound import changes, settings_of
 from vitscale.recipe.load import read_values
 from vitscale.recipe.text import write_yaml
 from vitscale.scaling.expand import Plan, Run, expand
@@ -28,7 +28,6 @@ from vitscale.scaling.say import new_console
 from vitscale.scaling.sweep import load_sweep
 
 CHECK = "coordinate_check.json"
-_RESULT = (*BOUND, "duration", "optim", "ema")  # what a run's result depends on; of the data its shards too
 
 
 def sweep(name: str, out: Path | None, jobs: int, submit: bool, dry_run: bool, site: Site, at_once: int | None) -> int:
@@ -160,9 +159,7 @@ def _changes(run: Run, folder: Path) -> list[str]:
         return [f"{run.name}: {file} is gone"]
     saved, now = read_values(file, "name: ..."), run.recipe.model_dump(mode="json")
     return [
-        f"{run.name}: {key}: {old} -> {new}"
-        for key, old, new in differences(bound_settings(saved, ""), bound_settings(now, ""))
-        if concerned(key, _RESULT)
+        f"{run.name}: {change}" for change in changes(settings_of(saved, source=str(file)), settings_of(now)) if change.kind != "free"
     ] + [
         f"{run.name}: data.{key}: {saved['data'].get(key)} -> {now['data'][key]}"
         for key in ("train", "val")

@@ -6,6 +6,8 @@ from typing import Any
 
 from vitscale.cluster.runfolder import ENVIRONMENT, METRICS, OUTCOME, RECIPE, last_row, printable, read_object
 from vitscale.cluster.status import LARGEST_RECIPE_BYTES
+from vitscale.cluster.used import FILE as SETTINGS
+from vitscale.cluster.used import changed_in
 from vitscale.errors import ClusterError, RecipeError
 from vitscale.files import write_atomically
 from vitscale.recipe.redact import redact, redacted
@@ -44,7 +46,8 @@ def render_card(run_folder: Path) -> str:
     return "\n".join([
         "---", write_yaml(_metadata(name, recipe, results)).rstrip(), "---", MARK, "", f"# {_words(name)}", "",
         *_what(recipe, environment), "", "## Results", "", *_results(results, evaluation), "", "## Training", "",
-        *_training(recipe, outcome, environment), "", "## Use", "", *_use(run_folder), "", "## Limits", "", *_limits(recipe, results), "",
+        *_training(recipe, outcome, environment), *_changed(run_folder), "", "## Use", "", *_use(run_folder), "",
+        "## Limits", "", *_limits(recipe, results), "",
         "## How to repeat it", "", "`recipe.yaml` beside this file holds every setting, defaults too:", "", "```bash",
         "vitscale train recipe.yaml name=again", "```", "",
         "`report.html` shows its curves, where its time went and what faults it met.", ""])
@@ -115,6 +118,13 @@ def _training(recipe: dict[str, Any], outcome: dict[str, Any], environment: dict
     }
     told = {name: value if name == "data" else _words(value) for name, value in rows.items() if value not in (None, "")}
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in told.items())]
+
+
+def _changed(run_folder: Path) -> list[str]:
+    found = changed_in(run_folder)
+    told = [f"* {_words(str(one))}" for one in found]
+    return ["", f"The table and `recipe.yaml` hold the last settings, `{SETTINGS}` those of each attempt. Changed during the run:",
+            "", *told] if told else []
 
 
 def _use(run_folder: Path) -> list[str]:

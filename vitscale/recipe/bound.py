@@ -1,37 +1,93 @@
-"""Which settings make a run the run that it is: what its checkpoints, and its place in a sweep, are held against."""
+"""Whether a recipe still describes the run that was begun with another: their settings side by side, and what of that may not change."""
 
-import contextlib
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
+from vitscale.errors import CheckpointError, RecipeError
 from vitscale.recipe.check import default_group, default_lanes
-from vitscale.recipe.schema import Recipe
+from vitscale.recipe.kinds import Kind, kind_of
+from vitscale.recipe.redact import redacted
+from vitscale.recipe.upgrade import is_off, put, understood
 
-# A run with another value of one of these would not be the same run.  (The shards are compared by their index hash, not their paths.)
-ORDER = ("data.lanes", "data.group", "data.mix", "data.repeats", "global_batch", "seed", "index_hash")      # decide which sample comes when
-BOUND = ("model", "objective", "lora", "data.augment", "data.label", "data.class_map", "data.multi_label", "data.exif_orientation",
-         "data.image", *ORDER)
+log = logging.getLogger(__name__)
+BRANCH = "branch.json"              # {step, trunk, recipe} in a run's folder: the checkpoint of that step is the trunk's, to be gone on
+                                    # from with this recipe
+GONE = "no key of this version"     # stands for today's value of one
 
 
-def bound_settings(recipe: Mapping[str, Any], index_hash: str) -> dict[str, Any]:
-    """A recipe as plain values, for comparing: the shards stand there by what they hold, not by where they lie or how they are read.
+@dataclass(frozen=True)
+class Change:
+    """One setting that is another than it was."""
 
-    A recipe that an older vitscale wrote gains the defaults of keys that have come since.
+    key: str        # dotted
+    old: Any
+    new: Any
+    kind: Kind
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old} -> {self.new}"
+
+
+def settings_of(recipe: Mapping[str, Any], index_hash: str | None = None, source: str = "recipe") -> dict[str, Any]:
+    """A recipe, today's or one that another version saved, as plain values for comparing: every default filled in, credentials hidden; the
+    sets of a mixture by their weights, and the shards by `index_hash`, which says what they hold and not where they lie.
+
+    What today's schema does not know stays, if it did anything.  Raises RecipeError for what is no recipe.
     """
-    resolved: dict[str, int] = {}
-    with contextlib.suppress(ValidationError):      # of one with keys that have gone, every difference is shown as it is
-        valid = Recipe.model_validate(recipe)
-        recipe = valid.model_dump(mode="json")
-        resolved = {"lanes": default_lanes(valid), "group": default_group(valid)}
-    hidden = ("train", "val", "index_dir", "prepare", "workers", "prefetch", "log_samples", "num_samples", "max_bad_fraction",
-              "cache_dir", "cache_bytes")
-    data = {key: value for key, value in (recipe.get("data") or {}).items() if key not in hidden} | resolved
-    if data.get("mix"):
-        data["mix"] = [{"weight": part["weight"]} for part in data["mix"]]
-    rest = {key: value for key, value in recipe.items() if key not in ("name", "runs_dir", "observe", "profile", "init")}
-    return rest | {"data": data, "index_hash": index_hash}
+    read = understood(recipe, source)
+    found: dict[str, Any] = redacted(read.recipe.model_dump(mode="json"))
+    found["data"] |= {"lanes": default_lanes(read.recipe), "group": default_group(read.recipe),
+                      "mix": [{"weight": part["weight"]} for part in found["data"]["mix"]]}
+    for key, value in read.unknown.items():
+        if not is_off(value):
+            put(found, f"{key} ({GONE})", redacted(value))
+    return found if index_hash is None else found | {"index_hash": index_hash}
+
+
+def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """What differs between two settings_of(), in the order of the recipe."""
+    found = []
+    for key, old, new in differences(saved, now):
+        kind = kind_of(key.removesuffix(f" ({GONE})"), now)
+        found.append(Change(key, old, new, kind))
+    return found
+
+
+def refuse_changes(found: Sequence[Change], since: str, remedy: str, accept: bool) -> None:
+    """Raises CheckpointError, naming every key with its old and new value, for changes that shape training, unless `accept`; for those of
+    the order of samples always.  The others are the user's right.
+
+    `since`: what the run stands at.  `remedy`: weights that another run may begin with, as init takes them; "": there are none.
+    """
+    order = [change for change in found if change.kind == "order"]
+    training = [change for change in found if change.kind == "training"]
+    if order or (training and not accept):
+        listed = "\n".join(f"  {change}" for change in [*training, *order])
+        anew = f"start another run with them: name=NEW{f' (init={remedy} gives it these weights)' if remedy else ''}"
+        ways = f"undo this, {anew}, or go on with this run all the same: --accept-changes"
+        if order:       # the position in one order means nothing in another
+            ways = (f"undo this, or {anew}; --accept-changes cannot help, since what a run began with, and which sample comes when, stays "
+                    f"({', '.join(change.key for change in order)})")
+        raise CheckpointError(f"{since}: the recipe does not describe this run any more:\n{listed}\n{ways}")
+
+
+def tell_changes(found: Sequence[Change], since: str) -> None:
+    """Say in the log what the run goes on with from here."""
+    for change in found:
+        if change.kind != "free":
+            log.warning("accepted change since %s: %s", since, change)
+        elif change.key not in ("name", "runs_dir"):
+            log.info("changed since %s: %s", since, change)
+
+
+def read_settings(recipe: Mapping[str, Any], index_hash: str | None, source: str) -> dict[str, Any]:
+    """settings_of() of what a checkpoint or a run folder holds.  Raises CheckpointError."""
+    try:
+        return settings_of(recipe, index_hash, source)
+    except RecipeError as error:
+        raise CheckpointError(f"{error}; go on with the version that wrote it, or start anew under another name (name=NEW)") from None
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -44,8 +100,3 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[
         elif old != new:
             found.append((key, old, new))
     return found
-
-
-def concerned(key: str, names: Iterable[str]) -> list[str]:
-    """Which of the dotted `names` a dotted key lies in, or holds."""
-    return [name for name in names if f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.")]

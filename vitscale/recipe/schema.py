@@ -397,6 +397,9 @@ def _chosen(key: str, default: str) -> Discriminator:
 CHOICES: dict[str, tuple[str, Mapping[str, type[Section]]]] = {"model": ("family", FAMILIES), "objective": ("name", OBJECTIVES)}
 
 
+FORMAT = 1      # of recipes: grows when a key is renamed or retired, or its absence means something else: vitscale/recipe/upgrade.py
+
+
 class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     model: Annotated[
@@ -422,6 +425,7 @@ class Recipe(Section):
     runs_dir: str = "runs"                  # the run folder is runs_dir/name
     profile: Steps | None = None            # steps:20-25: torch profiler traces of those steps and a summary, in the run folder's profile/
     init: str | None = None                 # whose weights a new run starts from: run folder, checkpoint, .safetensors, exported folder
+    format: Count = FORMAT                  # of the keys, as a run saves it; left out in a file, old names are still understood
 
     @model_validator(mode="before")
     @classmethod

@@ -17,6 +17,8 @@ from rich.live import Live
 from rich.table import Table
 
 from vitscale.errors import EXIT_REQUEUE, EXIT_WRONG_INPUT, ClusterError
+from vitscale.files import write_json
+from vitscale.recipe.bound import BRANCH
 from vitscale.scaling.children import Child, Nursery
 from vitscale.scaling.expand import Run
 from vitscale.scaling.files import read_json
@@ -134,6 +136,7 @@ def branch_off(run: Run, folder: Path) -> None:
         return
     beside = target.with_name(f".branch-{os.getpid()}")
     shutil.copytree(source, beside / source.name, copy_function=_link)
+    write_json(target.with_name(BRANCH), {"step": run.branch_step, "trunk": run.trunk, "recipe": run.recipe.model_dump(mode="json")})
     os.rename(beside, target)
 
 

@@ -1,11 +1,13 @@
 """What a run writes down and shows while it goes: rows of metrics and samples, the exporter, the display, the outcome."""
 
 import contextlib
+import functools
 import json
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,9 +15,10 @@ from typing import Any
 import torch
 
 from vitscale.checkpoint.lease import Lease, LeaseLost
+from vitscale.cluster.runfolder import ENVIRONMENT, RECIPE
+from vitscale.cluster.used import Used, note_used, write_recipe
 from vitscale.data import StepBatch, Stream
 from vitscale.errors import EXIT_REQUEUE
-from vitscale.files import write_atomically
 from vitscale.observe.console import Progress as Display
 from vitscale.observe.console import make_console
 from vitscale.observe.goodput import Goodput, goodput_ratio
@@ -34,7 +37,6 @@ from vitscale.parallel.world import World
 from vitscale.plan.flops import training_flops_per_image
 from vitscale.recipe import Recipe
 from vitscale.recipe.redact import redacted
-from vitscale.recipe.text import write_yaml
 from vitscale.resilience.guard import Verdict
 from vitscale.resilience.outcome import write_outcome
 from vitscale.resilience.restarts import attempts_of, restarts_by_cause
@@ -61,7 +63,9 @@ class Recorder:
     """
 
     def __init__(self, recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, meters: Meters,
-                 goodput: Goodput | None, start: Moment, nodes: Sequence[str], engine: Engine, stream: Stream) -> None:
+                 goodput: Goodput | None, start: Moment, nodes: Sequence[str], engine: Engine, stream: Stream,
+                 before: Mapping[str, Any] | None = None) -> None:
+        """`start`: where this attempt goes on from; `before`: the settings that the checkpoint there was written with."""
         self.recipe, self.prepared, self.world, self.lease, self.meters, self.goodput = recipe, prepared, world, lease, meters, goodput
         self._steps_since_row, self._checkpoint_failures = 0, 0
         peak_flops = 0.0
@@ -73,11 +77,13 @@ class Recorder:
         self._stream, self._metrics = stream, None
         if recipe.observe.exporter:
             self._metrics = self._open.enter_context(RankMetrics(recipe, prepared.folder, world, engine, stream, nodes))
-        self._files = _Files(self._open, recipe, prepared, lease, start) if lease is not None else None
+        self._files = _Files(self._open, recipe, prepared, lease, start, before) if lease is not None else None
         self._published: deque[dict[str, Any]] = deque()     # checkpoints whose rows are to be written
         if self._files is not None and lease is not None:
-            with only_tells("environment.json"):
-                write_environment(recipe, prepared, world, nodes, peak_flops, lease.number)
+            self._environment = functools.partial(write_environment, recipe, prepared, world, nodes, peak_flops, lease.number)
+            if not (prepared.folder / ENVIRONMENT).exists():        # else it tells of steps that were made, and this attempt has made none
+                with only_tells(ENVIRONMENT):
+                    self._environment()
             meters.repeat(max(self._files.images_before - start.images, 0))
             with only_tells("the metrics of this attempt"):
                 self._export(self._files.metrics() | {
@@ -95,6 +101,10 @@ class Recorder:
 
         Collective when samples are logged or some rank had bad ones.
         """
+        if self._files is not None and not self._files.trains:
+            self._files.note_settings()
+            with only_tells(ENVIRONMENT):
+                self._environment()
         if self.recipe.data.log_samples:
             self._log_samples(batch, now)
         if result.bad:
@@ -233,12 +243,15 @@ class Recorder:
 class _Files:
     """What rank 0 has open."""
 
-    def __init__(self, stack: contextlib.ExitStack, recipe: Recipe, prepared: Prepared, lease: Lease, start: Moment) -> None:
+    def __init__(self, stack: contextlib.ExitStack, recipe: Recipe, prepared: Prepared, lease: Lease, start: Moment,
+                 before: Mapping[str, Any] | None) -> None:
         folder = self._folder = prepared.folder
-        self._lease = lease
+        self._lease, self.trains = lease, False     # whether this attempt has made a step
         settings = redacted(recipe.model_dump(mode="json"))
-        with only_tells("recipe.yaml"):
-            write_atomically(folder / "recipe.yaml", write_yaml(settings))
+        self._used, self._before = Used(lease.number, start.step, settings), before
+        if not (folder / RECIPE).exists():
+            with only_tells(RECIPE):
+                write_recipe(folder, settings)
         self.totals = Totals(folder)
         self.images_before = self.totals.images
         self._rows = stack.enter_context(JsonLines(folder / METRICS_FILE))
@@ -257,8 +270,18 @@ class _Files:
             self._display.__enter__()
         stack.push(self._close)
 
+    def note_settings(self) -> None:
+        """Write down with which settings this attempt trains; once it does."""
+        self.trains = True
+        with only_tells("the settings of this attempt"):
+            self._lease.check()
+            note_used(self._folder, self._used, self._before)
+
     def go_back_to(self, step: int) -> None:
         """Open anew the files that read as if no step was ever repeated, without what came after `step`."""
+        if step < self._used.step:      # from before this attempt began
+            self._used = replace(self._used, step=step)
+            self.note_settings()
         self._cut.close()
         for row in _forget_after(self._folder / QUARANTINE_FILE, step - 1):      # its rows count batches from 0
             self.totals.skip(row, times=-1)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from vitscale.checkpoint.facts import FACTS, Damaged, Facts
 from vitscale.checkpoint.lease import Lease
-from vitscale.checkpoint.resume import newest_whole, refuse_changes, set_aside, set_aside_damaged
+from vitscale.checkpoint.resume import newest_whole, set_aside, set_aside_damaged
 from vitscale.checkpoint.store import STATE, checkpoints_in, read_facts, read_into, shapes_in, step_of
 from vitscale.checkpoint.weights import read_start
+from vitscale.cluster.going_on import meant
 from vitscale.data import Stream
 from vitscale.errors import CheckpointError
 from vitscale.models import initial_value
@@ -24,7 +25,7 @@ from vitscale.optim.ema import Ema
 from vitscale.parallel.engine import Engine, ValueOf
 from vitscale.parallel.world import World
 from vitscale.recipe import Recipe
-from vitscale.recipe.bound import BOUND, bound_settings, concerned, differences
+from vitscale.recipe.bound import Change, changes, read_settings, refuse_changes, settings_of, tell_changes
 from vitscale.resilience.skips import remembered, rollbacks, undone_by
 from vitscale.train.prepare import Prepared
 from vitscale.train.state import Moment, Progress
@@ -50,11 +51,18 @@ def find_start(recipe: Recipe, prepared: Prepared, lease: Lease, accept_changes:
     """The newest good checkpoint of this very run, or first values.  For rank 0."""
     start = newest_good(prepared.folder, lease)
     if start.checkpoint is not None and start.facts is not None:
-        refuse_changes(bound_settings(start.facts.recipe, start.facts.data["index_hash"]),
-                       bound_settings(recipe.model_dump(mode="json"), prepared.train.hash), start.checkpoint, accept_changes)
+        found = _changes(start.checkpoint, start.facts, recipe, prepared)
+        refuse_changes(found, str(start.checkpoint), str(start.checkpoint), accept_changes)
+        tell_changes(found, start.checkpoint.name)
         if recipe.init is not None:
             log.info("going on from %s; init=%s was for the first weights only", start.checkpoint.name, recipe.init)
     return start
+
+
+def _changes(checkpoint: Path, facts: Facts, recipe: Recipe, prepared: Prepared) -> list[Change]:
+    """What differs from the settings that a checkpoint of this run stands for."""
+    then = read_settings(meant(prepared.folder, facts.step, facts.recipe), facts.data["index_hash"], str(checkpoint / FACTS))
+    return changes(then, settings_of(recipe.model_dump(mode="json"), prepared.train.hash))
 
 
 def newest_good(run_folder: Path, lease: Lease) -> Start:
@@ -145,11 +153,9 @@ def _before(start: Start, error: CheckpointError, recipe: Recipe, prepared: Prep
     recipe asks for need not be in it."""
     if start.checkpoint is None or start.facts is None:
         raise error
-    if not isinstance(error, Damaged):
-        then = bound_settings(start.facts.recipe, start.facts.data["index_hash"])
-        now = bound_settings(recipe.model_dump(mode="json"), prepared.train.hash)
-        if any(concerned(key, (*BOUND, "optim", "ema")) for key, _, _ in differences(then, now)):
-            raise error
+    if not isinstance(error, Damaged) and any(
+            change.kind != "free" for change in _changes(start.checkpoint, start.facts, recipe, prepared)):
+        raise error
     lease.check()
     set_aside_damaged(start.checkpoint, str(error).removeprefix(f"{start.checkpoint}/"))
     again = newest_good(prepared.folder, lease)

@@ -13,6 +13,7 @@ import torch
 from vitscale.checkpoint.lease import Lease, LeaseLost, refuse_if_held
 from vitscale.checkpoint.room import Unwritten
 from vitscale.checkpoint.store import Writer
+from vitscale.cluster import going_on
 from vitscale.cluster.tries import RestartLoop, Tries
 from vitscale.data import open_stream
 from vitscale.data.crumbs import Crumbs
@@ -64,7 +65,13 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
     hold_lifeline()
     raise_limit()
     meters = Meters()
+    if not place.prepared and (over := going_on.look(recipe, accept_changes)) is not None:      # on every rank alike
+        if place.rank == 0:
+            log.info("%s", over)
+        return EXIT_DONE
     prepared = prepare(recipe, look=place.rank == 0 and not place.prepared)
+    if not place.prepared:
+        going_on.look(recipe, accept_changes, prepared.train.hash, prepared.schedule.total)
     setup_logging(make_console() if place.rank == 0 else None, prepared.folder / "logs" / f"rank-{place.rank}.log")
     answer(prepared.folder, place.rank, node_name())
     refused = _note_try(recipe, prepared) if place.rank == 0 else None      # before anything that may end it
@@ -146,7 +153,7 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
                                              lambda found: restore(found, engine, ema, stream))
         guard = Guard(recipe.resilience, progress.now.step, progress.guard)
         record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, goodput, progress.now, dog.nodes,
-                                              engine, stream))
+                                              engine, stream, start.facts.recipe if start.facts else None))
         profile = stack.enter_context(Profile(recipe.profile, prepared.folder, world, dog.nodes))
         writer = stack.enter_context(Writer(
             prepared.folder / "checkpoints", rank=world.rank, lease=lease, attempt=start.attempt, settings=recipe.checkpoint,

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitscale.errors import EXIT_REQUEUE, UserError
+from vitscale.cluster.going_on import look
+from vitscale.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 from vitscale.files import storage_errors
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.plan.families import check_model
@@ -37,6 +38,9 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
 
     found = how_started(os.environ)
     place = found.place
+    if place is None and (over := look(recipe, accept_changes)) is not None:
+        log.info("%s", over)
+        return EXIT_DONE
     if place is None or (place.rank == 0 and not place.prepared):
         for note in found.notes:
             log.info(note)
@@ -50,6 +54,7 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
 
         refuse_if_held(run_folder(recipe))
         prepared = prepare(recipe, on_progress=_show_indexing)
+        look(recipe, accept_changes, prepared.train.hash, prepared.schedule.total)
         log.info("run folder %s; metrics in %s", prepared.folder, prepared.folder / "metrics.jsonl")
         processes = recipe.parallel.processes or _local_gpus(recipe.parallel.device)
         log.info("%s: starting %d rank(s) here", found.told, processes)
