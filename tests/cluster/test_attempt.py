@@ -160,8 +160,9 @@ def test_what_is_left_of_a_chain_ends_at_once_when_the_run_is_over(tmp_path: Pat
     chain(folder, ["6", "7", "8"])
     began(tmp_path, {"SLURM_JOB_ID": "7"})                       # its predecessor died without a word: the old one does not count
     write_outcome(folder, code, "the end")
-    began(tmp_path, {"SLURM_JOB_ID": "6"})                       # the first of a chain was submitted to train on
-    began(tmp_path, {"SLURM_JOB_ID": "99"})
+    for job in ("6", "99"):                                      # the first of a chain was submitted to train on, which a done run does not
+        with pytest.raises(RunOver, match="is done") if code == 0 else contextlib.nullcontext():
+            began(tmp_path, {"SLURM_JOB_ID": job})
     with pytest.raises(RunOver, match="the end") as caught:
         began(tmp_path, {"SLURM_JOB_ID": "8"})
     assert caught.value.exit_code == code
@@ -173,7 +174,7 @@ def test_what_is_left_of_a_chain_ends_at_once_when_the_run_is_over(tmp_path: Pat
 def test_a_damaged_note_of_a_chain_is_none(tmp_path: Path, jobs: object):
     folder = began(tmp_path)
     chain(folder, jobs)
-    write_outcome(folder, 0, "done")
+    write_outcome(folder, 3, "failed")
     began(tmp_path)
 
 
