@@ -15,10 +15,10 @@ import vitscale
 
 PACKAGE = Path(vitscale.__file__).parent
 # from the ground up
-FLOORS = ("errors", "awake", "files", "processes", "stopping", "recipe", "plan", "scaling", "cluster", "models", "objectives", "data",
+FLOORS = ("errors", "awake", "files", "processes", "stopping", "recipe", "plan", "cluster", "scaling", "models", "objectives", "data",
           "optim", "parallel", "checkpoint", "resilience", "observe", "train", "bench", "evaluate", "explain", "export", "cli")
 EVERYTHING = ("cli", "__main__", "__init__")       # the roof and the door may import all; the door, only what is asked for
-WITHOUT_TORCH = ("errors", "awake", "files", "processes", "stopping", "recipe", "plan", "scaling", "cluster", "cli")
+WITHOUT_TORCH = ("errors", "awake", "files", "processes", "stopping", "recipe", "plan", "cluster", "scaling", "cli")
 
 
 def room_of(path: Path) -> str:

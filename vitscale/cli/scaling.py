@@ -23,7 +23,7 @@ def sweep(
     Killed at any moment, the same command goes on; a run that is done never runs again.
     """
     from vitscale.cluster.site import find_site
-    from vitscale.cluster.sweep import sweep as go_on
+    from vitscale.scaling.stages import sweep as go_on
 
     raise typer.Exit(go_on(recipe, out, jobs, submit, dry_run, find_site(cluster)[0], at_once))
 

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from vitscale.errors import ClusterError
 from vitscale.files import patiently, write_atomically
@@ -160,9 +161,31 @@ def reached(folder: Path, step: int | None = None) -> Reached:
     return Reached(step, furthest_checkpoint(folder))
 
 
+def cut_by(row: Mapping[str, Any]) -> float:
+    """After which step the rows before this one of metrics.jsonl stand no longer, since those steps are made again; infinity: all stand.
+
+    The file itself keeps them: it tells all that happened.  A resume and a rollback say to which step they go back, and of two rows of one
+    step the later counts.
+    """
+    back, step = row.get("to_step"), row.get("step")
+    if _is_count(back):
+        return float(back)
+    return float(step) - 1 if _is_count(step) and "event" not in row and "eval_loss" not in row else math.inf
+
+
 def last_row(path: Path, column: str) -> dict[str, Any]:
-    """The last whole row of a file of JSON lines that has `column`; {} if the last TAIL_BYTES hold none.  Reads no more than these."""
-    return next((row for row in rows_backwards(path) if column in row), {})
+    """The last whole row of metrics.jsonl that has `column` and stands; {} if the last TAIL_BYTES hold none.  Reads no more than these."""
+    until = math.inf
+    for row in rows_backwards(path):
+        step = row.get("step")
+        if column in row and "event" not in row and not (_is_count(step) and step > until):
+            return row
+        until = min(until, cut_by(row))
+    return {}
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def rows_backwards(path: Path) -> Iterator[dict[str, Any]]:

@@ -122,8 +122,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Every whole row, in the order written; nothing if the file does not exist.
 
     A torn last line is passed over, since a writer may be at work.  A damaged line elsewhere raises DataError with its number.
-    metrics.jsonl is never cut: after a resume or a rollback the rows of the steps that are repeated follow, and of two rows of one step
-    the later counts.
+    metrics.jsonl is never cut, it tells all that happened; cluster/runfolder.cut_by says which of its rows stand.
     """
     try:
         file = open(path, "rb")     # noqa: SIM115  closed by the with below

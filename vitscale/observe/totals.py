@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from vitscale.cluster.runfolder import cut_by
 from vitscale.files import write_atomically
 from vitscale.observe.jsonl import parse_row, rows_from
 
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 FILE = "logs/totals.json"
 METRICS, QUARANTINE = "metrics.jsonl", "quarantine.jsonl"
 _EVERY = 256            # rows between two writings: so many are read again by the next attempt at most
+_EVALUATIONS = 64       # that are remembered, for rollbacks to go back over
 _SEAL = 256             # bytes before a mark by which a file is known again
 
 
@@ -29,15 +31,16 @@ class Totals:
 
     def __init__(self, run_folder: Path) -> None:
         self._folder = run_folder
-        self.images = 0                             # as far as any attempt came
+        self.images = self.steps = 0                # as far as any attempt came
         self.nonfinite = 0                          # steps whose update was left out
-        self.evaluation: dict[str, Any] = {}        # eval_... of the last one
+        self._evaluations: list[dict[str, Any]] = []    # the last ones that stand: step and eval_...
         self.skipped: Counter[str] = Counter()      # samples that could not be used, by reason
         self._since = 0
         known = _read(run_folder / FILE)
         start = _start(run_folder / METRICS, known)
         if start:
-            self.images, self.nonfinite, self.evaluation = known["images"], known["nonfinite"], known["evaluation"]
+            self.images, self.steps, self.nonfinite = known["images"], known["steps"], known["nonfinite"]
+            self._evaluations = known["evaluations"]
         for row in _rows(run_folder / METRICS, start, _slim):
             self.metric(row)
         start = _start(run_folder / QUARANTINE, known)
@@ -49,12 +52,22 @@ class Totals:
     def metric(self, row: Mapping[str, Any]) -> None:
         """Take in a row of metrics.jsonl."""
         self._since += 1
-        images = row.get("images")
+        images, step, stands = row.get("images"), row.get("step"), cut_by(row)
         if isinstance(images, int):
             self.images = max(self.images, images)
+        if isinstance(images, int) and isinstance(step, int):
+            self.steps = max(self.steps, step)
         self.nonfinite += row.get("applied") is False
+        while self._evaluations and self._evaluations[-1].get("step", 0) > stands:
+            self._evaluations.pop()
         if "eval_loss" in row:
-            self.evaluation = {key: value for key, value in row.items() if key.startswith("eval_")}
+            self._evaluations = [*self._evaluations[1 - _EVALUATIONS:],
+                                 {key: value for key, value in row.items() if key.startswith("eval_") or key == "step"}]
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """eval_... of the last one that no later row has undone."""
+        return {key: value for key, value in self._evaluations[-1].items() if key != "step"} if self._evaluations else {}
 
     def skip(self, row: Mapping[str, Any], times: int = 1) -> None:
         """Take in a row of quarantine.jsonl; `times` -1: take one out that is cut off."""
@@ -77,8 +90,8 @@ class Totals:
         try:
             marks = {name: [end, _seal(self._folder / name, end)] for name, end in ((METRICS, metrics_end), (QUARANTINE, quarantine_end))}
             write_atomically(self._folder / FILE, json.dumps({
-                "images": self.images, "nonfinite": self.nonfinite, "evaluation": self.evaluation, "skipped": self.skipped,
-                "marks": marks}), durable="no")
+                "images": self.images, "steps": self.steps, "nonfinite": self.nonfinite, "evaluations": self._evaluations,
+                "skipped": self.skipped, "marks": marks}), durable="no")
         except (OSError, ValueError, TypeError) as error:
             log.debug("%s: %s", self._folder / FILE, error)
 
@@ -86,7 +99,8 @@ class Totals:
 def _read(path: Path) -> dict[str, Any]:
     try:
         known = json.loads(path.read_bytes())
-        sound = (isinstance(known["images"], int) and isinstance(known["nonfinite"], int) and isinstance(known["evaluation"], dict)
+        sound = (all(isinstance(known[name], int) for name in ("images", "steps", "nonfinite"))
+                 and isinstance(known["evaluations"], list) and all(isinstance(one, dict) for one in known["evaluations"])
                  and all(isinstance(count, int) for count in known["skipped"].values()) and isinstance(known["marks"], dict))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
@@ -127,6 +141,9 @@ class _Counted(msgspec.Struct):
     """What is counted of a row of a step: a million rows in a second."""
 
     images: Any = None
+    step: Any = None
+    to_step: Any = None
+    event: Any = None
     applied: Any = None
     eval_loss: Any = msgspec.UNSET
 
@@ -140,4 +157,7 @@ def _slim(line: bytes) -> dict[str, Any] | None:
         row = _decoder.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):      # it is stricter than what rows were ever read with
         return parse_row(line)
-    return {"images": row.images, "applied": row.applied} if row.eval_loss is msgspec.UNSET else parse_row(line)
+    if row.eval_loss is not msgspec.UNSET:
+        return parse_row(line)
+    slim = {"images": row.images, "step": row.step, "to_step": row.to_step, "applied": row.applied}
+    return slim if row.event is None else slim | {"event": row.event}

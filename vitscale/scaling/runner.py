@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from vitscale.cluster.runfolder import METRICS, OUTCOME, last_row, read_object
 from vitscale.errors import EXIT_REQUEUE, EXIT_WRONG_INPUT, ClusterError
 from vitscale.files import write_json
 from vitscale.recipe.bound import BRANCH
@@ -23,8 +24,6 @@ from vitscale.scaling.children import Child, Nursery
 from vitscale.scaling.expand import Run
 from vitscale.scaling.files import read_json
 from vitscale.stopping import heard
-
-TAIL_BYTES = 1 << 15
 
 
 @dataclass
@@ -42,11 +41,7 @@ class State:
 
 def outcome_of(folder: Path) -> dict[str, Any]:
     """outcome.json of a run, {} where there is none or it is damaged."""
-    try:
-        value = json.loads((folder / "outcome.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    return read_object(folder / OUTCOME)
 
 
 def is_done(folder: Path) -> bool:
@@ -217,7 +212,7 @@ def table(states: Any) -> Table:
     for column in ("run", "state", "images", "loss", "attempts"):
         shown.add_column(column, justify="left" if column in ("run", "state") else "right", no_wrap=True)
     for state in states:
-        row = last_row(state.folder)
+        row = last_row(state.folder / METRICS, "loss")
         seen = int(row.get("images", 0))
         shown.add_row(
             state.run.name,
@@ -227,22 +222,6 @@ def table(states: Any) -> Table:
             str(state.attempts or ""),
         )
     return shown
-
-
-def last_row(folder: Path) -> dict[str, Any]:
-    """The last row of metrics.jsonl that tells a loss; {} if there is none yet."""
-    try:
-        with open(folder / "metrics.jsonl", "rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return {}
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict) and "loss" in row:
-                return row
-    return {}
 
 
 def _result(folder: Path) -> str:

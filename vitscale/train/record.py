@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vitscale.checkpoint.lease import Lease, LeaseLost
-from vitscale.cluster.runfolder import ENVIRONMENT, RECIPE
+from vitscale.cluster.runfolder import ENVIRONMENT, RECIPE, last_row
 from vitscale.cluster.used import Used, note_used, write_recipe
 from vitscale.data import StepBatch, Stream
 from vitscale.errors import EXIT_REQUEUE
@@ -259,11 +259,16 @@ class _Files:
         self._cut = stack.enter_context(contextlib.ExitStack())
         self._quarantine: JsonLines
         self._samples: JsonLines
-        self.go_back_to(start.step)
         self._trackers: Trackers | None = None
         self._display: Display | None = None
+        recorded = self.totals.steps
+        self.go_back_to(start.step)
+        if recorded > start.step:
+            with only_tells("the row of a resume"):
+                self.row({"event": "resume", "step": recorded, "to_step": start.step, "time": time.time()})
         with only_tells("the trackers"):
-            self._trackers = Trackers(recipe.observe.trackers, folder, settings)
+            self._trackers = Trackers(recipe.observe.trackers, folder, settings, step=start.step, recorded=recorded,
+                                      evaluated=last_row(folder / METRICS_FILE, "eval_loss").get("step", 0))
         epoch = None if recipe.data.mix else prepared.train.num_samples      # a mixture's sets have epochs of their own
         with only_tells("the display"):
             self._display = Display(make_console(), total_images=prepared.schedule.total, num_samples=epoch)
@@ -291,6 +296,8 @@ class _Files:
             _forget_after(self._folder / SAMPLES_FILE, step)
             self._samples = self._cut.enter_context(JsonLines(self._folder / SAMPLES_FILE))
         self._write_totals()
+        if self._trackers is not None:
+            self._trackers.go_back(step)
 
     def row(self, row: dict[str, Any]) -> None:
         self._lease.check()

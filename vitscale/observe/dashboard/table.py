@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vitscale.cluster.runfolder import cut_by
 from vitscale.observe.names import PHASES
 
 PHASE_COLUMNS = tuple(f"seconds_{name}" for name in PHASES)
@@ -42,6 +43,8 @@ class Table:
         self.size = self.rows = self.broken = 0
         self.trouble = ""           # why the file cannot be read at all
         self.apart: list[dict[str, Any]] = []       # rows of evaluations and events
+        self._before: list[int] = []                # of each: how many training rows came before it,
+        self._cuts: list[float] = []                # and after which step those do not stand
 
     @property
     def columns(self) -> dict[str, NDArray[np.float64]]:
@@ -103,10 +106,12 @@ class Table:
         if len(rows) != len(lines):
             rows = [self._one(line) for line in lines]
         training = [at for at, row in enumerate(rows) if row is not None and row.loss is not msgspec.UNSET and row.event is None]
+        so_far = self.rows
         self._append([rows[at] for at in training], places[training], text)
         if len(training) < len(rows):
-            counted = set(training)
-            self._keep_apart(lines[at] for at, row in enumerate(rows) if row is not None and at not in counted)
+            counted = np.isin(np.arange(len(rows)), training)
+            before = so_far + np.cumsum(counted)
+            self._keep_apart((lines[at], int(before[at])) for at, row in enumerate(rows) if row is not None and not counted[at])
 
     def _one(self, line: bytes) -> Any:
         """One row, None if it is none; takes NaN and Infinity, which are no JSON but which others write."""
@@ -137,14 +142,26 @@ class Table:
         self._numbers[-1, self.rows:end] = places
         self.rows = end
 
-    def _keep_apart(self, lines: Iterable[bytes]) -> None:
-        for line in lines:
+    def _keep_apart(self, lines: Iterable[tuple[bytes, int]]) -> None:
+        for line, before in lines:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict) and ("event" in row or "eval_loss" in row) and len(self.apart) < _MOST_APART:
                 self.apart.append(row)
+                self._before.append(before)
+                self._cuts.append(cut_by(row))
+
+    def standing(self) -> tuple[NDArray[np.bool_], list[dict[str, Any]]]:
+        """Which training rows (N,) count, and the evaluations that do: those of steps that no later row makes again (cut_by)."""
+        step, before = self.columns["step"], np.array(self._before, dtype=np.int64)
+        by_rows, by_apart = (np.append(np.fmin.accumulate(cuts[::-1])[::-1], np.inf) for cuts in (step - 1, np.array(self._cuts)))
+        after = np.searchsorted(before, np.arange(1, self.rows + 1))        # the first row apart that comes after each training row
+        rows = step <= np.fmin(by_rows[1:], by_apart[after])
+        until = np.fmin(by_rows[before], by_apart[1:])
+        return rows, [row for row, last in zip(self.apart, until.tolist(), strict=True)
+                      if "eval_loss" in row and not number(row.get("step")) > last]
 
     def row_at(self, place: float) -> dict[str, Any]:
         """The whole row that begins at `place` of the file; {} if it is no longer there."""

@@ -42,8 +42,10 @@ def run_view(folder: Path, table: Table, *, axis: str = "time", points: int = 60
     if table.read_ratio < 1:
         columns, where = _with_preview(table)
     step, moment = columns["step"], _rising(columns["time"])
+    stands, evaluations = table.standing()
     if axis == "step":
-        kept = np.flatnonzero(last_of_each(step) & np.isfinite(step))
+        stands = np.append(stands, np.ones(len(step) - len(stands), dtype=bool))        # those of the preview
+        kept = np.flatnonzero(stands & last_of_each(step) & np.isfinite(step))
         x, kind = step[kept], None
     else:
         kept = np.flatnonzero(np.isfinite(moment))
@@ -60,7 +62,7 @@ def run_view(folder: Path, table: Table, *, axis: str = "time", points: int = 60
         "axis": axis, **curves, "read_ratio": round(table.read_ratio, 3), "recorded": table.rows,
         "nonfinite": int((columns["applied"] == 0).sum()),
         "latest": {name: _short(_last(columns[name])) for name in ("step", "images", *CURVES)},
-        "evaluations": _evaluations(table, axis, x), "marks": _marks(table, attempts, axis),
+        "evaluations": _evaluations(evaluations, axis), "marks": _marks(table, attempts, axis),
         "heat": _heat(table, x, columns["own_max_s"][kept], where[kept]),
         "notices": notices + _version_notices(folder),
     }
@@ -111,17 +113,17 @@ def _with_preview(table: Table) -> tuple[dict[str, Floats], Floats]:
     return columns, np.append(table.where, np.full(len(rows), np.nan))
 
 
-def _evaluations(table: Table, axis: str, x: Floats) -> dict[str, list[Any]]:
+def _evaluations(found: list[dict[str, Any]], axis: str) -> dict[str, list[Any]]:
     """Columns of the evaluations; of one step the last."""
-    rows = {number(row.get("step")): row for row in table.apart if "eval_loss" in row}
+    rows = {number(row.get("step")): row for row in found}
     if axis == "time":
         ordered = sorted((number(row.get("time")), step, row) for step, row in rows.items() if number(row.get("time")) > 0 and step >= 0)
     else:
         ordered = sorted((step, step, row) for step, row in rows.items() if step >= 0)
     names = ("eval_loss", "eval_top1", "eval_top5", "eval_ema_loss", "eval_ema_top1")
-    found = {name: plain(np.array([number(row.get(name)) for _, _, row in ordered])) for name in names}
+    columns = {name: plain(np.array([number(row.get(name)) for _, _, row in ordered])) for name in names}
     return {"x": [round(at, 3) for at, _, _ in ordered], "step": [int(step) for _, step, _ in ordered],
-            **{name: values for name, values in found.items() if any(value is not None for value in values)}}
+            **{name: values for name, values in columns.items() if any(value is not None for value in values)}}
 
 
 def _marks(table: Table, attempts: list[dict[str, Any]], axis: str) -> list[dict[str, Any]]:
