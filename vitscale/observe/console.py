@@ -1,6 +1,7 @@
 """What a person sees while a run goes: a live display on a terminal, plain lines in a pipe, and log lines that do not break either."""
 
 import contextlib
+import functools
 import logging
 import sys
 import time
@@ -22,12 +23,17 @@ from vitscale.observe.meters import data_wait_share
 from vitscale.observe.streams import say_apart
 
 log = logging.getLogger(__name__)
+_story = logging.getLogger("vitscale.progress")     # steps and evaluations, for rank 0's file; the console shows them by itself
 _PLAIN = "%(asctime)s %(levelname)-7s %(message)s"
 _FILE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
+@functools.cache
 def make_console() -> Console:
-    """The console that progress and logs share: standard error, so that standard output holds results alone."""
+    """The console of this process, standard error, so that standard output holds results alone.
+
+    Progress and logs must share it: what another one writes, the live lines would be drawn over.
+    """
     return Console(stderr=True, highlight=False)
 
 
@@ -67,6 +73,8 @@ def setup_logging(console: Console | None, file: Path | None = None, level: int 
     elif console is not None:
         handlers.append(logging.StreamHandler(console.file))        # rich would wrap lines at a pipe's imagined width
         handlers[-1].setFormatter(logging.Formatter(_PLAIN, datefmt="%X"))
+    for handler in handlers:
+        handler.addFilter(lambda record: record.name != _story.name)
     if file is not None:
         with contextlib.suppress(OSError):      # then the file cannot be opened, which says so
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -84,8 +92,8 @@ def setup_logging(console: Console | None, file: Path | None = None, level: int 
 class Progress:
     """Rank 0's display.  Feed it the rows of metrics.jsonl; use it as a context manager.
 
-    On a terminal a bar and two lines of numbers stay at the bottom.  Elsewhere a line is printed at most every `every_s` seconds, at the
-    first row, and at every evaluation.
+    On a terminal a bar and two lines of numbers stay at the bottom, below a line for each evaluation.  Elsewhere a line is printed at most
+    every `every_s` seconds, at the first row, and at every evaluation; rank 0's log has the same lines wherever it speaks.
     """
 
     def __init__(
@@ -102,7 +110,6 @@ class Progress:
         self._printed_at: float | None = None
         self._row: dict[str, Any] = {}
         self._printed_row: dict[str, Any] | None = None
-        self._evaluation = ""
         self._eta_s: float | None = None
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4) if console.is_terminal else None
 
@@ -114,25 +121,31 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._live:
             self._live.stop()
-        elif self._row and error is None and self._printed_row is not self._row:
-            self._print(self._line())           # the last state, whenever the last line was
+        if self._row and error is None and self._printed_row is not self._row:
+            self._tell_step()           # the last state, whenever the last line was
 
     def step(self, row: Mapping[str, Any], eta_s: float | None = None) -> None:
         """Show a training row (`step`, `images`, `loss`, `lr`, `images_per_second`, `mfu`, `seconds_*`); `eta_s` is the time left."""
         self._row, self._eta_s = dict(row), eta_s
         now = self._clock()
-        if self._live is None and (self._printed_at is None or now - self._printed_at >= self._every_s):
-            self._printed_at, self._printed_row = now, self._row
-            self._print(self._line())
+        if self._printed_at is None or now - self._printed_at >= self._every_s:
+            self._printed_at = now
+            self._tell_step()
 
     def evaluated(self, row: Mapping[str, Any]) -> None:
         """Show an evaluation's row (`eval_top1`, `eval_top5`, `eval_loss`; `step`)."""
         parts = [f"step {row['step']}"] if "step" in row else []
         parts += [f"top-{k} {row[f'eval_top{k}']:.2%}" for k in (1, 5) if row.get(f"eval_top{k}") is not None]
         parts += [f"loss {row['eval_loss']:.4f}"] if row.get("eval_loss") is not None else []
-        self._evaluation = "evaluation  " + "  ".join(parts)
+        line = "evaluation  " + "  ".join(parts)
+        self._print(line)           # on a terminal above what is drawn anew, and so for good
+        _story.info("%s", line)
+
+    def _tell_step(self) -> None:
+        self._printed_row, line = self._row, self._line()
         if self._live is None:
-            self._print(self._evaluation)
+            self._print(line)
+        _story.info("%s", line)
 
     def _print(self, line: str) -> None:
         self._console.print(line, soft_wrap=True, markup=False, highlight=False)
@@ -162,7 +175,7 @@ class Progress:
         if not self._row:
             return Group(bar, Text("waiting for the first step"))
         lines = [Text("  ".join(parts), no_wrap=True, overflow="ellipsis") for parts in (self._training(), self._speed())]
-        return Group(bar, *lines, *([Text(self._evaluation, style="bold")] if self._evaluation else []))
+        return Group(bar, *lines)
 
 
 def _number(value: float | None) -> str:

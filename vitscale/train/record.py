@@ -27,6 +27,7 @@ from vitscale.observe.meters import Meters
 from vitscale.observe.names import metrics_of
 from vitscale.observe.papers import leave_papers
 from vitscale.observe.readings import process_memory
+from vitscale.observe.skipped import Skipped
 from vitscale.observe.telling import only_tells
 from vitscale.observe.totals import METRICS as METRICS_FILE
 from vitscale.observe.totals import QUARANTINE as QUARANTINE_FILE
@@ -259,6 +260,7 @@ class _Files:
         self._cut = stack.enter_context(contextlib.ExitStack())
         self._quarantine: JsonLines
         self._samples: JsonLines
+        self._skipped = Skipped()
         self._trackers: Trackers | None = None
         self._display: Display | None = None
         recorded = self.totals.steps
@@ -323,6 +325,8 @@ class _Files:
         for row in rows:
             self._quarantine.write(row)
             self.totals.skip(row)
+        with only_tells("the words about skipped samples"):
+            self._skipped.tell(rows)
 
     def metrics(self) -> dict[str, Any]:
         """Of all that happened before, to this run."""
@@ -339,6 +343,8 @@ class _Files:
 
     def _close(self, *error: Any) -> None:
         """Before the files: with the display gone, their last words find a console that is nobody's."""
+        with only_tells("the words about skipped samples"):
+            self._skipped.flush()
         for part in (self._display, self._trackers):
             if part is not None:
                 with only_tells("closing the display and the trackers"):

@@ -101,6 +101,7 @@ def _start_ranks(folder: Path, processes: int, max_restarts: int, keep_going: bo
     from vitscale.resilience.outcome import read_outcome, why_stopped, write_outcome
     from vitscale.resilience.restarts import attempts_of
 
+    setup_logging(make_console(), folder / "logs" / "rank-0.log")      # how ranks ended, and that they start again, is of the run's story
     started, tries, again = process_started(), Tries(folder, max_restarts), False
     while True:
         try:
