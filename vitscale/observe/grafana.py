@@ -180,10 +180,11 @@ CLUSTER = Dashboard("vitscale-cluster", "vitscale: cluster health", "Nodes and d
         line("Scrapes take", ('max by (node) (scrape_duration_seconds{job="vitscale"})', "{{node}}"), unit="s"),
     ],
     "Devices": [
-        line("Utilisation", (f"avg by (node) (vitscale_device_utilization_ratio{{{_N}}})", "{{node}}"), unit="percentunit"),
+        line("Utilisation", *((f"{how} by (node) (vitscale_device_utilization_ratio{{{_N}}})", f"{word} of {{{{node}}}}")
+                              for how, word in (("avg", "mean"), ("min", "least"), ("max", "most"))), unit="percentunit"),
         line("Memory in use", (f"max by (node) (vitscale_device_memory_used_bytes{{{_N}}} / vitscale_device_memory_size_bytes{{{_N}}})",
              "fullest of {{node}}"), unit="percentunit"),
-        line("Memory torch has held at most", (f"max by (node) (vitscale_device_memory_allocated_bytes{{{_N}}})", "{{node}}"),
+        line("Memory torch has held at most", (f"max by (node) (vitscale_device_memory_allocated_bytes{{{_N}}})", "most of {{node}}"),
              unit="bytes"),
         line("Power", (f"sum by (node) (vitscale_device_power_watts{{{_N}}})", "{{node}}"), unit="watt"),
         line("Temperature", (f"max by (node) (vitscale_device_temperature_celsius{{{_N}}})", "hottest of {{node}}"), unit="celsius"),

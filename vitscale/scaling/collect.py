@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from vitscale.cluster.state import state_of
 from vitscale.errors import DataError
 from vitscale.scaling.points import Points, make_points
 from vitscale.scaling.runner import manifest, outcome_of
@@ -18,6 +19,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
         )
     rows = []
     for run in told["runs"]:
+        state = state_of(folder / "runs" / run["name"], None)
         outcome = outcome_of(folder / "runs" / run["name"])
         seen = outcome.get("images")
         done = seen if isinstance(seen, int) and run["d"] <= seen < run["d"] + run["batch"] else run["d"]  # the last batch is a whole one
@@ -34,11 +36,11 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
             "batch": run["batch"],
             "seed": run["seed"],
             "held_out": run["held_out"],
-            "state": outcome.get("state", "not started"),
+            "state": "not started" if state.name == "new" else state.name,
             "eval_loss": _number(outcome.get("eval_loss")),
             "eval_top1": _number(outcome.get("eval_top1")),
         }
-        row["reason"] = _why_not(row, outcome, told["metric"])
+        row["reason"] = _why_not(row, outcome, told["metric"], state.detail)
         rows.append(row)
     return rows
 
@@ -67,9 +69,9 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
 
 
-def _why_not(row: dict[str, Any], outcome: dict[str, Any], metric: str) -> str | None:
+def _why_not(row: dict[str, Any], outcome: dict[str, Any], metric: str, detail: str) -> str | None:
     if row["state"] != "done":
-        return f"not finished: {row['state']}"
+        return f"not finished: {row['state']}" + (f": {detail}" if detail else "")
     if outcome.get("images") != row["d"]:
         return f"ended after {outcome['images']} images of {row['d']}"
     if not math.isfinite(row[metric]):

@@ -25,6 +25,7 @@ from vitscale.scaling.prediction import FILE as PREDICTION
 from vitscale.scaling.prediction import judge, predict
 from vitscale.scaling.runner import manifest, outcome_of
 from vitscale.scaling.say import new_console, number, show_fit
+from vitscale.scaling.seeds import say_seeds
 from vitscale.scaling.shapes import family
 from vitscale.scaling.sweep import Sweep
 
@@ -54,17 +55,18 @@ def fit_points(folder: Path, given: Asked | None = None) -> tuple[Analysis, list
 
 
 def _best_of_rates(points: Any, rows: list[dict[str, Any]]) -> Any:
-    """Of runs that differ in learning rate and batch alone the best: a law is of well-tuned runs."""
-    best: dict[tuple[Any, ...], int] = {}
+    """Of runs that differ in learning rate and batch those of the rate that is best in the mean over seeds: a law is of well-tuned runs."""
+    groups: dict[tuple[Any, ...], dict[tuple[Any, ...], list[int]]] = {}
     by_name = {row["run"]: row for row in rows}
     for i, run in enumerate(points.run):
         row = by_name[run]
-        key = tuple(row[name] for name in ("n", "d", "u", "seed"))
-        if key not in best or points.y[i] < points.y[best[key]]:
-            best[key] = i
-    kept = sorted(best.values())
+        rates = groups.setdefault(tuple(row[name] for name in ("n", "d", "u")), {})
+        rates.setdefault((row["lr"], row["batch"]), []).append(i)
+    kept = sorted(i for rates in groups.values() for i in min(rates.values(), key=lambda members: float(np.mean(points.y[members]))))
     out = [
-        {"where": points.run[i], "reason": "another learning rate or batch did better"} for i in range(len(points)) if i not in set(kept)
+        {"where": points.run[i], "reason": "another learning rate or batch did better, in the mean over seeds"}
+        for i in range(len(points))
+        if i not in set(kept)
     ]
     return replace(points.take(kept), excluded=(*points.excluded, *out))
 
@@ -94,6 +96,8 @@ def show_runs(folder: Path, console: Console) -> None:
         told = (f"{row['eval_loss']:.4f}", f"{row['eval_top1']:.1%}") if row["reason"] is None else (row["reason"], "")
         table.add_row(row["run"], f"{row['n']:,}", f"{row['d']:,}", f"{row['c']:.3g}", *told)
     console.print(table, highlight=False)
+    for line in say_seeds(rows, manifest(folder)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     line = f"\nwritten to {folder}: runs.csv; their speed and memory beside it: vitscale compare {folder}"
     console.print(line, markup=False, highlight=False)
 
@@ -114,6 +118,8 @@ def fit_sweep(
     write_analysis(found, out)
     verdict = judge(folder, rows, found.points.hash())
     console.print(show_fit(found.told), highlight=False)
+    for line in say_seeds(rows, manifest(folder)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     plan = plan_next(found, rows, folder, sweep, asked_budget, serve)
     write_json(out / "plan.json", plan)
     if "recipe" in plan:

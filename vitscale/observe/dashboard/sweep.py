@@ -4,11 +4,13 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from vitscale.cluster.runfolder import ENVIRONMENT, METRICS, last_row, read_object
+from vitscale.cluster.runfolder import ENVIRONMENT, METRICS, last_row, printable, read_object
 from vitscale.observe.dashboard.fitted import curves, fitted, plan, verdict
 from vitscale.observe.dashboard.folder import Runs
-from vitscale.observe.dashboard.table import number
+from vitscale.observe.dashboard.table import known, number
+from vitscale.scaling.seeds import over_seeds, setting_of, words
 
+_NOT_STARTED = "not started"
 _MOST_ROWS = 5000
 _MOST_BYTES = 8 << 20
 
@@ -19,15 +21,48 @@ def sweep_view(runs: Runs, wanted: str) -> dict[str, Any] | None:
     place = runs.find_group(wanted)
     if place is None:
         return None
-    inside = [one for one in runs.places()[0] if one.group == place.id or one.path.parent == place.path]
-    table, fit = _table(place.path / "runs.csv"), read_object(place.path / "fit.json")
+    begun = [one for one in runs.places()[0] if one.group == place.id or one.path.parent == place.path]
+    table, fit, told = _table(place.path / "runs.csv"), read_object(place.path / "fit.json"), read_object(place.path / "sweep.json")
+    planned, refused = (_listed(told, name, key) for name, key in (("runs", "name"), ("pruned", "run")))
     jobs = runs.jobs()
-    points = [_point(one.path, table.get(one.path.name, {})) | {"id": one.id, "name": one.name, "state": runs.line(one, jobs)["state"]}
-              for one in inside]
+    points = []
+    for one in begun:
+        line = runs.line(one, jobs)
+        points.append(_point(one.path, table.get(one.path.name, {})) | {
+            "id": one.id, "name": one.name, "state": _NOT_STARTED if line["state"] == "new" else line["state"], "detail": line["detail"],
+            "setting": setting_of(planned[one.path.name]) if one.path.name in planned else None})
+    there = {one.path.name for one in begun}
+    points += [_still_to_come(name, run) for name, run in planned.items() if name not in there]
+    points += [_still_to_come(name, {}) | {"state": "refused", "detail": printable(str(run.get("reason", ""))[:300])}
+               for name, run in refused.items() if name not in there]
     for point, level in zip(points, _levels(points), strict=True):
         point["level"] = level
     return {"name": place.name, "id": place.id, "points": points, "fit": fitted(fit), "curves": curves(fit, points),
-            "verdict": verdict(place.path), "plan": plan(place.path)}
+            "verdict": verdict(place.path), "plan": plan(place.path), "seeds": _seeds(planned, points)}
+
+
+def _listed(told: dict[str, Any], name: str, key: str) -> dict[str, dict[str, Any]]:
+    """Of sweep.json, which anybody may have written: name -> what it says of the run."""
+    rows = told.get(name)
+    return {str(row[key]): row for row in (rows[:_MOST_ROWS] if isinstance(rows, list) else ()) if isinstance(row, dict) and key in row}
+
+
+def _still_to_come(name: str, run: dict[str, Any]) -> dict[str, Any]:
+    """A run of the sweep of which there is nothing yet."""
+    whole = known(run.get("budget"))
+    return {"parameters": known(run.get("n")), "images": None, "compute": None, "budget": known(run.get("c")) if whole is None else whole,
+            "unique": known(run.get("u")), "loss": None, "top1": None, "held_out": run.get("held_out") is True, "id": None,
+            "name": printable(name[:200]), "state": _NOT_STARTED, "detail": "", "setting": setting_of(run) if run else None}
+
+
+def _seeds(planned: dict[str, dict[str, Any]], points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Settings that several runs share, with the mean and the spread of those that are done, in words."""
+    names = {printable(name[:200]): name for name in planned}
+    measured = {names[point["name"]]: {"eval_loss": number(point["loss"]), "eval_top1": number(point["top1"])} for point in points
+                if point["state"] == "done" and point["name"] in names}
+    return [{"parameters": known(one["n"]), "images": known(one["d"]), "lr": known(one["lr"]), "batch": known(one["batch"]),
+             "loss": words(one["eval_loss"], one["runs"]), "top1": words(one["eval_top1"], one["runs"], percent=True)}
+            for one in over_seeds(list(planned.values()), measured)]
 
 
 def _point(folder: Path, row: dict[str, str]) -> dict[str, Any]:

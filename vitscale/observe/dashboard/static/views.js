@@ -465,7 +465,7 @@ V.Sweep = class {
     this.name = V.h("h1");
     this.grid = V.h("div", {class: "charts"});
     this.below = V.h("div");
-    this.element = V.h("div", {}, this.name, V.h("p", {class: "soft"}, "Each run is a point; they move while the sweep trains."), this.grid, this.below);
+    this.element = V.h("div", {}, this.name, this.words = V.h("p", {class: "soft"}), this.grid, this.below);
     this.charts = [];
   }
 
@@ -478,8 +478,13 @@ V.Sweep = class {
     const text = JSON.stringify(data);
     if (this.shown === text) return;
     this.shown = text;
-    V.swap(this.below, this.verdict(data.verdict), this.laws(data.fit), this.plan(data.plan), V.h("h2", {}, `${data.points.length} runs`), V.table("", ["Run", "State", "Parameters", "Images", "FLOP", "Loss", "Top-1", ""], data.points.map((point) =>
-      [V.h("a", {href: `#/run/${point.id}`}, point.name), V.badge(point.state), V.whole(point.parameters), V.whole(point.images), V.number(point.compute), V.number(point.loss), V.percent(point.top1), point.held_out ? "held out of the fit" : ""]), [2, 3, 4, 5, 6]));
+    const counts = new Map();
+    for (const point of data.points) counts.set(point.state, (counts.get(point.state) || 0) + 1);
+    V.text(this.words, `Each run is a point; they move while the sweep trains.${data.seeds.length ? " Lines go through the means over seeds, bands reach from the least to the most." : ""}`);
+    V.swap(this.below, this.verdict(data.verdict), this.laws(data.fit), this.plan(data.plan), this.seeds(data.seeds),
+      V.h("h2", {}, `${data.points.length} runs: ${[...counts].sort((one, two) => two[1] - one[1]).map(([state, count]) => `${count} ${state}`).join(", ")}`), V.table("sweep-runs", ["Run", "State", "Parameters", "Images", "FLOP", "Loss", "Top-1", ""], data.points.map((point) =>
+        [point.id ? V.h("a", {href: `#/run/${point.id}`}, point.name) : point.name, V.badge(point.state), V.whole(point.parameters), V.whole(point.images), V.number(point.compute), V.number(point.loss), V.percent(point.top1),
+          [point.held_out ? "held out of the fit" : "", point.state === "done" ? "" : point.detail].filter(Boolean).join("; ")]), [2, 3, 4, 5, 6]));
   }
 
   showCharts(data) {
@@ -495,30 +500,54 @@ V.Sweep = class {
       this.shape = shape;
       for (const chart of this.charts) chart.destroy();
       const common = {xlog: true, scatter: true, loggable: true, height: 300, xformat: V.short, format};
-      const bySize = sizes.map((one, at) => ({name: String(at), label: `${V.short(one.value)} parameters`, colour: at}));
+      const bySize = sizes.map((one, at) => ({name: String(at), label: `${V.short(one.value)} parameters`, colour: at, dots: true}));
       const lawOf = (level) => lines.find((line) => line.level === level);
-      const byLevel = levels.map((one, at) => ({name: String(at), label: `${V.short(one.value)} FLOP${one.points.every((point) => point.held_out) ? ", held out" : ""}`, colour: at, dots: Boolean(lawOf(one.value))}));
+      const byLevel = levels.map((one, at) => ({name: String(at), label: `${V.short(one.value)} FLOP${one.points.every((point) => point.held_out) ? ", held out" : ""}`, colour: at, dots: true}));
+      const through = (groups) => groups.map((one, at) => ({name: `mean ${at}`, label: `mean, ${V.short(one.value)}`, colour: at, curve: true}));
       const drawn = levels.map((one, at) => lawOf(one.value) && {name: `law ${at}`, label: `by ${law.law} at ${V.short(one.value)} FLOP`, colour: at, curve: true, dashed: lawOf(one.value).held_out}).filter(Boolean);
-      this.charts = [new V.Chart({...common, title: `${what} over size, at equal compute`, unit: drawn.length ? `parameters; lines: ${law.law}` : "parameters", whole: true, lines: [...byLevel, ...drawn], xlabel: "parameters", of: "parameters"}),
-        new V.Chart({...common, title: `${what} over compute, by size`, unit: "FLOP so far", lines: bySize, xlabel: "FLOP", of: "compute"}),
-        new V.Chart({...common, title: `${what} over images, by size`, unit: "images so far", lines: bySize, xlabel: "images", of: "images"})];
+      this.charts = [new V.Chart({...common, title: `${what} over size, at equal compute`, unit: drawn.length ? `parameters; lines: ${law.law}` : "parameters", whole: true, lines: [...byLevel, ...drawn, ...through(levels)], xlabel: "parameters", of: "parameters"}),
+        new V.Chart({...common, title: `${what} over compute, by size`, unit: "FLOP so far", lines: [...bySize, ...through(sizes)], xlabel: "FLOP", of: "compute"}),
+        new V.Chart({...common, title: `${what} over images, by size`, unit: "images so far", lines: [...bySize, ...through(sizes)], xlabel: "images", of: "images"})];
       this.grid.replaceChildren(...this.charts.map((chart) => chart.element));
     }
     this.charts.forEach((chart, index) => {
-      const {of} = chart.spec, own = index ? [] : lines;
-      const all = [...new Set([...points.map((point) => point[of]), ...own.flatMap((line) => line.x)].filter(V.is))].sort((a, b) => a - b), place = new Map(all.map((at, where) => [at, where])), series = {};
+      const {of} = chart.spec, curves = index ? [] : lines, series = {};
+      /* one column for each run, though several may stand at one place, and one for each place of a curve */
+      const columns = [...points.filter((point) => V.is(point[of])).map((point) => ({x: point[of], point})), ...curves.flatMap((line) => line.x.map((x, at) => ({x, line, at})))].sort((one, two) => one.x - two.x);
       (index ? sizes : levels).forEach((one, at) => {
-        const mean = all.map(() => undefined);
-        for (const point of one.points) if (V.is(point[of])) mean[place.get(point[of])] = Math.min(height(point), mean[place.get(point[of])] ?? Infinity);
-        series[String(at)] = {mean};
-        const line = own.find((other) => other.level === one.value);
-        if (!line) return;
-        const along = all.map(() => undefined);
-        line.x.forEach((x, where) => { along[place.get(x)] = line.y[where] ?? undefined; });
-        series[`law ${at}`] = {mean: along};
+        series[String(at)] = {mean: columns.map((column) => column.point && one.points.includes(column.point) ? height(column.point) : undefined)};
+        const line = curves.find((other) => other.level === one.value), means = this.means(columns, one.points, height);
+        if (line) series[`law ${at}`] = {mean: columns.map((column) => column.line === line ? line.y[column.at] ?? undefined : undefined)};
+        else if (means) series[`mean ${at}`] = means;
       });
-      chart.feed({x: all, series, marks: []});
+      chart.feed({x: columns.map((column) => column.x), series, marks: []});
     });
+  }
+
+  /* The mean over seeds at each place, with the least and the most; null where runs of one place differ in more than the seed. */
+  means(columns, members, height) {
+    const places = new Map();
+    columns.forEach((column, at) => {
+      if (!column.point || !members.includes(column.point)) return;
+      const place = places.get(column.x) || {at, values: [], settings: new Set()};
+      place.values.push(height(column.point));
+      place.settings.add(column.point.setting ?? column.point.name);
+      places.set(column.x, place);
+    });
+    if (places.size < 2 || [...places.values()].some((place) => place.settings.size > 1)) return null;
+    const made = {mean: columns.map(() => undefined), low: columns.map(() => undefined), high: columns.map(() => undefined)};
+    for (const {at, values} of places.values()) {
+      made.mean[at] = values.reduce((sum, value) => sum + value, 0) / values.length;
+      made.low[at] = Math.min(...values);
+      made.high[at] = Math.max(...values);
+    }
+    return made;
+  }
+
+  seeds(found) {
+    if (!found.length) return [];
+    return [V.h("h2", {}, "Over seeds: mean ± standard deviation, from the least to the most"), V.table("seeds", ["Parameters", "Images", "Learning rate", "Batch", "Loss", "Top-1"], found.map((one) =>
+      [V.whole(one.parameters), V.whole(one.images), V.number(one.lr), V.whole(one.batch), one.loss, one.top1]), [1, 2, 3])];
   }
 
   span(value, low, high) { return V.is(low) || V.is(high) ? `${V.is(low) ? V.number(low) : "open"} to ${V.is(high) ? V.number(high) : "open"}` : ""; }

@@ -1,0 +1,83 @@
+"""Runs that differ in nothing but the seed, as one: the mean with its spread, never the best of them."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_OWN = ("name", "seed", "trunk", "branch_step")      # of a run, whatever it shares with others
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of one number over runs.  `deviation` is the sample's standard deviation, None of a single run."""
+
+    runs: int
+    mean: float
+    deviation: float | None
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Of those that are finite; None if none is."""
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return None
+    mean = math.fsum(known) / len(known)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1)) if len(known) > 1 else None
+    return Spread(len(known), mean, deviation, min(known), max(known))
+
+
+def setting_of(run: Mapping[str, Any]) -> str:
+    """What a run of sweep.json has in common with those that differ in the seed alone."""
+    return json.dumps({key: value for key, value in run.items() if key not in _OWN}, sort_keys=True, default=str)
+
+
+def over_seeds(runs: Sequence[Mapping[str, Any]], measured: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """One entry for each setting that several runs share: {"runs", "names", "n", "d", "lr", "batch", and each number's Spread as a dict}.
+
+    `measured`: run -> its numbers, of the runs that are done.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(setting_of(run), []).append(run)
+    found = []
+    for members in groups.values():
+        if len(members) < 2:
+            continue
+        done = [measured[str(run.get("name"))] for run in members if str(run.get("name")) in measured]
+        entry: dict[str, Any] = {"runs": len(members), "names": [str(run.get("name")) for run in members]}
+        entry |= {key: members[0].get(key) for key in ("model", "n", "d", "c", "budget", "lr", "batch", "held_out")}
+        for name in ("eval_loss", "eval_top1"):
+            told = spread([numbers[name] for numbers in done if name in numbers])
+            entry[name] = asdict(told) if told is not None else None
+        found.append(entry)
+    return found
+
+
+def words(told: Mapping[str, Any] | None, runs: int, percent: bool = False) -> str:
+    """`0.5123 ± 0.0061, 0.5054 to 0.5170, of 3 seeds`."""
+    if told is None:
+        return f"none of {runs} seeds is done"
+
+    def text(value: float) -> str:
+        return f"{value:.2%}" if percent else f"{value:.4f}"
+
+    some = f"{told['runs']} seeds" if told["runs"] == runs else f"{told['runs']} of {runs} seeds"
+    if told["deviation"] is None:
+        return f"{text(told['mean'])}, of {some}"
+    return f"{text(told['mean'])} ± {text(told['deviation'])}, {text(told['low'])} to {text(told['high'])}, of {some}"
+
+
+def say_seeds(rows: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> list[str]:
+    """Lines for people.  `rows`: of runs.csv; `told`: sweep.json.  Means over seeds, and how many of all runs are in which state."""
+    measured = {str(row["run"]): {name: float(row[name]) for name in ("eval_loss", "eval_top1")} for row in rows if row["reason"] is None}
+    lines = [f"  {', '.join(one['names'])}: loss {words(one['eval_loss'], one['runs'])}; top-1 "
+             f"{words(one['eval_top1'], one['runs'], percent=True)}" for one in over_seeds(told["runs"], measured)]
+    states = Counter(str(row["state"]) for row in rows) + Counter({"refused": len(told.get("pruned", ()))})
+    counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
+    return [*(["", "mean ± standard deviation over seeds, from the least to the most:", *lines] if lines else []), "",
+            f"runs of the sweep: {counts}"]
