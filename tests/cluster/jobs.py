@@ -1,5 +1,6 @@
 """A run that is a job: submitted as a user does it, watched, hurt, and held against the run that nothing happened to."""
 
+import contextlib
 import json
 import os
 import signal
@@ -81,8 +82,21 @@ class Job:
 
     def kill_step_daemon(self, rank: int) -> None:
         """The slurmstepd that started this rank; the rank itself lives on."""
+        os.kill(self.step_daemon(rank), signal.SIGKILL)
+
+    def step_daemon(self, rank: int) -> int:
         status = Path(f"/proc/{self.cluster.rank(self.id, rank)}/stat").read_text().rpartition(")")[2].split()
-        os.kill(int(status[1]), signal.SIGKILL)
+        return int(status[1])
+
+    def wait_for_restart_without(self, restarts: int, daemons: set[int]) -> None:
+        """As wait_for_restart, after slurmctld was away when the ranks ended: their slurmstepds then sleep for a minute before they report
+        it again, and SLURM keeps the nodes until they have.  They are ended."""
+        self.wait_for_words(f"is requeued (it was restarted {restarts - 1} times before)")
+        for pid in daemons:
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "slurmstepd":
+                    os.kill(pid, signal.SIGKILL)
+        self.wait_for_restart(restarts)
 
     @property
     def words(self) -> str:

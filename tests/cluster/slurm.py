@@ -26,7 +26,8 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"
 # The cores, memory and GPUs are lies that SLURM believes (config_overrides).  A job that is requeued is held until its old credential has
 # expired: cred_expire is 120 s by default.  NoInAddrAny is not set: it would bind every slurmd to the address of this machine's name, and
 # not to its node's.  ReturnToService=1: a node set down stays down.  FirstJobId: ports of jobs follow from their numbers, and two of
-# these clusters may run at once.  InteractiveStepOptions: salloc's shell without its --pty, since a test has no terminal.
+# these clusters may run at once.  MessageTimeout: commands wait for it twice before they say that slurmctld does not answer.
+# InteractiveStepOptions: salloc's shell without its --pty, since a test has no terminal.
 CONFIGURATION = """\
 ClusterName=emulated
 SlurmctldHost=localhost
@@ -50,6 +51,7 @@ AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
 MpiDefault=none
 ReturnToService=1
+MessageTimeout=5
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
@@ -93,7 +95,8 @@ class Cluster:
         foreign = ("SLURM_", "SBATCH_", "PYTEST_", "VENV", "SETUP", "PREFIX", "CONTAINER")     # make hands its own VENV on
         ours = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin"])
-        return {**ours, "SLURM_CONF": str(self.configuration), "PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        return {**ours, "SLURM_CONF": str(self.configuration), "PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1",
+                "SLURM_MSG_TIMEOUT": str(WAIT_S)}       # of srun, for the start of tasks on a loaded machine
 
     def start(self) -> None:
         """Returns when all nodes are idle."""
@@ -177,7 +180,8 @@ class Cluster:
     def processes(self, *variables: str) -> list[int]:
         """Ids of this cluster's living processes, daemons and all, that have every one of `variables` ("NAME=value"); oldest first."""
         found = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        return sorted(pid for pid in found if all(_has(pid, one) for one in (f"SLURM_CONF={self.configuration}", *variables)))
+        wanted = [pid for pid in found if all(_has(pid, one) for one in (f"SLURM_CONF={self.configuration}", *variables))]
+        return sorted(wanted, key=_began)
 
     def rank(self, job: str, rank: int) -> int:
         """The process id of a rank of the job's present attempt."""
@@ -274,6 +278,14 @@ def _has(pid: int, variable: str) -> bool:
         return False
     wanted = variable.encode()
     return living and any(one == wanted or (wanted.endswith(b"=") and one.startswith(wanted)) for one in environment)
+
+
+def _began(pid: int) -> tuple[int, int]:
+    """When it began, in ticks since the machine did: the numbers of processes begin anew after pid_max, 32,768 on some machines."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]), pid
+    except OSError:     # it has just ended
+        return sys.maxsize, pid
 
 
 def _end(living: Callable[[], list[int]]) -> None:

@@ -129,6 +129,39 @@ def test_order_relations(device, nodes, size, recompute):
         assert plan.proposal.images_per_second > plan.time.images_per_second
 
 
+PARALLEL = [{}, {"parallel.compile": "true"}, {"ema": "{decay: 0.99}"}, {"optim.name": "lamb"}, {"micro_batch": "8"},
+            {"parallel.engine": "zero", "parallel.zero_stage": "3"}, {"parallel.engine": "zero", "parallel.zero_offload": "true"},
+            {"parallel.tensor": "2"}, {"parallel.recompute": "blocks", "parallel.recompute_every": "3"}, {"lora": "{rank: 4}"}]
+
+
+FLEETS = ["1x1xL4", "1x8xA100", "8x8xH100"]
+
+
+@given(st.sampled_from(recipe_files()), st.lists(st.sampled_from(PARALLEL), max_size=3), st.sampled_from(FLEETS))
+@settings(max_examples=20, deadline=None)
+def test_all_that_is_proposed_passes_the_recipe_check(path, overrides, hardware):
+    """As words of the command line, as a person types them."""
+    words = [f"{key}={value}" for key, value in {key: value for some in overrides for key, value in some.items()}.items()]
+    try:
+        recipe, fleet = load_recipe(str(path), words), find_fleet(hardware)
+        plan = plan_run(recipe, fleet)
+    except RecipeError:
+        return
+    proposed = [*plan.alternatives, *([plan.proposal] if plan.proposal else [])]
+    for one in proposed:
+        changes = [f"{key}={'null' if value is None else str(value).lower()}" for key, value in one.changes.items()]
+        plan_run(load_recipe(str(path), [*words, *changes]), fleet, search=False)
+    if plan.bottleneck and "parallel.compile=true" in plan.bottleneck.sentence:
+        load_recipe(str(path), [*words, "parallel.compile=true"])
+
+
+def test_an_engine_that_cannot_be_compiled_is_proposed_without():
+    compiled = plan_run(load_recipe("vit_huge", ["parallel.compile=true"]), find_fleet("4x8xH200"))
+    stage_3 = [one.changes for one in compiled.alternatives if one.changes.get("parallel.zero_stage") == 3]
+    assert stage_3
+    assert all(changes["parallel.compile"] is False for changes in stage_3)
+
+
 def test_what_does_not_fit_is_told_what_would():
     recipe = load_recipe("vit_huge", ["model.size=gigantic", "model.patch=14", "parallel.engine=ddp", "model.depth=96"])
     plan = plan_run(recipe, find_fleet("8xA100 40GB"))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vitscale.models.backbone import Backbone, Wanted
 from vitscale.models.drop_path import add_branch
+from vitscale.models.exact import exact, keep_exact_, reset_exact_
 from vitscale.models.mlp import MLP
 from vitscale.models.names import is_exempt
 from vitscale.plan.drop_path import drop_rates
@@ -78,6 +79,7 @@ class WindowAttention(nn.Module):
         else:
             self.q_bias, self.v_bias = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
             self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10)))
+            keep_exact_(self, "logit_scale")
             self.cpb_mlp = nn.Sequential(nn.Linear(2, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, heads, bias=False))
             self.register_buffer("relative_coords_table", log_offsets(window), persistent=False)
         self.register_buffer("relative_position_index", window_index(window), persistent=False)
@@ -85,6 +87,7 @@ class WindowAttention(nn.Module):
     def reset_buffers(self) -> None:
         self.relative_position_index.copy_(window_index(self.window, "cpu"))
         if self.version == 2:
+            reset_exact_(self, "logit_scale")
             self.relative_coords_table.copy_(log_offsets(self.window, "cpu"))
 
     def bias(self) -> Tensor:
@@ -105,7 +108,7 @@ class WindowAttention(nn.Module):
         scale = None
         if self.version == 2:
             wide = torch.promote_types(query.dtype, torch.float32)      # lengths and the temperature's exponential, whatever is computed in
-            temperature = self.logit_scale.to(wide).clamp(max=MAX_SCALE).exp().repeat(count, 1, 1)
+            temperature = exact(self, "logit_scale").clamp(max=MAX_SCALE).exp().repeat(count, 1, 1)
             query = (F.normalize(query.to(wide), dim=-1) * temperature).to(value.dtype)
             key, scale = F.normalize(key.to(wide), dim=-1).to(value.dtype), 1.0
         added = self.bias() if mask is None else self.bias() + mask[:, None].to(tokens.dtype)         # (windows or 1, H, M^2, M^2)

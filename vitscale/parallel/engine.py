@@ -81,6 +81,9 @@ class Engine(ABC):
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
+    def weights_changed(self) -> None:      # noqa: B027  those whose weights are whole and in fp32 have nothing to do
+        """After the weights were changed other than by step() and restore().  Collective."""
+
     def step(self) -> Update:
         """Clip, update unless the gradient is not finite, and clear the gradients."""
         return clip_and_step(self.model, self.optimizer, self.work.clip_norm)

@@ -4,19 +4,21 @@ With parallel.tensor the ranks form a grid: along its rows they share the matric
 what each of them holds is sharded as above."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from vitscale.models import Backbone
 from vitscale.parallel.engine import Engine, prepared
-from vitscale.parallel.state import ValueOf, fill_parameters_
+from vitscale.parallel.state import Fill, ValueOf, fill_parameters_, fill_rests_
 from vitscale.parallel.tensor import cut_
+from vitscale.parallel.update import Update
 
 
 class FsdpEngine(Engine):
@@ -60,6 +62,20 @@ class FsdpEngine(Engine):
 
     def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
+        self.weights_changed()
+
+    def weights_changed(self) -> None:
+        if self.parallel.precision == "bf16":
+            fill_rests_(self.model, _whole)
+
+    def step(self) -> Update:
+        done = super().step()
+        self.weights_changed()
+        return done
+
+    def restore(self, shapes: Mapping[str, torch.Size], fill: Fill) -> None:
+        super().restore(shapes, fill)
+        self.weights_changed()
 
     def agreed(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         if self._tensor is None:
@@ -86,3 +102,7 @@ class FsdpEngine(Engine):
             assert isinstance(self.model, FSDPModule)
             self.model.reshard()
         return output
+
+
+def _whole(parameter: nn.Parameter) -> Tensor:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vitscale.errors import CheckpointError
+from vitscale.models.exact import rests
 
 ValueOf = Callable[[str, torch.Size], Tensor]   # parameter name, global shape -> its full fp32 value on the host
 Fill = Callable[[dict[str, Tensor]], None]      # writes a checkpoint's values into the tensors, by name, in place
@@ -30,6 +31,14 @@ def _put(target: Tensor, value: Tensor) -> None:
     if isinstance(target, DTensor):
         value = distribute_tensor(value.to(target.to_local().device), target.device_mesh, target.placements, src_data_rank=None)
     target.copy_(value)
+
+
+@torch.no_grad()
+def fill_rests_(model: nn.Module, master_of: Callable[[nn.Parameter], Tensor]) -> None:
+    """Tell a model what its bf16 weights lack of those that it computes with in fp32 (models/exact.py); `master_of`: the whole of one."""
+    for name, rest in rests(model):
+        master = master_of(model.get_parameter(name)).to(rest.device).view(rest.shape)
+        rest.copy_(master - master.bfloat16().float())
 
 
 def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

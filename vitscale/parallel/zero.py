@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from vitscale.models import Backbone
 from vitscale.parallel.engine import Engine
-from vitscale.parallel.state import Fill, check_names, optimizer_keys
+from vitscale.parallel.state import Fill, check_names, fill_rests_, optimizer_keys
 from vitscale.parallel.update import Update
 
 
@@ -50,6 +50,13 @@ class ZeroEngine(Engine):
         for name, buffer in buffers.items():    # it casts tables of positions too, which are exact and small
             module, _, leaf = name.rpartition(".")
             self.model.get_submodule(module).register_buffer(leaf, buffer, persistent=False)
+        self.weights_changed()
+
+    def weights_changed(self) -> None:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if self.parallel.precision == "bf16":
+            fill_rests_(self.model, safe_get_full_fp32_param)
 
     def _config(self) -> dict[str, Any]:
         stage = self.parallel.zero_stage
@@ -89,6 +96,7 @@ class ZeroEngine(Engine):
         self._engine.step()
         applied = bool(self._engine.was_step_applied())
         norm = self._engine.get_global_grad_norm()
+        self.weights_changed()
         return Update(float(norm) if norm is not None else float("nan"), applied)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -130,6 +138,7 @@ class ZeroEngine(Engine):
                 state[key].copy_(value)     # in place: each group counts for itself
         # the weights that compute (bf16, or gathered) follow the fp32 masters at the next update; until then they must agree with them
         self._refresh_compute_weights({name: targets[f"model.{name}"] for name in parameters})
+        self.weights_changed()
 
     @property
     def _base(self) -> torch.optim.Optimizer:

@@ -18,6 +18,7 @@ from vitscale.plan.search import Way, shares, way, ways
 from vitscale.plan.seed import Growth, growth
 from vitscale.plan.speed import Pace, Supply
 from vitscale.plan.tensor import check_tensor
+from vitscale.recipe.check import contradictions
 from vitscale.recipe.schema import Recipe
 
 MOST_GPUS = 1024        # of the scaling tables
@@ -311,10 +312,16 @@ def _bottleneck(recipe: Recipe, fleet: Fleet, found: Pace | None) -> Bottleneck 
                   "(vitscale data pack --resize)",
         "exchange": f"GPUs wait for each other for {exposed:.0%} of a step: fewer nodes, a larger batch, or less recomputation and a "
                     "larger micro-batch",
-        "memory bandwidth": "reading and writing numbers, not multiplying them: parallel.compile fuses elementwise work"
-                            if not recipe.parallel.compile else "reading and writing numbers, not multiplying them: the model is narrow",
+        "memory bandwidth": "reading and writing numbers, not multiplying them: "
+                            f"{'parallel.compile=true fuses elementwise work' if _may_compile(recipe) else 'the model is narrow'}",
         "matrix units": "the matrix units multiply most of the time, which is what they are paid for",
     }[name])
+
+
+def _may_compile(recipe: Recipe) -> bool:
+    """Whether it does not yet, and the recipe check lets it."""
+    compiled = recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update={"compile": True})})
+    return not recipe.parallel.compile and not contradictions(compiled)
 
 
 def _distinct(others: Sequence[Way], most: int = 6) -> list[Way]:

@@ -89,11 +89,12 @@ def _others(recipe: Recipe) -> Iterator[tuple[Recipe, dict[str, str | int | bool
     kinds += [{"recompute": "blocks", "recompute_every": every} for every in (2, 3)]
     for engine in engines:
         for kind in kinds:
-            section = recipe.parallel.model_copy(update=engine | kind)
-            changes: dict[str, str | int | bool | None] = {
-                f"parallel.{key}": value for key, value in (engine | kind).items() if getattr(recipe.parallel, key) != value}
-            if recipe.micro_batch is not None:
-                changes["micro_batch"] = None
-            other = recipe.model_copy(update={"parallel": section, "micro_batch": None})
-            if not contradictions(other):
-                yield other, changes
+            # compiling saves time, no memory, and does not go with everything; the plan's speeds know nothing of it
+            for values in (engine | kind, engine | kind | {"compile": False}):
+                other = recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update=values), "micro_batch": None})
+                if contradictions(other):
+                    continue
+                changes: dict[str, str | int | bool | None] = {
+                    f"parallel.{key}": value for key, value in values.items() if getattr(recipe.parallel, key) != value}
+                yield other, changes if recipe.micro_batch is None else changes | {"micro_batch": None}
+                break

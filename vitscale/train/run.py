@@ -195,7 +195,9 @@ def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
                     found = list(unusable)
                     if ema is not None:
                         with ema.swapped():
+                            engine.weights_changed()
                             averaged = evaluate(engine, dog.over(val), task, recipe.data.augment, stop)
+                        engine.weights_changed()
                         result |= {name.replace("eval_", "eval_ema_"): value for name, value in averaged.items()}
             if result["eval_images"] < prepared.val.num_samples:
                 log.warning("data.val: %d of %d samples could not be used; quarantine.jsonl names them",
