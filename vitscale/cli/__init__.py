@@ -17,12 +17,18 @@ from vitscale.cli import run, jobs, watch, scaling, after, recipes, data, bench 
 # isort: on
 
 _TRAINING = ("train", "sweep")      # what they print is not what they are for
+_LOOKING = ("verify", "pack", "stats", "index")     # of data: what is wrong with a set must not end them
 _NOBODY_READS = 128 + 13            # the code of a program that SIGPIPE has ended
 _FAREWELL_S = 60.0                  # for what libraries do at the end of a process
 
 
 def main() -> None:
     """Entry point: a user's mistake ends in one clear message and its exit code, never in a traceback."""
+    if sys.argv[1:2] == ["data"] and sys.argv[2:3] and sys.argv[2] in _LOOKING:
+        from vitscale.data.survive import survive
+
+        if (ended := survive()) is not None:
+            sys.exit(ended)
     hold_descriptors()
     steady("stderr")                # what is said there is never worth an end
     results = None

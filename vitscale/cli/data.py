@@ -56,6 +56,7 @@ def data_pack(
     from vitscale.data.progress import bar
     from vitscale.data.report import show_packed
     from vitscale.data.sources import open_sources
+    from vitscale.data.survive import threads
     from vitscale.errors import EXIT_WRONG_INPUT, DataError
     from vitscale.plan.hardware import usable_cores
 
@@ -72,7 +73,7 @@ def data_pack(
         seed = None if no_shuffle else shuffle if shuffle is not None or opened.mixed else 0
         options = Options(prefix, shard_samples if shard_samples or shard_bytes else 1000, shard_bytes, seed, resize, quality)
         with bar(f"packing {split}".strip(), "images") as show:
-            packed = pack(opened, out / split, options, workers=workers or usable_cores(), on_progress=show)
+            packed = pack(opened, out / split, options, workers=threads(workers or usable_cores()), on_progress=show)
         sound &= show_packed(split, opened, packed, out / split, options, max_left_out, skip_bad)
     if not sound:
         raise typer.Exit(EXIT_WRONG_INPUT)
@@ -95,13 +96,14 @@ def data_verify(
 
     from vitscale.data.progress import bar
     from vitscale.data.report import show_verdict
+    from vitscale.data.survive import threads
     from vitscale.data.verify import verify
     from vitscale.errors import EXIT_WRONG_INPUT
     from vitscale.plan.hardware import usable_cores
 
     with bar("verifying", "bytes") as show:
         verdict = verify(shards, label=label, class_map=class_map, classes=classes, multi_label=multi_label,
-                         group_members=_grouping(group_members), image=image, workers=workers or usable_cores(), on_progress=show)
+                         group_members=_grouping(group_members), image=image, workers=threads(workers or usable_cores()), on_progress=show)
     show_verdict(verdict)
     if json_file:
         json_file.write_text(json.dumps(verdict.as_json(), indent=1))
@@ -130,6 +132,7 @@ def data_stats(
     from vitscale.data.progress import bar
     from vitscale.data.report import show_stats
     from vitscale.data.stats import stats
+    from vitscale.data.survive import threads
     from vitscale.plan.hardware import usable_cores
     from vitscale.recipe import load_recipe
 
@@ -139,7 +142,7 @@ def data_stats(
     multi_label = multi_label if multi_label is not None else bool(read and read.data.multi_label)
     index = open_index(tuple(shards), index_dir, group_members=_grouping(group_members), image=image)
     with bar("reading", "shards") as show:
-        counted = stats(index, label=label, class_map=class_map, multi_label=multi_label, workers=workers or usable_cores(),
+        counted = stats(index, label=label, class_map=class_map, multi_label=multi_label, workers=threads(workers or usable_cores()),
                         on_progress=show)
     show_stats(counted)
     if json_file:

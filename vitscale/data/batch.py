@@ -16,7 +16,7 @@ from vitscale.data.augment import Erase, Ops
 from vitscale.data.bad import BadSample
 from vitscale.data.cache import ShardCache
 from vitscale.data.crop import CentreCrop, RandomCrop
-from vitscale.data.crumbs import SPLITS, Crumbs
+from vitscale.data.crumbs import SPLITS, Watching
 from vitscale.data.decode import decode
 from vitscale.data.index import SetIndex
 from vitscale.data.labels import LabelRule, labels_of
@@ -132,7 +132,7 @@ class Fetcher:
 
     def __init__(
         self, index: SetIndex, *, label: LabelRule | None, classes: int, image: int, channels: int, group: int,
-        crop: RandomCrop | CentreCrop, exif: bool = False, cache: ShardCache | None = None, crumbs: Crumbs | None = None,
+        crop: RandomCrop | CentreCrop, exif: bool = False, cache: ShardCache | None = None, crumbs: Watching | None = None,
         split: str = "train",
     ) -> None:
         self.stopping = Event()

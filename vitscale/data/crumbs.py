@@ -17,9 +17,10 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from vitscale.data.bad import BadSample
 from vitscale.data.index import SetIndex
@@ -36,6 +37,17 @@ _DRAWS = 22
 _TRIAL_S = 120.0
 _MOST_TRIALS = 32                           # of one attempt: a thousand ranks that a lost peer ended have no image to blame
 SPLITS = ("train", "val")
+
+
+class Watching(Protocol):
+    """Who is told what is being decoded, by many threads."""
+
+    def refuse(self, data: bytes, found: int) -> None:
+        """Before decoding(), by the same thread.  Raises BadSample for an image that is not to be decoded.  found: sum_of() its bytes."""
+
+    def decoding(self, split: int, shard: int, number: int, offset: int, size: int, sound: bool,
+                 draws: Sequence[float]) -> AbstractContextManager[None]:
+        """Around the decode of one sample."""
 
 
 @dataclass

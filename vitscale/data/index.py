@@ -23,6 +23,7 @@ from vitscale.data import remote
 from vitscale.data.descriptors import HELD, mapped
 from vitscale.data.group import GroupMembers, group
 from vitscale.data.shards import Homes, expand, locked, publish_index, stat_shards, unreadable
+from vitscale.data.survive import looking_at
 from vitscale.data.tar import Damage, Link, Member, ReadAt, Walk, compression, split_name, walk
 from vitscale.errors import DataError, UserError
 from vitscale.files import patiently
@@ -271,7 +272,7 @@ def reading(path: str, size: int, stamp: int) -> Iterator[ReadAt]:
 def _build_sidecar(place: Path, path: str, size: int, mtime_ns: int, how: GroupMembers) -> dict[str, Any]:
     """Walk one shard, write its sidecar, return its row of the set file.  Raises DataError for what is no tar or has no images."""
     state = Walk()
-    with reading(path, size, mtime_ns) as read_at:
+    with looking_at(redact(path), "", b""), reading(path, size, mtime_ns) as read_at:
         path = redact(path)
         samples, lost = group(list(walk(read_at, size, state)), state, how)
         if not samples and (size == 0 or state.damage):

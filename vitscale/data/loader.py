@@ -16,7 +16,7 @@ from vitscale.data.augment import Erase, Ops
 from vitscale.data.batch import Fetcher, MicroBatch, Plan, StepBatch
 from vitscale.data.cache import ShardCache
 from vitscale.data.crop import CentreCrop, RandomCrop
-from vitscale.data.crumbs import Crumbs
+from vitscale.data.crumbs import Watching
 from vitscale.data.draws import CROP, ERASE, FLIP, KEEP, TASK, uniforms
 from vitscale.data.drop_path import keep_of_groups
 from vitscale.data.index import SetIndex
@@ -38,18 +38,18 @@ _VAL = 1        # the same of an evaluation
 def open_stream(
     recipe: Recipe, index: SetIndex, split: Literal["train"] = "train", *, rank: int, world: int, micro_batch: int,
     drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
-    late: bool = False, crumbs: Crumbs | None = None,
+    late: bool = False, crumbs: Watching | None = None,
 ) -> "Stream": ...
 @overload
 def open_stream(
     recipe: Recipe, index: SetIndex, split: Literal["val"], *, rank: int, world: int, micro_batch: int,
     drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
-    late: bool = False, crumbs: Crumbs | None = None,
+    late: bool = False, crumbs: Watching | None = None,
 ) -> "EvalStream": ...
 def open_stream(
     recipe: Recipe, index: SetIndex, split: Literal["train", "val"] = "train", *, rank: int, world: int, micro_batch: int,
     drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
-    late: bool = False, crumbs: Crumbs | None = None,
+    late: bool = False, crumbs: Watching | None = None,
 ) -> "Stream | EvalStream":
     """The stream of one rank.
 

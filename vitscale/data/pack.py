@@ -23,6 +23,7 @@ from vitscale.data.header import read_header
 from vitscale.data.image import decode_whole
 from vitscale.data.index import SeveralImages, image_member
 from vitscale.data.sources import CLASSES, Entry, Source
+from vitscale.data.survive import looking_at
 from vitscale.errors import DataError
 from vitscale.files import write_atomically
 
@@ -245,6 +246,12 @@ def _members(entry: Entry, options: Options, image: str | None) -> dict[str, byt
         name = next((name for name, data in members.items() if kind_of(data)), None)
     if name is None:
         raise BadSample("image", f"has no image (its members are {', '.join(members)})")
+    with looking_at(entry.name, entry.key, members[name]):
+        return _checked(members, name, options)
+
+
+def _checked(members: dict[str, bytes], name: str, options: Options) -> dict[str, bytes]:
+    """_members() of those read, of which `name` is the image."""
     name = _as_shards_hold_it(members, name)
     pixels = decode_whole(members[name])
     height, width = pixels.shape[:2]

@@ -15,7 +15,9 @@ from vitscale.data.loader import open_stream
 from vitscale.data.reader import ShardReader
 from vitscale.data.sources import class_names
 from vitscale.data.stats import classes_of
+from vitscale.data.survive import StreamWatch, threads
 from vitscale.errors import DataError
+from vitscale.plan.hardware import usable_cores
 from vitscale.recipe import Recipe
 from vitscale.recipe.load import check_recipe
 
@@ -81,12 +83,14 @@ def contact_sheet(recipe: Recipe, index: SetIndex, title: str, columns: int = 10
 def _first_samples(recipe: Recipe, index: SetIndex, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]:
     """(images (n, S, S, C) as the model sees them but not normalised, ids (n,), weights (n,)) for n <= count samples."""
     alone = recipe.data.augment.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
-    data = recipe.data.model_copy(update={"mix": (), "augment": alone, "repeats": 1, "prefetch": 1, "max_bad_fraction": 1.0, "group": 1})
+    data = recipe.data.model_copy(update={"mix": (), "augment": alone, "repeats": 1, "prefetch": 1, "max_bad_fraction": 1.0, "group": 1,
+                                          "workers": threads(recipe.data.workers or usable_cores())})
     count = min(count, index.num_samples)
     one_batch = recipe.model_copy(update={
         "data": data.model_copy(update={"lanes": count}), "global_batch": count, "model": recipe.model.model_copy(update={"classes": 0}),
     })
-    with open_stream(one_batch, index, rank=0, world=1, micro_batch=count) as stream:
+    watch = StreamWatch(index.paths, index.key_of)
+    with open_stream(one_batch, index, rank=0, world=1, micro_batch=count, crumbs=watch) as stream:
         micro = next(stream).micro[0]
     plain = data.augment
     seen = augment.apply(micro.images, micro.flip, plain.mean, plain.std, ops=micro.ops, erase=micro.erase)

@@ -16,6 +16,7 @@ from vitscale.data.index import SetIndex
 from vitscale.data.labels import LabelRule, classes_in
 from vitscale.data.reader import ShardReader
 from vitscale.data.sources import class_names
+from vitscale.data.survive import looking_at
 
 Progress = Callable[[int, int], None]       # (shards done, shards in all)
 _Row = tuple[tuple[int, ...] | None, bytes, int, tuple[int, int] | str, str]
@@ -122,7 +123,8 @@ def _look(
         data = reader.pread(shard, *image[1:]) if image else b""
         size: tuple[int, int] | str
         try:
-            size = image_size(data)
+            with looking_at(index.paths[shard], index.key_of(shard, number), data):
+                size = image_size(data)
         except BadSample as error:
             size = error.reason
         digest = hashlib.sha256(data).digest()[:16] if data else b""

@@ -18,6 +18,7 @@ from vitscale.data.index import SeveralImages, image_member, reading
 from vitscale.data.labels import LabelRule, classes_in
 from vitscale.data.pack import SUMS
 from vitscale.data.shards import expand, unreadable
+from vitscale.data.survive import looking_at
 from vitscale.data.tar import Damage, Member, ReadAt, Walk, compression, walk
 from vitscale.errors import DataError
 from vitscale.recipe.redact import redact
@@ -208,7 +209,9 @@ def _faults(path: str, read_at: ReadAt, sample: Sample, rule: LabelRule, classes
             fault(first, "image", f"the sample has no image (its members are {', '.join(sample.members)})")
         else:
             first = sample.members[name]
-            decode_whole(read_at(first.offset, first.size))
+            data = read_at(first.offset, first.size)
+            with looking_at(path, sample.key, data):
+                decode_whole(data)
     except SeveralImages as error:
         fault(first, "image", f"the sample {error}")
     except BadSample as error:
