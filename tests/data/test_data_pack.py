@@ -27,6 +27,7 @@ from vitscale.data.image import decode_whole
 from vitscale.data.pack import Options, pack
 from vitscale.data.sources import open_source
 from vitscale.errors import DataError
+from vitscale.processes import start_of
 from vitscale.recipe.load import check_recipe
 
 CLASSES = ("cats", "dogs", "great apes")
@@ -128,8 +129,11 @@ def test_a_killed_pack_goes_on_to_the_same_bytes(tree, tmp_path):
     deadline = time.monotonic() + 60
     while len(list(out.glob("*.tar"))) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
+    worker = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])      # it is ended with the other
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    while start_of(worker) is not None:
+        time.sleep(0.01)
     finished = {file: file.stat().st_ino for file in out.glob("*.tar")}
     assert 3 <= len(finished) < 8
     assert not (out / "SHA256SUMS").exists()
