@@ -2,15 +2,18 @@
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 from running import SMALL, Run, train
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)        # under nohup it is ignored, by what the tests start too
 sys.path.insert(0, str(Path(__file__).parent))
+subprocess.Popen = preloaded.Popen                  # type: ignore[misc]
 
 
 @pytest.fixture(scope="session")

@@ -92,6 +92,9 @@ def install(listed: str, folder: str) -> None:
         if target is not None:
             module, _, path = target.partition(":")
             patches.setdefault(module, []).append(lambda module, path=path, armed=armed: _wrap(module, path.split("."), armed))
+    for name in patches.keys() & sys.modules.keys():        # a library that was there before
+        for patch in patches.pop(name):
+            patch(sys.modules[name])
     sys.meta_path.insert(0, _Patcher(patches))
 
 
