@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+WORKERS ?= 3                                  # pytest processes: tests wait more than they compute, three keep two cores busy
 
 .PHONY: quickstart monitor-demo test test-all lint types clean bench-gpu bench-cpu bench-check
 
@@ -14,10 +15,10 @@ monitor-demo: $(VENV)/installed               # a small run with its page, and P
 	VENV=$(VENV) launch/monitoring/demo.sh
 
 test: $(VENV)/installed-dev                   # what must pass before a change goes in
-	$(BIN)/python -m pytest -m "not all" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not all" $(PYTEST_ARGS)
 
 test-all: $(VENV)/installed-dev               # the larger grids and seeds too
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -5,15 +5,39 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import preloaded
 import pytest
 from running import SMALL, Run, train
 
+LONG = tuple(f"tests/{room}/" for room in ("chaos", "train", "web", "evaluate", "parallel", "cluster"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)        # under nohup it is ignored, by what the tests start too
 sys.path.insert(0, str(Path(__file__).parent))
 subprocess.Popen = preloaded.Popen                  # type: ignore[misc]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The rooms that take long come first, so that several workers end together; within a file the order stays."""
+    items.sort(key=lambda item: (not is_of_slurm(item.nodeid), not item.nodeid.startswith(LONG)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file is one worker's; the tests of jobs all are, since they share one cluster."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "slurm" if is_of_slurm(nodeid) else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False      # by number of tests; ours are in order
+    return ByFile(config, log)
+
+
+def is_of_slurm(nodeid: str) -> bool:
+    return Path(nodeid.partition("::")[0]).name.startswith(("test_slurm_", "test_storm"))
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,8 @@ LIBRARIES = ("torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distribu
 COMMANDS = ("train", "eval", "predict", "embed", "explain", "compare", "export", "average", "doctor", "bench")
 # Variables that libraries, Python or the loader look at when they are loaded: where one differs from the server's, a start is a plain one.
 _AT_LOADING = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH", "PYTORCH_", "ACCELERATE_", "CUDA_", "NCCL_", "DS_", "HF_", "LD_",
-               "MALLOC_", "MPL", "XDG_", "HOME", "LC_", "LANG", "PYTHON")     # but for PYTHONPATH, which a fork heeds itself
+               "MALLOC_", "MPL", "XDG_", "HOME", "LC_", "LANG", "PYTHON")
+_LATER = ("PYTHONPATH", "CUDA_VISIBLE_DEVICES")     # the first a fork heeds itself, the second torch at its first look for devices
 _PASSIVE = {"OMP_WAIT_POLICY": "passive"}           # which vitscale sets before it loads torch
 _SUBREAPER, _DEATH_SIGNAL = 36, 1                   # of prctl
 _ROOM = 1 << 16             # bytes of the server's own environment and arguments, in whose place a fork's are shown
@@ -99,7 +100,7 @@ class Server:
     def suits(self, environment: Mapping[str, str]) -> bool:
         """Whether a fork can have this environment."""
         def looked_at(values: Mapping[str, str]) -> dict[str, str]:
-            return {name: value for name, value in values.items() if name.startswith(_AT_LOADING) and name != "PYTHONPATH"}
+            return {name: value for name, value in values.items() if name.startswith(_AT_LOADING) and name not in _LATER}
         return looked_at({**_PASSIVE, **environment}) == looked_at({**_PASSIVE, **self._environment})
 
     def fork(self, request: Request, descriptors: Sequence[int]) -> int:

@@ -166,3 +166,15 @@ def test_a_library_that_never_ends_does_not_keep_the_exit_code_back() -> None:
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 75
     program = "import atexit\nimport vitscale.cli as cli\natexit.register(lambda: 1 / 0)\ncli._leave(0)"
     assert subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL, timeout=60).returncode == 0
+
+
+def test_no_command_is_taken_apart_at_its_end_under_threads_that_run(tmp_path: Path) -> None:
+    """Python's own end, with a thread in the middle of something, has crashed: the code must be the command's all the same."""
+    program = ("import sys, threading\nimport vitscale.cli as cli\n"
+               "class Told:\n    left = sys.argv.pop()\n    def __del__(self): open(self.left, 'w').close()\n"
+               "sys.told = Told()\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\ncli.main()")
+    for name, arguments, code in (("done", ["recipes", "list"], 0), ("refused", ["recipes", "check", "nowhere"], 2)):
+        left = tmp_path / name
+        done = subprocess.run([sys.executable, "-c", program, *arguments, str(left)], capture_output=True, timeout=60)
+        assert done.returncode == code, done.stderr
+        assert not left.exists()

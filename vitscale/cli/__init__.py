@@ -53,9 +53,10 @@ def main() -> None:
         else:
             print(f"vitscale: standard output: {problem.strerror or problem}; give it another place", file=sys.stderr)
             code = EXIT_WRONG_INPUT
-    if "torch" in sys.modules and isinstance(code, int):
-        # Python would take apart all that torch has imported: a second of a core, for which a launcher and the next attempt wait.
-        _leave(code)
+    # Python would take everything apart, under threads that still run: rarely a crash in place of the code, and with torch a second of a
+    # core, for which a launcher and the next attempt wait.
+    if isinstance(code, int) or code is None:
+        _leave(code or 0)
     sys.exit(code)
 
 
