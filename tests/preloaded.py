@@ -166,19 +166,21 @@ def _serve(connection: socket.socket) -> tuple[Request, list[int]]:
         for _, _, data in ancillary:
             descriptors.frombytes(data)
         read, write = os.pipe()
+        adopted, adopts = os.pipe()
         between = os.fork()
         if between == 0:
             child = os.fork()
             if child == 0:
                 connection.close()
-                os.close(read)
-                os.close(write)
+                os.close(adopts)
+                os.read(adopted, 1)     # returns when the server closes its end: from here on the parent is who asked
                 return Request(**pickle.loads(message)), list(descriptors)
             os.write(write, str(child).encode())
             os._exit(0)
         os.waitpid(between, 0)      # now the child is that of who asked
+        os.close(adopts)
         connection.send(os.read(read, 100))
-        for descriptor in (read, write, *descriptors):
+        for descriptor in (read, write, adopted, *descriptors):
             os.close(descriptor)
 
 
@@ -200,9 +202,11 @@ def _become(request: Request, descriptors: list[int]) -> NoReturn:
     _show([sys.executable, "-m", "vitscale", *request.arguments], request.environment)
     if "RANK" not in request.environment and any(word.startswith(("parallel.processes=", "--keep-going")) for word in request.arguments):
         _have_a_server(request.environment)
-    sys.path[:0] = [request.folder, *filter(None, request.environment.get("PYTHONPATH", "").split(os.pathsep))]
-    sys.argv[:] = ["vitscale", *request.arguments]
+    sys.path[:0] = filter(None, request.environment.get("PYTHONPATH", "").split(os.pathsep))
+    sys.argv[:] = ["-m", *request.arguments]        # as it is at this point of a plain start
+    sys.orig_argv[:] = [sys.executable, "-m", "vitscale", *request.arguments]
     site.execsitecustomize()
+    sys.path.insert(0, request.folder)
     sys.modules["numpy"].random.seed()      # as a new process has it; Python's own does so itself
     runpy.run_module("vitscale", run_name="__main__", alter_sys=True)
     sys.exit(0)
