@@ -14,7 +14,9 @@ from vitscale.cluster.used import Used, changed_in, lasting, note_used, used_in
 from vitscale.errors import CheckpointError
 from vitscale.observe.modelcard import render_card
 from vitscale.parallel.place import Place
-from vitscale.recipe import load_recipe
+from vitscale.recipe import find_recipe, load_recipe
+from vitscale.recipe.load import read_values
+from vitscale.recipe.text import write_yaml
 from vitscale.resilience.restarts import attempts_of
 from vitscale.resilience.signals import StopFlag
 from vitscale.train.run import run as run_rank
@@ -36,11 +38,14 @@ NEVER = ("seed=5", "global_batch=64", "init=elsewhere")     # whatever is accept
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
-    """A folder in which the run c has made its 8 steps."""
+    """A folder in which the run c has made its 8 steps, by a recipe that says nothing of classes."""
     folder = tmp_path_factory.mktemp("record")
     (folder / "data").mkdir()
     (folder / "data" / "digits").symlink_to(digits)
-    train(folder, *SETTINGS, "duration=8 steps")
+    silent = read_values(find_recipe("quickstart"), "")
+    del silent["model"]["classes"]
+    (folder / "silent.yaml").write_text(write_yaml(silent))
+    (folder / "output").write_text(train(folder, *SETTINGS, "duration=8 steps", recipe="silent.yaml"))
     return folder
 
 
@@ -117,6 +122,22 @@ def test_changed_settings_are_refused_before_anything_is_touched(here: Path, don
                 assert all(isinstance(found, CheckpointError) for found in every_way(override, accept=True))
         both = str(every_way("optim.lr=7", "duration=12 steps", "data.label=txt")[0])
         assert [line.split(":")[0].strip() for line in both.splitlines() if " -> " in line] == ["data.label", "optim.lr", "duration"]
+
+
+def test_what_data_know_is_taken_over_said_and_saved(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = "taken over from data/digits/classes.txt, since the recipe does not say: model.classes 10"
+    output = " ".join((here / "output").read_text().split())
+    assert output.index(words) < output.index("run folder runs/c")
+    run = here / "runs" / "c"
+    assert load_recipe(run / "recipe.yaml").model.classes == 10
+    assert (run / "classes.txt").read_text() == (here / "data" / "digits" / "classes.txt").read_text()
+    with untouched(run):        # it goes on so, whatever the data say by now
+        (here / "data" / "digits").unlink()
+        (here / "data" / "digits").mkdir()
+        (here / "data" / "digits" / "classes.txt").write_text("zero\none\n")
+        assert start_train("silent.yaml", [*SETTINGS, "duration=8 steps"], False, False, StopFlag()) == 0
+    said = " ".join(capfd.readouterr().err.split())
+    assert "data/digits/classes.txt says otherwise: model.classes is 10, there 2" in said
 
 
 def test_accepted_changes_that_leave_nothing_to_train_are_refused(here: Path) -> None:

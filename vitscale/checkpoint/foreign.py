@@ -19,6 +19,7 @@ from vitscale.models.transformers_names import from_transformers
 from vitscale.recipe import Model
 from vitscale.recipe.load import check_section
 from vitscale.recipe.schema import FAMILIES
+from vitscale.recipe.weights import colour, prepared_by_timm, prepared_by_transformers
 
 log = logging.getLogger(__name__)
 CONFIG, PREPROCESSOR, INDEX, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors.index.json", "model.safetensors"
@@ -67,7 +68,9 @@ def _read_folder(folder: Path) -> Folder:
     _refuse_absurd(section, folder)
     theirs, source = _tensors(folder)
     if is_timm:
-        weights, transform, names = from_timm(section, theirs), _of_timm(config, section), config.get("label_names") or ()
+        prepared = prepared_by_timm(config)
+        transform = Transform(section.image, section.channels, prepared.crop, prepared.mean, prepared.std)
+        weights, names = from_timm(section, theirs), config.get("label_names") or ()
     else:
         shapes = parameter_shapes(section)
         weights = from_transformers(str(config["model_type"]), section, theirs, shapes)
@@ -77,7 +80,8 @@ def _read_folder(folder: Path) -> Folder:
             section = section.model_copy(update={"classes": 0})
             weights = {name: value for name, value in weights.items() if name not in heads}
         about = folder / PREPROCESSOR
-        transform = _of_transformers(read_object(about) if about.is_file() else {}, section)
+        prepared = prepared_by_transformers(read_object(about) if about.is_file() else {}, section.image)
+        transform = Transform(section.image, section.channels, prepared.crop, prepared.mean, prepared.std)
         labels = config.get("id2label") or {}
         names = [labels.get(str(number), str(number)) for number in range(section.classes)] if labels else ()
     return Folder(section, {name: value.float() for name, value in weights.items()}, transform, tuple(map(str, names)), source)
@@ -88,7 +92,7 @@ def _own(folder: Path, config: Mapping[str, Any]) -> Folder:
     try:
         section = check_section(FAMILIES[config["model"]["family"]], config["model"], str(folder / CONFIG))
         given = config["transform"]
-        transform = Transform(**{**given, "mean": _colour(given["mean"], 0.5), "std": _colour(given["std"], 0.5)})
+        transform = Transform(**{**given, "mean": colour(given["mean"], 0.5), "std": colour(given["std"], 0.5)})
         names = tuple(map(str, config["class_names"]))
     except (KeyError, TypeError, RecipeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: was written by another version of vitscale ({error})") from None
@@ -124,24 +128,3 @@ def _tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
         tensors |= read_tensors(folder / name)
     return tensors, source
 
-
-def _of_transformers(given: Mapping[str, Any], section: Model) -> Transform:
-    """Their square images are cut from the middle, where some of their processors squeeze the whole image into them."""
-    size, box = given.get("size", section.image), given.get("crop_size", section.image)
-    side = box if isinstance(box, int) else box.get("height", section.image)
-    short = size if isinstance(size, int) else size.get("shortest_edge", side)
-    crop = given.get("crop_pct") or (side / short if given.get("do_center_crop", True) else 1.0)
-    return Transform(section.image, section.channels, min(float(crop), 1.0), _colour(given.get("image_mean"), 0.5),
-                     _colour(given.get("image_std"), 0.5))
-
-
-def _of_timm(config: Mapping[str, Any], section: Model) -> Transform:
-    given = {**(config.get("pretrained_cfg") or {}), **config}
-    return Transform(section.image, section.channels, float(given.get("crop_pct") or 0.875), _colour(given.get("mean"), 0.5),
-                     _colour(given.get("std"), 0.5))
-
-
-def _colour(given: Any, default: float) -> tuple[float, float, float]:
-    values = [float(value) for value in given] if isinstance(given, list) and given else [default]
-    red, green, blue = (values * 3)[:3] if len(values) == 1 else values
-    return red, green, blue

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from vitscale.checkpoint.foreign import is_foreign_folder, read_folder
 from vitscale.checkpoint.store import EMA_WEIGHTS, FACTS, MANIFEST, WEIGHTS, Facts, checkpoints_in, damage_in, read_facts, step_of
-from vitscale.checkpoint.weights import find_weights, fitting, read_backbone, read_weights
+from vitscale.checkpoint.weights import find_weights, fitting, read_backbone, read_saved, read_weights
 from vitscale.data.labels import read_class_map
 from vitscale.data.remote import is_remote
 from vitscale.data.shards import expand
@@ -20,6 +19,7 @@ from vitscale.data.transform import Transform
 from vitscale.errors import CheckpointError, DataError
 from vitscale.models import Backbone, build_model, initialise, parameter_shapes
 from vitscale.recipe import Model, Recipe
+from vitscale.recipe.upgrade import listed, of_model
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def load(source: str | Path, *, checkpoint: str | int = "last", ema: bool = Fals
         initialise(model, recipe.seed)      # a pooling of its own, which pretraining did not touch
         values = read_backbone(weights, shapes, "classification")
     model.load_state_dict(values, strict=False)
-    names = _names(recipe, section.classes, class_map)
+    names = _names(recipe, section.classes, class_map, folder.parent.parent)
     return Loaded(model.to(device).eval().requires_grad_(False), Transform.of(recipe), names, section, recipe, weights, facts.step)
 
 
@@ -130,27 +130,30 @@ def _steps(found: Sequence[Path]) -> str:
 
 
 def recipe_of(facts: Facts, folder: Path) -> Recipe:
-    """The recipe that a checkpoint was written with.  Raises CheckpointError."""
-    try:
-        return Recipe.model_validate(facts.recipe)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise CheckpointError(f"{folder / FACTS}: its recipe is not one of this version of vitscale "
-                              f"({'.'.join(map(str, first['loc']))}: {first['msg']})") from None
+    """The recipe that a checkpoint was written with; keys that are not known here, and do not matter for the model, are passed over with a
+    word.  Raises CheckpointError."""
+    read = read_saved(facts.recipe, folder / FACTS)
+    if vital := of_model(read.unknown):
+        raise CheckpointError(f"{folder / FACTS}: its model has settings that this version of vitscale does not know, and without which it "
+                              f"would be another one: {listed(vital)}; use the one that wrote it, {facts.versions.get('vitscale', '?')}")
+    return read.recipe
 
 
 def numbered(count: int) -> tuple[str, ...]:
     return tuple(map(str, range(count)))
 
 
-def _names(recipe: Recipe, classes: int, given: str | Path | None) -> tuple[str, ...]:
-    """Given names, those of data.class_map, those that `vitscale data pack` wrote beside the shards, or the numbers."""
+def _names(recipe: Recipe, classes: int, given: str | Path | None, run: Path) -> tuple[str, ...]:
+    """Given names, those that the run kept, those of data.class_map or beside the shards, or the numbers."""
     if given is not None:
         return matching(tuple(read_class_map(Path(given))), classes, str(given))
     found: tuple[str, ...] = ()
     where = recipe.data.class_map
     try:
-        if where is not None:
+        if (run / CLASSES).is_file():
+            where = str(run / CLASSES)
+            found = tuple(read_class_map(run / CLASSES))
+        elif where is not None:
             found = tuple(read_class_map(Path(where)))
         elif (urls := recipe.data.val or recipe.data.train or ()) and not is_remote(urls[0]):
             where = str(Path(expand(urls[:1])[0]).parent / CLASSES)

@@ -3,18 +3,19 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from vitscale.checkpoint.foreign import is_foreign_folder, read_folder
 from vitscale.checkpoint.store import FACTS, MANIFEST, WEIGHTS, checkpoints_in, damage_in, fault_in, read_facts
 from vitscale.checkpoint.tensors import first_not_finite, read_tensors
-from vitscale.errors import CheckpointError
+from vitscale.errors import CheckpointError, RecipeError
 from vitscale.models.adapt import adapted
 from vitscale.models.lora import has_adapters, merged
 from vitscale.models.names import CLASSIFIERS, HEAD, PAINTER
-from vitscale.recipe.schema import FAMILIES, OBJECTIVES, Lora, Model
+from vitscale.recipe.schema import OBJECTIVES, Model
+from vitscale.recipe.upgrade import Understood, listed, understood
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +81,21 @@ def section_before(path: Path) -> Model | None:
     """The model section that the weights in a checkpoint's folder were trained with; None if they lie elsewhere."""
     if not (path.parent / FACTS).is_file():
         return None
-    values = read_facts(path.parent).recipe.get("model", {})
     try:
-        return FAMILIES[values.get("family", "vit")].model_validate(values)
-    except (KeyError, TypeError, ValidationError):
+        return read_saved(read_facts(path.parent).recipe, path.parent / FACTS).recipe.model
+    except CheckpointError:
         return None
+
+
+def read_saved(recipe: Mapping[str, Any], where: Path) -> Understood:
+    """The recipe in a checkpoint; what is not known here is named in the log.  Raises CheckpointError for what is none."""
+    try:
+        read = understood(recipe, str(where))
+    except RecipeError as error:
+        raise CheckpointError(str(error)) from None
+    if read.unknown:
+        log.warning("%s: this version of vitscale does not know, and passes over: %s", where, listed(read.unknown))
+    return read
 
 
 def read_backbone(source: Path, shapes: Mapping[str, tuple[int, ...]], objective: str) -> dict[str, Tensor]:
@@ -131,9 +142,12 @@ def _load(path: Path) -> dict[str, Tensor]:
     if not has_adapters(weights):
         return weights
     try:
-        return merged(weights, Lora.model_validate(read_facts(path.parent).recipe["lora"]))
-    except (KeyError, ValidationError):
-        raise CheckpointError(f"{path}: holds adapters, but {FACTS} beside it does not say by how much they count") from None
+        lora = read_saved(read_facts(path.parent).recipe, path.parent / FACTS).recipe.lora if (path.parent / FACTS).is_file() else None
+    except CheckpointError:
+        lora = None
+    if lora is None:
+        raise CheckpointError(f"{path}: holds adapters, but {FACTS} beside it does not say by how much they count")
+    return merged(weights, lora)
 
 
 def fitting(path: Path, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -1,8 +1,12 @@
 """What all commands share: the program, its groups of commands, arguments that several take."""
 
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:       # a recipe is read only by the commands that have one
+    from vitscale.recipe.known import Note
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Pretrain Vision Transformers from one YAML recipe.")
@@ -26,3 +30,8 @@ WhichCheckpoint = Annotated[str, typer.Option("--checkpoint", metavar="last|best
 Averaged = Annotated[bool, typer.Option("--ema", help="The averaged weights, if the run kept them.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def tell(note: "Note") -> None:
+    """What data and weights say of themselves, beside what a command prints."""
+    print(f"vitscale: {note.text}", file=sys.stderr)

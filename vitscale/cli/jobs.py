@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitscale.cli.app import Overrides, RecipeArgument, RunArgument, app, job_app
+from vitscale.cli.app import Overrides, RecipeArgument, RunArgument, app, job_app, tell
 from vitscale.errors import UserError
 
 
@@ -38,7 +38,7 @@ def submit(
     else:
         if at_once is not None:
             raise ClusterError("--at-once is for an array: a folder of recipes, or a .txt file that lists them")
-        planned = plan_run(recipe, overrides or [], site, after, chain)
+        planned = plan_run(recipe, overrides or [], site, after, chain, tell)
     print(f"cluster {source or 'not described: no cluster.yaml found, SLURM decides'}")
     for folder, its in zip(planned.folders, planned.bills, strict=True):
         print("\n".join([f"\n{folder}", *describe(its, site)]))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vitscale.cli.app import Overrides, RecipeArgument, recipes_app
+from vitscale.cli.app import Overrides, RecipeArgument, recipes_app, tell
 
 
 @recipes_app.command("list")
@@ -32,7 +32,7 @@ def recipes_show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     from vitscale.recipe import load_recipe
     from vitscale.recipe.text import write_yaml
 
-    print(write_yaml(load_recipe(recipe, overrides or []).model_dump(mode="json")), end="")
+    print(write_yaml(load_recipe(recipe, overrides or [], tell).model_dump(mode="json")), end="")
 
 
 @recipes_app.command("check")
@@ -44,6 +44,7 @@ def recipes_check(
     from vitscale.plan.params import count_params
     from vitscale.plan.tensor import check_tensor
     from vitscale.recipe import RECIPES, load_recipe, recipe_files
+    from vitscale.recipe.known import Note
 
     wrong = 0
     for path in paths or [RECIPES]:
@@ -53,9 +54,12 @@ def recipes_check(
             print(f"{path}: holds no recipes (*.yaml)", file=sys.stderr)
         for file in files:
             try:
-                recipe = load_recipe(file)
+                notes: list[Note] = []
+                recipe = load_recipe(file, tell=notes.append)
                 check_tensor(recipe)
                 print(f"{file}: sound; {count_params(recipe.model, recipe.objective):,} parameters")
+                for note in notes:
+                    print(f"  {note.text}")
             except RecipeError as error:
                 wrong += 1
                 text = str(error)

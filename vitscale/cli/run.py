@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vitscale.cli.app import Overrides, RecipeArgument, app
+from vitscale.cli.app import Overrides, RecipeArgument, app, tell
 
 
 @app.command()
@@ -38,7 +38,7 @@ def doctor(
     """
     from vitscale.recipe import load_recipe
 
-    read = load_recipe(recipe or "quickstart", overrides or [])
+    read = load_recipe(recipe or "quickstart", overrides or [], tell)
     from vitscale.train.doctor import doctor as examine
 
     raise typer.Exit(examine(read, recipe is not None, as_json))
@@ -71,7 +71,7 @@ def plan(
     from vitscale.plan.command import Options, as_text, plan_command
 
     options = with_site(Options(on or "", price, mfu, measured, storage, image_kb, images_per_core, mtbf, write, figure, gpu), cluster)
-    found, code = plan_command(recipe, overrides or [], options)
+    found, code = plan_command(recipe, overrides or [], options, tell)
     if exact:
         from vitscale.train.exact import hold_against
 

@@ -1,7 +1,7 @@
 """From a recipe, or a folder of recipes, to jobs in SLURM's queue: the bill, the script, sbatch, and a note in the run folder."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from vitscale.cluster.site import Site
 from vitscale.cluster.state import jobs_of
 from vitscale.errors import ClusterError, RecipeError
 from vitscale.recipe import find_recipe, load_recipe
+from vitscale.recipe.known import Note
 from vitscale.recipe.load import check_section
 
 MOST_LINKS = 100        # more are a slip of the pen
@@ -30,9 +31,11 @@ class Submission:
     links: int = 1                                      # jobs one after the other
 
 
-def plan_run(recipe: str, overrides: Sequence[str], site: Site, after: str | None = None, chain: str | None = None) -> Submission:
-    """One run.  `chain`: how many jobs ("auto": as many as it takes) follow each other instead of requeueing.  Raises UserError."""
-    read = load_recipe(recipe, overrides)
+def plan_run(recipe: str, overrides: Sequence[str], site: Site, after: str | None = None, chain: str | None = None,
+             tell: Callable[[Note], None] | None = None) -> Submission:
+    """One run.  `chain`: how many jobs ("auto": as many as it takes) follow each other instead of requeueing.  `tell`: as load_recipe()
+    has it.  Raises UserError."""
+    read = load_recipe(recipe, overrides, tell)
     folder, its_bill = run_folder(read), bill(read, site)
     links = _links(chain, its_bill, site)
     if links == 1 and not site.requeue:

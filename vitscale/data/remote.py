@@ -1,7 +1,6 @@
 """A shard behind a URL: what it is now, and ranges of its bytes, asked for until they come."""
 
 import errno
-import json
 import os
 import random
 import re
@@ -14,12 +13,12 @@ from typing import Any, TypeVar
 
 from vitscale.data import web
 from vitscale.errors import DataError
+from vitscale.recipe.beside import request_headers
 from vitscale.recipe.redact import redact
 
 # scheme -> the extra of vitscale that reads it
 EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gcs", "hf": "hf",
           "az": "azure", "abfs": "azure", "abfss": "azure"}
-HEADERS = "VITSCALE_HTTP_HEADERS"       # a JSON object of request headers for http(s)://, such as the bearer token of a gated set
 THREADS = 32                # of those that wait for a server
 _AHEAD = 1 << 20            # bytes asked for at once while a walk goes on in small steps
 _SKIP = 1 << 16             # after a step over more than _NEAR
@@ -237,7 +236,7 @@ def _filesystem(scheme: str) -> Any:
         if found is None:
             import fsspec
 
-            headers = _headers() if protocol == "http" else {}
+            headers = request_headers() if protocol == "http" else {}
             options: dict[str, dict[str, Any]] = {      # signed URLs as given
                 "http": {"encoded": True, "client_kwargs": {"auto_decompress": False, "trust_env": True, "headers": headers}},
                 "s3": {"config_kwargs": {"connect_timeout": PATIENCE.silence_s, "read_timeout": PATIENCE.silence_s}},
@@ -251,13 +250,3 @@ def _filesystem(scheme: str) -> Any:
             _open[os.getpid(), protocol] = found
     return found
 
-
-def _headers() -> dict[str, str]:
-    """Of every request over http(s); another host that one redirects to is not told the Authorization.  Raises DataError."""
-    try:
-        found = json.loads(os.environ.get(HEADERS) or "{}")
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(value, str) and value.isprintable() for value in found.values()):
-        raise DataError(f'{HEADERS}: wants a JSON object of texts, such as {{"Authorization": "Bearer ..."}}; what it holds is not shown')
-    return found

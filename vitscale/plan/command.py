@@ -1,7 +1,7 @@
 """What `vitscale plan` does with its options."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from vitscale.plan.fleet import Fleet, find_fleet
 from vitscale.plan.measured import read_measured
 from vitscale.plan.speed import IMAGE_BYTES, IMAGES_PER_CORE, Supply
 from vitscale.recipe import find_recipe, load_recipe
+from vitscale.recipe.known import Note
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,10 @@ def fleet_from(options: Options) -> Fleet:
     return find_fleet(options.on, read_described(options.gpu) if options.gpu else None)
 
 
-def plan_command(recipe: str, overrides: Sequence[str], options: Options) -> tuple[Plan, int]:
-    """The plan, and the exit code: 2 where the recipe does not fit, whatever else would.  Raises UserError."""
-    read = load_recipe(recipe, overrides)
+def plan_command(recipe: str, overrides: Sequence[str], options: Options, tell: Callable[[Note], None] | None = None) -> tuple[Plan, int]:
+    """The plan, and the exit code: 2 where the recipe does not fit, whatever else would.  `tell`: as load_recipe() has it.
+    Raises UserError."""
+    read = load_recipe(recipe, overrides, tell)
     plan = plan_run(read, fleet_from(options), assumptions_of(options))
     if options.write is not None:
         from vitscale.recipe.edit import write_edited

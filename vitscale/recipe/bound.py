@@ -14,7 +14,8 @@ from vitscale.recipe.upgrade import is_off, put, understood
 log = logging.getLogger(__name__)
 BRANCH = "branch.json"              # {step, trunk, recipe} in a run's folder: the checkpoint of that step is the trunk's, to be gone on
                                     # from with this recipe
-GONE = "no key of this version"     # stands for today's value of one
+GONE = "no key of this version"     # stands for the value of one where it is not known
+_UNKNOWN = " (unknown)"             # behind such a key among settings, where a section of today's may have its name
 
 
 @dataclass(frozen=True)
@@ -37,21 +38,23 @@ def settings_of(recipe: Mapping[str, Any], index_hash: str | None = None, source
     What today's schema does not know stays, if it did anything.  Raises RecipeError for what is no recipe.
     """
     read = understood(recipe, source)
-    found: dict[str, Any] = redacted(read.recipe.model_dump(mode="json"))
+    found: dict[str, Any] = redacted(read.recipe.model_dump(mode="json", exclude={"format"}))
     found["data"] |= {"lanes": default_lanes(read.recipe), "group": default_group(read.recipe),
                       "mix": [{"weight": part["weight"]} for part in found["data"]["mix"]]}
     for key, value in read.unknown.items():
         if not is_off(value):
-            put(found, f"{key} ({GONE})", redacted(value))
+            put(found, key + _UNKNOWN, redacted(value))
     return found if index_hash is None else found | {"index_hash": index_hash}
 
 
 def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """What differs between two settings_of(), in the order of the recipe."""
     found = []
-    for key, old, new in differences(saved, now):
-        kind = kind_of(key.removesuffix(f" ({GONE})"), now)
-        found.append(Change(key, old, new, kind))
+    for marked, old, new in differences(saved, now):
+        key = marked.removesuffix(_UNKNOWN)
+        if key != marked:
+            old, new = (GONE if one is None else one for one in (old, new))
+        found.append(Change(key, old, new, kind_of(key, now)))
     return found
 
 

@@ -10,8 +10,10 @@ from pydantic import BaseModel, ValidationError
 from vitscale.errors import RecipeError, StorageError
 from vitscale.files import patiently, read_bytes
 from vitscale.recipe.check import contradictions
-from vitscale.recipe.schema import CHOICES, Recipe
+from vitscale.recipe.known import Note, settle
+from vitscale.recipe.schema import CHOICES, FORMAT, Recipe
 from vitscale.recipe.text import read_yaml
+from vitscale.recipe.upgrade import renamed_to, upgrade
 
 _CHECKOUT = Path(__file__).resolve().parent.parent.parent / "recipes"
 _INSTALLED = Path(__file__).resolve().parent.parent / "_shipped" / "recipes"
@@ -48,18 +50,28 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     return keys, read_yaml(value, f"override '{dotted}'")
 
 
-def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read, override, check.  Raises RecipeError listing every mistake with file, dotted key, what was given and what is allowed."""
+def load_recipe(file: str | Path, overrides: Sequence[str] = (), tell: Callable[[Note], None] | None = None,
+                strict: bool = False) -> Recipe:
+    """Read, override, check.  Raises RecipeError listing every mistake with file, dotted key, what was given and what is allowed.
+
+    tell: called with what was taken over from data and weights, and what they say otherwise.  strict: as known.settle() has it.
+    """
     path = find_recipe(file)
-    values = read_values(path, "name: ..., model: ...")
+    values, renamed = upgrade(read_values(path, "name: ..., model: ..."), str(path))
     mistakes: list[tuple[str, str]] = []
     for override in overrides:
         try:
             keys, value = parse_override(override)
+            if (new := renamed_to(old := ".".join(keys))) is not None:
+                keys = new.split(".")
+                renamed.append(f"{old} is now {new}")
             set_value(values, keys, value)
         except RecipeError as error:
             mistakes.append(("", str(error)))
-    return check_recipe(values, str(path), mistakes)
+    if tell is not None:
+        for text in dict.fromkeys(renamed):
+            tell(Note(f"{path}: {text}", differs=True))
+    return check_recipe(values, str(path), mistakes, tell, strict)
 
 
 def read_values(path: Path, example: str) -> dict[str, Any]:
@@ -76,9 +88,19 @@ def read_values(path: Path, example: str) -> dict[str, Any]:
     return values
 
 
-def check_recipe(values: dict[str, Any], source: str, mistakes: Iterable[tuple[str, str]] = ()) -> Recipe:
-    """Plain values -> Recipe.  `mistakes` are (dotted key, sentence) already known.  Raises RecipeError naming `source`."""
-    return check_section(Recipe, values, source, mistakes, contradictions)
+def check_recipe(values: dict[str, Any], source: str, mistakes: Iterable[tuple[str, str]] = (),
+                 tell: Callable[[Note], None] | None = None, strict: bool = False) -> Recipe:
+    """Plain values, also in the keys of an older version -> Recipe, with what data and weights know where it is silent.
+
+    `mistakes` are (dotted key, sentence) already known.  tell, strict: as load_recipe() has them.  Raises RecipeError naming `source`.
+    """
+    values, renamed = upgrade(values, source)
+    notes = [*(Note(f"{source}: {text}", differs=True) for text in renamed), *settle(values, strict, compare=tell is not None)]
+    recipe = check_section(Recipe, values, source, mistakes, contradictions)
+    if tell is not None:
+        for note in notes:
+            tell(note)
+    return recipe
 
 
 def check_section(kind: type[_Kind], values: dict[str, Any], source: str, mistakes: Iterable[tuple[str, str]] = (),
@@ -152,6 +174,8 @@ def _sentence(item: Any, root: type[BaseModel]) -> tuple[str, str]:
         close = difflib.get_close_matches(str(loc[-1]), keys, n=1, cutoff=0.5)
         parent = ".".join(str(part) for part in loc[:-1]) or f"a {root.__name__.lower()}"
         hint = f" (did you mean {close[0]}?)" if close else ""
+        if (new := renamed_to(dotted)) is not None:
+            return dotted, f"is called {new} since format {FORMAT} of recipes, which the file states"
         return dotted, f"is no key of {parent}; the keys are {', '.join(keys)}{hint}"
     if kind == "missing" and isinstance(loc[-1], int):
         return ".".join(str(part) for part in loc[:-1]), f"wants a longer list, got {_given(given)}"

@@ -48,15 +48,24 @@ def upgrade(values: Mapping[str, Any], source: str, saved: bool = False) -> tupl
                 continue
             if is_given(found, new):
                 raise RecipeError(f"{source}: 1 mistake\n  {old}  is the old name of {new}, which is given too; leave it out")
-            put(found, new, take(found, old))
+            put(found, new, _take_out(found, old))
             notes.append(f"{old} is now {new}")
         for old, instead in step.retired.items():
             if is_given(found, old):
-                notes.append(f"{old} ({take(found, old)}) is no key any more: {instead}")
+                notes.append(f"{old} ({_take_out(found, old)}) is no key any more: {instead}")
         for key, value in step.added.items() if states_format else ():
             if not is_given(found, key) and _is_section(found, key.rpartition(".")[0]):
                 put(found, key, value)
-    return found, notes
+    return {**found, "format": latest}, notes
+
+
+def _take_out(values: dict[str, Any], key: str) -> Any:
+    """take(), also of a section that nothing is left in."""
+    value, section = take(values, key), key.rpartition(".")[0]
+    while section and values and not _at(values, section):
+        take(values, section)
+        section = section.rpartition(".")[0]
+    return value
 
 
 def renamed_to(key: str) -> str | None:
@@ -91,6 +100,10 @@ def understood(values: Mapping[str, Any], source: str) -> Understood:
             unknown |= {key: take(found, key) for key in keys if is_given(found, key)}
         except (TypeError, AttributeError, KeyError, RecursionError) as error:      # of a check that trusts a section to be one
             raise RecipeError(f"{source}: is no recipe of this version of vitscale ({error})") from None
+
+
+def listed(unknown: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} ({value})" for key, value in unknown.items())
 
 
 def of_model(unknown: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,7 +152,11 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
 
 def _is_section(values: Mapping[str, Any], key: str) -> bool:
     """Whether there is a section at a dotted key, or at the top ("")."""
+    return isinstance(_at(values, key) if key else values, Mapping)
+
+
+def _at(values: Mapping[str, Any], key: str) -> Any:
     inner: Any = values
-    for part in key.split(".") if key else ():
+    for part in key.split("."):
         inner = inner.get(part) if isinstance(inner, Mapping) else None
-    return isinstance(inner, Mapping)
+    return inner

@@ -15,6 +15,7 @@ from vitscale.plan.sizes import Shape
 from vitscale.recipe import Recipe
 from vitscale.recipe.load import check_recipe, find_recipe, read_values
 from vitscale.recipe.text import write_yaml
+from vitscale.recipe.upgrade import renamed_to, upgrade
 from vitscale.scaling.shapes import Member, members, shapes
 from vitscale.scaling.sweep import Sweep
 
@@ -72,9 +73,9 @@ def expand(sweep: Sweep, source: Path, folder: Path) -> Plan:
     """The runs of a sweep; run folders are `folder`/runs/NAME.  Raises RecipeError for whatever one of the recipes has wrong."""
     beside = source.parent / sweep.base
     base_path = beside if beside.is_file() else find_recipe(sweep.base)
-    values = read_values(base_path, "name: ..., model: ...")
+    values, _ = upgrade(read_values(base_path, "name: ..., model: ..."), str(base_path))
     for dotted, value in sweep.set.items():
-        _put(values, dotted, value)
+        _put(values, renamed_to(dotted) or dotted, value)
     family = values.get("model", {}).get("family", "vit")
     if sweep.sizes is not None and family not in ("vit", "deit"):
         raise RecipeError(f"{source}: base: sweeps shape the families vit and deit, and {base_path} is of {family}")

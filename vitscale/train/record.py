@@ -19,6 +19,7 @@ from vitscale.cluster.runfolder import ENVIRONMENT, RECIPE, last_row
 from vitscale.cluster.used import Used, note_used, write_recipe
 from vitscale.data import StepBatch, Stream
 from vitscale.errors import EXIT_REQUEUE
+from vitscale.files import write_atomically
 from vitscale.observe.console import Progress as Display
 from vitscale.observe.console import make_console
 from vitscale.observe.goodput import Goodput, goodput_ratio
@@ -37,6 +38,8 @@ from vitscale.parallel.engine import Engine
 from vitscale.parallel.world import World
 from vitscale.plan.flops import training_flops_per_image
 from vitscale.recipe import Recipe
+from vitscale.recipe.beside import CLASSES
+from vitscale.recipe.known import known_names
 from vitscale.recipe.redact import redacted
 from vitscale.resilience.guard import Verdict
 from vitscale.resilience.outcome import write_outcome
@@ -250,6 +253,7 @@ class _Files:
         self._lease, self.trains = lease, False     # whether this attempt has made a step
         settings = redacted(recipe.model_dump(mode="json"))
         self._used, self._before = Used(lease.number, start.step, settings), before
+        self._names = known_names(recipe.model_dump(mode="json"), recipe.model.classes)
         if not (folder / RECIPE).exists():
             with only_tells(RECIPE):
                 write_recipe(folder, settings)
@@ -283,6 +287,8 @@ class _Files:
         with only_tells("the settings of this attempt"):
             self._lease.check()
             note_used(self._folder, self._used, self._before)
+            if self._names and not (self._folder / CLASSES).exists():       # for when the shards lie elsewhere, or nowhere
+                write_atomically(self._folder / CLASSES, "".join(f"{name}\n" for name in self._names), durable="content")
 
     def go_back_to(self, step: int) -> None:
         """Open anew the files that read as if no step was ever repeated, without what came after `step`."""

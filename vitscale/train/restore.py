@@ -14,7 +14,7 @@ from vitscale.checkpoint.facts import FACTS, Damaged, Facts
 from vitscale.checkpoint.lease import Lease
 from vitscale.checkpoint.resume import newest_whole, set_aside, set_aside_damaged
 from vitscale.checkpoint.store import STATE, checkpoints_in, read_facts, read_into, shapes_in, step_of
-from vitscale.checkpoint.weights import read_start
+from vitscale.checkpoint.weights import read_saved, read_start
 from vitscale.cluster.going_on import meant
 from vitscale.data import Stream
 from vitscale.errors import CheckpointError
@@ -51,6 +51,7 @@ def find_start(recipe: Recipe, prepared: Prepared, lease: Lease, accept_changes:
     """The newest good checkpoint of this very run, or first values.  For rank 0."""
     start = newest_good(prepared.folder, lease)
     if start.checkpoint is not None and start.facts is not None:
+        read_saved(start.facts.recipe, start.checkpoint / FACTS)        # names what is not known here
         found = _changes(start.checkpoint, start.facts, recipe, prepared)
         refuse_changes(found, str(start.checkpoint), str(start.checkpoint), accept_changes)
         tell_changes(found, start.checkpoint.name)

@@ -16,6 +16,7 @@ from vitscale.observe.console import make_console, setup_logging
 from vitscale.plan.families import check_model
 from vitscale.plan.tensor import check_tensor
 from vitscale.recipe import Recipe, load_recipe
+from vitscale.recipe.known import Note
 from vitscale.resilience.signals import StopFlag
 
 log = logging.getLogger(__name__)
@@ -31,17 +32,18 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
     # one other busy process that cost a factor of ten.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     setup_logging(make_console())
-    recipe = load_recipe(file, overrides)
-    check_model(recipe.model)       # raises what shows only once the size is known
-    check_tensor(recipe)
     from vitscale.parallel.place import how_started
 
     found = how_started(os.environ)
     place = found.place
+    speaks = place is None or (place.rank == 0 and not place.prepared)
+    recipe = load_recipe(file, overrides, _tell if speaks else None, strict=True)
+    check_model(recipe.model)       # raises what shows only once the size is known
+    check_tensor(recipe)
     if place is None and (over := look(recipe, accept_changes)) is not None:
         log.info("%s", over)
         return EXIT_DONE
-    if place is None or (place.rank == 0 and not place.prepared):
+    if speaks:
         for note in found.notes:
             log.info(note)
         if place is not None:
@@ -77,6 +79,10 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
         failed = note_error(run_folder(recipe), error, rank=place.rank, size=place.size, node=node_name())
         say(error, failed)
         return failed.code
+
+
+def _tell(note: Note) -> None:
+    log.log(logging.WARNING if note.differs else logging.INFO, "%s", note.text)
 
 
 def _say_where_to_look(recipe: Recipe) -> None:
