@@ -51,7 +51,7 @@ def test_weights_are_used_where_the_model_is_the_same(home: Path, caplog: pytest
     run = home / "runs" / "classification"
     before = load(run)
     as_if_written_by_another(run, {"data.workers": "data.threads"}, {"optim.momentum": 0.9, "observe.beep": True, "model.rope": False})
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="vitscale"):
         after = load(run)
     assert (after.section, after.transform) == (before.section, before.transform)
     assert "does not know, and passes over: " in caplog.text

@@ -91,7 +91,7 @@ def refused(now: dict[str, Any], accept: bool = False) -> str:
 
 
 def test_nothing_changed(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="vitscale")
     assert changes(settings(), settings()) == []
     tell_changes([], CHECKPOINT.name)
     assert caplog.text == ""
@@ -169,7 +169,7 @@ def test_other_shards_are_refused() -> None:
 
 @pytest.mark.parametrize(("key", "value"), FREE, ids=[key for key, _ in FREE])
 def test_what_is_free_to_change_is_logged(key: str, value: Any, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="vitscale")
     now = settings(with_(key, value))
     assert refused(now) == ""
     tell_changes(changes(settings(), now), CHECKPOINT.name)
