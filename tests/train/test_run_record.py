@@ -10,6 +10,8 @@ import pytest
 from running import SMALL, Run, train
 
 from vitscale.cluster.attempt import RunOver, begin
+from vitscale.cluster.site import Site
+from vitscale.cluster.submit import plan_run, plan_sweep
 from vitscale.cluster.used import Used, changed_in, lasting, note_used, used_in
 from vitscale.errors import CheckpointError
 from vitscale.observe.modelcard import render_card
@@ -32,7 +34,7 @@ CHANGED = {     # a group of keys for each part of the recipe: what refuses, wit
     "global_batch=64": "global_batch: 32 -> 64", "init=elsewhere": "init: None -> elsewhere",
 }
 FREE = ["observe.log_every=5", "parallel.processes=2", "parallel.engine=fsdp", "micro_batch=8", "checkpoint.keep=9", "data.workers=3",
-        "resilience.hang_timeout=9", "data.train=moved/train-*.tar", "observe.exporter=true", "profile=steps:2-3"]
+        "resilience.hang_timeout=9", "observe.exporter=true", "profile=steps:2-3"]
 NEVER = ("seed=5", "global_batch=64", "init=elsewhere")     # whatever is accepted
 
 
@@ -138,6 +140,30 @@ def test_what_data_know_is_taken_over_said_and_saved(here: Path, capfd: pytest.C
         assert start_train("silent.yaml", [*SETTINGS, "duration=8 steps"], False, False, StopFlag()) == 0
     said = " ".join(capfd.readouterr().err.split())
     assert "data/digits/classes.txt says otherwise: model.classes is 10, there 2" in said
+
+
+def test_the_shards_of_a_done_run_count_by_what_they_hold(here: Path) -> None:
+    (here / "moved").symlink_to(here / "data" / "digits")
+    with untouched(here / "runs" / "c"):
+        assert by_hand("data.train=moved/train-*.tar") == 0
+        with pytest.raises(CheckpointError, match=r"\(the run is done\).*\n  index_hash: "):
+            by_hand("data.train=moved/val-*.tar", "data.num_samples=null")
+
+
+def test_what_would_not_train_is_not_submitted(here: Path) -> None:
+    """Nor anything noted in its folder; what was accepted goes to the ranks."""
+    settings, site = [*SETTINGS, "duration=8 steps"], Site()
+    with untouched(here / "runs" / "c"):
+        with pytest.raises(RunOver, match="is done at step 8"):
+            plan_run("quickstart", settings, site)
+        with pytest.raises(CheckpointError, match=r"duration: 8 steps -> 12 steps"):
+            plan_run("quickstart", [*settings, "duration=12 steps"], site)
+        assert "'duration=12 steps' --accept-changes" in plan_run("quickstart", [*settings, "duration=12 steps"], site,
+                                                                  accept_changes=True).script
+        (here / "sweep").mkdir()
+        (here / "sweep" / "a.yaml").write_text((here / "runs" / "c" / "recipe.yaml").read_text().replace("lr: 0.003", "lr: 7.0"))
+        with pytest.raises(CheckpointError, match=r"optim.lr: 0.003 -> 7.0"):
+            plan_sweep(here / "sweep", (), site)
 
 
 def test_accepted_changes_that_leave_nothing_to_train_are_refused(here: Path) -> None:

@@ -21,6 +21,7 @@ def submit(
     chain: Annotated[str | None, typer.Option(metavar="K|auto", help="K jobs one after the other, where jobs may not requeue.")] = None,
     at_once: Annotated[int | None, typer.Option(min=1, help="Of an array: tasks that run at the same time; default: all.")] = None,
     cluster: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: ./slurm/cluster.yaml, then the user's own.")] = None,
+    accept_changes: Annotated[bool, typer.Option("--accept-changes", help="As for train; of one run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and the script; submit nothing.")] = False,
 ) -> None:
     """Plan a run, or a folder of them as an array; write the batch script, show it, and submit it to SLURM."""
@@ -38,7 +39,7 @@ def submit(
     else:
         if at_once is not None:
             raise ClusterError("--at-once is for an array: a folder of recipes, or a .txt file that lists them")
-        planned = plan_run(recipe, overrides or [], site, after, chain, tell)
+        planned = plan_run(recipe, overrides or [], site, after, chain, tell, accept_changes)
     print(f"cluster {source or 'not described: no cluster.yaml found, SLURM decides'}")
     for folder, its in zip(planned.folders, planned.bills, strict=True):
         print("\n".join([f"\n{folder}", *describe(its, site)]))

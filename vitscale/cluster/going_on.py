@@ -12,6 +12,7 @@ from vitscale.errors import EXIT_DONE, CheckpointError, RecipeError, StorageErro
 from vitscale.files import names_in
 from vitscale.recipe import Recipe
 from vitscale.recipe.bound import BRANCH, changes, read_settings, refuse_changes, settings_of
+from vitscale.recipe.redact import redacted
 from vitscale.recipe.text import read_yaml
 
 FACTS = "run.json"          # of a checkpoint: vitscale/checkpoint/facts.py
@@ -66,7 +67,8 @@ def look(recipe: Recipe, accept: bool, index_hash: str | None = None, total: int
                     settings_of(recipe.model_dump(mode="json"), index_hash if known is not None else None))
     shaping = [change for change in found if change.kind != "free"]
     if done and not shaping:
-        return _done(folder, outcome)
+        elsewhere = known is None and stand.index_hash is not None and _shards(stand.recipe) != _shards(recipe.model_dump(mode="json"))
+        return None if elsewhere else _done(folder, outcome)        # whether they are the same shards, another look will tell
     refuse_changes(shaping, f"{stand.place}{' (the run is done)' if done else ''}",
                    str(stand.place) if stand.place.name != RECIPE else "", accept)
     if shaping and total is not None and stand.images >= total:
@@ -74,6 +76,12 @@ def look(recipe: Recipe, accept: bool, index_hash: str | None = None, total: int
         raise CheckpointError(f"{stand.place}: the run has seen {stand.images} images, and with these settings is over after {total}, so "
                               f"that nothing would be trained with what is new:\n{listed}\ngive a longer duration, or name=NEW")
     return None
+
+
+def _shards(recipe: Mapping[str, Any]) -> Any:
+    """Where a recipe's training shards lie."""
+    data = recipe.get("data") or {}
+    return redacted([data.get("train"), [one.get("shards") for one in data.get("mix") or ()]])
 
 
 def _done(folder: Path, outcome: Mapping[str, Any]) -> str:

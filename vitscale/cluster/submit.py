@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitscale.cluster import slurm
+from vitscale.cluster.attempt import RunOver
 from vitscale.cluster.bill import Bill, bill, links_needed, ranks_per_node
+from vitscale.cluster.going_on import look
 from vitscale.cluster.runfolder import JOB, OUTCOME, mark, run_folder, write_object
 from vitscale.cluster.script import Job, pattern_of, render
 from vitscale.cluster.site import Site
 from vitscale.cluster.state import jobs_of
-from vitscale.errors import ClusterError, RecipeError
+from vitscale.errors import EXIT_DONE, ClusterError, RecipeError
 from vitscale.recipe import find_recipe, load_recipe
 from vitscale.recipe.known import Note
 from vitscale.recipe.load import check_section
@@ -32,17 +34,19 @@ class Submission:
 
 
 def plan_run(recipe: str, overrides: Sequence[str], site: Site, after: str | None = None, chain: str | None = None,
-             tell: Callable[[Note], None] | None = None) -> Submission:
+             tell: Callable[[Note], None] | None = None, accept_changes: bool = False) -> Submission:
     """One run.  `chain`: how many jobs ("auto": as many as it takes) follow each other instead of requeueing.  `tell`: as load_recipe()
-    has it.  Raises UserError."""
+    has it.  Raises UserError, also for a run that is done, and, unless `accept_changes`, for a recipe that is not the run's."""
     read = load_recipe(recipe, overrides, tell)
+    if (over := look(read, accept_changes)) is not None:
+        raise RunOver(over, EXIT_DONE)
     folder, its_bill = run_folder(read), bill(read, site)
     links = _links(chain, its_bill, site)
     if links == 1 and not site.requeue:
         raise ClusterError("this cluster forbids jobs to requeue themselves (requeue: false in cluster.yaml): say --chain K for K jobs one "
                            "after the other, or --chain auto")
-    job = Job(read.name, f"{pattern_of(folder)}/logs/job-%j.log", ranks_per_node(read, site), _usable(recipe), overrides,
-              after=_job(after), requeue=site.requeue and links == 1)
+    job = Job(read.name, f"{pattern_of(folder)}/logs/job-%j.log", ranks_per_node(read, site), _usable(recipe),
+              [*overrides, *(["--accept-changes"] if accept_changes else [])], after=_job(after), requeue=site.requeue and links == 1)
     return Submission(render(job, site), folder / "job.sh", (folder,), (its_bill,), links=links)
 
 
@@ -50,6 +54,8 @@ def plan_sweep(sweep: Path, overrides: Sequence[str], site: Site, after: str | N
     """A run for each recipe of a folder, or of a file that lists them, as an array.  Raises UserError."""
     files = recipes_of(sweep)
     read = [load_recipe(file, overrides) for file in files]
+    for one in read:
+        look(one, accept=False)
     folders = [run_folder(one) for one in read]
     twice = {str(folder) for folder in folders if folders.count(folder) > 1}
     if twice:

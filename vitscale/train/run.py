@@ -65,13 +65,15 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
     hold_lifeline()
     raise_limit()
     meters = Meters()
-    if not place.prepared and (over := going_on.look(recipe, accept_changes)) is not None:      # on every rank alike
+    over = None if place.prepared else going_on.look(recipe, accept_changes)        # on every rank alike
+    if over is None:
+        prepared = prepare(recipe, look=place.rank == 0 and not place.prepared)
+        if not place.prepared:
+            over = going_on.look(recipe, accept_changes, prepared.train.hash, prepared.schedule.total)
+    if over is not None:
         if place.rank == 0:
             log.info("%s", over)
         return EXIT_DONE
-    prepared = prepare(recipe, look=place.rank == 0 and not place.prepared)
-    if not place.prepared:
-        going_on.look(recipe, accept_changes, prepared.train.hash, prepared.schedule.total)
     setup_logging(make_console() if place.rank == 0 else None, prepared.folder / "logs" / f"rank-{place.rank}.log")
     answer(prepared.folder, place.rank, node_name())
     refused = _note_try(recipe, prepared) if place.rank == 0 else None      # before anything that may end it

@@ -56,7 +56,9 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
 
         refuse_if_held(run_folder(recipe))
         prepared = prepare(recipe, on_progress=_show_indexing)
-        look(recipe, accept_changes, prepared.train.hash, prepared.schedule.total)
+        if (over := look(recipe, accept_changes, prepared.train.hash, prepared.schedule.total)) is not None:
+            log.info("%s", over)
+            return EXIT_DONE
         log.info("run folder %s; metrics in %s", prepared.folder, prepared.folder / "metrics.jsonl")
         processes = recipe.parallel.processes or _local_gpus(recipe.parallel.device)
         log.info("%s: starting %d rank(s) here", found.told, processes)
