@@ -14,6 +14,7 @@ from badserver import BadServer
 from vitscale.data import ShardReader, expand, open_index, open_stream, remote
 from vitscale.data.verify import verify
 from vitscale.errors import DataError
+from vitscale.recipe.beside import HEADERS
 from vitscale.recipe.load import check_recipe
 
 pytest.importorskip("aiohttp")
@@ -300,12 +301,12 @@ def test_headers_for_a_gated_set_come_from_the_environment_alone(server, folder,
     with pytest.raises(DataError, match="access is refused"):
         open_index(urls(server))
     monkeypatch.setattr(remote, "_open", {})
-    monkeypatch.setenv(remote.HEADERS, json.dumps({"Authorization": server.bearer}))
+    monkeypatch.setenv(HEADERS, json.dumps({"Authorization": server.bearer}))
     assert open_index(urls(server)).hash == open_index(f"{folder}/s-*.tar").hash
     for wrong in (SECRET, f'["{SECRET}"]', json.dumps({"Authorization": 3, "x": SECRET}),
                   json.dumps({"Authorization": f"Bearer {SECRET}\r\nx: y"})):
         monkeypatch.setattr(remote, "_open", {})
-        monkeypatch.setenv(remote.HEADERS, wrong)
+        monkeypatch.setenv(HEADERS, wrong)
         with pytest.raises(DataError, match="wants a JSON object of texts") as error:
             open_index(urls(server))
         assert SECRET not in str(error.value)
