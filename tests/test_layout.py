@@ -75,6 +75,12 @@ def test_no_arrow_points_up() -> None:
     assert wrong == []
 
 
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """pytest imports them by name alone, and a run of all of them ends at the second one."""
+    names = [path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
 def test_no_circle_of_files() -> None:
     """Also inside a package, where no floor tells them apart; imports inside functions and those for types alone count too."""
     names = {".".join(["vitscale", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path for path in files()}
