@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
-WORKERS ?= 3                                  # pytest processes: tests wait more than they compute, three keep two cores busy
+# processes of pytest: one waits for jobs of SLURM while the other computes
+WORKERS ?= 2
 
 .PHONY: quickstart monitor-demo test test-all lint types clean bench-gpu bench-cpu bench-check
 
