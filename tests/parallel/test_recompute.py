@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -101,3 +102,32 @@ def test_selective_holds_less_than_none_and_more_than_blocks() -> None:
             block(live)
         held[policy] = sum(saved.values())
     assert held["blocks"] <= held["selective"] < held["none"]
+
+
+@pytest.mark.parametrize("policy", ["blocks", "selective"])
+@pytest.mark.parametrize(("frozen", "before"), list(itertools.product([False, True], repeat=2)))
+def test_compiled_units_may_be_frozen(policy: Literal["blocks", "selective"], frozen: bool, before: bool) -> None:
+    """Also the first ones, through which no gradient flows at all; and evaluations between steps need none of any."""
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.linspace(-1, 1, WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + F.scaled_dot_product_attention(*(x[:, None] * self.weight for _ in range(3))).squeeze(1)
+
+    unit = Attention().requires_grad_(not frozen)
+    x = torch.randn(2, 4, WIDTH, generator=torch.Generator().manual_seed(1), requires_grad=before)
+    plain = unit(x)
+    learning = [tensor for tensor in (unit.weight, x) if tensor.requires_grad]
+    wanted = torch.autograd.grad(plain.sum(), learning) if learning else ()
+    recompute_([unit], policy, compiled=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(unit.forward, backend="aot_eager")
+    for _ in range(2):
+        out = compiled(x)
+        assert torch.allclose(out, plain)
+        found = torch.autograd.grad(out.sum(), learning) if learning else ()
+        assert all(torch.allclose(one, other) for one, other in zip(found, wanted, strict=True))
+        with torch.no_grad():
+            assert torch.allclose(compiled(x), plain)

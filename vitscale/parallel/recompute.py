@@ -2,7 +2,7 @@
 
 import functools
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -108,4 +108,15 @@ def recompute_(units: Sequence[nn.Module], policy: Literal["none", "blocks", "se
         extra["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy) if compiled else _contexts
     for number, unit in enumerate(units):
         if number % every == 0:
-            unit.forward = functools.partial(checkpoint, unit.forward, use_reentrant=False, **extra)
+            unit.forward = functools.partial(_recomputed, unit, unit.forward, extra)
+
+
+def _recomputed(unit: nn.Module, forward: Callable[..., Any], extra: dict[str, Any], *given: Any) -> Any:
+    """The unit's forward, whose activations are forgotten if there were any: frozen units at the beginning keep none.
+
+    torch's compiler refuses to forget where there is no gradient (its attention counts as an operation that draws random numbers).
+    """
+    if not torch.is_grad_enabled() or not any(
+            tensor.requires_grad for tensor in (*unit.parameters(), *given) if isinstance(tensor, Tensor)):
+        return forward(*given)
+    return checkpoint(forward, *given, use_reentrant=False, **extra)
