@@ -3,7 +3,8 @@
 from functools import cache
 from importlib.resources import files
 
-ASSETS = {"uplot.js": "text/javascript", "charts.js": "text/javascript", "views.js": "text/javascript", "page.js": "text/javascript",
+ASSETS = {"uplot.js": "text/javascript", "charts.js": "text/javascript", "ticks.js": "text/javascript",
+          "views.js": "text/javascript", "page.js": "text/javascript",
           "uplot.css": "text/css", "page.css": "text/css"}
 SCRIPTS = tuple(name for name in ASSETS if name.endswith(".js"))     # in the order in which they are loaded
 SHEETS = tuple(name for name in ASSETS if name.endswith(".css"))

@@ -63,7 +63,8 @@ def run_view(folder: Path, table: Table, *, axis: str = "time", points: int = 60
         "nonfinite": int((columns["applied"] == 0).sum()),
         "latest": {name: _short(_last(columns[name])) for name in ("step", "images", *CURVES)},
         "evaluations": _evaluations(evaluations, axis), "marks": _marks(table, attempts, axis),
-        "heat": _heat(table, x, columns["own_max_s"][kept], where[kept]),
+        "gaps": _gaps(table, moment, columns["attempt"]) if axis == "time" else [],
+        "heat": _heat(table, x, columns["own_max_s"][kept], where[kept], kind),
         "notices": notices + _version_notices(folder),
     }
 
@@ -140,22 +141,38 @@ def _marks(table: Table, attempts: list[dict[str, Any]], axis: str) -> list[dict
     return sorted([*rare, *checkpoints[:: len(checkpoints) // _MARKS + 1]], key=lambda mark: mark["x"])
 
 
-def _heat(table: Table, x: Floats, slowest: Floats, where: Floats) -> dict[str, Any] | None:
-    """Each rank's own seconds of a step, in rows that were the slowest around them: {"x", "ranks": [[rank's values], ...]}."""
+def _gaps(table: Table, moment: Floats, attempt: Floats) -> list[list[float]]:
+    """[from, to] of the times between attempts: from the last that one recorded, a step or an evaluation, to the next one's first step."""
+    known = np.flatnonzero(np.isfinite(moment) & np.isfinite(attempt))
+    turns = np.flatnonzero(np.diff(attempt[known])) if len(known) > 1 else []
+    ends: dict[float, float] = {}
+    for row in table.apart:
+        if "eval_loss" in row and number(row.get("time")) > 0:
+            ends[number(row.get("attempt"))] = number(row.get("time"))
+    found = []
+    for last, first in ((known[at], known[at + 1]) for at in turns):
+        end = min(max(float(moment[last]), ends.get(float(attempt[last]), 0.0)), float(moment[first]))
+        found.append([round(end, 3), round(float(moment[first]), 3)])
+    return found[-_MARKS:]
+
+
+def _heat(table: Table, x: Floats, slowest: Floats, where: Floats, attempt: Floats | None) -> dict[str, Any] | None:
+    """Each rank's own seconds of a step, in rows that were the slowest around them: {"x", "ranks": [[rank's values], ...], "attempt"}."""
     timed = np.flatnonzero(np.isfinite(slowest) & np.isfinite(where))
-    rows: list[tuple[float, list[float]]] = []
+    rows: list[tuple[int, list[float]]] = []
     for at in timed[chosen(x[timed], slowest[timed], _HEAT)].tolist():
         own = table.row_at(where[at]).get("own_s")
         if isinstance(own, list) and own:
-            rows.append((float(x[at]), [number(value) for value in own]))
+            rows.append((at, [number(value) for value in own]))
     ranks = max((len(own) for _, own in rows), default=0)
     if ranks < 2:
         return None
+    kept = np.array([at for at, own in rows if len(own) == ranks])
     grid = np.array([own for _, own in rows if len(own) == ranks])
     together = -(-ranks // _RANKS)
     grid = np.fmax.reduceat(grid, np.arange(0, ranks, together), axis=1)
-    return {"x": [round(at, 3) for at, own in rows if len(own) == ranks], "ranks": [plain(line) for line in grid.T], "together": together,
-            "num_ranks": ranks}
+    return {"x": np.round(x[kept], 3).tolist(), "ranks": [plain(line) for line in grid.T], "together": together, "num_ranks": ranks,
+            "attempt": None if attempt is None else plain(attempt[kept])}
 
 
 def _version_notices(folder: Path) -> list[str]:

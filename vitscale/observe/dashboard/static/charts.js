@@ -48,20 +48,13 @@ V.span = (seconds) => {
   if (minutes) return `${minutes} min ${Math.floor(seconds % 60)} s`;
   return seconds >= 10 || seconds === 0 ? `${Math.round(seconds)} s` : seconds >= 0.1 ? `${seconds.toFixed(1)} s` : `${V.number(1000 * seconds)} ms`;
 };
+V.fine = (seconds) => V.is(seconds) && seconds >= 0.1 && seconds < 60 ? `${Number(seconds.toPrecision(3))} s` : V.span(seconds);      /* where two are held against each other */
 V.two = (value) => String(value).padStart(2, "0");
 V.clock = (time) => {
   if (!V.is(time)) return "–";
   const at = new Date(1000 * time);
   return `${at.getFullYear()}-${V.two(at.getMonth() + 1)}-${V.two(at.getDate())} ${V.two(at.getHours())}:${V.two(at.getMinutes())}:${V.two(at.getSeconds())}`;
 };
-/* Labels of a time axis: the day where it begins, else hours and minutes, seconds where ticks are closer than a minute. */
-V.clockTicks = (u, ticks) => ticks.map((tick) => {
-  if (tick === null) return "";
-  const at = new Date(1000 * tick), midnight = at.getHours() === 0 && at.getMinutes() === 0 && at.getSeconds() === 0;
-  const close = ticks.length > 1 && ticks[1] - ticks[0] < 60;
-  if (midnight) return `${at.getFullYear()}-${V.two(at.getMonth() + 1)}-${V.two(at.getDate())}`;
-  return `${V.two(at.getHours())}:${V.two(at.getMinutes())}${close ? `:${V.two(at.getSeconds())}` : ""}`;
-});
 V.colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 V.key = (index, label, value) => {
   const swatch = V.h("i");
@@ -93,20 +86,13 @@ V.spark = (values) => {
   return drawn;
 };
 
-/* 1, 2 and 5 times the powers of ten; of many, the powers alone. */
-V.logTicks = (least, most) => {
-  const found = [], wide = Math.log10(most / least) > 2.5;
-  for (let power = 10 ** Math.floor(Math.log10(least)); power <= most; power *= 10)
-    for (const times of wide ? [1] : [1, 2, 5]) if (power * times >= least && power * times <= most) found.push(power * times);
-  return found;
-};
 V.short = (value) => {
   for (const [size, unit] of [[1e12, ""], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) if (unit && value >= 0.9995 * size && value < 999.5 * size) return `${Number((value / size).toPrecision(3))}${unit}`;
   return value >= 1000 ? value.toExponential(1).replace(".0e", "e").replace("e+", "e") : V.number(value);
 };
 
 /* One chart that is fed again and again.
-   spec: {title, unit, format, lines: [{name, label, colour, dots, joined, curve, dashed}], stacked, log, bars, time, xlog, sync, xformat, scatter}; fed by
+   spec: {title, unit, format, kind and xkind (of V.TICKS), lines: [{name, label, colour, dots, joined, curve, dashed}], stacked, log, bars, time, xlog, sync, xformat, scatter}; fed by
    feed({x, series: {name: {mean, low, high}}, marks, range}). */
 V.Chart = class {
   constructor(spec) {
@@ -115,6 +101,7 @@ V.Chart = class {
     this.plot = V.h("div", {class: "plot", role: "img"});
     this.legend = V.h("div", {class: "legend"});
     this.log = Boolean(spec.log);
+    this.labels = [new Map(), new Map()];
     const scale = spec.loggable ? V.h("button", {type: "button", "aria-pressed": String(this.log), on: {click: () => {
       this.log = !this.log;
       scale.setAttribute("aria-pressed", String(this.log));
@@ -178,7 +165,7 @@ V.Chart = class {
     for (const line of drawn) {
       const colour = V.colour(`--c${line.colour % 8}`);
       if (spec.stacked) series.push({stroke: colour, fill: colour, width: 0, points: {show: false}});
-      else series.push({stroke: colour, width: line.curve ? 1.2 : 1.6, dash: line.dashed ? [5, 4] : undefined, pxAlign: line.curve ? 0 : 1, spanGaps: Boolean(spec.scatter || spec.spanGaps || line.dots), paths: line.dots && !line.joined ? () => null : undefined,
+      else series.push({stroke: colour, width: line.curve ? 1.2 : 1.6, dash: line.dashed ? [5, 4] : undefined, pxAlign: line.curve ? 0 : 1, spanGaps: Boolean(spec.scatter), paths: line.dots && !line.joined ? () => null : undefined,
         points: {show: !line.curve && Boolean(spec.scatter || line.dots || this.data.x.length < 3), size: 6, fill: colour}});
       if (this.banded) {
         const at = series.length;
@@ -186,23 +173,15 @@ V.Chart = class {
         bands.push({series: [at + 1, at], fill: colour + "2e"});
       }
     }
-    const format = spec.format || V.number;
     return {
       ...this.size(), series, bands, legend: {show: false}, padding: [8, 8, 0, 0],
       scales: {
-        x: {time: Boolean(spec.time), distr: spec.xlog ? 3 : 1,
-            range: (u, least, most) => this.data.range || (least === most && !spec.xlog ? [least - 0.5, most + 0.5] : spec.xlog ? [least / 1.15, most * 1.15] : [least, most])},
-        y: this.log ? {distr: 3} : {range: (u, least, most) => {
-          if (least === null) return [0, 1];
-          if (spec.zero) return [0, most > 0 ? most * 1.08 : 1];
-          const room = (most - least) * 0.08 || Math.abs(most) * 0.1 || 1;
-          return [spec.positive || least >= 0 ? Math.max(0, least - room) : least - room, spec.most !== undefined ? Math.min(spec.most, most + room) : most + room];
-        }},
+        x: {time: Boolean(spec.time), distr: spec.xlog ? 3 : 1, range: (u, least, most) => this.across(least, most)},
+        y: this.log ? {distr: 3, range: (u, least, most) => least === null ? [0.1, 1] : least < most ? [least / 1.1, most * 1.1] : [least / 2, most * 2]} : {range: (u, least, most) => this.upwards(least, most)},
       },
       axes: [
-        {stroke: ink, font, grid, ticks: {show: false}, size: 26, space: 70, splits: spec.xlog ? (u, axis, least, most) => V.logTicks(least, most) : undefined, filter: spec.xlog ? (u, ticks) => ticks : undefined,
-          values: spec.time ? V.clockTicks : (u, ticks) => ticks.map((tick) => tick === null ? "" : (spec.xformat || V.whole)(tick))},
-        {stroke: ink, font, grid, ticks: {show: false}, size: 58, space: 34, values: (u, ticks) => ticks.map((tick) => tick === null ? "" : format(tick))},
+        {stroke: ink, font, grid, ticks: {show: false}, size: 26, ...this.ticks(0, spec.time ? "clock" : spec.xkind || "count", spec.time ? 100 : 80, spec.xlog)},
+        {stroke: ink, font, grid, ticks: {show: false}, size: (u, labels) => Math.max(44, ...(labels || []).map((label) => 14 + 6.2 * label.length)), ...this.ticks(1, spec.kind || "number", 30, this.log)},
       ],
       cursor: {sync: spec.sync ? {key: spec.sync, setSeries: false} : undefined, points: {size: 6}, drag: {x: Boolean(spec.zoomed), y: false, setScale: false}},
       hooks: {
@@ -216,7 +195,51 @@ V.Chart = class {
     };
   }
 
+  /* Of both axes: what uPlot asks for, so that marks stand at round places and say exactly where. */
+  ticks(axis, kind, space, log) {
+    return {space, incrs: () => [Number.MAX_VALUE], filter: (u, found) => found, splits: (u, at, least, most) => {
+      const {width, height} = this.size();
+      this.labels[axis] = new Map(V.ticks(kind, least, most, Math.max((axis ? height - 40 : width - 70) / space, 2), log));
+      return [...this.labels[axis].keys()];
+    }, values: (u, found) => found.map((tick) => this.labels[axis].get(tick) ?? "")};
+  }
+
+  across(least, most) {
+    const [from, to] = this.data.range || [least, most];
+    if (from === null || to === null) return [0, 1];
+    if (this.spec.xlog) return [from / 1.15, to * 1.15];
+    const room = Math.max(Math.abs(to) * 1e-9, 1e-6);
+    return to - from > room ? [from, to] : [from - Math.max(0.5, room), to + Math.max(0.5, room)];
+  }
+
+  upwards(least, most) {
+    const spec = this.spec;
+    if (least === null) return [0, 1];
+    if (spec.zero) return [Math.min(0, least * 1.08), most > 0 ? most * 1.08 : least < 0 ? 0 : 1];
+    const flat = !(most - least > Math.max(Math.abs(least), Math.abs(most)) * 1e-9), room = flat ? Math.abs(most) * 0.1 || 1 : (most - least) * 0.08;
+    return [least >= 0 ? Math.max(0, least - room) : least - room, most <= spec.most ? Math.min(spec.most, most + room) : most + room];
+  }
+
+  /* For those who do not see the picture, and for tests: the marks of both axes, and where a line is broken off. */
+  tell(u) {
+    u.axes.forEach((axis, at) => { this.plot.dataset[at ? "y" : "x"] = JSON.stringify(axis._values || []); });
+    const {x, series} = this.data, broken = this.lines.map((line) => {
+      const found = [];
+      let last = null, gap = false;
+      series[line.name].mean.forEach((value, at) => {
+        if (value === null) gap = true;
+        if (!V.is(value)) return;
+        if (gap && last !== null) found.push([x[last], x[at]]);
+        last = at;
+        gap = false;
+      });
+      return found;
+    });
+    this.plot.dataset.gaps = JSON.stringify(broken);
+  }
+
   mark(u) {
+    this.tell(u);
     const {ctx, bbox} = u;
     ctx.save();
     for (const mark of this.data.marks || []) {
@@ -293,29 +316,48 @@ V.Heat = class extends V.Chart {
     made.series = [{}, {points: {show: false}}];
     made.bands = [];
     made.scales.y = {range: [-0.5, ranks - 0.5], dir: -1};
-    made.axes[1].values = (u, ticks) => ticks.map((tick) => Number.isInteger(tick) && tick >= 0 && tick < ranks ? `rank ${tick * together}` : "");
-    made.axes[1].space = 14;
-    made.axes[1].incrs = [1, 2, 4, 8, 16, 32, 64];
+    const every = 2 ** Math.max(Math.ceil(Math.log2(ranks * 14 / (this.size().height - 40))), 0);
+    made.axes[1].splits = () => Array.from({length: Math.ceil(ranks / every)}, (_, at) => at * every);
+    made.axes[1].values = (u, found) => found.map((tick) => `rank ${tick * together}`);
     made.axes[1].grid = made.axes[0].grid = {show: false};
     made.hooks.draw = [(u) => this.paint(u)];
     return made;
   }
 
+  /* From where to where each column reaches: half way to its neighbours of the same attempt, and nowhere into the time in which none ran. */
+  reach() {
+    const {x, attempt, ranks} = this.data.heat, joined = (at) => at > 0 && at < x.length && (!attempt || attempt[at] === attempt[at - 1]);
+    return x.map((value, at) => {
+      const before = joined(at) ? (value - x[at - 1]) / 2 : null, after = joined(at + 1) ? (x[at + 1] - value) / 2 : null;
+      const alone = this.spec.time ? Math.max(...ranks.map((one) => one[at] || 0)) / 2 : 0.5;
+      const room = (to) => to === undefined ? Infinity : Math.abs(to - value) / 2;
+      return [value - (before ?? Math.min(after ?? alone, room(x[at - 1]))), value + (after ?? Math.min(before ?? alone, room(x[at + 1])))];
+    });
+  }
+
+  tell(u) {
+    this.plot.dataset.x = JSON.stringify(u.axes[0]._values || []);
+    this.plot.dataset.y = JSON.stringify(u.axes[1]._values || []);
+    const painted = [];
+    for (const [from, to] of this.reach()) if (painted.length && from - painted[painted.length - 1][1] <= 1e-6) painted[painted.length - 1][1] = to; else painted.push([from, to]);
+    this.plot.dataset.painted = JSON.stringify(painted);
+  }
+
   paint(u) {
-    const {ctx, bbox} = u, {x, ranks} = this.data.heat, dark = V.colour("--paper") < "#8";
+    this.tell(u);
+    const {ctx, bbox} = u, {ranks} = this.data.heat, dark = V.colour("--paper") < "#8";
     const [pale, strong] = dark ? [[31, 47, 66], [255, 166, 87]] : [[226, 234, 245], [201, 79, 10]];
     ctx.save();
     ctx.beginPath();
     ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
     ctx.clip();
     const tall = bbox.height / ranks.length;
-    const edges = x.map((value, at) => u.valToPos(at ? (x[at - 1] + value) / 2 : value, "x", true));
-    edges.push(bbox.left + bbox.width);
+    const edges = this.reach().map(([from, to]) => [u.valToPos(from, "x", true), u.valToPos(to, "x", true)]);
     ranks.forEach((values, rank) => values.forEach((value, at) => {
       if (!V.is(value)) return;
       const share = Math.min(Math.max((value - this.least) / (this.most - this.least), 0), 1);
       ctx.fillStyle = `rgb(${pale.map((from, part) => Math.round(from + share * (strong[part] - from))).join()})`;
-      ctx.fillRect(edges[at], bbox.top + rank * tall, Math.max(edges[at + 1] - edges[at] + 0.6, 1), tall - (tall > 8 ? 1 : 0));
+      ctx.fillRect(edges[at][0], bbox.top + rank * tall, Math.max(edges[at][1] - edges[at][0] + 0.6, 1), tall - (tall > 8 ? 1 : 0));
     }));
     ctx.restore();
   }
@@ -324,9 +366,9 @@ V.Heat = class extends V.Chart {
     const {x, ranks, together} = this.data.heat;
     const rank = this.u && index !== null && index !== undefined ? Math.round(this.u.posToVal(this.u.cursor.top, "y")) : -1;
     const held = ranks[rank];
-    V.text(this.now, held ? `rank ${rank * together}${together > 1 ? ` to ${(rank + 1) * together - 1}` : ""}: ${V.span(held[index])}` : "");
-    V.text(this.legend, held ? (this.spec.time ? V.clock(x[index]) : `step ${V.whole(x[index])}`) : `from ${V.span(this.least)} (pale) to ${V.span(this.most)} (strong); of each piece of the axis the row with the slowest rank`);
+    V.text(this.now, held ? `rank ${rank * together}${together > 1 ? ` to ${(rank + 1) * together - 1}` : ""}: ${V.fine(held[index])}` : "");
+    V.text(this.legend, held ? (this.spec.time ? V.clock(x[index]) : `step ${V.whole(x[index])}`) : `from ${V.fine(this.least)} (pale) to ${V.fine(this.most)} (strong); of each piece of the axis the row with the slowest rank`);
     const last = ranks.map((values) => values[values.length - 1]), slow = last.indexOf(Math.max(...last));
-    this.plot.setAttribute("aria-label", `${this.spec.title}: ${ranks.length} ranks; at last rank ${slow * together} was the slowest with ${V.span(last[slow])}`);
+    this.plot.setAttribute("aria-label", `${this.spec.title}: ${ranks.length} ranks; at last rank ${slow * together} was the slowest with ${V.fine(last[slow])}`);
   }
 };

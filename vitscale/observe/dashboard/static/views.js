@@ -197,8 +197,8 @@ V.Run = class {
   async update() {
     const asked = new URLSearchParams({axis: this.axis, points: String(Math.min(Math.max(Math.round(window.innerWidth / 2), 240), 900))});
     if (this.range) { asked.set("start", this.range[0]); asked.set("end", this.range[1]); }
-    const data = await this.page.source.get(`api/run/${this.id}?${asked}`, this);
-    if (!data) return;
+    const {axis, range: wanted} = this, data = await this.page.source.get(`api/run/${this.id}?${asked}`, this);
+    if (!data || axis !== this.axis || wanted !== this.range) return;       /* another was asked for meanwhile */
     this.data = data;
     const {run} = data;
     V.text(this.name, run.name);
@@ -254,16 +254,16 @@ V.Run = class {
     };
     const one = (name, label, colour) => [{name, label: label || name, colour: colour || 0}];
     add({title: "Throughput", unit: "images/s", lines: one("images_per_second", "images/s"), positive: true});
-    add({title: "MFU", unit: "share of the stated peak", format: V.percent, lines: one("mfu", "MFU", 2), positive: true});
+    add({title: "MFU", unit: "share of the stated peak", format: V.percent, kind: "percent", lines: one("mfu", "MFU", 2), positive: true});
     add({title: "Loss", loggable: true, lines: [{name: "loss", label: "training", colour: 0}, {name: "eval_loss", label: "evaluation", colour: 1, dots: true, joined: true},
       {name: "eval_ema_loss", label: "evaluation, averaged weights", colour: 3, dots: true, joined: true}]});
-    add({title: "Where a step's time goes", unit: "seconds a row", format: V.span, stacked: true, zero: true,
+    add({title: "Where a step's time goes", unit: "seconds a row", format: V.span, kind: "span", stacked: true, zero: true,
       lines: data.phases.map((name, at) => ({name: `seconds_${name}`, label: V.phaseLabel(name), colour: {data_wait: 1, h2d: 3, compute: 0, optimizer: 2, communication: 6, checkpoint: 4, evaluate: 5}[name] ?? at}))});
-    add({title: "Accuracy", format: V.percent, positive: true, most: 1, lines: [{name: "eval_top1", label: "top-1", colour: 0, dots: true, joined: true}, {name: "eval_top5", label: "top-5", colour: 2, dots: true, joined: true},
+    add({title: "Accuracy", format: V.percent, kind: "percent", positive: true, most: 1, lines: [{name: "eval_top1", label: "top-1", colour: 0, dots: true, joined: true}, {name: "eval_top5", label: "top-5", colour: 2, dots: true, joined: true},
       {name: "eval_ema_top1", label: "top-1, averaged weights", colour: 3, dots: true, joined: true}]});
     add({title: "Learning rate", lines: one("lr", "learning rate", 4), positive: true});
     add({title: "Gradient norm", unit: "before clipping", loggable: true, lines: one("grad_norm", "gradient norm", 5), positive: true});
-    add({title: "Memory", format: V.bytes, positive: true, lines: [{name: "resident_bytes", label: "host, ranks of the first node", colour: 5}, {name: "device_bytes", label: "GPU, most so far, first rank", colour: 0}]});
+    add({title: "Memory", format: V.bytes, kind: "bytes", positive: true, lines: [{name: "resident_bytes", label: "host, ranks of the first node", colour: 5}, {name: "device_bytes", label: "GPU, most so far, first rank", colour: 0}]});
     add({title: "Batches ready", unit: "when the first rank asked", lines: one("loader_ready", "batches", 1), zero: true});
     add({title: "Slowest rank over the median", lines: one("skew", "times", 6)});
     add({title: "Each rank's own time of a step", unit: "before it waits for others", heat: true, whole: true, lines: []});
@@ -274,9 +274,9 @@ V.Run = class {
     const names = chart.spec.lines.map((line) => line.name), sparse = names.filter((name) => data.evaluations[name]), dense = names.filter((name) => data.series[name]);
     if (!sparse.length) return {x: data.x, series: data.series};
     const range = this.range || [-Infinity, Infinity];
-    const kept = data.evaluations.x.map((at, index) => index).filter((index) => data.evaluations.x[index] >= range[0] && data.evaluations.x[index] <= range[1]);
-    const x = kept.map((index) => data.evaluations.x[index]), series = {};
-    for (const name of sparse) series[name] = {mean: kept.map((index) => data.evaluations[name][index])};
+    const told = V.evaluations(data, sparse), kept = told.x.map((at, index) => index).filter((index) => told.x[index] >= range[0] && told.x[index] <= range[1]);
+    const x = kept.map((index) => told.x[index]), series = {};
+    for (const name of sparse) series[name] = {mean: kept.map((index) => told[name][index])};
     if (!dense.length) return {x, series};
     const all = [...new Set([...data.x, ...x])].sort((a, b) => a - b), place = new Map(all.map((at, index) => [at, index]));
     const spread = (from, values) => { const made = all.map(() => undefined); values.forEach((value, index) => { made[place.get(from[index])] = value; }); return made; };
@@ -366,6 +366,14 @@ V.Run = class {
   destroy() { document.removeEventListener("keydown", this.escape); for (const chart of this.charts) chart.destroy(); }
 };
 
+/* The evaluations in the order of the axis, with a null wherever nothing ran in between, at which a line breaks off. */
+V.evaluations = (data, names) => {
+  const gaps = (data.gaps || []).map(([from, to]) => (from + to) / 2), places = [...data.evaluations.x.map((x, at) => ({x, at})), ...gaps.map((x) => ({x}))].sort((one, two) => one.x - two.x);
+  const found = {x: places.map((place) => place.x)};
+  for (const name of names) found[name] = places.map((place) => place.at === undefined ? null : data.evaluations[name][place.at] ?? undefined);
+  return found;
+};
+
 /* ---------------------------------------------------------------------------------------------------------------- runs side by side */
 
 V.Compare = class {
@@ -400,7 +408,7 @@ V.Compare = class {
     const wanted = [["loss", "Training loss", V.number], ["eval_loss", "Loss of evaluations", V.number], ["eval_top1", "Top-1", V.percent], ["images_per_second", "Images/s", V.number], ["mfu", "MFU", V.percent],
       ["grad_norm", "Gradient norm", V.number], ["lr", "Learning rate", V.number], ["resident_bytes", "Host memory", V.bytes], ["device_bytes", "GPU memory", V.bytes]];
     if (!this.charts.length) for (const [name, title, format] of wanted) {
-      const chart = new V.Chart({title, format, spanGaps: true, loggable: name.endsWith("loss") || name === "grad_norm", sync: "compare", xformat: this.axis === "time" ? (value) => `${V.number(value)} h` : V.whole,
+      const chart = new V.Chart({title, format, kind: format === V.bytes ? "bytes" : format === V.percent ? "percent" : "number", loggable: name.endsWith("loss") || name === "grad_norm", sync: "compare", xkind: this.axis === "time" ? "number" : "count", xformat: this.axis === "time" ? (value) => `${V.number(value)} h` : V.whole,
         xlabel: this.axis === "time" ? "after" : "step", lines: names.map((label, at) => ({name: String(at), label, colour: at, dots: name.startsWith("eval"), joined: true})), metric: name});
       this.charts.push(chart);
       this.grid.append(chart.element);
@@ -408,8 +416,8 @@ V.Compare = class {
     for (const chart of this.charts) {
       const metric = chart.spec.metric, tables = [];
       found.forEach((data, at) => {
-        const own = metric.startsWith("eval") ? data.evaluations : data.series, values = metric.startsWith("eval") ? own[metric] : own[metric] && own[metric].mean;
-        const x = metric.startsWith("eval") ? own.x : data.x, moved = shift(data);
+        const told = metric.startsWith("eval") && data.evaluations[metric] ? V.evaluations(data, [metric]) : null;
+        const x = told ? told.x : data.x, values = told ? told[metric] : (data.series[metric] || {}).mean, moved = shift(data);
         tables.push([String(at), values ? x.map(moved) : [], values || []]);
       });
       const all = [...new Set(tables.flatMap(([, x]) => x))].sort((a, b) => a - b), place = new Map(all.map((at, index) => [at, index])), series = {};
@@ -499,7 +507,7 @@ V.Sweep = class {
     if (this.shape !== shape) {
       this.shape = shape;
       for (const chart of this.charts) chart.destroy();
-      const common = {xlog: true, scatter: true, loggable: true, height: 300, xformat: V.short, format};
+      const common = {xlog: true, xkind: "short", scatter: true, loggable: true, height: 300, xformat: V.short, format, kind: error ? "percent" : "number"};
       const bySize = sizes.map((one, at) => ({name: String(at), label: `${V.short(one.value)} parameters`, colour: at, dots: true}));
       const lawOf = (level) => lines.find((line) => line.level === level);
       const byLevel = levels.map((one, at) => ({name: String(at), label: `${V.short(one.value)} FLOP${one.points.every((point) => point.held_out) ? ", held out" : ""}`, colour: at, dots: true}));
