@@ -144,7 +144,7 @@ def _marks(table: Table, attempts: list[dict[str, Any]], axis: str) -> list[dict
 def _gaps(table: Table, moment: Floats, attempt: Floats) -> list[list[float]]:
     """[from, to] of the times between attempts: from the last that one recorded, a step or an evaluation, to the next one's first step."""
     known = np.flatnonzero(np.isfinite(moment) & np.isfinite(attempt))
-    turns = np.flatnonzero(np.diff(attempt[known])) if len(known) > 1 else []
+    turns = np.flatnonzero(np.diff(attempt[known])).tolist()
     ends: dict[float, float] = {}
     for row in table.apart:
         if "eval_loss" in row and number(row.get("time")) > 0:
