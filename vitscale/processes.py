@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 
@@ -11,6 +12,25 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
+
+
+def up_s() -> float:
+    """How long this machine has been up: nobody sets that clock; 0 where nobody says so (macOS), as boot_id() is empty there."""
+    try:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    except AttributeError:
+        return 0.0
+
+
+def moment(label: float) -> str:
+    """A time of day a moment ago, for another process of this machine, which may have another time of day by then."""
+    return f"{label!r} {up_s() - (time.time() - label)!r} {boot_id()}"
+
+
+def label_of(moment: str) -> float:
+    """The same by this process's time of day.  Raises ValueError."""
+    label, up, boot = (*moment.split(maxsplit=2), "", "")[:3]
+    return time.time() - (up_s() - float(up)) if boot and boot == boot_id() else float(label)
 
 
 def start_of(pid: int) -> str | None:

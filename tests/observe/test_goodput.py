@@ -4,18 +4,24 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from vitscale.checkpoint.lease import Lease
 from vitscale.errors import EXIT_REQUEUE
 from vitscale.files import write_json
-from vitscale.observe.goodput import FILE, Goodput, goodput_ratio, process_started, program_started, read_books
+from vitscale.observe.goodput import CLOCK_S, FILE, Goodput, goodput_ratio, process_started, program_started, read_books
 from vitscale.observe.meters import Meters
 from vitscale.observe.names import BUCKETS
 from vitscale.parallel.launch import STARTED_VARIABLE
+from vitscale.processes import moment
 from vitscale.resilience.outcome import write_outcome
 from vitscale.resilience.restarts import FILE as ATTEMPTS_FILE
 from vitscale.resilience.restarts import begin_attempt
@@ -56,9 +62,11 @@ def test_what_a_killed_attempt_leaves_is_taken_up(tmp_path: Path, lease: Lease, 
     """It began 100 s ago, wrote its books 20 s ago with 5 s of a step under way, and its launcher saw it die 4 s later."""
     now = time.time()
     write_books(tmp_path, now - 100, now - 20, startup=10, train=60, data_wait=3, waiting=1, lost=1)
-    monkeypatch.setattr(time, "time", lambda: now - 16)
-    write_outcome(tmp_path, EXIT_REQUEUE, "rank 1 was ended by SIGKILL")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        up = time.clock_gettime(time.CLOCK_BOOTTIME)
+        patch.setattr(time, "time", lambda: now - 16)
+        patch.setattr(time, "clock_gettime", lambda which: up - 16)
+        write_outcome(tmp_path, EXIT_REQUEUE, "rank 1 was ended by SIGKILL")
     monkeypatch.setenv(STARTED_VARIABLE, str(now - 7))
     with Goodput(tmp_path, lease, Meters()) as goodput:
         spent = goodput.run_seconds()
@@ -159,6 +167,69 @@ def test_a_clock_that_is_set_changes_no_sum(tmp_path: Path, lease: Lease, monkey
     assert books is not None
     assert sum(books.seconds.values()) == approx(books.time - books.started, abs=0.05)
     assert "clocks disagree" in caplog.text
+
+
+class Clocks:
+    """The three of a machine: that which is set, and two that nobody sets."""
+
+    def __init__(self) -> None:
+        self.true, self.off = 1000.0, 1.8e9
+
+    def time(self) -> float:
+        return self.true + self.off
+
+    def monotonic(self) -> float:
+        return self.true
+
+    def clock_gettime(self, which: int) -> float:
+        return self.true
+
+
+JUMPS = st.sampled_from([0.0, 0.0, -3600.0, 3600.0, 86400.0, -1.0])
+ATTEMPT = st.fixed_dictionaries({
+    "gap": st.floats(0, 300), "startup": st.floats(0, 60), "work": st.floats(0, 200), "last": st.floats(0, 5),
+    "at start": JUMPS, "at work": JUMPS, "at the end": JUMPS, "between": JUMPS, "outcome": st.booleans()})
+
+
+@example(attempts=[{"gap": 200.0, "startup": 9.0, "work": 100.0, "last": 3.0, "at start": 0.0, "at work": 3600.0, "at the end": 0.0,
+                    "between": -3600.0, "outcome": True}] * 2)      # who told the end had a clock of its own
+@given(attempts=st.lists(ATTEMPT, min_size=1, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_whenever_the_clock_is_set_the_parts_add_up_to_what_has_passed(attempts: list[dict[str, Any]]) -> None:
+    """By some clock of each kind: of the launcher, the attempt, who tells its end."""
+    clocks = Clocks()
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name)
+        for one in ("time", "monotonic", "clock_gettime"):
+            patch.setattr(time, one, getattr(clocks, one))
+        first, gaps, known = clocks.true, 0.0, {}
+        for number, one in enumerate(attempts, 1):
+            if number > 1:
+                clocks.true += one["gap"]
+                gaps += one["gap"]
+            patch.setenv(STARTED_VARIABLE, moment(clocks.time()))
+            clocks.off += one["at start"]
+            clocks.true += one["startup"]
+            meters = Meters(clock=clocks.monotonic)
+            book = Goodput(folder, cast(Lease, SimpleNamespace(number=number, check=lambda: None)), meters)
+            meters.begin()
+            clocks.true += one["work"]
+            meters.end_step(8)
+            clocks.off += one["at work"]
+            with book:              # writes when it begins and when it ends
+                pass
+            known = book.run_seconds()
+            assert sum(known.values()) == approx(clocks.true - first, abs=number * (CLOCK_S + 0.1))
+            assert known["waiting"] == approx(gaps, abs=number * CLOCK_S + sum(one["last"] for one in attempts[:number]))
+            assert known["startup"] == approx(sum(one["startup"] for one in attempts[:number]), abs=number * CLOCK_S)
+            assert known["train"] == approx(sum(one["work"] for one in attempts[:number]), abs=0.01)
+            assert known["lost"] <= sum(one["last"] for one in attempts[:number]) + number * CLOCK_S
+            clocks.true += one["last"]                      # of a step in which it is killed
+            gaps += 0 if one["outcome"] else one["last"]    # then nobody knows when
+            clocks.off += one["at the end"]
+            if one["outcome"]:
+                write_outcome(folder, EXIT_REQUEUE, "rank 1 was ended by SIGKILL")
+            clocks.off += one["between"]
 
 
 def test_books_from_a_host_whose_clock_is_ahead(tmp_path: Path, lease: Lease, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vitscale.cluster.runfolder import BEGUN, mark, write_object
+from vitscale.cluster.runfolder import BEGUN, marks, write_object
 from vitscale.errors import DataError
 from vitscale.resilience.failures import classify, signature
 from vitscale.resilience.lasterror import most_telling, note_error, tell, tell_for_job, tell_if_nobody_did
@@ -190,23 +190,23 @@ def test_only_a_node_whose_hardware_failed_is_left_out(folder: Path) -> None:
 def test_when_rank_0_could_not_say_it(folder: Path) -> None:
     """The launcher, or the batch script, finds it."""
     write_outcome(folder, 75, "asked to stop", cause="signal", attempt=1)
-    assert not tell_if_nobody_did(folder, 2, since=0.0)
+    assert not tell_if_nobody_did(folder, 2, {})
     note_error(folder, RuntimeError("Broken pipe"), rank=2, size=3, node="n2", attempt=2)
-    assert not tell_if_nobody_did(folder, 2, since=0.0)         # an echo says nothing
+    assert not tell_if_nobody_did(folder, 2, {})         # an echo says nothing
     note_error(folder, DataError("cats-0003.tar: is damaged"), rank=1, size=3, node="n1", attempt=2, step=5)
-    assert tell_if_nobody_did(folder, 2, since=0.0)
+    assert tell_if_nobody_did(folder, 2, {})
     outcome = read_outcome(folder)
     assert (outcome["exit_code"], outcome["attempt"], outcome["rank"], outcome["step"]) == (2, 2, 1, 5)
     assert "cats-0003.tar: is damaged" in outcome["reason"]
-    assert tell_if_nobody_did(folder, 2, since=0.0)             # it is told
-    assert not tell_if_nobody_did(folder, 3, since=0.0)
+    assert tell_if_nobody_did(folder, 2, {})             # it is told
+    assert not tell_if_nobody_did(folder, 3, {})
 
 
 def test_the_batch_script_finds_it_too(folder: Path) -> None:
     (folder / "lease").mkdir()
     (folder / "lease" / "1").touch()
     (folder / BEGUN).parent.mkdir(exist_ok=True, parents=True)
-    write_object(folder / BEGUN, {"began": 0.0, "before": {"lease": 1, "outcome": mark(folder / "outcome.json")}})
+    write_object(folder / BEGUN, {"before": {"lease": 1, **marks(folder)}})
     (folder / "lease" / "2").touch()
     note_error(folder, RuntimeError("Xid 79"), rank=5, size=8, node="n5", attempt=2)
     tell_for_job(folder)

@@ -9,7 +9,7 @@ from typing import Any
 
 from vitscale.cluster.ended import Ended, Mark, ended, forget_ranks, killed, word_of
 from vitscale.cluster.going_on import look
-from vitscale.cluster.runfolder import BEGUN, JOB, OUTCOME, highest_lease, mark, read_object, run_folder, write_object
+from vitscale.cluster.runfolder import BEGUN, JOB, OUTCOME, highest_lease, mark, marks, read_object, run_folder, write_object
 from vitscale.cluster.tries import FINAL, VARIABLE, RestartLoop, Tries, noted
 from vitscale.errors import EXIT_DONE, EXIT_REQUEUE, RecipeError, UserError
 from vitscale.recipe import load_recipe
@@ -51,7 +51,7 @@ def begin(recipe: str, overrides: Sequence[str], env: Mapping[str, str] = os.env
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         write_object(folder / BEGUN, {
             "job": job, "restart": restarts, "nodes": env.get("SLURM_JOB_NODELIST"), "began": time.time(),
-            "before": {"lease": highest_lease(folder), "outcome": tries.before(one)},
+            "before": {"lease": highest_lease(folder), **marks(folder), "outcome": tries.before(one)},
         })
         forget_ranks(folder)
         if not tries.is_noted(one):

@@ -73,6 +73,12 @@ def mark(path: Path) -> list[int] | None:
     return [known.st_ino, known.st_mtime_ns, known.st_size]
 
 
+def marks(folder: Path) -> dict[str, Any]:
+    """Of what may say why an attempt ended: what differs from this was written since."""
+    errors = sorted((folder / "logs").glob("error-rank-*.json"))
+    return {"outcome": mark(folder / OUTCOME), "errors": {path.name: mark(path) for path in errors}}
+
+
 def highest_lease(folder: Path) -> int:
     """The number of the last attempt that held the run folder; 0 if none did."""
     try:

@@ -17,16 +17,18 @@ import os
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from vitscale.checkpoint.lease import Lease, LeaseLost
 from vitscale.files import read_bytes, write_atomically
 from vitscale.observe.meters import Meters
 from vitscale.observe.names import BUCKETS
 from vitscale.parallel.launch import STARTED_VARIABLE
-from vitscale.processes import boot_id
+from vitscale.processes import boot_id, label_of, up_s
 from vitscale.resilience.outcome import read_outcome
 from vitscale.resilience.restarts import attempts_of
 
@@ -68,7 +70,7 @@ class Goodput:
                 last_sign = before.time + shift
             else:       # whoever ended the attempt, its launcher say, may have lived longer than its books
                 shift = 0.0
-                last_sign = max(before.time, min(read_outcome(run_folder).get("time", 0.0), now))
+                last_sign = max(before.time, min(_time_of(read_outcome(run_folder)), now))
             before = replace(before, started=before.started + shift, time=before.time + shift)
             self.started = program_started(not_before=last_sign)
             self.first_started, self._carried = before.started, dict.fromkeys(BUCKETS, 0.0) | before.seconds
@@ -96,7 +98,7 @@ class Goodput:
     def _write(self) -> None:
         """Not made durable: where a machine fails, attempts.jsonl still has the sums with which the attempt began."""
         books = {"attempt": self._lease.number, "started": self.first_started, "time": self._now + time.monotonic() - self._at,
-                 "seconds": self.run_seconds(), "boot": boot_id(), "up_s": _up_s()}
+                 "seconds": self.run_seconds(), "boot": boot_id(), "up_s": up_s()}
         with contextlib.suppress(OSError, LeaseLost):       # a full disk ends a run elsewhere, if it must
             self._lease.check()
             write_atomically(self._path, json.dumps(books), durable="no")
@@ -104,6 +106,14 @@ class Goodput:
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
             self._write()
+
+
+def _time_of(outcome: Mapping[str, Any]) -> float:
+    """When it was written, by this machine's clock as it goes now, if it was this machine; 0: not known."""
+    try:
+        return label_of(str(outcome["moment"])) if "moment" in outcome else float(outcome.get("time", 0.0))
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def goodput_ratio(run_seconds: dict[str, float]) -> float:
@@ -135,16 +145,8 @@ def clock_shift(books: Books, now: float) -> float:
     On the machine that wrote them, since its start, its uptime tells; elsewhere only that they are not of the future.
     """
     if books.boot and books.boot == boot_id():
-        return (now - books.time) - (_up_s() - books.up_s)
+        return (now - books.time) - (up_s() - books.up_s)
     return min(now - books.time, 0.0)
-
-
-def _up_s() -> float:
-    """How long this machine has been up; 0 where nobody says so (macOS), as its boot_id() is empty there."""
-    try:
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    except AttributeError:
-        return 0.0
 
 
 def program_started(not_before: float = 0.0) -> float:
@@ -153,7 +155,7 @@ def program_started(not_before: float = 0.0) -> float:
     What began before `not_before`, such as a job in which attempts follow each other, did not start this attempt.
     """
     told = os.environ.get(STARTED_VARIABLE)
-    for begin in (_batch_job_started(), float(told) if told else None, process_started()):
+    for begin in (_batch_job_started(), label_of(told) if told else None, process_started()):
         if begin is not None and not_before <= begin <= max(time.time(), not_before):
             return begin
     return not_before
@@ -163,8 +165,8 @@ def process_started() -> float:
     """When this process was started, seconds since 1970, to the kernel's tick; without /proc (macOS): now."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
-    except (OSError, AttributeError):
+        return time.time() - (up_s() - ticks / os.sysconf("SC_CLK_TCK")) if up_s() else time.time()
+    except OSError:
         return time.time()
 
 

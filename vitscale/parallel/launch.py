@@ -18,11 +18,12 @@ from typing import BinaryIO
 from vitscale.awake import Awake
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
 from vitscale.plan.hardware import usable_cores
+from vitscale.processes import moment
 from vitscale.stopping import heard
 
 log = logging.getLogger(__name__)
 STORE_VARIABLE = "VITSCALE_STORE"
-STARTED_VARIABLE = "VITSCALE_STARTED"       # when the launcher was, seconds since 1970: what its ranks' startup counts from
+STARTED_VARIABLE = "VITSCALE_STARTED"       # when the launcher was, as moment() says it: what its ranks' startup counts from
 LIFELINE_VARIABLE = "VITSCALE_LIFELINE"     # a pipe that closes when the launcher is gone, however it ended
 GRACE_S = 60.0          # for the other ranks to end by themselves once one has died, before they are killed
 DEAD_GRACE_S = 3.0      # the same when one was killed: the others can only wait for it in vain
@@ -69,7 +70,7 @@ def launch(command: Sequence[str], processes: int, logs: Path, started: float, o
     with tempfile.TemporaryDirectory(prefix="vitscale-") as folder:
         environment = dict(os.environ)
         environment.update({
-            STORE_VARIABLE: str(Path(folder) / "store"), STARTED_VARIABLE: str(started), LIFELINE_VARIABLE: str(ours),
+            STORE_VARIABLE: str(Path(folder) / "store"), STARTED_VARIABLE: moment(started), LIFELINE_VARIABLE: str(ours),
             "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
         })
         environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,14 +108,17 @@ def tell(folder: Path, error: LastError, **facts: Any) -> None:
     write_outcome(folder, error.code, error.reason, **known | facts)
 
 
-def tell_if_nobody_did(folder: Path, attempt: int | None, since: float) -> bool:
-    """For whoever started the ranks of `attempt` (None: none held the run folder) at `since`: if rank 0 could not say why they ended, say
-    it by what another rank wrote down.  Whether the outcome tells a failure now."""
+def tell_if_nobody_did(folder: Path, attempt: int | None, before: Mapping[str, Any]) -> bool:
+    """For whoever started the ranks of `attempt` (None: none held the run folder): if rank 0 could not say why they ended, say it by what
+    another rank wrote down.  `before`: marks() of the run folder when they were started, since clocks are set.  Whether the outcome tells
+    a failure now."""
     outcome = read_outcome(folder)
-    if "error" in outcome and outcome.get("attempt") == attempt and (attempt is not None or outcome.get("time", 0.0) >= since):
+    is_new = attempt is not None or mark(folder / OUTCOME) != before.get("outcome")
+    if "error" in outcome and outcome.get("attempt") == attempt and is_new:
         return True
-    found = [one for one in _errors(folder) if not one.is_echo and one.attempt in (attempt, None)
-             and (one.attempt is not None or one.time >= since)]
+    known = before.get("errors") or {}
+    found = [one for path, one in _files(folder) if not one.is_echo and one.attempt in (attempt, None)
+             and (one.attempt is not None or mark(path) != known.get(path.name))]
     if not found:
         return False
     tell(folder, min(found, key=lambda one: one.time))
@@ -125,11 +128,11 @@ def tell_if_nobody_did(folder: Path, attempt: int | None, since: float) -> bool:
 def tell_for_job(folder: Path) -> None:
     """The same for the batch script of a job, once its ranks have ended."""
     begun = read_object(folder / BEGUN)
-    before, began = begun.get("before"), begun.get("began")
-    if not isinstance(before, dict) or not isinstance(began, (int, float)) or mark(folder / OUTCOME) != before.get("outcome"):
+    before = begun.get("before")
+    if not isinstance(before, dict) or not isinstance(before.get("errors", {}), dict) or mark(folder / OUTCOME) != before.get("outcome"):
         return      # rank 0 has said how it ended
     lease = highest_lease(folder)
-    tell_if_nobody_did(folder, int(lease) if lease not in (None, before.get("lease")) else None, since=float(began))
+    tell_if_nobody_did(folder, int(lease) if lease not in (None, before.get("lease")) else None, before)
 
 
 def _kind_of(error: Exception, text: str) -> Kind:
@@ -156,8 +159,12 @@ def _file(folder: Path, rank: int) -> Path:
 
 
 def _errors(folder: Path) -> list[LastError]:
+    return [one for _, one in _files(folder)]
+
+
+def _files(folder: Path) -> list[tuple[Path, LastError]]:
     found = []
     for path in sorted((folder / "logs").glob("error-rank-*.json")):
         with contextlib.suppress(OSError, ValueError, TypeError):      # damaged: it says nothing
-            found.append(LastError(**json.loads(path.read_text())))
+            found.append((path, LastError(**json.loads(path.read_text()))))
     return found

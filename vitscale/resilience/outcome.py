@@ -12,6 +12,7 @@ from vitscale.cluster.runfolder import OUTCOME as FILE
 from vitscale.cluster.runfolder import reached, read_object
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
 from vitscale.files import write_json
+from vitscale.processes import moment
 
 log = logging.getLogger(__name__)
 STATES = {EXIT_DONE: "done", EXIT_WRONG_INPUT: "wrong input", EXIT_FAILED: "failed", EXIT_REQUEUE: "stopped early"}
@@ -35,7 +36,8 @@ def write_outcome(run_folder: Path, exit_code: int, reason: str, *, cause: str |
             log.warning("%s", so_far.words)
             reason = f"{reason}; {so_far.words}"
         facts |= {"lost_steps": so_far.lost, "checkpoint_step": so_far.checkpoint}
-    outcome = {"state": state, "exit_code": exit_code, "cause": cause, "reason": reason, "time": time.time(), **facts}
+    outcome = {"state": state, "exit_code": exit_code, "cause": cause, "reason": reason, "time": time.time(),
+               "moment": moment(time.time()), **facts}
     try:
         write_json(run_folder / FILE, outcome)
     except OSError as error:

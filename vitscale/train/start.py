@@ -102,6 +102,7 @@ def _start_ranks(folder: Path, processes: int, max_restarts: int, keep_going: bo
     """
     from vitscale.checkpoint.lease import refuse_if_held
     from vitscale.cluster.ended import ended, word_of
+    from vitscale.cluster.runfolder import marks
     from vitscale.cluster.tries import VARIABLE, RestartLoop, Tries
     from vitscale.observe.goodput import process_started
     from vitscale.parallel.launch import launch, rank_command
@@ -117,7 +118,7 @@ def _start_ranks(folder: Path, processes: int, max_restarts: int, keep_going: bo
         except RestartLoop as error:
             write_outcome(folder, error.exit_code, str(error), **error.facts)
             raise
-        before, began, known = tries.before(one), time.time(), len(attempts_of(folder))
+        before, said, known = tries.before(one), marks(folder), len(attempts_of(folder))
         os.environ[VARIABLE] = one.token        # for the ranks
         end = launch(rank_command(sys.argv[1:]), processes, folder / "logs", started, on_started=stop.begin,
                      hang=lambda: _hang(word_of(folder, before)))      # noqa: B023  called in this turn of the loop alone
@@ -127,7 +128,7 @@ def _start_ranks(folder: Path, processes: int, max_restarts: int, keep_going: bo
         if not end.told or (end.code == EXIT_REQUEUE and not how.told):
             refuse_if_held(folder)          # by a newer attempt: then this one's end is nobody's business
         if not end.told:
-            if not tell_if_nobody_did(folder, attempt, since=began):
+            if not tell_if_nobody_did(folder, attempt, said):
                 write_outcome(folder, end.code, end.reason, attempt=attempt)
         elif end.code == EXIT_REQUEUE and not how.told and end.asked:
             asked = why_stopped(end.asked, "before the ranks had joined")
