@@ -11,6 +11,7 @@ import pytest
 
 from vitscale.errors import EXIT_REQUEUE
 from vitscale.parallel.launch import rank_command
+from vitscale.processes import is_stopped
 from vitscale.stopping import STOPPING
 
 # the launcher in a process of its own: it sets signal handlers
@@ -92,7 +93,8 @@ def wait_until(condition, what: str = "", timeout_s: float = 15.0) -> None:
 def test_all_succeed(launched, tmp_path):
     one = launched("""
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
-print(*(os.environ[name] for name in names), os.environ["VITSCALE_STARTED"], Path(os.environ["VITSCALE_STORE"]).parent.is_dir(), flush=True)
+started, store = os.environ["VITSCALE_STARTED"].split()[0], Path(os.environ["VITSCALE_STORE"])
+print(*(os.environ[name] for name in names), started, store.parent.is_dir(), flush=True)
 print("loud", file=sys.stderr)
 """, ranks=3)
     code, out, err = one.end()
@@ -213,6 +215,40 @@ while True:
         one.process.send_signal(number)
         one.await_(f"got-0-{int(number)}", f"got-1-{int(number)}")
     assert one.end()[0] == EXIT_REQUEUE
+
+
+STOPPABLE = """
+import subprocess
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+leave(f"child-{rank}", child.pid)
+while not (folder / "end").exists():
+    time.sleep(0.02)
+child.kill()
+"""
+
+
+def test_ranks_and_what_they_started_stop_and_go_on_with_the_launcher(launched):
+    """Ctrl-Z and fg."""
+    two = launched(STOPPABLE, ranks=2)
+    two.await_("child-0", "child-1")
+    everybody = [two.process.pid, *two.pids(), *(int((two.folder / f"child-{rank}").read_text()) for rank in (0, 1))]
+    for _ in range(2):
+        two.process.send_signal(signal.SIGTSTP)
+        wait_until(lambda: all(is_stopped(pid) for pid in everybody), "all stopped", 60)
+        two.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: not any(is_stopped(pid) for pid in everybody), "none stopped", 60)
+    (two.folder / "end").touch()
+    assert two.end()[0] == 0
+
+
+def test_a_launcher_that_is_killed_while_all_are_stopped_leaves_no_orphans(launched):
+    two = launched("from vitscale.parallel.launch import hold_lifeline\nhold_lifeline()\nleave(f'held-{rank}')\ntime.sleep(60)", ranks=2)
+    two.await_("held-0", "held-1")
+    pids = two.pids()
+    two.process.send_signal(signal.SIGTSTP)
+    wait_until(lambda: all(is_stopped(pid) for pid in [two.process.pid, *pids]), "all stopped", 60)
+    two.process.kill()
+    wait_until(lambda: not any(lives(pid) for pid in pids), "the ranks have ended", 60)
 
 
 def test_a_hangup_that_nohup_ignores_is_ignored_in_the_ranks_too(launched):

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0
 RELEASE_S = 5.0     # for a mark that only saves the next attempt a look
 STALE_S = 60.0      # a holder on another host that has not been heard of for so long is taken for dead
+_KEPT = 8           # leases, to be looked at
 WATCH_S = 15.0      # and it is watched for at least so long: three beats
 
 
@@ -66,6 +67,7 @@ class Lease:
                     draft.unlink(missing_ok=True)
             lease = cls(folder, new)
             lease._thread.start()
+            _forget(folder, new - _KEPT)
             return lease
 
     def check(self) -> None:
@@ -112,6 +114,15 @@ def refuse_if_held(run_folder: Path) -> None:
 
 def _highest(folder: Path) -> int | None:
     return max((int(name) for name in names_in(folder) if name.isdigit()), default=None)
+
+
+def _forget(folder: Path, before: int) -> None:
+    """The leases with lower numbers: each attempt looks through all names, and only the highest counts."""
+    for name in names_in(folder):
+        number = name.removesuffix(".released")
+        if number.isdigit() and int(number) < before:
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
 
 
 def _name(draft: Path, lease: Path) -> None:

@@ -39,6 +39,7 @@ from vitscale.files import fsync_folder, names_in, write_atomically
 FOLDER = "tries"
 VARIABLE = "VITSCALE_TRY"
 PATIENCE = 10       # without a further checkpoint in a row: by hand, or because others took the nodes; then it is enough too
+_KEPT = 64          # names, besides those that may count
 FINAL = (EXIT_DONE, EXIT_WRONG_INPUT, EXIT_FAILED)
 Kind = Literal["new", "hand", "restart", "refused"]
 _NAME = re.compile(r"^(\d{6,12})\.step-(\d{1,12})\.(new|hand|restart|refused)(?:\+(\d{1,9}))?\.([A-Za-z0-9_-]+)$")
@@ -262,7 +263,26 @@ class Tries:
             finally:
                 os.close(descriptor)
             fsync_folder(self.folder)
+        self._forget()
         return new
+
+    def _forget(self) -> None:
+        """Those that decide nothing any more, once they are many: a start must not take longer for what has been.
+
+        What decides are the last ones, made and refused, more than any rule counts; the last that began a series; and the furthest."""
+        known, keep = self.known(), _KEPT + 2 * max(self.max_restarts, PATIENCE)
+        if len(known) <= 2 * keep:
+            return
+        made = [one for one in known if one.kind != "refused"]
+        refused = [one for one in known if one.kind == "refused"]
+        begun = [one for one in made if one.begins]
+        stay = {one.number for one in [*made[-keep:], *refused[-keep:], *begun[-1:], *sorted(made, key=lambda one: one.furthest)[-1:]]}
+        for one in known:
+            if one.number not in stay:
+                for name in (one.name, f"{one.number:06d}.end"):
+                    with contextlib.suppress(OSError):
+                        (self.folder / name).unlink(missing_ok=True)
+                self._mine.pop(one.number, None)
 
 
 def noted(run_folder: Path, token: str) -> tuple[Try, int] | None:

@@ -133,8 +133,8 @@ def read_books(run_folder: Path) -> Books | None:
 
 
 def _books_before(run_folder: Path) -> Books | None:
-    books, attempts = read_books(run_folder), attempts_of(run_folder)
-    if books is None and attempts:
+    books = read_books(run_folder)
+    if books is None and (attempts := attempts_of(run_folder)):
         books = Books(attempts[0].started, attempts[-1].time, attempts[-1].seconds)
     return books
 

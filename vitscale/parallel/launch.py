@@ -1,6 +1,7 @@
 """Start one rank per device on this machine, watch over them, and end them together.  Imports no torch."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import signal
@@ -35,6 +36,8 @@ def hold_lifeline() -> None:
     if descriptor is None:
         return
     pipe = int(descriptor)
+    with contextlib.suppress(OSError, AttributeError):      # should it be killed while Ctrl-Z has stopped both
+        ctypes.CDLL(None).prctl(1, signal.SIGCONT)          # PR_SET_PDEATHSIG
 
     def wait_for_the_end() -> None:
         os.read(pipe, 1)            # returns at end of file: the launcher holds the only other end and never writes
@@ -82,7 +85,17 @@ def launch(command: Sequence[str], processes: int, logs: Path, started: float, o
                 if child.poll() is None:
                     child.send_signal(number)
 
+        def stop_too(number: int, frame: FrameType | None) -> None:
+            """Ctrl-Z, which does not reach ranks in sessions of their own: they stop with this process, and go on with it."""
+            _tell_groups(children, signal.SIGSTOP)
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTSTP)            # stands here until SIGCONT
+            signal.signal(signal.SIGTSTP, stop_too)
+            _tell_groups(children, signal.SIGCONT)
+
         previous = {number: signal.signal(number, pass_on) for number in heard()}
+        if signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:      # else whoever started this process does not want it stopped
+            previous[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, stop_too)
         try:
             for rank in range(processes):
                 environment.update({"RANK": str(rank), "LOCAL_RANK": str(rank)})
@@ -103,6 +116,14 @@ def launch(command: Sequence[str], processes: int, logs: Path, started: float, o
                 signal.signal(number, handler)
             os.close(ours)
             os.close(theirs)
+
+
+def _tell_groups(children: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+    """The ranks, and what they have started."""
+    for child in children:
+        if child.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, number)
 
 
 def _output(path: Path) -> BinaryIO:

@@ -1,5 +1,8 @@
 """The attempts of a run, one row each in attempts.jsonl: what began where, and why the one before it ended.
 
+The file holds the first and the last few hundred; those between lie in attempts.earlier.jsonl, which nobody reads, so that a start takes no
+longer for what has been.
+
 Only an attempt that has taken the run folder has a row.  Every start of a run, also one that dies before that, is counted in tries/:
 vitscale/cluster/tries.py, which knows when they are enough.
 """
@@ -21,6 +24,8 @@ from vitscale.files import patiently, read_bytes, write_atomically
 from vitscale.resilience.outcome import read_outcome
 
 log = logging.getLogger(__name__)
+EARLIER = "attempts.earlier.jsonl"
+_KEPT = 200         # rows, and up to twice as many
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Attempt:
     host: str = ""
     node: str | None = None
     job: str | None = None
+    restarts: dict[str, int] = field(default_factory=dict)      # of the run so far, by cause: how often it was started again
 
 
 def attempts_of(run_folder: Path) -> list[Attempt]:
@@ -55,18 +61,25 @@ def attempts_of(run_folder: Path) -> list[Attempt]:
 
 def begin_attempt(run_folder: Path, number: int, *, started: float, step: int, images: int, ranks: int,
                   seconds: dict[str, float]) -> list[Attempt]:
-    """Write the row of an attempt that begins, durably; returns all rows, its own the last.  Only for the holder of the run folder.
+    """Write the row of an attempt that begins, durably; returns the rows that are kept, its own the last.
 
-    Raises CheckpointError where the disk takes no more."""
+    Only for the holder of the run folder.  Raises CheckpointError where the disk takes no more."""
     known = attempts_of(run_folder)
     ended = _end_of(run_folder, known[-1]) if known else {"cause": None, "reason": None, "exit_code": None}
+    restarts = restarts_by_cause(known) + Counter([ended["cause"]] if ended["cause"] else [])
     new = Attempt(number, started, time.time(), step, images, ranks, seconds=seconds, host=socket.gethostname(),
-                  node=os.environ.get("SLURMD_NODENAME"), job=os.environ.get("SLURM_JOB_ID"), **ended)
+                  node=os.environ.get("SLURMD_NODENAME"), job=os.environ.get("SLURM_JOB_ID"), restarts=dict(restarts), **ended)
+    rows, earlier = [*known, new], []
+    if len(rows) > 2 * _KEPT:
+        rows, earlier = [rows[0], *rows[-_KEPT:]], rows[1:-_KEPT]
     try:
-        write_atomically(run_folder / FILE, "".join(json.dumps(asdict(row)) + "\n" for row in [*known, new]))
+        if earlier:             # a kill before the next line has them there twice
+            with open(run_folder / EARLIER, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(asdict(row)) + "\n" for row in earlier)
+        write_atomically(run_folder / FILE, "".join(json.dumps(asdict(row)) + "\n" for row in rows))
     except OSError as error:
         raise CheckpointError(f"{run_folder / FILE}: cannot be written ({error.strerror}); make room there") from None
-    return [*known, new]
+    return rows
 
 
 def _end_of(run_folder: Path, last: Attempt) -> dict[str, Any]:
@@ -81,4 +94,6 @@ def _end_of(run_folder: Path, last: Attempt) -> dict[str, Any]:
 
 def restarts_by_cause(attempts: Sequence[Attempt]) -> Counter[str]:
     """How often the run was started again after which end."""
-    return Counter(row.cause for row in attempts if row.cause is not None)
+    told = next((number for number in reversed(range(len(attempts))) if attempts[number].restarts), None)     # an older row tells its own
+    after = attempts[0 if told is None else told + 1:]
+    return Counter(attempts[told].restarts if told is not None else {}) + Counter(row.cause for row in after if row.cause is not None)

@@ -118,12 +118,13 @@ def _start_ranks(folder: Path, processes: int, max_restarts: int, keep_going: bo
         except RestartLoop as error:
             write_outcome(folder, error.exit_code, str(error), **error.facts)
             raise
-        before, said, known = tries.before(one), marks(folder), len(attempts_of(folder))
+        before, said = tries.before(one), marks(folder)
+        known = max((row.attempt for row in attempts_of(folder)), default=0)
         os.environ[VARIABLE] = one.token        # for the ranks
         end = launch(rank_command(sys.argv[1:]), processes, folder / "logs", started, on_started=stop.begin,
                      hang=lambda: _hang(word_of(folder, before)))      # noqa: B023  called in this turn of the loop alone
         how = ended(folder, before, end.code)
-        begun = attempts_of(folder)[known:]
+        begun = [row for row in attempts_of(folder) if row.attempt > known]
         attempt = begun[-1].attempt if begun else None
         if not end.told or (end.code == EXIT_REQUEUE and not how.told):
             refuse_if_held(folder)          # by a newer attempt: then this one's end is nobody's business
