@@ -13,6 +13,7 @@ import pytest
 import vitscale
 from vitscale.cluster.ending import FACTS
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
+from vitscale.processes import label_of
 from vitscale.resilience import watcher
 from vitscale.resilience.outcome import FILE, read_outcome, why_stopped, write_outcome
 
@@ -25,6 +26,7 @@ def test_it_says_how_the_run_ended(code: int, state: str, cause: str, tmp_path: 
     write_outcome(tmp_path, code, "because", step=7, best=None, samples_skipped={"decode": 2})
     outcome = json.loads((tmp_path / FILE).read_text())
     assert abs(outcome.pop("time") - time.time()) < 60
+    assert abs(label_of(outcome.pop("moment")) - time.time()) < 60
     lost = {} if code == EXIT_DONE else {"lost_steps": 7, "checkpoint_step": 0}
     assert outcome == {"state": state, "exit_code": code, "cause": cause, "step": 7, "best": None, "samples_skipped": {"decode": 2}, **lost,
                        "reason": "because; lost: 7 steps, there is no checkpoint" if lost else "because"}
