@@ -15,6 +15,8 @@ ALLOWED = {
     "observe/goodput.py: __init__": "makes a label of an age",
     "observe/goodput.py: program_started": "a stamp of the future is left aside",
     "observe/goodput.py: process_started": "makes a label of the kernel's own count",
+    "processes.py: moment": "makes a label of an age",
+    "processes.py: label_of": "makes a label of an age",
     "observe/dashboard/view.py": "the hour, so that a page is drawn anew",
     "resilience/outcome.py: why_stopped": "SLURM says the end of a job by the time of day alone; within a quarter of an hour",
 }
