@@ -15,7 +15,8 @@ LONG = tuple(f"tests/{room}/" for room in ("chaos", "train", "web", "evaluate", 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)        # under nohup it is ignored, by what the tests start too
 sys.path.insert(0, str(Path(__file__).parent))
-subprocess.Popen = preloaded.Popen                  # type: ignore[misc]
+if sys.platform == "linux":
+    subprocess.Popen = preloaded.Popen              # type: ignore[misc]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -141,7 +141,7 @@ def test_a_step_daemon_that_dies_beside_a_run_that_gets_nowhere(cluster: Cluster
 
     def gets_nowhere() -> None:
         """Killed as often as it starts; a fourth attempt is not waited for."""
-        job = Job.submit(cluster, yard, "n", "duration=600 steps", "checkpoint.every=200 steps", "parallel.engine=ddp",
+        job = Job.submit(cluster, yard, "n", "duration=40000 steps", "checkpoint.every=20000 steps", "parallel.engine=ddp",
                          options=("--nodes=1", "--exclude=n1,n2"))
         for attempt in (1, 2, 3):
             job.wait_for_step(1, attempt)
