@@ -183,6 +183,20 @@ def test_what_cannot_be_meant_is_refused(environment, values, said):
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize("typed", [True, False])
+def test_the_shell_of_a_step_of_several_tasks_is_no_rank(environment, monkeypatch, typed):
+    """As measured in `srun --pty -n4 bash`, whose shell gives each command a group of its own, and in `srun --pty -n4 python`."""
+    environment(STEP | {"SLURM_PTY_PORT": "37451", "SLURM_PROCID": "0"})
+    monkeypatch.setattr(os, "getsid", lambda pid: os.getpgrp() + (1 if typed else 0))
+    found = how_started(os.environ)
+    if typed:
+        assert found.place is None
+        assert "of whose 4 tasks this one alone has a terminal" in found.told
+    else:
+        assert found.place is not None
+        assert found.place.size == 4
+
+
 def test_a_pod_of_several_gpus_is_told_what_to_do(environment, monkeypatch):
     environment(POD)
     monkeypatch.setattr(place_module, "_gpus", lambda env: ["nvidia0", "nvidia1"])

@@ -97,10 +97,18 @@ def _step(env: Mapping[str, str]) -> Place | None:
     if "SLURM_PROCID" not in env or not number.isdigit() or int(number) >= _FIRST_SPECIAL_STEP:
         return None
     size = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"     # the latter may be the allocation's
-    if env.get(size) == "1":
+    if env.get(size) == "1" or _is_terminals_shell(env):
         return None
     names = _Names(f"srun step {env.get('SLURM_JOB_ID', '?')}.{number}", "SLURM_PROCID", size, ("SLURM_LOCALID",), ())
     return _place(env, names, names.launcher, _tasks_on_this_node(env))
+
+
+def _is_terminals_shell(env: Mapping[str, str]) -> bool:
+    """Whether a person typed this command into a shell that is task 0 of `srun --pty -n4 bash`.
+
+    The other tasks are shells without a terminal, which have ended at once.  A shell with a terminal gives each command a process group of
+    its own; a task's own program leads its session (SLURM 22.05, measured)."""
+    return "SLURM_PTY_PORT" in env and env.get("SLURM_PROCID") == "0" and os.getpgrp() != os.getsid(0)
 
 
 def _by_torch_variables(env: Mapping[str, str], step: Place | None) -> Started:
@@ -187,7 +195,9 @@ def _whereabouts(env: Mapping[str, str]) -> str:
     if job is None:
         return ""
     if step.isdigit():
-        return f" inside {'an interactive step' if int(step) >= _FIRST_SPECIAL_STEP else f'step {step}, which has one task,'} of job {job}"
+        tasks = env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1"))
+        what = "which has one task," if tasks == "1" else f"of whose {tasks} tasks this one alone has a terminal,"
+        return f" inside {'an interactive step' if int(step) >= _FIRST_SPECIAL_STEP else f'step {step}, {what}'} of job {job}"
     return f" inside job {job}"
 
 
