@@ -13,7 +13,7 @@ from badserver import BadServer
 
 from vitscale.data import ShardReader, expand, open_index, open_stream, remote
 from vitscale.data.verify import verify
-from vitscale.errors import DataError
+from vitscale.errors import EXIT_REQUEUE, DataError
 from vitscale.recipe.beside import HEADERS
 from vitscale.recipe.load import check_recipe
 
@@ -104,8 +104,23 @@ def test_what_does_not_pass_is_one_error(server, fault):
 def test_a_server_that_is_not_there_is_one_error(server):
     server.shutdown()
     server.server_close()
-    with pytest.raises(DataError, match="cannot be read, tried 4 times"):
+    with pytest.raises(remote.Unreachable, match=r"cannot be read, tried 4 times; .*; see to the store") as away:
         open_index(urls(server))
+    assert away.value.exit_code == EXIT_REQUEUE
+    assert away.value.facts["cause"] == "network"
+
+
+@pytest.mark.parametrize("how", ["500", "reset", "half"])
+def test_a_server_that_goes_away_under_a_run_has_it_begun_again(server, tmp_path, how):
+    """What is behind it is not bad: a later attempt may find it well."""
+    section = recipe(urls(server), tmp_path / "cache")
+    strict = section.model_copy(update={"data": section.data.model_copy(update={"max_bad_fraction": 0.0})})
+    index = open_index(urls(server))
+    server.always |= dict.fromkeys(server.files, how)
+    said = pytest.raises(DataError, match=r"\(storage \d+\).* cannot be read, tried 4 times; .*; see to the storage, then run")
+    with open_stream(strict, index, rank=0, world=1, micro_batch=4, on_bad=lambda row: None) as stream, said as lost:
+        list(stream.until(index.num_samples))
+    assert lost.value.exit_code == EXIT_REQUEUE
 
 
 @pytest.mark.parametrize(("fault", "message"), [
@@ -148,7 +163,7 @@ def test_a_shard_lost_under_a_run_costs_its_samples(server, folder, tmp_path, ho
         server.always["s-001.tar"] = how
     here = run(f"{folder}/s-*.tar", tmp_path / "cache")
     ids, pixels, bad = run(urls(server), tmp_path / "cache", index, cache_bytes)
-    assert Counter(row["reason"] for row in bad) == {"read": 6}
+    assert Counter(row["reason"] for row in bad) == {"read" if how == "gone" else "storage": 6}
     assert sorted(row["id"] for row in bad) == list(range(6, 12))
     assert [one[:3] for one in ids] == [one[:3] for one in here[0]]                     # nothing shifts
     assert pixels.keys() == set(range(TOTAL)) - set(range(6, 12))

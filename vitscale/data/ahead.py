@@ -127,7 +127,8 @@ class Ahead:
         if report.bad and too_many_bad(self.skipped.total(), self.read, self.max_bad_fraction):
             reasons = ", ".join(f"{reason} {count}" for reason, count in self.skipped.most_common())
             last = report.bad[-1]
-            kind, remedy = (StorageLost, "see to the file system") if 2 * self.skipped["storage"] > self.skipped.total() else (
+            away = 2 * self.skipped["storage"] > self.skipped.total()
+            kind, remedy = (StorageLost, "see to the storage, then run the same command again") if away else (
                 DataError, "mend the shards, or raise data.max_bad_fraction")
             raise kind(
                 f"{self.skipped.total()} of {self.read} samples could not be used ({reasons}), more than data.max_bad_fraction "
@@ -136,7 +137,7 @@ class Ahead:
 
 
 class StorageLost(DataError):
-    """Too many samples could not be read because their file system failed: another attempt may find it well."""
+    """Too many samples could not be read because what they lie on failed: another attempt may find it well."""
 
     exit_code = EXIT_REQUEUE
     facts = MappingProxyType({"cause": "disk"})

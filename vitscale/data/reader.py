@@ -73,7 +73,7 @@ class ShardReader:
     def read(self, shard: int, index: int, wanted: Collection[str] | None = None) -> dict[str, bytes]:
         """{extension: bytes} of one sample: those in `wanted` that it has, or all.
 
-        Raises DataError for a shard that changed since it was indexed, BadSample("read") for what cannot be read.
+        Raises DataError for a shard that changed since it was indexed, BadSample("read" or "storage") for what cannot be read.
         """
         members = self.index.shard(shard).members(index)
         return {ext: self.pread(shard, offset, size) for ext, offset, size in members if wanted is None or ext in wanted}
@@ -94,7 +94,7 @@ class ShardReader:
                 self._failing.add(shard)
             raise BadSample("storage" if passes(error) else "read", error.strerror or str(error)) from error
         except remote.Unreachable as error:
-            raise BadSample("read", str(error)) from error
+            raise BadSample("storage", error.args[0]) from error
         self._failing.discard(shard)
         return data
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event, Lock
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from vitscale.data import web
-from vitscale.errors import DataError
+from vitscale.errors import EXIT_REQUEUE, DataError
 from vitscale.recipe.beside import request_headers
 from vitscale.recipe.redact import redact
 
@@ -53,7 +54,13 @@ class Facts:
 
 
 class Unreachable(DataError):
-    """Every try failed in a way that another might not have."""
+    """Every try failed in a way that another might not have: the store is away, and another attempt may find it well."""
+
+    exit_code = EXIT_REQUEUE
+    facts = MappingProxyType({"cause": "network"})
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}; see to the store and the way to it, then run the same command again"
 
 
 _progress = 0
