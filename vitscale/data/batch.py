@@ -202,7 +202,8 @@ class Fetcher:
 
     def _describe(self, plan: Plan, slot: int, error: BadSample) -> dict[str, Any]:
         shard, number = int(plan.shard[slot]), int(plan.number[slot])
-        silent = error.reason in ("read", "storage") and remote.is_remote(self.index.urls[shard])    # a server that gave no image gives no key
+        # a server that gave no image gives no key
+        silent = error.reason in ("read", "storage") and remote.is_remote(self.index.urls[shard])
         return {
             "step": plan.step, "position": plan.position + int(plan.index[slot]), "id": int(plan.ids[slot]),
             "shard": self.index.paths[shard], "key": "?" if silent else self.index.key_of(shard, number),
