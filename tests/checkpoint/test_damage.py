@@ -231,7 +231,7 @@ def test_any_damage_to_any_file_is_named_and_the_one_before_is_used(resumed: Res
 def test_nonsense_under_a_manifest_that_agrees(resumed: Resumed) -> None:
     """What only shows when the files are understood: some of it not even then, as another value of a weight; but nothing else happens."""
     draw, found = random.Random(18), []
-    for name in set(files(resumed.newest)) - {MANIFEST}:
+    for name in sorted(set(files(resumed.newest)) - {MANIFEST}):
         for kind, damage in CONTENT.items():
             for _ in range(6 if kind in ("flipped", "swapped") else 1):
                 resumed.afresh()
@@ -243,7 +243,9 @@ def test_nonsense_under_a_manifest_that_agrees(resumed: Resumed) -> None:
                     assert name == FACTS, (name, kind, reason)
                     assert CHANGED in reason
                     continue
-                assert not reason or Path(name).name in reason, (name, kind, reason)
+                # a table of contents may point to what cannot be read in a shard file, which is what is named then
+                named = (name, ".distcp") if name.endswith(".metadata") else (name,)
+                assert not reason or any(Path(one).name in reason for one in named), (name, kind, reason)
                 assert step == 1 or kind in ("flipped", "swapped") or (kind == "longer" and name.endswith((".distcp", ".metadata")))
                 found.append(step)
     assert found.count(1) > 25

@@ -42,8 +42,9 @@ class Launched:
     def __init__(self, folder: Path, program: str, ranks: int, grace_s: float, dead_grace_s: float) -> None:
         self.folder, self.ranks = folder, ranks
         command = [sys.executable, "-c", LAUNCHER, str(folder), str(ranks), RANK + program, str(grace_s), str(dead_grace_s)]
+        # a group of its own, as a shell makes one: in the tests' own, which may be an orphaned one, Ctrl-Z stops nobody
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                        env={**os.environ, "FOLDER": str(folder)})
+                                        env={**os.environ, "FOLDER": str(folder)}, process_group=0)
 
     def await_(self, *names: str) -> None:
         """Until these files are there."""

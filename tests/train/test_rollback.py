@@ -186,11 +186,11 @@ def test_back_to_first_values(place: Path, engine: str, ranks: int) -> None:
 
 def test_what_cannot_be_gone_back_to_ends_the_run(place: Path) -> None:
     """One checkpoint is kept, and it is of the update at fault: the run is not begun anew without a word."""
-    go(place, *SPIKE, "name=n", "duration=60 steps", "checkpoint.every=20 steps", "checkpoint.keep=1", "data.val=null",
-       meeting=[Fault("spike", step=20)], code=3)
+    arguments = [*SPIKE, "name=n", "duration=60 steps", "checkpoint.every=20 steps", "checkpoint.keep=1", "data.val=null"]
+    go(place, *arguments, meeting=[Fault("spike", step=20)], code=3)
     run = Run(place / "runs" / "n")
     assert "no checkpoint from before step 20 is left to go back to: loss above" in run.outcome["reason"]
-    output = train(place, *SMALL, "name=n", "duration=60 steps", code=2)
+    output = train(place, *SMALL, *arguments, code=2)
     assert "no checkpoint from before step 20 is left to go back to: loss above" in output
 
 

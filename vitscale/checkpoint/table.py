@@ -107,10 +107,13 @@ def _is_inside(chunk: ChunkStorageMetadata, size: tuple[int, ...]) -> bool:
 
 
 class Reader(dcp.FileSystemReader):
-    """torch's reader, with the table of contents read as above; what cannot be read is named with its file."""
+    """torch's reader, with the table of contents read as above, and once; what cannot be read is named with its file."""
+
+    _table: Metadata | None = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        metadata = read_table(Path(self.path))
+        # torch asks up to twice more, and prints a traceback where that fails
+        metadata = self._table = self._table or read_table(Path(self.path))
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
