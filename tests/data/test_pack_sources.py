@@ -48,7 +48,9 @@ BROKEN = [["0", "-1", "2"], ["2.0", "10.0", "2.5"], ["1e3", "2", "3"], ["nan", "
           ["<NA>", "1", "2"],
           ["2", "cat", "10"], ["cat", "3", "dog"],
           ["inf", "1", "2"], ["0", "1", "b.jpg"], ["-1", "-2", "-3"], ["NA", "cat", "dog"],
-          ["1,5", "1", "2"]]
+          ["1,5", "1", "2"], ["2,0", "10,0", "1,0"], ["'2'", "'10'", "'1'"], ['"2"', '"10"', '"1"'], ["2%", "10%", "1 %"],
+          ["0x2", "0x10", "0x1"], ["[2]", "[10]", "[1]"], ["1,000", "2,000", "10,000"], ["99999999999999999999", "1", "2"],
+          ["2", "(10)", "1"]]
 
 
 @pytest.mark.parametrize("labels", NUMBERS, ids=",".join)
@@ -92,6 +94,33 @@ def test_what_pandas_writes_after_a_missing_value_keeps_its_numbers_and_they_are
     assert {key[-1]: int(members["cls"]) for key, members in packed(tmp_path / "out").items()} == {"0": 2, "1": 10, "2": 2}
     assert "model.classes must be 11 or more" in output
     assert "2: 2 10: 1" in output
+
+
+@pytest.mark.parametrize(("header", "rows", "message"), [
+    ("path,label,path", ["0.jpg,1,0.jpg"], "2 columns named 'path'"),
+    ("path,label,label", ["0.jpg,1,2"], "2 columns named 'label'"),
+    ("path,label", ["0.jpg,cat", '1.jpg," "'], "line 3 has no path or no label"),
+])
+def test_columns_named_alike_and_blank_labels_are_refused(tmp_path, header, rows, message):
+    assert message in run(manifest(tmp_path, *rows, header=header), tmp_path / "out", code=2)
+    assert not packed(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("labels", "found"), [
+    ([b"2", b"10"], [2, 10]), (["2", "10"], [2, 10]), ([2.0, 10.0], [2, 10]), ([b"cat", b"ant"], [1, 0]), ([[2], [10]], "several values"),
+    ([{"a": 2}, {"a": 10}], "several values"), ([b"\xff", b"cat"], "no UTF-8 text"),
+])
+def test_labels_of_parquet_are_what_they_say(tmp_path, labels, found):
+    from pyarrow import parquet, table
+
+    for number in (0, 1):
+        (tmp_path / f"{number}.jpg").write_bytes(corrupt.jpeg(number))
+    parquet.write_table(table({"path": [b"0.jpg", b"1.jpg"], "label": labels}), tmp_path / "list.parquet")
+    output = run(tmp_path / "list.parquet", tmp_path / "out", code=2 if isinstance(found, str) else 0)
+    if isinstance(found, str):
+        assert found in output
+    else:
+        assert [int(members["cls"]) for _, members in sorted(packed(tmp_path / "out").items())] == found
 
 
 def test_an_unquoted_comma_is_named_with_its_line(tmp_path):

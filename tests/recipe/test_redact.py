@@ -29,6 +29,10 @@ FORMS = [
     "hf://me:SECRET@datasets/x?r=SECRET",
     "https://h/a?sig=SECRET==&b=SECRET+/SECRET", "abfs://c@SECRET:SECRET@h/a?sig=SECRET", "https://h/a?sig=\u00e9SECRET",
     "simplecache::s3://k:SECRET@b/a",
+    "https://h/a?sig=abc;SECRET", "https://h/a?sig=abc%3BSECRET", "https://h/a?SECRET=", "https://h/a?SECRET==&b=1", "https://h/a;SECRET",
+    "https%3A%2F%2Fh%2Fa%3Fsig%3DSECRET", "https%3A%2F%2Fme%3ASECRET%40h%2Fa", "https%253A%252F%252Fh%252Fa%253Fsig%253DSECRET",
+    "https://proxy/https%3A%2F%2Fme%3ASECRET%40h%2Fa", "https://h/a%253Fsig%253DSECRET", "https://h/a%3Fx%253DSECRET",
+    r"https:\/\/me:SECRET@h\/a?sig=SECRET", r"https:\/\/h\/a?sig=SECRET", "https://h/a?sig=x\"SECRET", "https://h/a?sig=x<SECRET&b=y>SECRET",
 ]
 AROUND = ["{}", "cannot read '{}' twice", "({})", '["{}", 3]', "see {}.", "{}: no such shard", "a='{}', b=`{}`", "<{}>",
           "https://h/x {} and {}"]

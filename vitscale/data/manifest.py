@@ -9,6 +9,8 @@ from typing import Any
 
 from vitscale.errors import DataError
 
+_MOST = 1 << 31             # class numbers are below; nobody has as many
+_AROUND = " \t'\"`[](){}"
 _WHOLE = re.compile(r"\+?[0-9]+(\.0*)?")        # 7, and 7.0, which is what pandas writes of a column that lacked a value once
 
 
@@ -48,7 +50,7 @@ def number_labels(labels: Sequence[tuple[int, str]], classes: Sequence[str], whe
                 raise DataError(f"{where}: {len(there - set(known))} of its {len(there)} classes are not in the class map, the first is "
                                 f"{text!r}, line {line}")
         return [known[text] for _, text in labels], tuple(classes)
-    odd = next(((line, text) for line, text in labels if not _WHOLE.fullmatch(text)), None)
+    odd = next(((line, text) for line, text in labels if not _WHOLE.fullmatch(text) or float(text) >= _MOST), None)
     if odd is None:
         numbers = [int(text.partition(".")[0]) for _, text in labels]
         for (line, text), number in zip(labels, numbers, strict=True):
@@ -73,24 +75,32 @@ def number_labels(labels: Sequence[tuple[int, str]], classes: Sequence[str], whe
 
 
 def _is_number(text: str) -> bool:
-    """Whether a program would read it as a number, also as none at all: -1, 2.5, 1e3, nan."""
-    if "_" in text:
+    """Whether a program or a person would read it as a number, also as none at all: -1, 2.5, 1e3, nan, 0x1f, 2,0 or '2' or [2] or 2 %."""
+    plain = text.strip(_AROUND).rstrip("%").strip(_AROUND).replace(",", "." if text.count(",") == 1 else "")
+    if "_" in plain or not plain:
         return False
-    try:
-        float(text)
-    except ValueError:
-        return text.lower() in ("none", "null", "na", "n/a", "<na>")
-    return True
+    for read in (float, _of_base):
+        try:
+            read(plain)
+        except ValueError:
+            continue
+        return True
+    return plain.lower() in ("none", "null", "na", "n/a", "<na>")
+
+
+def _of_base(text: str) -> int:
+    return int(text, 0)     # 0x, 0o, 0b
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    return value is None or not str(value).strip() or (isinstance(value, float) and math.isnan(value))
 
 
 def _csv_rows(path: Path) -> list[tuple[int, dict[Any, Any]]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
+            _refuse_twice(path, reader.fieldnames or ())
             return [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV ({error})") from None
@@ -104,9 +114,29 @@ def _parquet_rows(path: Path, columns: list[str]) -> list[tuple[int, dict[Any, A
         raise DataError(f"{path}: reading Parquet needs pyarrow; install it with `pip install 'vitscale[parquet]'`") from None
     try:
         names = parquet.read_schema(path).names
+        _refuse_twice(path, names)
         wanted = [column for column in columns if column]
         if any(column not in names for column in wanted):
             return [(1, dict.fromkeys(names))]          # for the message that names the missing column
-        return list(enumerate(parquet.read_table(path, columns=wanted).to_pylist(), 1))
+        rows = parquet.read_table(path, columns=wanted).to_pylist()
+        return [(line, {column: _text(value, path, line, column) for column, value in row.items()}) for line, row in enumerate(rows, 1)]
     except (ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({error})") from None
+
+
+def _text(value: Any, path: Path, line: int, column: str) -> Any:
+    """Parquet keeps texts as bytes where nobody said that they are texts.  Raises DataError for what is several values."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise DataError(f"{path}: line {line} has {column} {value[:40]!r}, which is no UTF-8 text") from None
+    if isinstance(value, (list, tuple, dict)):
+        raise DataError(f"{path}: line {line} has {column} {str(value)[:40]}, several values; it wants one in each row")
+    return value
+
+
+def _refuse_twice(path: Path, columns: Sequence[str]) -> None:
+    for column in columns:
+        if columns.count(column) > 1:
+            raise DataError(f"{path}: has {columns.count(column)} columns named {column!r}; give each a name of its own")
