@@ -69,8 +69,7 @@ def look(recipe: Recipe, accept: bool, index_hash: str | None = None, total: int
     if done and not shaping:
         elsewhere = known is None and stand.index_hash is not None and _shards(stand.recipe) != _shards(recipe.model_dump(mode="json"))
         return None if elsewhere else _done(folder, outcome)        # whether they are the same shards, another look will tell
-    refuse_changes(shaping, f"{stand.place}{' (the run is done)' if done else ''}",
-                   str(stand.place) if stand.place.name != RECIPE else "", accept)
+    refuse_changes(shaping, str(stand.place), str(stand.place) if stand.place.name != RECIPE else "", accept, done)
     if shaping and total is not None and stand.images >= total:
         listed = "\n".join(f"  {change}" for change in shaping)
         raise CheckpointError(f"{stand.place}: the run has seen {stand.images} images, and with these settings is over after {total}, so "

@@ -58,11 +58,12 @@ def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     return found
 
 
-def refuse_changes(found: Sequence[Change], since: str, remedy: str, accept: bool) -> None:
+def refuse_changes(found: Sequence[Change], since: str, remedy: str, accept: bool, done: bool = False) -> None:
     """Raises CheckpointError, naming every key with its old and new value, for changes that shape training, unless `accept`; for those of
     the order of samples always.  The others are the user's right.
 
     `since`: what the run stands at.  `remedy`: weights that another run may begin with, as init takes them; "": there are none.
+    `done`: its own settings leave nothing to train.
     """
     order = [change for change in found if change.kind == "order"]
     training = [change for change in found if change.kind == "training"]
@@ -70,10 +71,12 @@ def refuse_changes(found: Sequence[Change], since: str, remedy: str, accept: boo
         listed = "\n".join(f"  {change}" for change in [*training, *order])
         anew = f"start another run with them: name=NEW{f' (init={remedy} gives it these weights)' if remedy else ''}"
         ways = f"undo this, {anew}, or go on with this run all the same: --accept-changes"
+        ways += " and a longer duration, since it is done" if done else ""
         if order:       # the position in one order means nothing in another
             ways = (f"undo this, or {anew}; --accept-changes cannot help, since what a run began with, and which sample comes when, stays "
                     f"({', '.join(change.key for change in order)})")
-        raise CheckpointError(f"{since}: the recipe does not describe this run any more:\n{listed}\n{ways}")
+        stands = f"{since} (the run is done)" if done else since
+        raise CheckpointError(f"{stands}: the recipe does not describe this run any more:\n{listed}\n{ways}")
 
 
 def tell_changes(found: Sequence[Change], since: str) -> None:
