@@ -1,9 +1,11 @@
 """Shared by all tests: helpers, threads of a process, the packed digits, and the unbroken run that others are held against."""
 
+import logging
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def is_of_slurm(nodeid: str) -> bool:
     return Path(nodeid.partition("::")[0]).name.startswith(("test_slurm_", "test_storm"))
+
+
+@pytest.fixture(autouse=True)
+def _levels_as_they_were() -> Iterator[None]:
+    """A command that ran inside the tests' process has set the level of what is logged, and caplog hears no more than that."""
+    yield
+    logging.getLogger("vitscale").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,7 @@ def test_a_shard_that_cannot_be_had_is_told_when_it_is_wanted(server, tmp_path):
         wait_for(lambda: f"s-00{order[2]}.tar" in asked(server))        # the second was given up, the third is asked for
         assert not bad
         list(batches)
-    assert {row["reason"] for row in bad} == {"read"}
+    assert {row["reason"] for row in bad} == {"storage"}
     assert len(bad) == 6
 
 
