@@ -11,7 +11,10 @@ from sklearn.datasets import load_sample_images
 
 from vitscale.data import jpeg
 from vitscale.data.bad import BadSample
+from vitscale.data.crop import CentreCrop
+from vitscale.data.decode import decode
 from vitscale.data.header import read_header
+from vitscale.data.image import decode_whole
 
 PHOTOS = [Image.fromarray(picture) for picture in load_sample_images().images]      # 640 x 427
 WRITERS = {
@@ -159,3 +162,31 @@ def test_a_few_bytes_of_padding_are_no_damage():
         simplejpeg.decode_jpeg(padded)
     assert (pixels(padded, 3) == pixels(data, 3)).all()
     assert refused(data[:-2] + bytes([5] * 4) + data[-2:])
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_whatever_a_header_says_it_gives_pixels_or_a_bad_sample(progressive):
+    """Each byte before the coded data in turn, with zeroed bytes after it, so that every table and scan header is read."""
+    data = encode(PHOTOS[0].resize((64, 48)), progressive=progressive, quality=60)
+    start = scan_of(data)
+    data = data[:start + 40] + bytes(64) + data[start + 104:]
+    taken = 0
+    for at in range(2, start):
+        for value in (0, 1, 3, 127, 255, data[at] ^ 1):
+            try:
+                pixels(data[:at] + bytes([value]) + data[at + 1:], 3)
+                taken += 1
+            except BadSample:
+                pass
+    assert taken < 4 * start
+
+
+def test_a_decoder_that_fails_in_any_other_way_makes_a_bad_sample(monkeypatch):
+    def falls(*_):
+        return [][0]
+    monkeypatch.setattr(jpeg, "zeroed", falls)
+    data = encode(PHOTOS[0])
+    for read in (decode_whole, lambda data: decode(data, CentreCrop(1.0), 32)):
+        with pytest.raises(BadSample, match="its decoder failed with IndexError: list index out of range") as raised:
+            read(data)
+        assert raised.value.reason == "decode"

@@ -8,12 +8,14 @@ import torch
 from numpy.typing import NDArray
 
 from vitscale.data import jpeg, native
+from vitscale.data.bad import only_bad_samples
 from vitscale.data.crop import CentreCrop, RandomCrop, reduction
 from vitscale.data.image import checked_header, decode_above, decode_checked, reducible
 from vitscale.data.orient import orientation, stored_box, swaps, upright
 from vitscale.data.resample import resample
 
 
+@only_bad_samples
 def decode(
     data: bytes, crop: RandomCrop | CentreCrop, size: int, channels: int = 3, draws: Sequence[float] = (), exif: bool = False,
     sound: bool = False, out: NDArray[np.uint8] | None = None, marks: NDArray[np.uint32] | None = None,

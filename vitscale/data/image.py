@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitscale.data import jpeg, pillow
-from vitscale.data.bad import BadSample
+from vitscale.data.bad import BadSample, only_bad_samples
 from vitscale.data.header import Header, read_header, still
 
 MAX_PIXELS = 178_956_970        # twice what Pillow warns about; Pillow's own limit for an error
 _COLOUR = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
 
+@only_bad_samples
 def decode_whole(data: bytes, channels: int = 3) -> NDArray[np.uint8]:
     """Every pixel of one image: (h, w, 3) RGB or (h, w, 1) grey.  Raises BadSample for what is damaged, where its format lets that be seen.
 
@@ -68,6 +69,7 @@ def checked_size(pixels: NDArray[np.uint8], header: Header, channels: int, scale
     return pixels
 
 
+@only_bad_samples
 def image_size(data: bytes) -> tuple[int, int]:
     """(height, width) from the header.  Raises as read_header()."""
     header = read_header(data)

@@ -112,6 +112,8 @@ def zeroed(data: bytes, header: Header) -> int | None:
             for component in range(6, len(segment) - 2, 3):
                 tables.sampling[segment[component]] = (segment[component + 1] >> 4) * (segment[component + 1] & 15)
         elif marker == 0xDA:
+            if len(segment) < 4 or len(segment) < 4 + 2 * segment[0]:
+                return None                                     # a header cut short; the decoder will say so
             found = _SCAN_END.search(data, end)
             stop = found.start() if found else len(data)
             limit = _sequential_limit(segment, tables) if tables.sequential else _progressive_limit(segment, tables)
