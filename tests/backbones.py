@@ -12,7 +12,6 @@ from vitscale.optim.build import build_optimizer
 from vitscale.parallel.engine import Work
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.world import World
-from vitscale.plan.drop_path import kept_of_group
 from vitscale.recipe import Classification, Optim, Parallel, Vit
 from vitscale.recipe.schema import (
     ConvNext,
@@ -27,6 +26,7 @@ from vitscale.recipe.schema import (
     Rotation,
     Swin,
 )
+from vitscale.shapes.drop_path import kept_of_group
 
 IMAGE, CLASSES, BATCH = 16, 5, 4
 _VIT = {"width": 16, "depth": 2, "heads": 2, "mlp": 24, "patch": 4, "image": IMAGE, "classes": CLASSES, "drop_path": 0.3}

@@ -28,9 +28,9 @@ from vitscale.optim.groups import freeze_
 from vitscale.parallel.engine import Engine, Work
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.world import World
-from vitscale.plan.tensor import check_tensor
 from vitscale.recipe import Recipe
 from vitscale.recipe.load import check_recipe
+from vitscale.shapes.tensor import check_tensor
 from vitscale.train.step import Inputs, train_step
 
 _linear = torch.nn.functional.linear

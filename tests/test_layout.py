@@ -15,10 +15,11 @@ import vitscale
 
 PACKAGE = Path(vitscale.__file__).parent
 # from the ground up
-FLOORS = ("errors", "awake", "files", "processes", "stopping", "recipe", "plan", "cluster", "scaling", "models", "objectives", "data",
-          "optim", "parallel", "checkpoint", "resilience", "observe", "train", "bench", "evaluate", "explain", "export", "cli")
+FLOORS = ("errors", "awake", "files", "processes", "stopping", "recipe", "shapes", "plan", "cluster", "scaling", "models", "objectives",
+          "data", "optim", "parallel", "checkpoint", "resilience", "observe", "train", "bench", "evaluate", "explain", "export", "cli")
+WITHOUT_PLAN = ("models", "objectives", "data", "optim", "parallel", "checkpoint", "observe", "explain", "export")
 EVERYTHING = ("cli", "__main__", "__init__")       # the roof and the door may import all; the door, only what is asked for
-WITHOUT_TORCH = ("errors", "awake", "files", "processes", "stopping", "recipe", "plan", "cluster", "scaling", "cli")
+WITHOUT_TORCH = ("errors", "awake", "files", "processes", "stopping", "recipe", "shapes", "plan", "cluster", "scaling", "cli")
 
 
 def room_of(path: Path) -> str:
@@ -112,6 +113,10 @@ def outside(rooms: tuple[str, ...], banned: tuple[str, ...]) -> list[str]:
 
 def test_models_know_no_parallelism() -> None:
     assert outside(("models",), ("torch.distributed", "deepspeed", "accelerate", "vitscale.parallel")) == []
+
+
+def test_what_is_built_and_trained_knows_no_plan_of_it() -> None:
+    assert outside(WITHOUT_PLAN, ("vitscale.plan",)) == []
 
 
 def test_a_recipe_knows_no_component() -> None:

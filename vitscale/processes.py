@@ -1,9 +1,16 @@
-"""Processes of this machine, named for good: a number alone is given to another process sooner or later."""
+"""Processes of this machine: the cores they may run on, and names for good, since a number alone is given to another sooner or later."""
 
 import os
 import subprocess
 import time
 from pathlib import Path
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on, at least 1."""
+    if hasattr(os, "sched_getaffinity"):        # Linux; a cluster gives a job its part of a node
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def boot_id() -> str:

@@ -12,9 +12,9 @@ from vitscale.models.init import initialise
 from vitscale.models.vit import VisionTransformer
 from vitscale.objectives import Seen, build_task
 from vitscale.plan import flops_by_component, training_flops_per_image
-from vitscale.plan.drop_path import drop_rates, kept_of_group
 from vitscale.recipe import Vit
 from vitscale.recipe.schema import Inpainting, Mae, MaeDecoder
+from vitscale.shapes.drop_path import drop_rates, kept_of_group
 
 
 def model(drop_path: float = 0.4, depth: int = 3) -> VisionTransformer:

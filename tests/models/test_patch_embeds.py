@@ -15,9 +15,9 @@ from vitscale.models.patch_embed import OverlappingPatchEmbed, PatchEmbed, Posit
 from vitscale.models.patch_embed_adaptive import AdaptivePatchEmbed
 from vitscale.models.patch_embed_conv import ConvStemPatchEmbed, HybridPatchEmbed
 from vitscale.plan import anatomy_of, count_params, forward_flops
-from vitscale.plan.sizes import problems
 from vitscale.recipe import Vit
 from vitscale.recipe.check_model import model_contradictions
+from vitscale.shapes.vit import problems
 
 transformers = pytest.importorskip("transformers")
 

@@ -9,8 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitscale.errors import RecipeError
 from vitscale.models import build_model, initialise
 from vitscale.models.swin import shift_mask, unwindow, windows
-from vitscale.plan import anatomy_of, check_model, count_params, forward_flops
+from vitscale.plan import anatomy_of, count_params, forward_flops
 from vitscale.recipe.schema import Swin
+from vitscale.shapes.families import check_model
 
 transformers = pytest.importorskip("transformers")
 

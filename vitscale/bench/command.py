@@ -15,8 +15,8 @@ from vitscale.observe.console import make_console, setup_logging
 from vitscale.parallel.launch import hold_lifeline, launch, rank_command
 from vitscale.parallel.place import Place, place_from_environment
 from vitscale.parallel.world import World, joined
-from vitscale.plan.families import check_model
 from vitscale.recipe import Recipe, load_recipe
+from vitscale.shapes.families import check_model
 
 Measured = tuple[list[Figure], dict[str, Any]]
 

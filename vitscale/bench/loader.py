@@ -8,7 +8,7 @@ from typing import Any
 from vitscale.bench.figures import Figure, spread
 from vitscale.data import native, open_stream
 from vitscale.data.index import SetIndex
-from vitscale.plan.hardware import usable_cores
+from vitscale.processes import usable_cores
 from vitscale.recipe import Recipe
 
 _BATCH = 64

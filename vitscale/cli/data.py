@@ -58,7 +58,7 @@ def data_pack(
     from vitscale.data.sources import open_sources
     from vitscale.data.survive import threads
     from vitscale.errors import EXIT_WRONG_INPUT, DataError
-    from vitscale.plan.hardware import usable_cores
+    from vitscale.processes import usable_cores
 
     if no_shuffle and shuffle is not None:
         raise DataError("give one of --shuffle and --no-shuffle")
@@ -99,7 +99,7 @@ def data_verify(
     from vitscale.data.survive import threads
     from vitscale.data.verify import verify
     from vitscale.errors import EXIT_WRONG_INPUT
-    from vitscale.plan.hardware import usable_cores
+    from vitscale.processes import usable_cores
 
     with bar("verifying", "bytes") as show:
         verdict = verify(shards, label=label, class_map=class_map, classes=classes, multi_label=multi_label,
@@ -133,7 +133,7 @@ def data_stats(
     from vitscale.data.report import show_stats
     from vitscale.data.stats import stats
     from vitscale.data.survive import threads
-    from vitscale.plan.hardware import usable_cores
+    from vitscale.processes import usable_cores
     from vitscale.recipe import load_recipe
 
     read = load_recipe(recipe) if recipe else None

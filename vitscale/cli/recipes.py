@@ -42,9 +42,9 @@ def recipes_check(
     """Check recipes without opening a shard; lists every mistake of every file."""
     from vitscale.errors import EXIT_WRONG_INPUT, RecipeError
     from vitscale.plan.params import count_params
-    from vitscale.plan.tensor import check_tensor
     from vitscale.recipe import RECIPES, load_recipe, recipe_files
     from vitscale.recipe.known import Note
+    from vitscale.shapes.tensor import check_tensor
 
     wrong = 0
     for path in paths or [RECIPES]:

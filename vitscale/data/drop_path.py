@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitscale.data.draws import SHARES, group_uniforms
-from vitscale.plan.drop_path import kept_of_group
+from vitscale.shapes.drop_path import kept_of_group
 
 
 def keep_of_groups(

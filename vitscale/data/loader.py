@@ -26,7 +26,7 @@ from vitscale.data.mixture import order_of
 from vitscale.data.order import Batch, Order, merge_skips
 from vitscale.data.policy import erasures, operations
 from vitscale.errors import CheckpointError, DataError
-from vitscale.plan.hardware import usable_cores
+from vitscale.processes import usable_cores
 from vitscale.recipe import Augment, Recipe
 from vitscale.recipe.check import default_group, drop_group
 

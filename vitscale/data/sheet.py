@@ -17,7 +17,7 @@ from vitscale.data.sources import class_names
 from vitscale.data.stats import classes_of
 from vitscale.data.survive import StreamWatch, threads
 from vitscale.errors import DataError
-from vitscale.plan.hardware import usable_cores
+from vitscale.processes import usable_cores
 from vitscale.recipe import Recipe
 from vitscale.recipe.load import check_recipe
 

@@ -20,7 +20,7 @@ from vitscale.data.reader import ShardReader
 from vitscale.data.remote import is_remote
 from vitscale.data.transform import Transform
 from vitscale.errors import DataError
-from vitscale.plan.hardware import usable_cores
+from vitscale.processes import usable_cores
 
 CACHE_BYTES = 50_000_000_000
 

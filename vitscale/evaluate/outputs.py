@@ -22,7 +22,7 @@ from vitscale.errors import DataError
 from vitscale.evaluate.embed import features
 from vitscale.evaluate.images import CACHE_BYTES
 from vitscale.parallel.world import World
-from vitscale.plan.hardware import usable_cores
+from vitscale.processes import usable_cores
 
 log = logging.getLogger(__name__)
 DEPTH = 4       # batches decoded ahead

@@ -10,8 +10,8 @@ from vitscale.models.names import CLASSIFIERS, HEAD
 from vitscale.models.patch_embed import resample_kernel
 from vitscale.models.position import resample, resample_offsets, sincos
 from vitscale.models.vit import VisionTransformer
-from vitscale.plan.sizes import grid, num_positions
 from vitscale.recipe.schema import Model, Vit
+from vitscale.shapes.vit import grid, num_positions
 
 TABLE = "relative_position_bias_table"
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from vitscale.models.backbone import Backbone, Wanted
 from vitscale.models.drop_path import add_branch
 from vitscale.models.names import is_exempt
-from vitscale.plan.convnext import KERNEL, MLP_RATIO, STEM, Stage, layer_scale_of, stages_of
-from vitscale.plan.drop_path import drop_rates
 from vitscale.recipe.schema import ConvNext
+from vitscale.shapes.convnext import KERNEL, MLP_RATIO, STEM, Stage, layer_scale_of, stages_of
+from vitscale.shapes.drop_path import drop_rates
 
 EPS = 1e-6
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from vitscale.models.vit import VisionTransformer
-from vitscale.plan.sizes import shape_of
 from vitscale.recipe.schema import Deit
+from vitscale.shapes.vit import shape_of
 
 
 class DistilledVisionTransformer(VisionTransformer):

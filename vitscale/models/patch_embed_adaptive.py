@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitscale.models.patch_embed import Patches
-from vitscale.plan.patch_embed import LOOK_WIDTH
+from vitscale.shapes.vit import LOOK_WIDTH
 
 
 class AdaptivePatchEmbed(Patches):

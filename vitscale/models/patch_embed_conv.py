@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitscale.models.patch_embed import Patches
-from vitscale.plan.patch_embed import HYBRID_GROUPS, stem_widths
+from vitscale.shapes.vit import HYBRID_GROUPS, stem_widths
 
 
 class ConvNorm(nn.Module):

@@ -10,7 +10,7 @@ from vitscale.models.backbone import Backbone
 from vitscale.models.convnext import ConvNeXt, ConvNextBlock
 from vitscale.models.swin import SwinBlock, SwinTransformer
 from vitscale.models.vit import VisionTransformer
-from vitscale.plan.convnext import STEM
+from vitscale.shapes.convnext import STEM
 
 SCALES = (4.0, 2.0, 1.0, 0.5)       # of a ViT's patches, the finest map first: Li et al. 2022, section 3
 

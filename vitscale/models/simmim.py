@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from vitscale.models.vit import VisionTransformer
-from vitscale.plan.masked import encoder_section, num_pixels
 from vitscale.recipe.schema import Vit
+from vitscale.shapes.masked import encoder_section, num_pixels
 
 
 class Inpainter(VisionTransformer):

@@ -13,9 +13,9 @@ from vitscale.models.drop_path import add_branch
 from vitscale.models.exact import exact, keep_exact_, reset_exact_
 from vitscale.models.mlp import MLP
 from vitscale.models.names import is_exempt
-from vitscale.plan.drop_path import drop_rates
-from vitscale.plan.swin import HIDDEN, MLP_RATIO, Stage, stages_of
 from vitscale.recipe.schema import Swin
+from vitscale.shapes.drop_path import drop_rates
+from vitscale.shapes.swin import HIDDEN, MLP_RATIO, Stage, stages_of
 
 Grid = tuple[int, int]
 MAX_SCALE = math.log(100)       # of version 2's learned temperature: as in CLIP, cosines are multiplied by 100 at most

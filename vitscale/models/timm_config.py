@@ -9,10 +9,10 @@ from torch import Tensor
 
 from vitscale.errors import CheckpointError, RecipeError
 from vitscale.models.position import sincos
-from vitscale.plan import convnext, swin
-from vitscale.plan.sizes import grid, num_placed, shape_of
 from vitscale.recipe.load import check_section
 from vitscale.recipe.schema import FAMILIES, ConvNext, Model, Swin, Vit
+from vitscale.shapes import convnext, swin
+from vitscale.shapes.vit import grid, num_placed, shape_of
 
 _POOLS = {"token": "token", "mean": "avg", "attention": "map"}
 _VIT_NAME = re.compile(r"^(vit|deit|deit3)_([a-z0-9]+?)(_distilled)?_patch(\d+)(?:_[a-z]+)*_(\d+)")

@@ -5,10 +5,10 @@ from typing import Any
 
 from vitscale.errors import CheckpointError, RecipeError
 from vitscale.models.transformers_names import KINDS
-from vitscale.plan import convnext, swin
-from vitscale.plan.sizes import shape_of
 from vitscale.recipe.load import check_section
 from vitscale.recipe.schema import FAMILIES, ConvNext, Model, Swin, Vit
+from vitscale.shapes import convnext, swin
+from vitscale.shapes.vit import shape_of
 
 Wrong = list[tuple[str, str]]
 

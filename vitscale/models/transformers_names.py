@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vitscale.models.position import sincos
-from vitscale.plan.sizes import grid, num_placed, shape_of
 from vitscale.recipe.schema import Model, Vit
+from vitscale.shapes.vit import grid, num_placed, shape_of
 
 Weights = dict[str, Tensor]
 Names = tuple[tuple[str, str], ...]         # (pattern of ours, theirs), each applied in its order

@@ -21,10 +21,9 @@ from vitscale.models.patch_embed import OverlappingPatchEmbed, PatchEmbed, Patch
 from vitscale.models.patch_embed_adaptive import AdaptivePatchEmbed
 from vitscale.models.patch_embed_conv import ConvStemPatchEmbed, HybridPatchEmbed
 from vitscale.models.position import resample, rotary, sincos
-from vitscale.plan.drop_path import drop_rates, kept_of_group
-from vitscale.plan.patch_embed import hybrid_depths
-from vitscale.plan.sizes import Shape, grid, num_features, num_placed, num_positions, shape_of
 from vitscale.recipe.schema import Vit
+from vitscale.shapes.drop_path import drop_rates, kept_of_group
+from vitscale.shapes.vit import Shape, grid, hybrid_depths, num_features, num_placed, num_positions, shape_of
 
 
 class LayerScale(nn.Module):

@@ -11,8 +11,8 @@ from torch import Tensor
 from vitscale.models import Backbone, build_model
 from vitscale.objectives.classification import per_sample_loss, topk_correct
 from vitscale.objectives.task import Seen, Task
-from vitscale.plan.families import TURNS, trained_section
 from vitscale.recipe.schema import Jigsaw, Model, Rotation
+from vitscale.shapes.families import TURNS, trained_section
 
 CANDIDATES = 10_000     # permutations to choose from, where there are more
 

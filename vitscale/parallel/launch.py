@@ -18,8 +18,7 @@ from typing import BinaryIO
 
 from vitscale.awake import Awake
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
-from vitscale.plan.hardware import usable_cores
-from vitscale.processes import moment
+from vitscale.processes import moment, usable_cores
 from vitscale.stopping import heard
 
 log = logging.getLogger(__name__)

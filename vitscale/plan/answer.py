@@ -17,9 +17,9 @@ from vitscale.plan.memory import USABLE, cached_anatomy
 from vitscale.plan.search import Way, shares, way, ways
 from vitscale.plan.seed import Growth, growth
 from vitscale.plan.speed import Pace, Supply
-from vitscale.plan.tensor import check_tensor
 from vitscale.recipe.check import contradictions
 from vitscale.recipe.schema import Recipe
+from vitscale.shapes.tensor import check_tensor
 
 MOST_GPUS = 1024        # of the scaling tables
 WORTH = 0.03            # of the time that a proposal must save to be made to a recipe that fits

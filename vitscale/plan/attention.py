@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from vitscale.plan.sizes import Shape, grid, num_placed
 from vitscale.recipe.schema import Vit
+from vitscale.shapes.vit import Shape, grid, num_placed
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What known devices can do at most: the peaks that MFU is measured against, each from its vendor's data sheet."""
 
-import os
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -100,10 +99,3 @@ def peak_for(device_name: str, precision: Literal["fp32", "bf16"]) -> float | No
     """Peak dense FLOP/s of a device by its torch name; None when it is not in the table (give observe.peak_flops)."""
     device = find_device(device_name)
     return device.peak(precision) if device else None
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may run on, at least 1."""
-    if hasattr(os, "sched_getaffinity"):        # Linux; a cluster gives a job its part of a node
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -4,27 +4,10 @@ from dataclasses import replace
 
 from vitscale.plan import vit
 from vitscale.plan.anatomy import Anatomy
-from vitscale.plan.sizes import grid, num_placed, shape_of
 from vitscale.recipe.check_objective import num_visible
 from vitscale.recipe.schema import Inpainting, Mae, Vit
-
-
-def encoder_section(model: Vit) -> Vit:
-    """The model without what comes after its last norm; a class token stays where the pooling is `token`."""
-    pool = "token" if model.pool == "token" else "mean"
-    return model.model_copy(update={"classes": 0, "pool": pool, "pool_norm": False, "head_hidden": None, "head_dropout": 0.0})
-
-
-def decoder_section(model: Vit, objective: Mae) -> Vit:
-    """The decoder as if it were a model of its own: plain blocks, fixed positions."""
-    width, depth, heads = objective.decoder.width, objective.decoder.depth, objective.decoder.heads
-    return Vit(width=width, depth=depth, heads=heads, mlp=4 * width, patch=model.patch, image=model.image, channels=model.channels,
-               classes=0, pool="mean", position="sincos")
-
-
-def num_pixels(model: Vit) -> int:
-    """Numbers in a patch."""
-    return model.patch**2 * model.channels
+from vitscale.shapes.masked import decoder_section, encoder_section, num_pixels
+from vitscale.shapes.vit import grid, num_placed, shape_of
 
 
 def mae_anatomy(model: Vit, objective: Mae) -> Anatomy:

@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass
 
-from vitscale.plan.sizes import grid
 from vitscale.recipe.schema import Vit
-
-LOOK_WIDTH = 64         # of adaptive: what the first look at a patch finds
-HYBRID_GROUPS = 32      # of hybrid: groups of a GroupNorm (Wu & He 2018)
+from vitscale.shapes.vit import LOOK_WIDTH, grid, hybrid_depths, stem_widths
 
 
 @dataclass(frozen=True)
@@ -33,17 +30,6 @@ class Conv:
     @property
     def numbers(self) -> int:
         return self.side**2 * self.outgoing
-
-
-def stem_widths(patch: int, width: int) -> list[int]:
-    """Channels after each halving of conv_stem: of patch 16 D / 8, D / 4, D / 2, D (Xiao et al. 2021)."""
-    halvings = patch.bit_length() - 1
-    return [width // 2 ** (halvings - 1 - number) for number in range(halvings)]
-
-
-def hybrid_depths(model: Vit) -> tuple[int, ...]:
-    """Blocks of each stage of hybrid's ResNet; two each where the recipe says nothing."""
-    return model.hybrid_depths or (2,) * (model.patch.bit_length() - 2)
 
 
 def convolutions(model: Vit, width: int) -> list[Conv]:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from vitscale.plan.families import trained_section
 from vitscale.plan.memory import cached_anatomy
-from vitscale.plan.sizes import grid, num_tokens, shape_of
 from vitscale.recipe.schema import ConvNext, Recipe, Swin, Vit
+from vitscale.shapes.vit import grid, num_tokens, shape_of
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from vitscale.plan import patch_embed
 from vitscale.plan.anatomy import Anatomy, Unit
 from vitscale.plan.attention import mixing
-from vitscale.plan.drop_path import drop_rates, kept_of_group
-from vitscale.plan.sizes import Shape, grid, num_features, num_placed, num_positions, num_tokens, shape_of
 from vitscale.recipe.schema import Vit
+from vitscale.shapes.drop_path import drop_rates, kept_of_group
+from vitscale.shapes.vit import Shape, grid, num_features, num_placed, num_positions, num_tokens, shape_of
 
 
 def anatomy(model: Vit) -> Anatomy:

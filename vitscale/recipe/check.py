@@ -140,7 +140,7 @@ def _fine_tuning(recipe: Recipe) -> list[tuple[str, str]]:
 
 
 def _tensor(recipe: Recipe) -> list[tuple[str, str]]:
-    """What sharing each block's matrices does not go with; that it divides heads and MLP, vitscale/plan/tensor.py sees to."""
+    """What sharing each block's matrices does not go with; that it divides heads and MLP, vitscale/shapes/tensor.py sees to."""
     model, parallel, count = recipe.model, recipe.parallel, recipe.parallel.tensor
     if count == 1:
         return []

@@ -1,4 +1,4 @@
-"""What contradicts itself inside a model section, as far as it shows without knowing the named sizes (those: vitscale/plan/families.py)."""
+"""What contradicts itself inside a model section, as far as it shows without knowing the named sizes (those: shapes/families.py)."""
 
 from vitscale.recipe.schema import Model, Vit
 

@@ -76,7 +76,7 @@ class Model(Section):
 
 
 class Vit(Model):
-    """A Vision Transformer (Dosovitskiy et al. 2021).  Sizes and their sources: vitscale/plan/sizes.py."""
+    """A Vision Transformer (Dosovitskiy et al. 2021).  Sizes and their sources: vitscale/shapes/vit.py."""
 
     family: Literal["vit"] = "vit"
     size: Literal["tiny", "small", "base", "large", "so400m", "huge", "giant", "gigantic"] | None = None
@@ -119,7 +119,7 @@ class Deit(Vit):
 
 
 class Swin(Model):
-    """A Swin Transformer, version 1 or 2 (Liu et al. 2021, 2022).  Sizes and their sources: vitscale/plan/swin.py."""
+    """A Swin Transformer, version 1 or 2 (Liu et al. 2021, 2022).  Sizes and their sources: vitscale/shapes/swin.py."""
 
     family: Literal["swin"]
     version: Literal[1, 2] = 1
@@ -132,7 +132,7 @@ class Swin(Model):
 
 
 class ConvNext(Model):
-    """A ConvNeXt, version 1 or 2 (Liu et al. 2022; Woo et al. 2023).  Sizes and their sources: vitscale/plan/convnext.py."""
+    """A ConvNeXt, version 1 or 2 (Liu et al. 2022; Woo et al. 2023).  Sizes and their sources: vitscale/shapes/convnext.py."""
 
     family: Literal["convnext"]
     version: Literal[1, 2] = 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.errors import DataError
-from vitscale.plan.hardware import usable_cores
+from vitscale.processes import usable_cores
 from vitscale.scaling.analyse import Analysis, Asked, analyse, check_forms
 from vitscale.scaling.files import write_csv, write_json
 from vitscale.scaling.optimum import PLANNED, best_for, budget_of, flops_per_sample

@@ -11,13 +11,13 @@ from typing import Any
 from vitscale.errors import RecipeError
 from vitscale.plan.flops import training_flops_per_image
 from vitscale.plan.params import count_params
-from vitscale.plan.sizes import Shape
 from vitscale.recipe import Recipe
 from vitscale.recipe.load import check_recipe, find_recipe, read_values
 from vitscale.recipe.text import write_yaml
 from vitscale.recipe.upgrade import renamed_to, upgrade
 from vitscale.scaling.shapes import Member, members, shapes
 from vitscale.scaling.sweep import Sweep
+from vitscale.shapes.vit import Shape
 
 _SHARED = ("image", "channels", "classes")  # what a sweep's models take from the base
 _AXES = ("unique_shards", "patch", "image", "lr", "batch")

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vitscale.errors import RecipeError
-from vitscale.plan.sizes import SIZES, Shape
 from vitscale.scaling.sweep import Explicit, Sizes, Sweep
+from vitscale.shapes.vit import SIZES, Shape
 
 # Exponents of the compute-optimal shape over compute, from SoViT-400m: Alabdulmohsin et al. 2023, table 1 and section 4.
 SOVIT = {"width": 0.22, "depth": 0.45, "mlp": 0.6}

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from vitscale.models import build_model, initialise
 from vitscale.optim.build import build_optimizer
-from vitscale.plan.sizes import shape_of
 from vitscale.recipe import Recipe, Vit
+from vitscale.shapes.vit import shape_of
 
 STEPS = 8
 SEEDS = 3

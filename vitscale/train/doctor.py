@@ -23,8 +23,8 @@ from vitscale.observe.console import make_console, setup_logging
 from vitscale.parallel.launch import hold_lifeline, launch, rank_command
 from vitscale.parallel.place import Place, node_name, place_from_environment
 from vitscale.parallel.world import World, joined
-from vitscale.plan.hardware import usable_cores
 from vitscale.plan.params import count_params
+from vitscale.processes import usable_cores
 from vitscale.recipe import Recipe
 from vitscale.resilience.checks import Finding
 from vitscale.resilience.preflight import look, measured, merge

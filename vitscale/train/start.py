@@ -13,11 +13,11 @@ from vitscale.cluster.going_on import look
 from vitscale.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 from vitscale.files import storage_errors
 from vitscale.observe.console import make_console, setup_logging
-from vitscale.plan.families import check_model
-from vitscale.plan.tensor import check_tensor
 from vitscale.recipe import Recipe, load_recipe
 from vitscale.recipe.known import Note
 from vitscale.resilience.signals import StopFlag
+from vitscale.shapes.families import check_model
+from vitscale.shapes.tensor import check_tensor
 
 log = logging.getLogger(__name__)
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from vitscale.errors import RecipeError
 from vitscale.recipe.schema import Vit
 
+LOOK_WIDTH = 64         # of adaptive: what the first look at a patch finds
+HYBRID_GROUPS = 32      # of hybrid: groups of a GroupNorm (Wu & He 2018)
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -106,3 +109,14 @@ def num_tokens(model: Vit) -> int:
 def num_features(model: Vit, width: int) -> int:
     """Numbers in what the pooling gives the head."""
     return width * (model.class_tokens if model.pool == "token" else 1)
+
+
+def stem_widths(patch: int, width: int) -> list[int]:
+    """Channels after each halving of conv_stem: of patch 16 D / 8, D / 4, D / 2, D (Xiao et al. 2021)."""
+    halvings = patch.bit_length() - 1
+    return [width // 2 ** (halvings - 1 - number) for number in range(halvings)]
+
+
+def hybrid_depths(model: Vit) -> tuple[int, ...]:
+    """Blocks of each stage of hybrid's ResNet; two each where the recipe says nothing."""
+    return model.hybrid_depths or (2,) * (model.patch.bit_length() - 2)

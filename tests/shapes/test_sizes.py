@@ -3,8 +3,8 @@
 import pytest
 
 from vitscale.errors import RecipeError
-from vitscale.plan import Shape, num_tokens, problems, shape_of
 from vitscale.recipe import Vit
+from vitscale.shapes.vit import Shape, num_tokens, problems, shape_of
 
 
 def test_a_size_is_its_published_row():

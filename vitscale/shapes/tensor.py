@@ -1,8 +1,8 @@
 """Whether the ranks that share a block's matrices can share these out evenly."""
 
 from vitscale.errors import RecipeError
-from vitscale.plan.sizes import shape_of
 from vitscale.recipe.schema import Recipe, Vit
+from vitscale.shapes.vit import shape_of
 
 
 def check_tensor(recipe: Recipe) -> None:

@@ -4,8 +4,8 @@ import pytest
 
 from vitscale.errors import RecipeError
 from vitscale.plan.memory import estimate
-from vitscale.plan.tensor import check_tensor
 from vitscale.recipe import Recipe
+from vitscale.shapes.tensor import check_tensor
 
 
 def recipe(tensor: int, **model: object) -> Recipe:

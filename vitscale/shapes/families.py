@@ -1,0 +1,28 @@
+"""What is wrong with a section of any family once its size is known, and what an objective makes of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from vitscale.errors import RecipeError
+from vitscale.recipe.schema import Jigsaw, Model, Objective, Rotation
+from vitscale.shapes import convnext, swin, vit
+
+# family -> (dotted key, sentence) for what shows only once the size is known
+PROBLEMS: dict[str, Callable[[Any], list[tuple[str, str]]]] = {
+    "vit": vit.problems, "deit": vit.problems, "swin": swin.problems, "convnext": convnext.problems,
+}
+TURNS = 4       # classes of rotation: quarter turns
+
+
+def check_model(model: Model) -> None:
+    """Raises RecipeError with every contradiction that shows only once the size is known."""
+    found = PROBLEMS[model.family](model)
+    if found:
+        raise RecipeError("\n".join(f"{key}: {sentence}" for key, sentence in found))
+
+
+def trained_section(model: Model, objective: Objective) -> Model:
+    """The section with as many classes as the objective tells apart."""
+    if isinstance(objective, Rotation):
+        return model.model_copy(update={"classes": TURNS})
+    return model.model_copy(update={"classes": objective.permutations}) if isinstance(objective, Jigsaw) else model
