@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from threading import Event, Lock
 
 from vitscale.data import remote
@@ -84,6 +85,12 @@ class ShardReader:
         What a file system fails at in a way that may pass is tried again, from opening the shard on; of a shard where that was in vain,
         only once until it can be read again.
         """
+        file = None if self._away or self._failing else self._held.get((self._owner, shard))
+        if file is not None:        # nearly always; what is not well is done, and told, below
+            with suppress(OSError):
+                data: bytes = os.pread(file.descriptor, size, offset)
+                if len(data) == size:
+                    return data
         try:
             if shard in self._failing:
                 data = self._pread_once(shard, offset, size)
