@@ -7,8 +7,8 @@ from vitscale.models import initialise
 from vitscale.objectives import Seen, build_task
 from vitscale.plan import anatomy_of, count_params, estimate, training_flops_per_image
 from vitscale.plan.memory import activation_bytes
-from vitscale.plan.storage import checkpoint_bytes
 from vitscale.recipe import Recipe
+from vitscale.shapes.storage import checkpoint_bytes
 
 MODEL = {"width": 24, "depth": 4, "heads": 2, "mlp": 40, "patch": 4, "image": 20, "classes": 7}
 MAE = {"name": "mae", "decoder": {"width": 16, "depth": 2, "heads": 2}}
@@ -70,4 +70,4 @@ def test_states_and_checkpoints_are_of_what_is_trained(objective):
     n = count_params(section.model, section.objective)
     assert n != count_params(section.model)
     assert estimate(section, 1, 1).weights == 4 * n
-    assert checkpoint_bytes(section) == 16 * n
+    assert checkpoint_bytes(section, n) == 16 * n

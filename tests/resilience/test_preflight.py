@@ -14,13 +14,14 @@ from vitscale.checkpoint.room import free_bytes
 from vitscale.data.index import open_index
 from vitscale.data.quickstart import pack_digits
 from vitscale.errors import ClusterError
+from vitscale.objectives import num_parameters
 from vitscale.parallel.place import Place
 from vitscale.parallel.world import joined
-from vitscale.plan.storage import checkpoint_bytes, retained_checkpoints
 from vitscale.recipe import load_recipe
 from vitscale.resilience import checks, speed
 from vitscale.resilience.checks import Finding
 from vitscale.resilience.preflight import BadNode, Report, Verdict, compare, judge, look, merge, preflight
+from vitscale.shapes.storage import checkpoint_bytes, retained_checkpoints
 
 SMALL = ["model.width=32", "model.depth=3", "model.heads=2", "model.mlp=64"]
 
@@ -147,9 +148,10 @@ def test_the_disk_is_held_against_the_checkpoints(tmp_path: Path) -> None:
         """Of the free bytes, for one checkpoint."""
         depth = max(int(free * share / (16 * 12 * 1024**2)), 1)
         recipe = load_recipe("quickstart", ["model.width=1024", "model.heads=16", f"model.depth={depth}", "model.mlp=4096"])
-        assert checkpoint_bytes(recipe) == pytest.approx(free * share, rel=0.2)
+        parameters = num_parameters(recipe.model, recipe.objective)
+        assert checkpoint_bytes(recipe, parameters) == pytest.approx(free * share, rel=0.2)
         assert retained_checkpoints(recipe) == 4
-        return checks.disk_space(recipe, tmp_path)
+        return checks.disk_space(recipe, parameters, tmp_path)
 
     if free < 8e9:
         pytest.skip(f"wants a disk with 8 GB free, {tmp_path} has {free / 1e9:.0f}")

@@ -47,10 +47,12 @@ def _cpu_s() -> float:
 
 def _demands(recipe: Recipe, speed: float) -> Sequence[Figure]:
     """How many GPUs at 40 % MFU such a loader would feed."""
-    from vitscale.plan.flops import training_flops_per_image
+    from vitscale.plan.forecast import forecast
     from vitscale.plan.hardware import DEVICES
 
-    peak = DEVICES["H100"].bf16_flops
+    peak, known = DEVICES["H100"].bf16_flops, forecast(recipe)
+    if known is None:
+        return []
     assert peak is not None
-    wanted = 0.4 * peak / training_flops_per_image(recipe.model, recipe.objective)
+    wanted = 0.4 * peak / known.flops_per_image
     return [Figure("H100s that this feeds", speed / wanted, "", note=f"each takes {wanted:,.0f} images/s of this model at 40 % MFU")]

@@ -28,13 +28,12 @@ from vitscale.optim.build import build_optimizer
 from vitscale.parallel.engine import Engine, Work
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.world import World
-from vitscale.plan.flops import training_flops_per_image
+from vitscale.plan.forecast import forecast
 from vitscale.plan.hardware import find_device, peak_for
-from vitscale.plan.memory import fitting_micro_batch
 from vitscale.recipe import Recipe
 from vitscale.recipe.check import drop_group
 from vitscale.resilience.speed import matmul_flops
-from vitscale.train.size import device_bytes
+from vitscale.train.size import largest_micro_batch
 from vitscale.train.step import Inputs, train_step
 from vitscale.train.teacher import give_teacher
 
@@ -49,8 +48,7 @@ def measure_step(recipe: Recipe, world: World, steps: int, warm_up: int, micro_s
     precision, recomputation and compilation; its images are random and lie in memory, so that nothing waits for data.
     """
     share = max(recipe.global_batch // world.data_size, 1)
-    micro_batch = recipe.micro_batch or fitting_micro_batch(recipe, world.size, device_bytes(world), share,
-                                                           on_gpu=world.device.type == "cuda")
+    micro_batch = recipe.micro_batch or largest_micro_batch(recipe, world, share)
     engine, task, batch = prepared(recipe, world, micro_batch, micro_steps)
     on_gpu = world.device.type == "cuda"
     inputs = made_inputs(recipe, world, batch)
@@ -68,23 +66,24 @@ def measure_step(recipe: Recipe, world: World, steps: int, warm_up: int, micro_s
                 by_phase[name].append(took)
     images = batch.size
     precision = recipe.parallel.precision
-    flops = training_flops_per_image(recipe.model, recipe.objective) / world.size
+    known = forecast(recipe)
+    flops = known.flops_per_image / world.size if known else None
     measured = measured_peak(world.device, precision)
     sheet, source = data_sheet_peak(recipe, world.device)
     peak_bytes = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     speeds = [images / took for took in seconds]
     figures = [
         spread("step", seconds, "s"), spread("speed", speeds, "images/s"),
-        *([spread("MFU, of the data sheet's peak", [flops * speed / sheet for speed in speeds], "", source)] if sheet else []),
-        spread("MFU, of the peak measured here", [flops * speed / measured for speed in speeds], "",
-               f"{measured / 1e12:.3g} TFLOP/s by a large matrix product"),
+        *([spread("MFU, of the data sheet's peak", [flops * speed / sheet for speed in speeds], "", source)] if flops and sheet else []),
+        *([spread("MFU, of the peak measured here", [flops * speed / measured for speed in speeds], "",
+                  f"{measured / 1e12:.3g} TFLOP/s by a large matrix product")] if flops else []),
         Figure("peak memory", peak_bytes / 1e9, "GB", note="of torch" if on_gpu else "of the process, torch itself included"),
         *(spread(f"of it {name}", by_phase[name], "s") for name in _PHASES),
     ]
     speed = images / sorted(seconds)[len(seconds) // 2]
     facts = {
         "recipe": recipe.name, "device": device_name(world.device), "ranks": world.size, "images_per_second": speed,
-        "mfu": flops * speed / (sheet or measured), "peak_flops": sheet or measured, "measured_peak_flops": measured,
+        "mfu": flops * speed / (sheet or measured) if flops else None, "peak_flops": sheet or measured, "measured_peak_flops": measured,
         "micro_batch": micro_batch, "micro_steps": micro_steps, "engine": recipe.parallel.engine, "precision": precision,
         "recompute": recipe.parallel.recompute, "compile": recipe.parallel.compile, "peak_bytes": int(peak_bytes), "steps": steps,
         "versions": {"vitscale": vitscale.__version__, "torch": version("torch"), "python": platform.python_version()},

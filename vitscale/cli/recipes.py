@@ -41,9 +41,12 @@ def recipes_check(
 ) -> None:
     """Check recipes without opening a shard; lists every mistake of every file."""
     from vitscale.errors import EXIT_WRONG_INPUT, RecipeError
+    from vitscale.plan.families import has_closed_form
+    from vitscale.plan.forecast import check_micro_batch
     from vitscale.plan.params import count_params
     from vitscale.recipe import RECIPES, load_recipe, recipe_files
     from vitscale.recipe.known import Note
+    from vitscale.shapes.families import check_model
     from vitscale.shapes.tensor import check_tensor
 
     wrong = 0
@@ -56,8 +59,11 @@ def recipes_check(
             try:
                 notes: list[Note] = []
                 recipe = load_recipe(file, tell=notes.append)
+                check_model(recipe.model)
                 check_tensor(recipe)
-                print(f"{file}: sound; {count_params(recipe.model, recipe.objective):,} parameters")
+                check_micro_batch(recipe)
+                known = has_closed_form(recipe.model)
+                print(f"{file}: sound" + (f"; {count_params(recipe.model, recipe.objective):,} parameters" if known else ""))
                 for note in notes:
                     print(f"  {note.text}")
             except RecipeError as error:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from vitscale.cluster.site import Site, limit_hours
 from vitscale.errors import ClusterError, RecipeError
 from vitscale.plan import DEVICES, Assumptions, Fleet, fitting_micro_batch, plan_run
+from vitscale.plan.families import has_closed_form
 from vitscale.plan.fleet import CPU
+from vitscale.plan.forecast import check_micro_batch
 from vitscale.plan.memory import USABLE
 from vitscale.recipe import Recipe
 
@@ -15,7 +17,7 @@ from vitscale.recipe import Recipe
 class Bill:
     """None: not known."""
 
-    params: int
+    params: int | None          # not known: nor are memory, work, time and cost, of a model without closed forms
     ranks: int
     micro_batch: int | None
     peak_bytes: int | None      # of one rank
@@ -35,6 +37,9 @@ def bill(recipe: Recipe, site: Site) -> Bill:
     """Raises RecipeError when the recipe has too few samples in a batch for so many ranks, or cannot fit into the site's GPUs."""
     per_node, device = ranks_per_node(recipe, site), DEVICES[site.gpu] if site.gpu and site.gpus_per_node else None
     fleet = Fleet(site.nodes, per_node, site.gpu if site.gpu and device else CPU)
+    if not has_closed_form(recipe.model):
+        check_micro_batch(recipe)
+        return Bill(None, fleet.size, recipe.micro_batch, None, None, None, None, None, None)
     found = plan_run(recipe, fleet, Assumptions(price=site.price_per_gpu_hour), search=False)
     micro_batch: int | None = found.batch.micro_batch
     if device is not None and device.memory_bytes and found.memory.fits is False:
@@ -53,8 +58,8 @@ def bill(recipe: Recipe, site: Site) -> Bill:
 def links_needed(bill: Bill, site: Site) -> int:
     """Jobs of the site's time limit, one after the other, that the run takes; one more than the assumption says.  Raises ClusterError."""
     if bill.hours is None:
-        raise ClusterError("--chain auto wants to know how long the run takes: give gpu in cluster.yaml, data.num_samples in the recipe; "
-                           "or say how many, such as --chain 5")
+        how = "give gpu in cluster.yaml, data.num_samples in the recipe; or " if bill.params else "of this model that is not known; "
+        raise ClusterError(f"--chain auto wants to know how long the run takes: {how}say how many, such as --chain 5")
     usable = limit_hours(site) - site.signal_lead / 3600
     if usable <= 0:
         raise ClusterError(f"time {site.time} is no longer than signal_lead, {site.signal_lead} s")
@@ -69,15 +74,17 @@ def describe(bill: Bill, site: Site) -> list[str]:
         there = DEVICES[site.gpu].memory_bytes if site.gpu else None
         of = f" of {there / 2**30:.0f}" if there else ""
         memory = f"about {bill.peak_bytes / 2**30:.3g} GiB{of} with {bill.micro_batch} images at a time"
-    time = f"{unknown} (give gpu in cluster.yaml{'' if bill.images else ', and data.num_samples'})"
-    money = f"{unknown} (give gpu and price_per_gpu_hour in cluster.yaml)"
+    time, money = unknown, unknown
+    if bill.params is not None:
+        time += f" (give gpu in cluster.yaml{'' if bill.images else ', and data.num_samples'})"
+        money += " (give gpu and price_per_gpu_hour in cluster.yaml)"
     if bill.hours is not None and bill.mfu is not None:
         time = (f"{_hours(bill.hours)}, {bill.hours * bill.ranks:,.1f} GPU-hours, assuming {bill.mfu:.0%} MFU on {site.gpu}: "
                 "an assumption, not a measurement (`vitscale plan` says what it rests on)")
     if bill.cost is not None:
         money = f"{bill.cost:,.2f} at {site.price_per_gpu_hour:g} a GPU-hour"
     rows = [
-        ("model", f"{bill.params:,} parameters"),
+        ("model", f"{unknown} (`vitscale bench step` measures it)" if bill.params is None else f"{bill.params:,} parameters"),
         ("ranks", f"{bill.ranks}: {site.nodes} {'node' if site.nodes == 1 else 'nodes'} of {bill.ranks // site.nodes}"),
         ("memory", memory),
         ("work", unknown if bill.flops is None else f"{bill.images:,} images, {bill.flops:.3g} FLOP"),

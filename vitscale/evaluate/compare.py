@@ -14,7 +14,7 @@ from vitscale.checkpoint.load import Loaded, load
 from vitscale.cluster.runfolder import METRICS, last_row, read_object
 from vitscale.errors import RecipeError
 from vitscale.evaluate.evaluate import FILE
-from vitscale.plan import count_params, forward_flops
+from vitscale.plan.forecast import known_forward_flops
 
 WARM_UP, ROUNDS = 2, 5          # forward passes before the clock runs, and batches that are timed
 
@@ -30,7 +30,7 @@ class Entry:
     interval: tuple[float, float] | None
     judged: str                     # where top1 is from
     parameters: int
-    flops: int                      # of one image's forward pass
+    flops: int | None               # of one image's forward pass; None: its family has no closed form
     images_seen: int | None         # in training
     training_flops: float | None    # 3 x forward x images seen
     training_images_per_s: float | None     # median over the run's steps
@@ -54,12 +54,12 @@ def compare(runs: Sequence[str], device: torch.device, batch: int = 64, checkpoi
 def _entry(run: str, loaded: Loaded, latency_s: float, images_per_s: float, peak: int) -> Entry:
     folder = loaded.source.parent.parent.parent if loaded.recipe else loaded.source.parent
     top1, interval, judged = _accuracy(folder, loaded)
-    flops, seen = forward_flops(loaded.section), _images_seen(loaded)
+    flops, seen = known_forward_flops(loaded.section), _images_seen(loaded)
     return Entry(
         name=loaded.recipe.name if loaded.recipe else Path(run).name, family=loaded.section.family, image=loaded.transform.image, top1=top1,
-        interval=interval, judged=judged, parameters=count_params(loaded.section), flops=flops, images_seen=seen,
-        training_flops=3.0 * flops * seen if seen is not None else None, training_images_per_s=_training_speed(folder, loaded),
-        latency_s=latency_s, images_per_s=images_per_s, peak_bytes=peak,
+        interval=interval, judged=judged, parameters=sum(parameter.numel() for parameter in loaded.model.parameters()), flops=flops,
+        images_seen=seen, training_flops=3.0 * flops * seen if flops is not None and seen is not None else None,
+        training_images_per_s=_training_speed(folder, loaded), latency_s=latency_s, images_per_s=images_per_s, peak_bytes=peak,
     )
 
 
@@ -147,8 +147,9 @@ def show(entries: Sequence[Entry], device: torch.device, batch: int) -> None:
         table.add_row(
             escape(entry.name), entry.family, _or(entry.top1, "{:.2%}"),
             f"{entry.interval[0]:.1%} to {entry.interval[1]:.1%}" if entry.interval else "", f"{entry.parameters:,}",
-            f"{entry.flops / 1e9:.3g}", _or(entry.images_seen, "{:,}"), _or(entry.training_images_per_s, "{:,.0f}"),
-            f"{entry.latency_s * 1e3:.2f} ms", f"{entry.images_per_s:,.0f}", f"{entry.peak_bytes / 1e6:.1f} MB")
+            "not known" if entry.flops is None else f"{entry.flops / 1e9:.3g}", _or(entry.images_seen, "{:,}"),
+            _or(entry.training_images_per_s, "{:,.0f}"), f"{entry.latency_s * 1e3:.2f} ms", f"{entry.images_per_s:,.0f}",
+            f"{entry.peak_bytes / 1e6:.1f} MB")
     out = console()
     out.print(table)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
@@ -189,17 +190,19 @@ def draw(entries: Sequence[Entry], path: Path) -> None:
     if not judged:
         raise RecipeError("--figure: no model has an accuracy to draw; run `vitscale eval` on them first")
     families = list(dict.fromkeys(entry.family for entry in entries))
-    axes: list[tuple[str, Callable[[Entry], float]]] = [
+    axes: list[tuple[str, Callable[[Entry], float | None]]] = [
         ("parameters", lambda entry: entry.parameters), ("FLOP of an image", lambda entry: entry.flops),
         ("images/s in batches", lambda entry: entry.images_per_s), ("latency of one image, ms", lambda entry: entry.latency_s * 1e3)]
+    axes = [(label, value) for label, value in axes if any(value(entry) is not None for entry in judged)]
     figure, plots = pyplot.subplots(1, len(axes), figsize=(3.4 * len(axes), 3.4), sharey=True, constrained_layout=True)
     for plot, (label, value) in zip(plots, axes, strict=True):
-        for entry in judged:
+        known = [(entry, number) for entry in judged if (number := value(entry)) is not None]
+        for entry, number in known:
             top1, colour = 100 * float(entry.top1 or 0), f"C{families.index(entry.family)}"
             low, high = (100 * end for end in entry.interval) if entry.interval else (top1, top1)
-            plot.errorbar(value(entry), top1, yerr=[[top1 - low], [high - top1]], fmt="o", color=colour, capsize=3)
-            plot.annotate(entry.name, (value(entry), top1), xytext=(5, 5), textcoords="offset points", fontsize=8)
-        values = [value(entry) for entry in judged]
+            plot.errorbar(number, top1, yerr=[[top1 - low], [high - top1]], fmt="o", color=colour, capsize=3)
+            plot.annotate(entry.name, (number, top1), xytext=(5, 5), textcoords="offset points", fontsize=8)
+        values = [number for _, number in known]
         if max(values) > 3 * min(values):
             plot.set_xscale("log")
             plot.xaxis.set_minor_formatter(ticker.NullFormatter())

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from vitscale.objectives.classification import Classifying, multilabel_hits, per_sample_loss, topk_correct
 from vitscale.objectives.distillation import Distilling
 from vitscale.objectives.masked import Inpaint, MaskedAutoencoding
@@ -15,9 +17,15 @@ OBJECTIVES: dict[str, Callable[[Any, Any], Task]] = {
     "jigsaw": Puzzling,
 }
 
-__all__ = ["OBJECTIVES", "Seen", "Task", "build_task", "multilabel_hits", "per_sample_loss", "topk_correct"]
+__all__ = ["OBJECTIVES", "Seen", "Task", "build_task", "multilabel_hits", "num_parameters", "per_sample_loss", "topk_correct"]
 
 
 def build_task(model: Model, objective: Objective) -> Task:
     """The model and objective sections of a recipe -> what is asked of the model."""
     return OBJECTIVES[objective.name](model, objective)
+
+
+def num_parameters(model: Model, objective: Objective) -> int:
+    """Of what is trained, counted in the model itself, whose numbers are not made for it.  Raises RecipeError."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_task(model, objective).build().parameters())

@@ -43,7 +43,7 @@ class Meters:
 
     def rate(self, flops_per_image: float, peak_flops: float, world: int) -> None:
         """Say against what MFU is taken: the FLOPs of one training image, forward and backward, by the model's definition (recomputation
-        not counted), and the FLOP/s of one of `world` devices; 0: unknown, and MFU is left out."""
+        not counted), and the FLOP/s of one of `world` devices; 0 of either: unknown, and MFU is left out."""
         self._flops_per_image, self._peak = flops_per_image, peak_flops * world
 
     def repeat(self, images: int) -> None:
@@ -123,8 +123,9 @@ class Meters:
 
     @property
     def mfu(self) -> float | None:
-        """Model FLOP/s over peak (Chowdhery et al. 2022, appendix B), 0..1; None where the peak is unknown."""
-        return self._flops_per_image * self.images_per_second / self._peak if self._peak > 0 else None
+        """Model FLOP/s over peak (Chowdhery et al. 2022, appendix B), 0..1; None where either is unknown."""
+        known = self._flops_per_image > 0 and self._peak > 0
+        return self._flops_per_image * self.images_per_second / self._peak if known else None
 
     def eta_s(self, images_left: int) -> float | None:
         """Seconds to the end at the present speed, with evaluations and checkpoints taking the share they took so far."""

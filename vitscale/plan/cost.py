@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from vitscale.plan.fleet import Fleet
 from vitscale.plan.params import count_params
-from vitscale.plan.storage import checkpoint_bytes, retained_checkpoints
 from vitscale.recipe.schema import Recipe
+from vitscale.shapes.storage import checkpoint_bytes, retained_checkpoints
 
 MTBF_HOURS = 50_000.0   # of one GPU and what belongs to it: 419 unexpected interruptions in 54 days of 16,384 H100
 #                         (Grattafiori et al. 2024, The Llama 3 herd of models, section 3.3.4: one in 3.1 hours, 50,700 GPU-hours)
@@ -68,10 +68,11 @@ def lost_share(interval_s: float, stall_s: float, mtbf_s: float) -> float:
 
 def checkpoints(recipe: Recipe, fleet: Fleet, step_s: float | None, mtbf_hours: float) -> Checkpoints:
     """`mtbf_hours` of one GPU."""
-    size, mtbf_s = checkpoint_bytes(recipe), mtbf_hours * 3600 / fleet.size
+    parameters = count_params(recipe.model, recipe.objective)
+    size, mtbf_s = checkpoint_bytes(recipe, parameters), mtbf_hours * 3600 / fleet.size
     write_s = size / (WRITE * fleet.nodes)
     sharded = recipe.parallel.engine in ("fsdp", "zero")
-    copies = 4 * count_params(recipe.model, recipe.objective) * (3 if recipe.ema is None else 4)
+    copies = 4 * parameters * (3 if recipe.ema is None else 4)
     stall_s = max(copies / (fleet.size if sharded else 1) / COPY, LEAST_STALL_S) if recipe.checkpoint.background else write_s
     interval_s = max(young_daly(stall_s, mtbf_s), write_s)      # the next one waits for the one before
     every, asked = recipe.checkpoint.every, None

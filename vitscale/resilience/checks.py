@@ -26,9 +26,9 @@ from vitscale.data.index import SetIndex
 from vitscale.data.report import size
 from vitscale.errors import UserError
 from vitscale.parallel.world import World
-from vitscale.plan.storage import checkpoint_bytes, retained_checkpoints
 from vitscale.recipe import Recipe
 from vitscale.resilience.speed import write_speed
+from vitscale.shapes.storage import checkpoint_bytes, retained_checkpoints
 
 OTHERS_BYTES = 2 << 30          # a GPU with more than this taken before we begin is used by somebody else; our own context takes less
 SLOW_CHECKPOINT_S = 600.0       # a checkpoint that takes longer to write is worth a word
@@ -113,9 +113,9 @@ def smi_findings(line: str) -> list[Finding]:
     return found
 
 
-def disk_space(recipe: Recipe, folder: Path) -> Finding:
+def disk_space(recipe: Recipe, parameters: int, folder: Path) -> Finding:
     """Free bytes against the checkpoints that will be there at once."""
-    one, most = checkpoint_bytes(recipe), retained_checkpoints(recipe)
+    one, most = checkpoint_bytes(recipe, parameters), retained_checkpoints(recipe)
     there = min(len(checkpoints_in(folder / "checkpoints")), most - 1)
     free, wanted = free_bytes(folder), one * (most - there)
     if free < one:
@@ -128,9 +128,9 @@ def disk_space(recipe: Recipe, folder: Path) -> Finding:
     return Finding("disk space", "ok", free / 1e9, "GB free", f"a checkpoint takes {size(one)}")
 
 
-def disk_speed(recipe: Recipe, folder: Path, nodes: int) -> Finding:
+def disk_speed(recipe: Recipe, parameters: int, folder: Path, nodes: int) -> Finding:
     """Of this node, while the other nodes write too."""
-    one = checkpoint_bytes(recipe)
+    one = checkpoint_bytes(recipe, parameters)
     num_bytes = max(min(one // nodes, LARGEST_PROBE), SMALLEST_PROBE)
     try:
         speed = write_speed(folder / f".preflight-{os.getpid()}-{os.urandom(4).hex()}", num_bytes)

@@ -14,9 +14,9 @@ import torch
 from vitscale.data.index import SetIndex
 from vitscale.data.report import size
 from vitscale.errors import EXIT_REQUEUE, ClusterError
+from vitscale.objectives import num_parameters
 from vitscale.parallel.place import node_name
 from vitscale.parallel.world import World
-from vitscale.plan.params import count_params
 from vitscale.recipe import Recipe
 from vitscale.resilience import checks, speed
 from vitscale.resilience.checks import Finding
@@ -153,9 +153,9 @@ def _gemm(world: World, recipe: Recipe) -> tuple[float | None, Finding]:
 
 def _disk(world: World, recipe: Recipe, folder: Path) -> list[Finding]:
     """Collective."""
-    findings, token = [], None
+    findings, token, parameters = [], None, num_parameters(recipe.model, recipe.objective)
     if world.is_first:
-        findings.append(checks.disk_space(recipe, folder))
+        findings.append(checks.disk_space(recipe, parameters, folder))
         token = f".preflight-{os.urandom(16).hex()}"
         try:
             (folder / token).write_text(token)
@@ -170,13 +170,13 @@ def _disk(world: World, recipe: Recipe, folder: Path) -> list[Finding]:
         if world.is_first:
             (folder / token).unlink(missing_ok=True)
         if world.local_rank == 0 and findings[-1].state == "ok":
-            findings.append(checks.disk_speed(recipe, folder, nodes))
+            findings.append(checks.disk_speed(recipe, parameters, folder, nodes))
     return findings
 
 
 def _exchange(world: World, recipe: Recipe) -> Finding:
     """An all-reduce of as many bytes as the gradient has, at most 64 MiB."""
-    num_bytes = max(min(4 * count_params(recipe.model, recipe.objective), _LARGEST_EXCHANGE), _SMALLEST_EXCHANGE)
+    num_bytes = max(min(4 * num_parameters(recipe.model, recipe.objective), _LARGEST_EXCHANGE), _SMALLEST_EXCHANGE)
     where = f"{node_name()} (rank {world.rank})"
     try:
         latency_s, bandwidth = speed.exchange(world.device, num_bytes)

@@ -7,7 +7,7 @@ from vitscale.errors import RecipeError
 from vitscale.recipe.schema import Jigsaw, Model, Objective, Rotation
 from vitscale.shapes import convnext, swin, vit
 
-# family -> (dotted key, sentence) for what shows only once the size is known
+# family -> (dotted key, sentence) for what shows only once the size is known; of a family that is not here nothing does
 PROBLEMS: dict[str, Callable[[Any], list[tuple[str, str]]]] = {
     "vit": vit.problems, "deit": vit.problems, "swin": swin.problems, "convnext": convnext.problems,
 }
@@ -16,8 +16,8 @@ TURNS = 4       # classes of rotation: quarter turns
 
 def check_model(model: Model) -> None:
     """Raises RecipeError with every contradiction that shows only once the size is known."""
-    found = PROBLEMS[model.family](model)
-    if found:
+    find = PROBLEMS.get(model.family)
+    if find is not None and (found := find(model)):
         raise RecipeError("\n".join(f"{key}: {sentence}" for key, sentence in found))
 
 

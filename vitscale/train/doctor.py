@@ -19,11 +19,12 @@ from rich.table import Table
 from vitscale.data import native
 from vitscale.data.report import console, size
 from vitscale.errors import EXIT_DONE, EXIT_WRONG_INPUT, DataError, RecipeError
+from vitscale.objectives import num_parameters
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.parallel.launch import hold_lifeline, launch, rank_command
 from vitscale.parallel.place import Place, node_name, place_from_environment
 from vitscale.parallel.world import World, joined
-from vitscale.plan.params import count_params
+from vitscale.plan.forecast import forecast
 from vitscale.processes import usable_cores
 from vitscale.recipe import Recipe
 from vitscale.resilience.checks import Finding
@@ -128,11 +129,11 @@ def _fits(recipe: Recipe, prepared: Prepared, world: World) -> Finding:
         work = size_up(recipe, prepared.train, world)
     except RecipeError as error:
         return Finding("memory", "failed", "", "", str(error))
-    from vitscale.plan.memory import estimate
-
-    wanted = estimate(recipe, world.size, work.micro_batch, work.micro_steps, world.device.type == "cuda").total
-    params = count_params(recipe.model, recipe.objective)
-    words = f"of {there} per rank, with micro_batch {work.micro_batch} and {params:,} parameters, as estimated"
+    params, known = num_parameters(recipe.model, recipe.objective), forecast(recipe)
+    words = f"of {there} per rank, with micro_batch {work.micro_batch} and {params:,} parameters"
+    if known is None:
+        return Finding("memory", "ok", "not known", "", f"{words}: model.family {recipe.model.family} has no closed form of it")
+    wanted, words = known.peak_bytes(world.size, work.micro_batch, work.micro_steps, world.device.type == "cuda"), f"{words}, as estimated"
     if wanted > device_bytes(world):
         return Finding("memory", "failed", wanted / 1e9, "GB", f"{words}; leave micro_batch to vitscale, or see `vitscale plan`")
     return Finding("memory", "ok", wanted / 1e9, "GB", words)

@@ -12,9 +12,9 @@ import torch
 
 from vitscale.cluster.runfolder import ENVIRONMENT
 from vitscale.files import write_json
+from vitscale.objectives import num_parameters
 from vitscale.parallel.world import World
-from vitscale.plan.flops import training_flops_per_image
-from vitscale.plan.params import count_params
+from vitscale.plan.forecast import forecast
 from vitscale.recipe import Recipe
 from vitscale.train.facts import versions
 from vitscale.train.prepare import Prepared
@@ -22,11 +22,12 @@ from vitscale.train.prepare import Prepared
 
 def write_environment(recipe: Recipe, prepared: Prepared, world: World, nodes: Sequence[str], peak_flops: float, attempt: int) -> None:
     """Only for the holder of the run folder.  On a full disk nothing is written: the run does not need it."""
+    known = forecast(recipe)
     found: dict[str, Any] = {
         "attempt": attempt, "started": time.time(), "versions": versions(), "device": _device_name(world.device), "world": world.size,
         "nodes": list(dict.fromkeys(nodes)), "engine": recipe.parallel.engine, "precision": recipe.parallel.precision,
-        "peak_flops": peak_flops or None, "flops_per_image": training_flops_per_image(recipe.model, recipe.objective),
-        "parameters": count_params(recipe.model, recipe.objective), "global_batch": recipe.global_batch,
+        "peak_flops": peak_flops or None, "flops_per_image": known.flops_per_image if known else None,
+        "parameters": num_parameters(recipe.model, recipe.objective), "global_batch": recipe.global_batch,
         "total_images": prepared.schedule.total, "num_samples": prepared.train.num_samples, "directory": str(Path.cwd()),
         "system": f"{platform.system()} {platform.release()}, {os.cpu_count()} CPU cores",
     }

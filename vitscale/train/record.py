@@ -36,7 +36,7 @@ from vitscale.observe.totals import Totals
 from vitscale.observe.trackers import Trackers
 from vitscale.parallel.engine import Engine
 from vitscale.parallel.world import World
-from vitscale.plan.flops import training_flops_per_image
+from vitscale.plan.forecast import forecast
 from vitscale.recipe import Recipe
 from vitscale.recipe.beside import CLASSES
 from vitscale.recipe.known import known_names
@@ -75,7 +75,8 @@ class Recorder:
         peak_flops = 0.0
         with only_tells("the peak of this device"):
             peak_flops = device_peak_flops(recipe, world)
-        meters.rate(training_flops_per_image(recipe.model, recipe.objective), peak_flops, world.size)
+        known = forecast(recipe)
+        meters.rate(known.flops_per_image if known else 0, peak_flops, world.size)
         self._pace = Pace(nodes, recipe.resilience.straggler_ratio) if world.is_first and world.size > 1 else None
         self._open = contextlib.ExitStack()
         self._stream, self._metrics = stream, None

@@ -10,8 +10,8 @@ from vitscale.data.mixture import order_of
 from vitscale.observe.peak import measure_peak_flops
 from vitscale.parallel.engine import Work
 from vitscale.parallel.world import World
+from vitscale.plan.forecast import check_micro_batch, forecast
 from vitscale.plan.hardware import peak_for
-from vitscale.plan.memory import fitting_micro_batch
 from vitscale.recipe import Recipe
 from vitscale.recipe.check import default_group
 
@@ -19,12 +19,14 @@ log = logging.getLogger(__name__)
 
 
 def size_up(recipe: Recipe, train: SetIndex, world: World) -> Work:
-    """Micro-batch (given, or what fits) and micro-steps, the same on every rank, enough for the rank with the largest share."""
+    """Micro-batch (given, or what fits) and micro-steps, the same on every rank, enough for the rank with the largest share.
+
+    Raises RecipeError where none fits, or where none is given of a model of whose memory nothing is known.
+    """
     share = order_of(recipe, train).max_share(world.data_size)
     micro_batch = recipe.micro_batch
     if micro_batch is None:
-        micro_batch = fitting_micro_batch(recipe, world.size, world.broadcast(device_bytes(world)), share,
-                                          on_gpu=world.device.type == "cuda")
+        micro_batch = largest_micro_batch(recipe, world, share)
     elif micro_batch > share:
         group = default_group(recipe)
         micro_batch = -(-share // group) * group
@@ -33,6 +35,14 @@ def size_up(recipe: Recipe, train: SetIndex, world: World) -> Work:
     log.info("%d rank(s) x %d micro-step(s) x %d image(s) for a global batch of %d%s", world.data_size, steps, micro_batch,
              recipe.global_batch, f"; each stands for {world.tensor} that share its matrices" if world.tensor > 1 else "")
     return Work(micro_batch, steps, recipe.optim.clip_norm)
+
+
+def largest_micro_batch(recipe: Recipe, world: World, share: int) -> int:
+    """Of the `share` samples of a rank, as many at a time as fit.  Collective.  Raises RecipeError as size_up does."""
+    check_micro_batch(recipe)
+    known = forecast(recipe)
+    assert known is not None        # check_micro_batch says so
+    return known.micro_batch(world.size, world.broadcast(device_bytes(world)), share, on_gpu=world.device.type == "cuda")
 
 
 def device_bytes(world: World) -> int:

@@ -13,6 +13,7 @@ from vitscale.cluster.going_on import look
 from vitscale.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 from vitscale.files import storage_errors
 from vitscale.observe.console import make_console, setup_logging
+from vitscale.plan.forecast import check_micro_batch
 from vitscale.recipe import Recipe, load_recipe
 from vitscale.recipe.known import Note
 from vitscale.resilience.signals import StopFlag
@@ -40,6 +41,7 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
     recipe = load_recipe(file, overrides, _tell if speaks else None, strict=True)
     check_model(recipe.model)       # raises what shows only once the size is known
     check_tensor(recipe)
+    check_micro_batch(recipe)
     if place is None and (over := look(recipe, accept_changes)) is not None:
         log.info("%s", over)
         return EXIT_DONE

@@ -1,16 +1,14 @@
 """How much room the checkpoints of a recipe take on disk."""
 
-from vitscale.plan.params import count_params
 from vitscale.recipe.schema import Recipe
 
 
-def checkpoint_bytes(recipe: Recipe) -> int:
+def checkpoint_bytes(recipe: Recipe, parameters: int) -> int:
     """One checkpoint: weights, averages and AdamW's two moments in fp32, and weights and averages once more as safetensors.
 
     Names, tables and archives around the numbers are not counted: some 2 kB for each tensor (checkpoint/room.py counts them).
     """
-    copies = 4 if recipe.ema is None else 6
-    return 4 * copies * count_params(recipe.model, recipe.objective)
+    return 4 * (4 if recipe.ema is None else 6) * parameters
 
 
 def retained_checkpoints(recipe: Recipe) -> int:
