@@ -44,7 +44,8 @@ _OPTIMIZERS = {"adamw": 3e-4, "lamb": 1e-3, "lion": 1e-5, "sgd": 1e-3}
 FACTORS: dict[str, tuple[Any, ...]] = {
     "backbone": (*BACKBONES, "vit-soft", "swin-hard", "convnext-jigsaw", "swin-rotation"),
     "engine": ("ddp", "fsdp", "fsdp-tensor", "zero1", "zero2", "zero3", "accelerate"),        # accelerate runs FSDP on GPUs alone
-    "ranks": (1, 2),
+    "ranks": (1, 2, 4),                     # four of them two by two: parallel.replicate
+    "gather": ("each", "once"),
     "recompute": ("none", "blocks", "blocks-2", "blocks-3", "selective"),
     "compile": (False, True),
     "precision": ("fp32", "bf16"),
@@ -88,7 +89,8 @@ def recipe_of(one: Combination, teacher: str) -> Recipe:
                   "eps": 1e-3, "freeze": one["freeze"], "layer_decay": one["layer_decay"]},
         "parallel": {"engine": engine, "zero_stage": int(one["engine"][-1]) if engine == "zero" else 2, "device": "cpu",
                      "recompute": recompute, "recompute_every": int(every or 1), "compile": one["compile"], "tensor": _tensor(one),
-                     "precision": one["precision"], "zero_offload": one["offload"], "processes": one["ranks"]},
+                     "precision": one["precision"], "gather": one["gather"], "replicate": 2 if one["ranks"] == 4 else None,
+                     "zero_offload": one["offload"], "processes": one["ranks"]},
     }
     recipe = check_recipe(values, "grid")
     check_tensor(recipe)
@@ -159,7 +161,7 @@ def _begun(pair: Pair, draw: random.Random, accepted: Any, tries: int) -> Combin
 
 def plain_of(one: Combination) -> Combination:
     """What a combination is to equal: one process that recomputes, compiles, shards and accumulates nothing."""
-    names = ("engine", "ranks", "recompute", "compile", "precision", "micro_steps", "offload")
+    names = ("engine", "ranks", "recompute", "compile", "precision", "micro_steps", "offload", "gather")
     return one | {name: PLAIN[name] for name in names}
 
 
@@ -185,7 +187,7 @@ def train(world: World, one: Combination, teacher: str, steps: range = range(STE
           after_step: Callable[[Engine, Ema | None, int], None] = _nothing) -> Trained:
     """As train/run.py does it, on this rank.  `before` the first step and after each, others may look at the engine and averages."""
     recipe = recipe_of(one, teacher)
-    world = replace(world, tensor=_tensor(one))
+    world = replace(world, parallel=recipe.parallel)
     task = _task(recipe)
     micro_batch = _micro_batch(_shares(SIZES[0], world.data_size)[0], one["micro_steps"])
     work = Work(micro_batch, one["micro_steps"], recipe.optim.clip_norm)

@@ -91,9 +91,10 @@ def hold(combinations: list[Combination], teacher: str, folder: Path) -> None:
         for plain in [plain_of(one)] + ([plain_of(one) | {"precision": "bf16"}] if one["precision"] == "bf16" else []):
             plains.append(plain) if plain not in plains else None
     alone = [*plains, *(one for one in combinations if one["ranks"] == 1)]
-    both = [one for one in combinations if one["ranks"] == 2]
     found = list(zip(alone, results(1, alone, teacher, folder / "one"), strict=True))
-    found += zip(both, results(2, both, teacher, folder / "two"), strict=True) if both else []
+    for ranks in (2, 4):
+        some = [one for one in combinations if one["ranks"] == ranks]
+        found += zip(some, results(ranks, some, teacher, folder / str(ranks)), strict=True) if some else []
     plain_results = dict(enumerate(result for _, result in found[:len(plains)]))
     failures = []
     for one, result in found[len(plains):]:

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from vitscale.checkpoint.lease import Lease
 from vitscale.checkpoint.store import STATE, Facts, Writer, checkpoints_in, read_into, read_whole, shapes_in
-from vitscale.errors import ClusterError
+from vitscale.errors import RecipeError
 from vitscale.models import build_model, initial_value
 from vitscale.objectives import Seen, build_task
 from vitscale.optim.build import build_optimizer
@@ -49,7 +49,7 @@ def cut(tensor: int = 2, **options: object) -> Parallel:
 def go(place: Place, legs: list[Leg]) -> list[dict]:
     """Each leg in turn on the same ranks."""
     with joined(legs[0].parallel, place) as world:
-        return [walk(replace(world, tensor=leg.parallel.tensor), leg) for leg in legs]
+        return [walk(replace(world, parallel=leg.parallel), leg) for leg in legs]
 
 
 def walk(world: World, leg: Leg) -> dict:
@@ -174,8 +174,8 @@ def test_three_ranks_with_all_the_same_samples(one: dict) -> None:
 
 
 def test_ranks_that_do_not_fall_into_groups_are_refused() -> None:
-    with pytest.raises(ClusterError, match=r"parallel\.tensor: 2 does not divide the 3 rank\(s\) of the run"), \
+    with pytest.raises(RecipeError, match=r"parallel\.tensor: 2 does not divide the 3 rank\(s\) of the run"), \
             joined(cut(), Place(0, 3, 0, 3)):
         pass
-    with pytest.raises(ClusterError, match=r"2 does not divide the 3 rank\(s\) on "), joined(cut(), Place(0, 6, 0, 3)):
+    with pytest.raises(RecipeError, match=r"2 does not divide the 3 rank\(s\) of a node"), joined(cut(), Place(0, 6, 0, 3)):
         pass

@@ -125,7 +125,7 @@ def test_the_picture_is_xml_whose_bars_add_up():
 def test_a_search_that_finds_nothing_raises_no_error():
     recipe = load_recipe("vit_huge", ["model.width=12288", "model.depth=96", "model.heads=96", "model.mlp=49152"])
     assert plan_run(recipe, find_fleet("cpu")).memory.fits is None
-    with pytest.raises(RecipeError, match=r"does not divide the 8 GPUs|cannot share"):
+    with pytest.raises(RecipeError, match=r"does not divide the 8 rank|cannot share"):
         plan_run(load_recipe("vit_large", ["parallel.tensor=16", "parallel.compile=false"]), find_fleet("8xH100"))
 
 

@@ -52,6 +52,7 @@ def on_ranks(recipe: Recipe, ranks: int | None, measure: Callable[[World], Measu
 
 def one_rank(recipe: Recipe, what: str) -> Recipe:
     """Raises ClusterError for an engine that wants more ranks than one."""
-    if recipe.parallel.tensor > 1:
-        raise ClusterError(f"{what} is measured on one rank; add parallel.tensor=1")
+    for axis in ("tensor", "replicate"):
+        if getattr(recipe.parallel, axis) not in (None, 1, "nodes"):
+            raise ClusterError(f"{what} is measured on one rank; add parallel.{axis}=1")
     return recipe

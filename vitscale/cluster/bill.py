@@ -44,7 +44,7 @@ def bill(recipe: Recipe, site: Site) -> Bill:
     micro_batch: int | None = found.batch.micro_batch
     if device is not None and device.memory_bytes and found.memory.fits is False:
         if recipe.micro_batch is None:
-            fitting_micro_batch(recipe, fleet.size, device.memory_bytes, found.batch.per_gpu)     # raises, and says what would help
+            fitting_micro_batch(recipe, fleet.size, device.memory_bytes, found.batch.per_gpu, local_size=per_node)     # raises
         raise RecipeError(f"micro_batch: {micro_batch} images at a time need about {found.memory.peak_bytes / 2**30:.1f} GiB; {USABLE:.0%} "
                           f"of a {site.gpu}'s {device.memory_bytes / 2**30:.1f} GiB is to be had: take a smaller one, or null; "
                           "`vitscale plan` looks for the fastest that fits")

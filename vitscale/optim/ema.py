@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+
+from vitscale.optim.local import reshard
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -71,10 +72,7 @@ class Ema:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        # FSDP2 keeps the root's gathered weights after a forward without backward, and would use them again, now stale.
-        for module in self._model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        reshard(self._model)        # else what is still gathered would be used again, now stale
         for weight, average in zip(self._locals(), self._averages, strict=True):
             kept = weight.clone()
             weight.copy_(average)

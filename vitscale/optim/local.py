@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from typing import TypeVar, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 SomeTensor = TypeVar("SomeTensor", bound=Tensor)
@@ -14,6 +15,13 @@ def local(tensor: Tensor | None) -> Tensor:
     """The part of a sharded tensor that lies on this rank, sharing its memory; another tensor as it is."""
     assert tensor is not None
     return cast(Tensor, tensor.to_local()) if isinstance(tensor, DTensor) else tensor
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of what FSDP2 has gathered and kept: parameters are each rank's own part again.  Another model stays as it is."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def by_mesh(tensors: Iterable[SomeTensor]) -> list[list[SomeTensor]]:

@@ -1,5 +1,7 @@
 """Which engine a recipe names."""
 
+from dataclasses import replace
+
 from vitscale.parallel.accelerated import AccelerateEngine
 from vitscale.parallel.ddp import DdpEngine
 from vitscale.parallel.engine import Engine, Work
@@ -12,4 +14,5 @@ ENGINES: dict[str, type[Engine]] = {"ddp": DdpEngine, "fsdp": FsdpEngine, "zero"
 
 
 def open_engine(parallel: Parallel, world: World, work: Work) -> Engine:
-    return ENGINES[parallel.engine](parallel, world, work)
+    """`world` may have been joined for another recipe: its ranks are divided as `parallel` says."""
+    return ENGINES[parallel.engine](parallel, replace(world, parallel=parallel), work)

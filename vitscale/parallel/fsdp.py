@@ -1,7 +1,7 @@
-"""Fully sharded data parallel, torch's FSDP2 (Zhao et al. 2023): parameters, gradients and optimizer state are sharded over all ranks.
+"""Fully sharded data parallel, torch's FSDP2 (Zhao et al. 2023): parameters, gradients and optimizer state are sharded over ranks.
 
-With parallel.tensor the ranks form a grid: along its rows they share the matrices of each block (parallel/tensor.py), along its columns
-what each of them holds is sharded as above."""
+The ranks form a grid (recipe/axes.py).  Along its axis `shard` what a rank holds is sharded; along `replicate` others hold the same and
+exchange gradients alone (HSDP); along `tensor` they share the matrices of each block (parallel/tensor.py)."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from vitscale.models import Backbone
+from vitscale.optim.local import reshard
 from vitscale.parallel.engine import Engine, prepared
 from vitscale.parallel.state import Fill, ValueOf, fill_parameters_, fill_rests_
 from vitscale.parallel.tensor import cut_
@@ -22,26 +23,26 @@ from vitscale.parallel.update import Update
 
 
 class FsdpEngine(Engine):
-    """Each unit is gathered for its own forward and backward only.  bf16 computes in bf16 and reduces gradients in fp32."""
+    """Each unit is gathered for its own forward and backward only, or stays so for a whole step (parallel.gather).  bf16 computes in bf16
+    and reduces gradients in fp32."""
 
-    _shard: DeviceMesh | None = None        # the ranks that a parameter is sharded over
+    _copies: DeviceMesh | None = None       # the ranks that a parameter is sharded over, and before them those that hold copies of it
     _tensor: DeviceMesh | None = None       # the ranks that are given the same samples
 
     @property
     def is_forward_local(self) -> bool:
-        return self.world.size == 1
+        return self.world.axes.copy_size == 1
 
     def connect(self) -> DeviceMesh:
-        """The ranks that parameters are sharded over; materialise() asks for them, and what simulates a run before it."""
-        if self._shard is None:
-            if self.world.tensor == 1:
-                self._shard = init_device_mesh(self.world.device.type, (self.world.size,), mesh_dim_names=("shard",))
-            else:
-                shape = (self.world.data_size, self.world.tensor)
-                grid = init_device_mesh(self.world.device.type, shape, mesh_dim_names=("shard", "tensor"))
-                grid._flatten("ranks")      # so that norms over the whole grid are added up in one exchange
-                self._shard, self._tensor = grid["shard"], grid["tensor"]
-        return self._shard
+        """The ranks that hold parameters; materialise() asks for them, and what simulates a run before it."""
+        if self._copies is None:
+            axes = {name: size for name, size in self.world.axes.sizes.items() if size > 1 or name == "shard"}
+            grid = init_device_mesh(self.world.device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
+            self._copies = grid[tuple(name for name in axes if name in ("replicate", "shard"))]
+            if "tensor" in axes:
+                grid["shard", "tensor"]._flatten("copy")    # so that norms over all that hold one copy are added up in one exchange
+                self._tensor = grid["tensor"]
+        return self._copies
 
     def materialise(self, build: Callable[[], Backbone], value_of: ValueOf) -> Backbone:
         model = prepared(build, self.parallel)
@@ -53,7 +54,7 @@ class FsdpEngine(Engine):
             # blocks are given angles and masks besides tokens, and these stay as exact as they come
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for unit in model.units():
-            fully_shard(unit, mesh=mesh, mp_policy=policy)
+            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=self.parallel.gather == "each")
         fully_shard(model, mesh=mesh, mp_policy=policy)
         model.to_empty(device=device)
         model.reset_buffers()
@@ -90,6 +91,7 @@ class FsdpEngine(Engine):
         assert isinstance(self.model, FSDPModule)
         self.model.set_requires_gradient_sync(last)
         self.model.set_is_last_backward(last)
+        self.model.set_reshard_after_backward(last or self.parallel.gather == "each")       # what changes no weight may keep them
         yield
 
     def forward(self, images: Tensor, keep: Tensor | None, *more: Tensor) -> Any:
@@ -97,10 +99,9 @@ class FsdpEngine(Engine):
             images = images.bfloat16()
         output = self.model(images, keep, *more)
         if not torch.is_grad_enabled():
-            # The root keeps its gathered weights for a backward that never comes; its parameters would be others than the optimizer's,
-            # and a checkpoint would lack what the optimizer knows of them.
-            assert isinstance(self.model, FSDPModule)
-            self.model.reshard()
+            # The root, and with parallel.gather once every unit, keeps its gathered weights for a backward that never comes; its
+            # parameters would be others than the optimizer's, and a checkpoint would lack what the optimizer knows of them.
+            reshard(self.model)
         return output
 
 

@@ -1,9 +1,10 @@
 """Where this process stands: its rank, the number of ranks, its device; joined from SLURM, torchrun or vitscale's own launcher."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch.distributed as dist
 
 from vitscale.errors import ClusterError
 from vitscale.parallel.meet import meet
-from vitscale.parallel.place import Place, node_name
+from vitscale.parallel.place import Place
 from vitscale.recipe import Parallel
+from vitscale.recipe.axes import Axes, axes_of, check_nodes
 
 log = logging.getLogger(__name__)
 
@@ -29,26 +31,31 @@ class World:
     local_size: int
     device: torch.device
     host_group: Any             # gloo group over all ranks for small host-side exchanges; None for one process
-    tensor: int = 1             # neighbouring ranks that share each block's matrices, and so are given the same samples
+    parallel: Parallel = field(default_factory=Parallel)    # which divides the ranks
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @functools.cached_property
+    def axes(self) -> Axes:
+        """The groups that the ranks form."""
+        return axes_of(self.parallel, self.size, self.local_size)
+
     @property
     def data_size(self) -> int:
         """Into how many parts a global batch is divided."""
-        return self.size // self.tensor
+        return self.axes.data_size
 
     @property
     def data_rank(self) -> int:
         """Whose part of the global batch this rank is given."""
-        return self.rank // self.tensor
+        return self.axes.data_rank(self.rank)
 
     @property
     def leads(self) -> bool:
         """Whether this rank answers for its samples; the others that are given the same ones keep silent."""
-        return self.rank % self.tensor == 0
+        return self.axes.leads(self.rank)
 
     def barrier(self) -> None:
         if self.host_group is not None:
@@ -112,18 +119,18 @@ def choose_device(parallel: Parallel, place: Place) -> torch.device:
     return torch.device("cuda", place.local_rank if count > 1 else 0)
 
 
-def refuse_uneven_groups(parallel: Parallel, place: Place) -> None:
-    """Raises ClusterError when the ranks, or those of this node, do not fall into whole groups that share their blocks' matrices."""
-    for count, what in ((place.size, "rank(s) of the run"), (place.local_size, f"rank(s) on {node_name()}")):
-        if count % parallel.tensor:
-            raise ClusterError(f"parallel.tensor: {parallel.tensor} does not divide the {count} {what}; start a multiple of "
-                               f"{parallel.tensor} ranks on each node, or set parallel.tensor to a divisor of {count}")
+def refuse_uneven_nodes(world: World) -> None:
+    """Raises RecipeError on every rank where parallel.replicate is nodes, and these hold no equal runs of ranks.  Collective."""
+    if world.parallel.replicate == "nodes":
+        check_nodes(world.broadcast(world.gather((world.local_rank, world.local_size))))
 
 
 @contextlib.contextmanager
 def joined(parallel: Parallel, place: Place, timeout_s: float = 600.0) -> Iterator[World]:
-    """Connect to the other ranks for the length of a `with` block.  Raises Absent, which names them, if some do not come."""
-    refuse_uneven_groups(parallel, place)
+    """Connect to the other ranks for the length of a `with` block.  Raises Absent, which names them, if some do not come;
+    RecipeError, if they do not form the groups that the recipe wants."""
+    # what each rank can tell by itself; how many are on the other nodes, none knows yet
+    axes_of(parallel, place.size, None if parallel.replicate == "nodes" and place.size % place.local_size else place.local_size)
     device = choose_device(parallel, place)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -136,7 +143,9 @@ def joined(parallel: Parallel, place: Place, timeout_s: float = 600.0) -> Iterat
                                 device_id=device if device.type == "cuda" else None)
         group = dist.new_group(backend="gloo", timeout=timeout)
     try:
-        yield World(place.rank, place.size, place.local_rank, place.local_size, device, group, parallel.tensor)
+        world = World(place.rank, place.size, place.local_rank, place.local_size, device, group, parallel)
+        refuse_uneven_nodes(world)
+        yield world
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -17,6 +17,7 @@ from vitscale.plan.memory import USABLE, cached_anatomy
 from vitscale.plan.search import Way, shares, way, ways
 from vitscale.plan.seed import Growth, growth
 from vitscale.plan.speed import Pace, Supply
+from vitscale.recipe.axes import axes_of
 from vitscale.recipe.check import contradictions
 from vitscale.recipe.schema import Recipe
 from vitscale.shapes.tensor import check_tensor
@@ -383,7 +384,11 @@ def _scaling(recipe: Recipe, fleet: Fleet, supply: Supply, mfu: float | None) ->
     strong: list[Row] = []
     weak: list[Row] = []
     for size in _sizes(fleet):
-        grown = recipe.model_copy(update={"global_batch": share * size.size // recipe.parallel.tensor})
+        try:
+            parts = axes_of(recipe.parallel, size.size, size.per_node).data_size
+        except RecipeError:             # no whole groups of ranks
+            continue
+        grown = recipe.model_copy(update={"global_batch": share * parts})
         for rows, one in ((strong, recipe), (weak, grown)):
             try:
                 found = way(one, size, supply, mfu)

@@ -5,10 +5,12 @@ other nodes, S (N - 1) / N, over its network; both go on at once, and the slower
 give the ring's cost).  A reduce-scatter is the same backwards, an all-reduce both, one after the other.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from vitscale.plan.fleet import Fleet
 from vitscale.plan.memory import cached_anatomy
+from vitscale.recipe.axes import Axes, axes_of
 from vitscale.recipe.schema import Recipe
 
 EFFICIENCY = 0.7        # of a link's or the network's bandwidth.  An assumption
@@ -32,8 +34,10 @@ class Exchange:
     """Seconds of one step: of a forward pass, of a backward pass, of the last backward pass besides, and after it.
 
     What stands in `forward`, `backward` and `last` goes on while the device computes; what a pass has to wait for before it can begin,
-    or to end, is `first` of it.
+    or to end, is `first` of it.  Of `micro_steps` forward passes, the first `forwards` exchange something.
     """
+
+    forwards: int = 0
 
     forward: float = 0.0
     backward: float = 0.0
@@ -49,21 +53,18 @@ def exchange(recipe: Recipe, fleet: Fleet, micro_batch: int, micro_steps: int) -
     parallel, size = recipe.parallel, fleet.size
     if size == 1 or fleet.device is None:
         return Exchange()
-    parts = cached_anatomy(recipe.model, recipe.objective)
+    parts, axes = cached_anatomy(recipe.model, recipe.objective), axes_of(parallel, size, fleet.per_node)
     n, element = sum(parts.params.values()), 2 if parallel.precision == "bf16" else 4
     blocks = [unit.params for unit in parts.units]
     part = (size - 1) / size
-    if parallel.engine == "fsdp" or (parallel.engine == "zero" and parallel.zero_stage == 3):
-        filled = (size // parallel.tensor - 1) * parts.one_row if parallel.engine == "fsdp" else 0
-        outer = n - sum(blocks) + filled
+    if parallel.engine == "fsdp":
+        return _fsdp(recipe, fleet, axes, micro_batch, micro_steps)
+    if parallel.engine == "zero" and parallel.zero_stage == 3:      # reduces in every micro-step
         gathers = sum(gather_s(element * block, fleet) for block in blocks)
         scatters = sum(gather_s(4 * block, fleet) for block in blocks)
-        every = parallel.engine == "zero"           # reduces in every micro-step; fsdp in the last one
-        sent = part * (element * (n + filled + sum(blocks)) * micro_steps + 4 * (n + filled) * (micro_steps if every else 1))
-        return Exchange(
-            forward=gathers / parallel.tensor, backward=(gathers + (scatters if every else 0.0)) / parallel.tensor,
-            last=0.0 if every else scatters / parallel.tensor, first=gather_s(element * (outer + blocks[0]), fleet),
-            after=gather_s(4 * outer, fleet), blocking=_tensor_s(recipe, fleet, micro_batch), bytes=sent)
+        outer = n - sum(blocks)
+        return Exchange(micro_steps, forward=gathers, backward=gathers + scatters, first=gather_s(element * (outer + blocks[0]), fleet),
+                        after=gather_s(4 * outer, fleet), bytes=part * micro_steps * (element * (n + sum(blocks)) + 4 * n))
     if parallel.engine == "zero":
         every = parallel.zero_stage == 2
         scatter = gather_s(4 * n, fleet)
@@ -73,10 +74,39 @@ def exchange(recipe: Recipe, fleet: Fleet, micro_batch: int, micro_steps: int) -
     return Exchange(last=2 * gather_s(4 * n - bucket, fleet), after=2 * gather_s(bucket, fleet), bytes=part * 8 * n)
 
 
-def _tensor_s(recipe: Recipe, fleet: Fleet, micro_batch: int) -> float:
+def _fsdp(recipe: Recipe, fleet: Fleet, axes: Axes, micro_batch: int, micro_steps: int) -> Exchange:
+    """Gathers along the axis `shard` forward and backward, or once a step; scatters gradients along it in the last micro-step, and adds up
+    along `replicate` what each rank is then left with."""
+    parts, element = cached_anatomy(recipe.model, recipe.objective), 2 if recipe.parallel.precision == "bf16" else 4
+    shard, replicas = along(fleet, axes, "shard"), along(fleet, axes, "replicate")
+    blocks = [axes.own_part(unit.params) for unit in parts.units]
+    outer = sum(parts.params.values()) - sum(unit.params for unit in parts.units) + (axes.shard - 1) * parts.one_row
+    once = recipe.parallel.gather == "once"
+
+    def reduce_s(numbers: float) -> float:
+        return gather_s(4 * numbers, shard) + 2 * gather_s(4 * numbers / axes.shard, replicas)
+
+    gathers, held = sum(gather_s(element * block, shard) for block in blocks), sum(blocks) + outer
+    forwards = 1 if once else micro_steps
+    gathered = held if once else micro_steps * (held + sum(blocks))
+    sent = (axes.shard - 1) / axes.shard * (element * gathered + 4 * held)
+    sent += 2 * (axes.replicate - 1) / axes.replicate * 4 * held / axes.shard
+    return Exchange(forwards, forward=gathers, backward=0.0 if once else gathers, last=sum(reduce_s(block) for block in blocks),
+                    first=gather_s(element * (outer + blocks[0]), shard), after=reduce_s(outer),
+                    blocking=_tensor_s(recipe, fleet, axes, micro_batch), bytes=sent)
+
+
+def along(fleet: Fleet, axes: Axes, name: str) -> Fleet:
+    """The ranks that differ from the first along one axis alone, as nodes and ranks on each; other such groups share links with them."""
+    names = list(axes.sizes)
+    apart = math.prod(list(axes.sizes.values())[names.index(name) + 1:])     # from one of them to the next
+    count = axes.sizes[name]
+    near = min(max(fleet.per_node // apart, 1), count)
+    return replace(fleet, nodes=-(-count // near), per_node=near)
+
+
+def _tensor_s(recipe: Recipe, fleet: Fleet, axes: Axes, micro_batch: int) -> float:
     """Four sums over the ranks of a block's tokens (Shoeybi et al. 2019, section 3), inside a node."""
-    if recipe.parallel.tensor == 1:
-        return 0.0
-    parts, group = cached_anatomy(recipe.model, recipe.objective), replace(fleet, nodes=1, per_node=recipe.parallel.tensor)
+    parts, group = cached_anatomy(recipe.model, recipe.objective), along(fleet, axes, "tensor")
     element = 2 if recipe.parallel.precision == "bf16" else 4
     return sum(4 * 2 * gather_s(element * micro_batch * unit.stream, group) for unit in parts.units)

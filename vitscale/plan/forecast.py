@@ -16,13 +16,13 @@ class Forecast:
     recipe: Recipe
     flops_per_image: int        # of training: forward and backward
 
-    def micro_batch(self, world_size: int, device_bytes: int, local_share: int, on_gpu: bool) -> int:
+    def micro_batch(self, world_size: int, local_size: int, device_bytes: int, local_share: int, on_gpu: bool) -> int:
         """The largest that fits: plan/memory.py's fitting_micro_batch.  Raises RecipeError where none does."""
-        return fitting_micro_batch(self.recipe, world_size, device_bytes, local_share, on_gpu)
+        return fitting_micro_batch(self.recipe, world_size, device_bytes, local_share, on_gpu, local_size)
 
-    def peak_bytes(self, world_size: int, micro_batch: int, micro_steps: int, on_gpu: bool) -> int:
+    def peak_bytes(self, world_size: int, local_size: int, micro_batch: int, micro_steps: int, on_gpu: bool) -> int:
         """Of one rank, at the peak of a step."""
-        return estimate(self.recipe, world_size, micro_batch, micro_steps, on_gpu).total
+        return estimate(self.recipe, world_size, micro_batch, micro_steps, on_gpu, local_size).total
 
 
 def forecast(recipe: Recipe) -> Forecast | None:

@@ -8,6 +8,7 @@ from itertools import accumulate
 from vitscale.errors import RecipeError
 from vitscale.plan.anatomy import Anatomy, Unit
 from vitscale.plan.families import anatomy_of
+from vitscale.recipe.axes import Axes, axes_of
 from vitscale.recipe.check import default_group
 from vitscale.recipe.schema import Model, Objective, Recipe
 
@@ -87,12 +88,15 @@ def _kept(recipe: Recipe, first: bool, unit: Unit) -> _Kept:
     return _Kept(full, 0, attention, 0)
 
 
-def estimate(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int = 1, on_gpu: bool = True) -> Memory:
-    """Bytes of one of `world_size` ranks that takes `micro_steps` micro-batches of `micro_batch` images a step.  Raises RecipeError.
+def estimate(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int = 1, on_gpu: bool = True,
+             local_size: int | None = None) -> Memory:
+    """Bytes of one of `world_size` ranks that takes `micro_steps` micro-batches of `micro_batch` images a step.  `local_size`: ranks of a
+    node; None: all.  Raises RecipeError.
 
     Model states after Rajbhandari et al. 2020 (ZeRO), sections 3.1 and 5, with n parameters and w ranks: fp32 everywhere but for
     bf16's computing copies.  `fsdp` shards everything, and gathers what stands outside the blocks for good and blocks one by one,
-    the next one fetched ahead; where gradients are accumulated they stay whole on every rank until the last micro-step.
+    the next one fetched ahead; where gradients are accumulated they stay whole on every rank until the last micro-step.  With
+    parallel.replicate it shards over the ranks of a group; with parallel.gather once, blocks stay gathered until their last gradient.
     `zero` shards the optimizer (1), gradients (2), weights (3).  `accelerate` is taken for DDP, its least frugal form.
     The backward pass is gone through block by block, from the last to the first, with what is there while each is differentiated;
     the peak is the largest of these moments.
@@ -100,14 +104,15 @@ def estimate(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int
     fewer ranks; the activations that it saves are not counted, so that its estimate is an upper bound, as it is for parallel.compile
     and for model.drop_path_group, whose left-out branches keep nothing.
     """
-    return max(_moments(recipe, world_size, micro_batch, micro_steps, on_gpu), key=lambda memory: memory.total)
+    axes = axes_of(recipe.parallel, world_size, local_size)
+    return max(_moments(recipe, axes, micro_batch, micro_steps, on_gpu), key=lambda memory: memory.total)
 
 
-def _moments(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int, on_gpu: bool) -> list[Memory]:
+def _moments(recipe: Recipe, axes: Axes, micro_batch: int, micro_steps: int, on_gpu: bool) -> list[Memory]:
     """While each block is differentiated, from the last to the first, and what comes before them."""
     parts = cached_anatomy(recipe.model, recipe.objective)
     parallel, element = recipe.parallel, _element(recipe)
-    states = _States(recipe, parts, world_size, micro_steps, on_gpu)
+    states = _States(recipe, parts, axes, micro_steps, on_gpu)
     of: dict[tuple[Unit, bool], _Kept] = {}
     kept = []
     for number, one in enumerate(parts.units):
@@ -117,7 +122,7 @@ def _moments(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int
     loader = micro_batch * image * (4 if element == 4 else 4 + element)
     norm = parts.normed * (4 if _autocast(recipe) else element)
     ends = parts.mask_bytes + norm + (parts.stem + parts.pooled) * element + 2 * 4 * parts.outputs      # logits and log-probabilities
-    context = (CONTEXT + (NCCL if world_size > 1 else 0)) if on_gpu else 0
+    context = (CONTEXT + (NCCL if axes.size > 1 else 0)) if on_gpu else 0
     held = list(accumulate((one.held for one in kept), initial=0))              # of the blocks before
     attention = list(accumulate((one.attention_held for one in kept), initial=0))
     found = []
@@ -144,16 +149,16 @@ def _turns(units: tuple[Unit, ...], every: int) -> list[int]:
 class _States:
     """Bytes of weights, gradients and optimizer of one rank."""
 
-    def __init__(self, recipe: Recipe, parts: Anatomy, world: int, micro_steps: int, on_gpu: bool) -> None:
+    def __init__(self, recipe: Recipe, parts: Anatomy, axes: Axes, micro_steps: int, on_gpu: bool) -> None:
         parallel = recipe.parallel
         self.engine, self.stage, self.element = parallel.engine, parallel.zero_stage, _element(recipe)
-        self.world, self.accumulates = world, micro_steps > 1
-        self.blocks = [unit.params // parallel.tensor for unit in parts.units]
+        self.axes, self.accumulates, self.keeps = axes, micro_steps > 1, parallel.gather == "once"
+        self.blocks = [int(axes.own_part(unit.params)) for unit in parts.units]
         whole = sum(parts.params.values())
         self.outer = whole - sum(unit.params for unit in parts.units)
         # each rank that shares a block's matrices holds what stands outside the blocks for itself
-        self.n = whole + (parallel.tensor - 1) * self.outer
-        self.filled = (world // parallel.tensor - 1) * parts.one_row if parallel.engine == "fsdp" else 0
+        self.n = whole + (axes.tensor - 1) * self.outer
+        self.filled = (axes.shard - 1) * parts.one_row if parallel.engine == "fsdp" else 0
         self.autocast = _autocast(recipe)
         self.bucket = BUCKET if on_gpu else min(BUCKET, self.n)     # a host hands out only what is written to
         self.before = list(accumulate(self.blocks, initial=0))
@@ -161,12 +166,12 @@ class _States:
         self.remade = sum(block for block, again in zip(self.blocks, self.again, strict=True) if again)
         moments = self.n * (4 if recipe.optim.name in ("lion", "sgd") else 8)
         master = parallel.engine == "zero" and self.element == 2
-        self.optimizer = 0 if parallel.zero_offload else self._share(moments + (4 * self.n if master else 0)) \
-            if parallel.engine in ("fsdp", "zero") else moments
-        self.ema = 0 if recipe.ema is None else self._share(4 * self.n) if parallel.engine == "fsdp" else 4 * self.n
+        self.optimizer = 0 if parallel.zero_offload else self._share(moments + (4 * self.n if master else 0))
+        self.ema = 0 if recipe.ema is None else self._share(4 * self.n)
 
     def _share(self, num_bytes: int) -> int:
-        return _ceil(num_bytes, self.world)
+        """One rank's part of what is held once by the ranks of a group."""
+        return _ceil(num_bytes, self.axes.copy_size)
 
     def at(self, turn: int) -> tuple[int, int, int]:
         """Weights, gradients, communication while block `turn` is differentiated; past the last one: while the head is."""
@@ -175,21 +180,23 @@ class _States:
         before = self.blocks[turn + 1] if turn + 1 < len(self.blocks) else 0       # its gradients are on their way
         done = self.before[-1] - self.before[min(turn + 1, len(self.blocks))]
         if self.engine == "fsdp":
-            return self._fsdp(block, ahead, before, done)
+            # kept from the forward pass, the blocks before this one are still gathered; those after it too, if a next pass takes them
+            gathered = (self.before[-1] if self.accumulates else self.before[min(turn + 1, len(self.blocks))]) if self.keeps else block
+            return self._fsdp(block, gathered, 0 if self.keeps else ahead, before, done)
         if self.engine == "zero":
             return self._zero(block)
         copies = 2 * self.n if self.autocast else 0             # autocast's bf16 copies, which every layer keeps for its gradient
         if self.autocast and turn < len(self.blocks):           # but for those that are made again
             copies -= 2 * (self.remade - (block if self.again[turn] else 0))
         gradients = 4 * self.n                                  # views of DDP's buckets, which stay from step to step
-        if self.world == 1 and not self.accumulates:            # without others there are none: they come block by block
+        if self.axes.size == 1 and not self.accumulates:            # without others there are none: they come block by block
             gradients = 4 * (self.outer + done + block // 3)
         return 4 * self.n + copies, gradients, 0
 
-    def _fsdp(self, block: int, ahead: int, before: int, done: int) -> tuple[int, int, int]:
+    def _fsdp(self, block: int, gathered: int, ahead: int, before: int, done: int) -> tuple[int, int, int]:
         """A third of a block's parameters is the weight whose gradient is made while its activations are still there: fc2's."""
         element = self.element
-        weights = self._share(4 * self.n) + element * (self.outer + self.filled + block)
+        weights = self._share(4 * self.n) + element * (self.outer + self.filled + gathered)
         communication = element * ahead + 4 * before
         gradients = element * (self.outer + block // 3)
         gradients += 4 * self.n if self.accumulates else self._share(4 * done)
@@ -217,11 +224,13 @@ def activation_bytes(recipe: Recipe) -> int:
     return two.total - one.total
 
 
-def fitting_micro_batch(recipe: Recipe, world_size: int, device_bytes: int, local_share: int, on_gpu: bool = True) -> int:
+def fitting_micro_batch(recipe: Recipe, world_size: int, device_bytes: int, local_share: int, on_gpu: bool = True,
+                        local_size: int | None = None) -> int:
     """The micro-batch with the fewest equal accumulation steps whose estimate stays within USABLE of `device_bytes`.
 
-    `local_share`: samples of the global batch that one rank takes.  k steps take ceil(local_share / k) each, rounded up to a
-    multiple of the recipe's group; the smallest k that fits is taken.  Raises RecipeError, with what to change, if none does.
+    `local_share`: samples of the global batch that one rank takes; `local_size`: ranks of a node, None: all.
+    k steps take ceil(local_share / k) each, rounded up to a multiple of the recipe's group; the smallest k that fits is taken.  Raises
+    RecipeError, with what to change, if none does.
     """
     if local_share < 1 or world_size < 1:
         raise ValueError(f"wants at least one sample and one rank, got local_share {local_share}, world_size {world_size}")
@@ -230,7 +239,7 @@ def fitting_micro_batch(recipe: Recipe, world_size: int, device_bytes: int, loca
     sizes = possible_micro_batches(local_share, group)
 
     def fits(size: int) -> bool:
-        return estimate(recipe, world_size, size, _ceil(local_share, size), on_gpu).total <= budget
+        return estimate(recipe, world_size, size, _ceil(local_share, size), on_gpu, local_size).total <= budget
 
     if fits(sizes[0]):          # no accumulation, for which whole gradients may have to stay
         return sizes[0]
@@ -239,7 +248,8 @@ def fitting_micro_batch(recipe: Recipe, world_size: int, device_bytes: int, loca
         middle = (low + high) // 2
         low, high = (low, middle) if fits(sizes[middle]) else (middle + 1, high)
     if low == len(sizes):
-        raise RecipeError(_too_big(recipe, estimate(recipe, world_size, group, _ceil(local_share, group), on_gpu), group, device_bytes))
+        smallest = estimate(recipe, world_size, group, _ceil(local_share, group), on_gpu, local_size)
+        raise RecipeError(_too_big(recipe, smallest, group, device_bytes))
     return sizes[low]
 
 
@@ -264,6 +274,10 @@ def _too_big(recipe: Recipe, memory: Memory, group: int, device_bytes: int) -> s
         ways.append("parallel.engine=fsdp")
     elif parallel.engine == "zero" and parallel.zero_stage < 3:
         ways.append("parallel.zero_stage=3")
+    if parallel.gather == "once":
+        ways.append("parallel.gather=each")
+    if (parallel.replicate or 1) != 1:
+        ways.append("parallel.replicate=null")
     if parallel.recompute != "blocks" or parallel.recompute_every > 1:
         ways.append("parallel.recompute=blocks with recompute_every=1")
     if parallel.precision == "fp32":

@@ -9,6 +9,7 @@ from typing import Literal
 
 from vitscale.plan.hardware import Device
 from vitscale.plan.memory import cached_anatomy
+from vitscale.recipe.axes import ALONE, Axes
 from vitscale.recipe.schema import Recipe
 
 MATRIX = 0.5            # of the peak that layers' matrix products reach.  An assumption
@@ -49,7 +50,7 @@ def repeated(recipe: Recipe) -> tuple[float, float]:
     return 0.0, 1.0 if parallel.recompute == "selective" else 0.0
 
 
-def operations(recipe: Recipe, device: Device, micro_batch: int) -> list[Operation]:
+def operations(recipe: Recipe, device: Device, micro_batch: int, axes: Axes = ALONE) -> list[Operation]:
     """Every component, and the reading and writing of weights, whose bytes the images of a micro-batch share.  Raises RecipeError.
 
     Only of a device whose peak in the recipe's precision and memory bandwidth are known."""
@@ -73,6 +74,6 @@ def operations(recipe: Recipe, device: Device, micro_batch: int) -> list[Operati
             times = 1 + BACKWARD + again
             found.append(Operation(name, flops * times, moved * times, once, (BACKWARD + again) * once,
                                    "compute" if by_flops >= by_bytes else "memory"))
-    num_bytes = element * sum(parts.params.values()) / recipe.parallel.tensor / micro_batch     # read twice, and their gradients written
+    num_bytes = element * axes.own_part(sum(parts.params.values())) / micro_batch     # read twice, and their gradients written
     each = num_bytes / (BANDWIDTH * bandwidth)
     return [*found, Operation("weights", 0.0, 3 * num_bytes, each, 2 * each, "memory")]

@@ -8,6 +8,7 @@ from vitscale.plan.fleet import Fleet
 from vitscale.plan.flops import training_flops_per_image
 from vitscale.plan.memory import cached_anatomy
 from vitscale.plan.roofline import BANDWIDTH, Operation, operations
+from vitscale.recipe.axes import axes_of
 from vitscale.recipe.schema import Recipe
 
 IMAGES_PER_CORE = 865.0     # decoded, cropped and resized to 224 pixels in a second of one core: benchmarks/rows/data-crop.json
@@ -71,23 +72,22 @@ def pace(recipe: Recipe, fleet: Fleet, micro_batch: int, micro_steps: int, suppl
     device, precision = fleet.device, recipe.parallel.precision
     if device is None or device.memory_bandwidth is None or set(fleet.unknown(precision)) - {"memory"}:
         return None
-    parts, tensor = cached_anatomy(recipe.model, recipe.objective), recipe.parallel.tensor
-    found = tuple(operations(recipe, device, micro_batch))
-    forward = micro_batch * sum(one.forward_s for one in found) / tensor
-    backward = micro_batch * sum(one.backward_s for one in found) / tensor
+    parts, axes = cached_anatomy(recipe.model, recipe.objective), axes_of(recipe.parallel, fleet.size, fleet.per_node)
+    found = tuple(operations(recipe, device, micro_batch, axes))
+    forward = axes.own_part(micro_batch * sum(one.forward_s for one in found))
+    backward = axes.own_part(micro_batch * sum(one.backward_s for one in found))
     if device_mfu is not None:
         peak = device.peak(precision) or 0.0
-        whole = micro_batch * training_flops_per_image(recipe.model, recipe.objective) / (peak * device_mfu) / tensor
+        whole = axes.own_part(micro_batch * training_flops_per_image(recipe.model, recipe.objective) / (peak * device_mfu))
         forward, backward = whole * forward / (forward + backward), whole * backward / (forward + backward)
     sent = exchange(recipe, fleet, micro_batch, micro_steps)
-    exposed = micro_steps * (max(sent.forward - forward, 0) + sent.first + sent.blocking) + sent.after
+    exposed = sent.forwards * (max(sent.forward - forward, 0) + sent.first) + micro_steps * sent.blocking + sent.after
     exposed += (micro_steps - 1) * max(sent.backward - backward, 0) + max(sent.backward + sent.last - backward, 0)
     exposed += STRAGGLING * math.log2(fleet.nodes) * micro_steps * (forward + backward)
-    in_all = micro_steps * (sent.forward + sent.backward + sent.first + sent.blocking) + sent.last + sent.after
+    in_all = sent.forwards * (sent.forward + sent.first) + micro_steps * (sent.backward + sent.blocking) + sent.last + sent.after
 
     n = sum(parts.params.values())
-    sharded = recipe.parallel.engine in ("fsdp", "zero")
-    own = n / fleet.size if sharded else n
+    own = n / axes.copy_size
     moments = 1 if recipe.optim.name in ("lion", "sgd") else 2
     # gradient read and scaled for clipping (3 x 4); read gradient, weight and moments, write weight and moments; an average besides
     update = own * (12 + 4 * (3 + 2 * moments) + (12 if recipe.ema else 0)) / (BANDWIDTH * device.memory_bandwidth)

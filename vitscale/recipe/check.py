@@ -3,9 +3,10 @@
 import math
 
 from vitscale.errors import RecipeError
+from vitscale.recipe.axes import axis_contradictions
 from vitscale.recipe.check_model import model_contradictions
 from vitscale.recipe.check_objective import objective_contradictions
-from vitscale.recipe.schema import Augment, Classification, Distillation, Recipe, Vit
+from vitscale.recipe.schema import Augment, Distillation, Recipe, Vit
 from vitscale.recipe.teacher import teacher_classes
 
 
@@ -110,7 +111,7 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     found += _fine_tuning(recipe)
     if parallel.zero_offload and parallel.engine != "zero":
         wrong("parallel.zero_offload", f"belongs to parallel.engine zero, not to {parallel.engine}")
-    found += _tensor(recipe)
+    found += axis_contradictions(recipe)
     if parallel.compile and parallel.engine == "zero" and parallel.zero_stage == 3:
         wrong("parallel.compile", "is not proven with zero_stage 3, where with recompute selective gradients were wrong by a quarter; use "
               "parallel.engine fsdp, zero_stage 2, or compile false")
@@ -137,30 +138,6 @@ def _fine_tuning(recipe: Recipe) -> list[tuple[str, str]]:
     if optim.freeze:
         found.append(("optim.freeze", "with lora all but adapters and head is frozen already"))
     return found
-
-
-def _tensor(recipe: Recipe) -> list[tuple[str, str]]:
-    """What sharing each block's matrices does not go with; that it divides heads and MLP, vitscale/shapes/tensor.py sees to."""
-    model, parallel, count = recipe.model, recipe.parallel, recipe.parallel.tensor
-    if count == 1:
-        return []
-    why = ""
-    if parallel.engine != "fsdp":
-        why = f"belongs to parallel.engine fsdp, not to {parallel.engine}"
-    elif parallel.compile:
-        why = "does not go with parallel.compile"
-    elif parallel.processes is not None and parallel.processes % count:
-        why = f"{count} does not divide parallel.processes {parallel.processes}"
-    elif not isinstance(model, Vit):
-        why = f"cuts the blocks of model.family vit and deit, not those of {model.family}"
-    elif not isinstance(recipe.objective, Classification):
-        why = f"goes with the objectives classification and distillation, not with {recipe.objective.name}"
-    else:
-        sound = {"attention": "full", "qk_norm": False, "gated": False}
-        odd = [f"model.{key} {getattr(model, key)}" for key, value in sound.items() if getattr(model, key) != value]
-        odd += ["model.position relative"] if model.position == "relative" else []
-        why = f"cuts plain blocks alone, and does not go with {', '.join(odd)}" if odd else ""
-    return [("parallel.tensor", why)] if why else []
 
 
 def _objective(recipe: Recipe) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ KINDS: dict[str, Kind] = {
     "data.prefetch": "free", "data.max_bad_fraction": "free", "data.log_samples": "free",
     "parallel.precision": "training",       # all else of it gives the same step, but for the order of sums
     "parallel.engine": "free", "parallel.device": "free", "parallel.processes": "free", "parallel.tensor": "free",
+    "parallel.replicate": "free", "parallel.gather": "free",
     "parallel.zero_stage": "free", "parallel.zero_offload": "free", "parallel.recompute": "free", "parallel.recompute_every": "free",
     "parallel.compile": "free",
     "checkpoint.every": "free", "checkpoint.keep": "free", "checkpoint.best": "free", "checkpoint.background": "free",

@@ -325,6 +325,8 @@ class Parallel(Section):
     engine: Literal["ddp", "fsdp", "zero", "accelerate"] = "ddp"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     processes: Count | None = None          # ranks that `train` starts on this node; null: one per GPU, on a CPU one
+    replicate: Literal["nodes"] | Count | None = None   # fsdp: groups of ranks, each with the whole state, sharded inside it; null: one
+    gather: Literal["each", "once"] = "each"    # fsdp: parameters for each forward and backward pass, or once a step and kept for all
     tensor: Count = 1                       # fsdp: ranks of a node that share each block's matrices (Shoeybi et al. 2019, Megatron-LM)
     zero_stage: Literal[1, 2, 3] = 2        # DeepSpeed: what is sharded (1 optimizer, 2 and gradients, 3 and parameters)
     zero_offload: bool = False              # DeepSpeed: optimizer state in host memory

@@ -133,7 +133,8 @@ def _fits(recipe: Recipe, prepared: Prepared, world: World) -> Finding:
     words = f"of {there} per rank, with micro_batch {work.micro_batch} and {params:,} parameters"
     if known is None:
         return Finding("memory", "ok", "not known", "", f"{words}: model.family {recipe.model.family} has no closed form of it")
-    wanted, words = known.peak_bytes(world.size, work.micro_batch, work.micro_steps, world.device.type == "cuda"), f"{words}, as estimated"
+    wanted = known.peak_bytes(world.size, world.local_size, work.micro_batch, work.micro_steps, world.device.type == "cuda")
+    words = f"{words}, as estimated"
     if wanted > device_bytes(world):
         return Finding("memory", "failed", wanted / 1e9, "GB", f"{words}; leave micro_batch to vitscale, or see `vitscale plan`")
     return Finding("memory", "ok", wanted / 1e9, "GB", words)

@@ -31,12 +31,13 @@ from vitscale.recipe import Recipe, load_recipe
 def hold_against(plan: Plan, recipe: str, overrides: Sequence[str], options: Options) -> Plan:
     """The plan with what the tracker says of the same micro-batch.  Raises RecipeError for what cannot be tracked."""
     started = time.perf_counter()
-    tracked = track(load_recipe(recipe, overrides), plan.hardware.gpus, plan.batch.micro_batch, plan.batch.micro_steps)
+    tracked = track(load_recipe(recipe, overrides), plan.hardware.gpus, plan.batch.micro_batch, plan.batch.micro_steps,
+                    plan.hardware.gpus_per_node)
     total = tracked + plan.memory.context
     return dataclasses.replace(plan, exact=Exact(total, plan.memory.peak_bytes / total - 1, time.perf_counter() - started))
 
 
-def track(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int = 1) -> int:
+def track(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int = 1, local_size: int | None = None) -> int:
     """Bytes of all tensors of rank 0 at the peak of a step, the optimizer's state being there from the steps before it.
 
     Nothing is computed and nothing allocated: tensors are fake and so are the other ranks.  Two things differ from a GPU and are put
@@ -51,7 +52,8 @@ def track(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int = 
         "compile": False, "engine": "fsdp" if parallel.engine == "fsdp" else "ddp", "device": "cpu"})})
     sharded = recipe.parallel.engine == "fsdp"
     with _nobody(world_size if sharded else 1):
-        world = World(0, world_size if sharded else 1, 0, 1, torch.device("cpu"), None)
+        world = World(0, world_size, 0, local_size or world_size, torch.device("cpu"), None, recipe.parallel) if sharded else \
+            World(0, 1, 0, 1, torch.device("cpu"), None)
         engine = open_engine(recipe.parallel, world, Work(micro_batch, micro_steps, recipe.optim.clip_norm))
         if isinstance(engine, FsdpEngine):
             engine.connect()            # wants real numbers of ranks

@@ -31,9 +31,9 @@ def size_up(recipe: Recipe, train: SetIndex, world: World) -> Work:
         group = default_group(recipe)
         micro_batch = -(-share // group) * group
         log.info("micro_batch %d is more than the %d samples of one rank; %d is used", recipe.micro_batch, share, micro_batch)
-    steps = -(-share // micro_batch)
+    steps, tensor = -(-share // micro_batch), world.axes.tensor
     log.info("%d rank(s) x %d micro-step(s) x %d image(s) for a global batch of %d%s", world.data_size, steps, micro_batch,
-             recipe.global_batch, f"; each stands for {world.tensor} that share its matrices" if world.tensor > 1 else "")
+             recipe.global_batch, f"; each stands for {tensor} that share its matrices" if tensor > 1 else "")
     return Work(micro_batch, steps, recipe.optim.clip_norm)
 
 
@@ -42,7 +42,7 @@ def largest_micro_batch(recipe: Recipe, world: World, share: int) -> int:
     check_micro_batch(recipe)
     known = forecast(recipe)
     assert known is not None        # check_micro_batch says so
-    return known.micro_batch(world.size, world.broadcast(device_bytes(world)), share, on_gpu=world.device.type == "cuda")
+    return known.micro_batch(world.size, world.local_size, world.broadcast(device_bytes(world)), share, on_gpu=world.device.type == "cuda")
 
 
 def device_bytes(world: World) -> int:
