@@ -35,7 +35,8 @@ def state_of(engine: Engine) -> dict[str, tuple[bool, list[float]]]:
 
 
 ENGINES = [Parallel(engine="ddp", device="cpu"), Parallel(engine="fsdp", device="cpu"), Parallel(engine="zero", zero_stage=2, device="cpu"),
-           Parallel(engine="zero", zero_stage=3, device="cpu"), Parallel(engine="accelerate", device="cpu")]
+           Parallel(engine="zero", zero_stage=3, device="cpu"), Parallel(engine="accelerate", device="cpu"),
+           Parallel(engine="fsdp", gather="once", device="cpu"), Parallel(engine="fsdp", replicate=2, gather="once", device="cpu")]
 
 
 def before_and_after(place: Place) -> list[tuple[dict, dict]]:

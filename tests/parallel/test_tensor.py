@@ -1,4 +1,5 @@
-"""Blocks whose matrices are shared: two by two ranks train as one process does, and what they leave anyone can go on from."""
+"""Ranks in a grid, that share blocks' matrices, or hold copies of one state, or both: two by two train as one process does, and what they
+leave anyone can go on from."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from ranks import run_ranks
 from torch.distributed.tensor import DTensor
 
 from vitscale.checkpoint.lease import Lease
-from vitscale.checkpoint.store import STATE, Facts, Writer, checkpoints_in, read_into, read_whole, shapes_in
+from vitscale.checkpoint.store import STATE, Facts, Writer, checkpoints_in, damage_in, read_into, read_whole, shapes_in
 from vitscale.errors import RecipeError
 from vitscale.models import build_model, initial_value
 from vitscale.objectives import Seen, build_task
@@ -44,6 +45,10 @@ class Leg:
 
 def cut(tensor: int = 2, **options: object) -> Parallel:
     return Parallel(engine="fsdp", tensor=tensor, device="cpu", **options)
+
+
+def copies(replicate: int = 2, **options: object) -> Parallel:
+    return Parallel(engine="fsdp", replicate=replicate, device="cpu", **options)
 
 
 def go(place: Place, legs: list[Leg]) -> list[dict]:
@@ -107,15 +112,19 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 @pytest.fixture(scope="module")
 def four(one: dict, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The same two by two, recomputed or not; from one process's checkpoint; and from one of theirs on four ranks that share nothing."""
+    """The same two by two, in several ways; from one process's checkpoint; and from one of theirs on four ranks that share nothing."""
     folder = tmp_path_factory.mktemp("four")
     checkpoint = str(folder / "checkpoints" / "step-00000005")
     legs = {"plain": Leg(cut()), "recomputed": Leg(cut(recompute="selective")),
             **{name: Leg(cut(), optim) for name, optim in OTHERS.items()},
             "half": Leg(cut(), last=5, target=str(folder)), "from one": Leg(cut(), first=5, source=one["checkpoint"]),
-            "as left": Leg(cut(), first=5, last=5, source=checkpoint), "unshared": Leg(cut(1), first=5, source=checkpoint)}
+            "as left": Leg(cut(), first=5, last=5, source=checkpoint), "unshared": Leg(cut(1), first=5, source=checkpoint),
+            "copies": Leg(copies()), "copies lamb": Leg(copies(), OTHERS["lamb"]), "copies of shared": Leg(copies(tensor=2, gather="once")),
+            "copies half": Leg(copies(gather="once"), last=5, target=str(folder / "copies")),
+            "copies from shared": Leg(copies(gather="once"), first=5, source=checkpoint)}
     ranks = run_ranks(4, go, list(legs.values()), timeout_s=300)
-    return {name: [rank[number] for rank in ranks] for number, name in enumerate(legs)} | {"checkpoint": checkpoint}
+    return {name: [rank[number] for rank in ranks] for number, name in enumerate(legs)} | {
+        "checkpoint": checkpoint, "of copies": str(folder / "copies" / "checkpoints" / "step-00000005")}
 
 
 def assert_same(found: dict, wanted: dict, first: int = 0) -> None:
@@ -127,7 +136,7 @@ def assert_same(found: dict, wanted: dict, first: int = 0) -> None:
             assert (torch.tensor(found["state"][name]) - torch.tensor(value)).abs().max() < 1e-5, name
 
 
-@pytest.mark.parametrize("name", ["plain", "recomputed"])
+@pytest.mark.parametrize("name", ["plain", "recomputed", "copies", "copies of shared"])
 def test_two_by_two_ranks_equal_one(one: dict, four: dict, name: str) -> None:
     for rank in four[name]:
         assert_same(rank, one["whole"])
@@ -137,7 +146,7 @@ def test_two_by_two_ranks_equal_one(one: dict, four: dict, name: str) -> None:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_optimizers_see_whole_tensors(one: dict, four: dict, name: str) -> None:
-    for rank in four[name]:
+    for rank in (*four[name], *four.get(f"copies {name}", ())):
         assert_same(rank, one[name])
 
 
@@ -153,10 +162,19 @@ def test_the_matrices_are_sharded_both_ways(four: dict) -> None:
         assert rank["lies"]["model.blocks.0.norm1.weight"][1] == (6,)
 
 
+@pytest.mark.parametrize(("name", "kinds", "shape"), [
+    ("copies", ["Replicate", "Shard"], (18, 12)), ("copies of shared", ["Replicate", "_StridedShard", "Shard"], (18, 12)),
+    ("unshared", ["Shard"], (9, 12))])
+def test_a_group_holds_the_whole_state_sharded(four: dict, name: str, kinds: list[str], shape: tuple[int, ...]) -> None:
+    for rank in four[name]:
+        for tensor in ("model.blocks.0.attn.qkv.weight", "optim.blocks.0.attn.qkv.weight.exp_avg", "ema.blocks.0.attn.qkv.weight"):
+            assert rank["lies"][tensor] == (kinds, shape)
+
+
 def test_a_checkpoint_moves(one: dict, four: dict) -> None:
     """To one process and from it, to ranks that share nothing, and back to those that wrote it: the numbers are those of whole tensors."""
     alone = go(Place(), [Leg(ONE, first=5, source=four["checkpoint"])])[0]
-    for found in (alone, *four["from one"], *four["unshared"]):
+    for found in (alone, *four["from one"], *four["unshared"], *four["copies from shared"]):
         assert_same(found, one["whole"], first=5)
     saved = read_whole(Path(four["checkpoint"]) / STATE, "model.")
     assert {name: tuple(value.shape) for name, value in saved.items()} == {
@@ -164,6 +182,16 @@ def test_a_checkpoint_moves(one: dict, four: dict) -> None:
     for rank, before in zip(four["as left"], four["half"], strict=True):
         assert rank["state"] == before["state"]
         assert all(rank["state"][f"model.{name}"] == value.tolist() for name, value in saved.items())
+
+
+def test_a_checkpoint_of_copies_moves(one: dict, four: dict) -> None:
+    """Two groups of two leave it: to one group of three, three copies, three of ddp, one process."""
+    source = four["of copies"]
+    assert damage_in(Path(source)) is None
+    legs = [Leg(parallel, first=5, source=source) for parallel in (copies(1, gather="once"), copies(3), ONE)]
+    for rank in (*run_ranks(3, go, legs), go(Place(), [Leg(ONE, first=5, source=source)])):
+        for found in rank:
+            assert_same(found, one["whole"], first=5)
 
 
 @pytest.mark.all        # three more processes; two by two exchange rows already

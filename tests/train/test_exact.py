@@ -36,7 +36,8 @@ def test_within_five_percent_of_the_tracker(engine, world, recompute):
     (["parallel.engine=fsdp"], 8, 2),                                       # whole gradients stay between micro-steps
     (["parallel.engine=fsdp", "ema={decay: 0.99}", "model.layer_scale=1e-5", "model.pool=token"], 8, 1),
     (["parallel.engine=ddp", "parallel.precision=fp32", "parallel.recompute=none"], 1, 1),
-], ids=["accumulated", "ema", "alone"])
+    (["parallel.engine=fsdp", "parallel.replicate=8", "parallel.gather=once"], 64, 2),
+], ids=["accumulated", "ema", "alone", "copies"])
 def test_within_five_percent_otherwise_too(overrides, world, steps):
     assert abs(error_of(recipe(*overrides), world, 16, steps)) < 0.05
 

@@ -129,8 +129,9 @@ def refuse_uneven_nodes(world: World) -> None:
 def joined(parallel: Parallel, place: Place, timeout_s: float = 600.0) -> Iterator[World]:
     """Connect to the other ranks for the length of a `with` block.  Raises Absent, which names them, if some do not come;
     RecipeError, if they do not form the groups that the recipe wants."""
-    # what each rank can tell by itself; how many are on the other nodes, none knows yet
-    axes_of(parallel, place.size, None if parallel.replicate == "nodes" and place.size % place.local_size else place.local_size)
+    # what each rank can tell by itself: how many are on the other nodes, none knows yet
+    alike = {"replicate": None} if parallel.replicate == "nodes" else {}
+    axes_of(parallel.model_copy(update=alike), place.size, place.local_size)
     device = choose_device(parallel, place)
     if device.type == "cuda":
         torch.cuda.set_device(device)
