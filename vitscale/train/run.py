@@ -15,7 +15,7 @@ from vitscale.checkpoint.room import Unwritten
 from vitscale.checkpoint.store import Writer
 from vitscale.cluster import going_on
 from vitscale.cluster.tries import RestartLoop, Tries
-from vitscale.data import open_stream
+from vitscale.data import StepBatch, open_stream
 from vitscale.data.crumbs import Crumbs
 from vitscale.data.descriptors import raise_limit
 from vitscale.data.remote import PATIENCE
@@ -35,9 +35,9 @@ from vitscale.parallel.launch import hold_lifeline
 from vitscale.parallel.place import Place, node_name
 from vitscale.parallel.state import all_finite
 from vitscale.parallel.world import World, joined, wait_as_long_as_it_takes
-from vitscale.recipe import Recipe
+from vitscale.recipe import Duration, Recipe
 from vitscale.resilience.guard import Guard, Verdict
-from vitscale.resilience.lasterror import ECHO_S, most_telling, note_error, say, tell
+from vitscale.resilience.lasterror import ECHO_S, LastError, most_telling, note_error, say, tell
 from vitscale.resilience.outcome import why_stopped, write_outcome
 from vitscale.resilience.preflight import preflight
 from vitscale.resilience.restarts import begin_attempt
@@ -54,7 +54,7 @@ from vitscale.train.restore import Start, find_start, first_values, restore, res
 from vitscale.train.rollback import decide
 from vitscale.train.size import size_up
 from vitscale.train.state import Moment, SaveClock, due
-from vitscale.train.step import Inputs, train_step
+from vitscale.train.step import Inputs, StepResult, train_step
 from vitscale.train.teacher import give_teacher
 
 log = logging.getLogger(__name__)
@@ -65,14 +65,10 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
     hold_lifeline()
     raise_limit()
     meters = Meters()
-    over = None if place.prepared else going_on.look(recipe, accept_changes)        # on every rank alike
-    if over is None:
-        prepared = prepare(recipe, look=place.rank == 0 and not place.prepared)
-        if not place.prepared:
-            over = going_on.look(recipe, accept_changes, prepared.train.hash, prepared.schedule.total)
-    if over is not None:
+    prepared = _prepared(recipe, place, accept_changes)
+    if isinstance(prepared, str):
         if place.rank == 0:
-            log.info("%s", over)
+            log.info("%s", prepared)
         return EXIT_DONE
     setup_logging(make_console() if place.rank == 0 else None, prepared.folder / "logs" / f"rank-{place.rank}.log")
     answer(prepared.folder, place.rank, node_name())
@@ -104,224 +100,281 @@ def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = Fal
             if recipe.resilience.preflight:
                 preflight(recipe, prepared.folder, [index for index in (prepared.train, prepared.val) if index is not None], world)
             with storage_errors(), contextlib.closing(Crumbs.open(prepared.folder, world.rank, crashers)) as crumbs:
-                return _train(recipe, prepared, world, lease, start, stop, meters, goodput, dog, crumbs)
+                return Session(recipe, prepared, world, lease, stop, meters, goodput, dog, crumbs).run(start)
         except Exception as error:
             if stop.cut_short:          # that has been told, and is why
                 raise
-            if not isinstance(error, UserError):
-                dog.give_way()
-            failed = note_error(prepared.folder, error, rank=world.rank, size=world.size, node=nodes[world.rank], attempt=start.attempt,
-                                step=dog.steps, exclude=recipe.resilience.exclude_bad_nodes)
-            with contextlib.suppress(LeaseLost, StorageError):      # who has lost the lease must not write, nor can who cannot look
-                if lease is not None:
-                    lease.check()
-                    failed = most_telling(prepared.folder, start.attempt, failed, ECHO_S if world.size > 1 else 0.0) or failed
-                    facts = dict(error.facts) if isinstance(error, UserError) and not failed.rank else {}
-                    if recipe.resilience.exclude_bad_nodes and "nodes" in facts:
-                        facts["exclude"] = facts["nodes"]       # the launcher leaves them out of the next attempt
-                    tell(prepared.folder, failed, **facts)
+            failed = _note_failure(error, recipe, prepared, world, lease, dog, start)
             if isinstance(error, UserError):
                 raise
             say(error, failed)
             return failed.code
 
 
-def _train(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, start: Start, stop: StopFlag, meters: Meters,
-           goodput: Goodput | None, dog: Watchdog, crumbs: Crumbs) -> int:
-    work = size_up(recipe, prepared.train, world)
-    engine = open_engine(recipe.parallel, world, work)
-    task = build_task(recipe.model, recipe.objective)
-    give_teacher(task, recipe, world.device)
-    build = functools.partial(with_adapters, task.build, recipe.lora) if recipe.lora else task.build
-    model = engine.materialise(build, first_values(recipe, task, start))
-    if frozen := freeze_(model, recipe.optim.freeze):
-        log.info("optim.freeze=%s: %s numbers stay as they are", recipe.optim.freeze, f"{frozen:,}")
-    drop_rates = model.drop_rates
-    engine.adopt(model, build_optimizer(model, recipe.optim))
-    ema = Ema(engine.model, recipe.ema.decay) if recipe.ema else None
-    schedule, num_samples = prepared.schedule, prepared.train.num_samples
+class Session:
+    """One attempt at training, on one rank: what it holds, and its verbs in the order of a run: build, resume, train, evaluate, save,
+    roll_back, leave or finish.  All are collective."""
 
-    with contextlib.ExitStack() as stack:
-        bad: list[dict[str, Any]] = []      # unreadable samples of the step that this rank answers for
-        on_gpu = world.device.type == "cuda"
-        stream = stack.enter_context(open_stream(
-            recipe, prepared.train, "train", rank=world.data_rank, world=world.data_size, micro_batch=work.micro_batch,
-            drop_rates=drop_rates, num_draws=task.num_draws, local_ranks=world.local_size, pin=on_gpu,
-            on_bad=bad.append if world.leads else None, late=on_gpu, crumbs=crumbs))
-        inputs = Inputs(world.device, recipe.data.augment, stream.coming if on_gpu else None)
-        dog.reading(lambda: stream.progress, slack_s=PATIENCE.silence_s if stream.is_remote else 0.0)
-        with meters.phase("restore"):
-            start, progress = restore_newest(start, recipe, prepared, world, lease,
-                                             lambda found: restore(found, engine, ema, stream))
-        guard = Guard(recipe.resilience, progress.now.step, progress.guard)
-        record = stack.enter_context(Recorder(recipe, prepared, world, lease, meters, goodput, progress.now, dog.nodes,
-                                              engine, stream, start.facts.recipe if start.facts else None))
-        profile = stack.enter_context(Profile(recipe.profile, prepared.folder, world, dog.nodes))
-        writer = stack.enter_context(Writer(
-            prepared.folder / "checkpoints", rank=world.rank, lease=lease, attempt=start.attempt, settings=recipe.checkpoint,
-            on_published=record.checkpoint_published, on_failed=record.checkpoint_failed))
+    def __init__(self, recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, stop: StopFlag, meters: Meters,
+                 goodput: Goodput | None, dog: Watchdog, crumbs: Crumbs) -> None:
+        """lease, goodput: rank 0's alone."""
+        self.recipe, self.prepared, self.world, self.lease, self.stop = recipe, prepared, world, lease, stop
+        self.meters, self.goodput, self.dog, self.crumbs = meters, goodput, dog, crumbs
+        self.on_gpu = world.device.type == "cuda"
+        self.bad: list[dict[str, Any]] = []     # unreadable samples of the step that this rank answers for
+        self.save_owed = False          # a checkpoint is due, and waits until the guard is calm
+        self.went_back = False          # the last step ended in a rollback
+        self.patience_over = False
+
+    def run(self, start: Start) -> int:
+        """From there to the end of the run or of this attempt; returns the exit code."""
+        with contextlib.ExitStack() as stack:
+            self.build(start, stack)
+            self.resume(start, stack)
+            gc.collect()
+            gc.freeze()     # what startup made stays: else Python looks through all of it every few steps, each rank at another moment
+            stack.callback(gc.unfreeze)
+            try:
+                return self.train()
+            except EvaluationLeft:
+                self.progress.owes_evaluation = True
+                return self.leave()
+
+    def build(self, start: Start, stack: contextlib.ExitStack) -> None:
+        """The model and its optimizer under their engine, and the stream of batches."""
+        recipe, world = self.recipe, self.world
+        self.work = size_up(recipe, self.prepared.train, world)
+        self.engine = open_engine(recipe.parallel, world, self.work)
+        self.task = build_task(recipe.model, recipe.objective)
+        give_teacher(self.task, recipe, world.device)
+        build = functools.partial(with_adapters, self.task.build, recipe.lora) if recipe.lora else self.task.build
+        model = self.engine.materialise(build, first_values(recipe, self.task, start))
+        if frozen := freeze_(model, recipe.optim.freeze):
+            log.info("optim.freeze=%s: %s numbers stay as they are", recipe.optim.freeze, f"{frozen:,}")
+        drop_rates = model.drop_rates
+        self.engine.adopt(model, build_optimizer(model, recipe.optim))
+        self.ema = Ema(self.engine.model, recipe.ema.decay) if recipe.ema else None
+        self.stream = stack.enter_context(open_stream(
+            recipe, self.prepared.train, "train", drop_rates=drop_rates, late=self.on_gpu, **self._share(self.bad)))
+        self.inputs = Inputs(world.device, recipe.data.augment, self.stream.coming if self.on_gpu else None)
+
+    def resume(self, start: Start, stack: contextlib.ExitStack) -> None:
+        """Everything to where `start` left it, and open what records the run from there."""
+        recipe, prepared, world = self.recipe, self.prepared, self.world
+        self.dog.reading(lambda: self.stream.progress, slack_s=PATIENCE.silence_s if self.stream.is_remote else 0.0)
+        with self.meters.phase("restore"):
+            start, self.progress = restore_newest(start, recipe, prepared, world, self.lease,
+                                                  lambda found: restore(found, self.engine, self.ema, self.stream))
+        self.guard = Guard(recipe.resilience, self.progress.now.step, self.progress.guard)
+        self.record = stack.enter_context(Recorder(recipe, prepared, world, self.lease, self.meters, self.goodput, self.progress.now,
+                                                   self.dog.nodes, self.engine, self.stream, start.facts.recipe if start.facts else None))
+        self.profile = stack.enter_context(Profile(recipe.profile, prepared.folder, world, self.dog.nodes))
+        self.writer = stack.enter_context(Writer(
+            prepared.folder / "checkpoints", rank=world.rank, lease=self.lease, attempt=start.attempt, settings=recipe.checkpoint,
+            on_published=self.record.checkpoint_published, on_failed=self.record.checkpoint_failed))
         if start.checkpoint is not None:
-            writer.last_step = progress.now.step    # it is there already, should this attempt be asked to stop before a step
+            self.writer.last_step = self.progress.now.step      # it is there already, should this attempt be asked to stop before a step
+        self.clock = SaveClock(recipe.checkpoint.every, asks=world.is_first)
+        self.patience_over = self.progress.out_of_patience(recipe.evaluate.early_stopping)
 
-        clock = SaveClock(recipe.checkpoint.every, asks=world.is_first)
-
-        def is_sound() -> bool:
-            """Whether the weights are finite, on all ranks."""
-            with meters.phase("checkpoint"):
-                return not world.any(not all_finite(engine.model))
-
-        def save(again: bool = False) -> None:
-            """`again`: the checkpoint of this step is there, but knows nothing of its evaluation."""
-            clock.restart()
-            if writer.last_step == progress.now.step and not again:
-                return
-            with meters.phase("checkpoint"):
-                writer.settle()
-                progress.unwritten(writer.lost_step)
-                progress.guard = guard.memory()
-                tensors = engine.tensors()
-                if ema is not None:
-                    tensors |= {f"ema.{name}": value for name, value in ema.tensors().items()}
-                writer.save(tensors, facts_of(recipe, prepared, world, progress, stream), again)
-
-        def evaluate_now() -> tuple[bool, bool]:
-            assert prepared.val is not None
-            unusable: list[dict[str, Any]] = []
-            with meters.phase("evaluate"):
-                val = open_stream(
-                    _patient(recipe), prepared.val, "val", rank=world.data_rank, world=world.data_size, micro_batch=work.micro_batch,
-                    num_draws=task.num_draws, local_ranks=world.local_size, pin=on_gpu, on_bad=unusable.append if world.leads else None,
-                    crumbs=crumbs)
-                with val:
-                    result = evaluate(engine, dog.over(val), task, recipe.data.augment, stop)
-                    found = list(unusable)
-                    if ema is not None:
-                        with ema.swapped():
-                            engine.weights_changed()
-                            averaged = evaluate(engine, dog.over(val), task, recipe.data.augment, stop)
-                        engine.weights_changed()
-                        result |= {name.replace("eval_", "eval_ema_"): value for name, value in averaged.items()}
-            if result["eval_images"] < prepared.val.num_samples:
-                log.warning("data.val: %d of %d samples could not be used; quarantine.jsonl names them",
-                            prepared.val.num_samples - result["eval_images"], prepared.val.num_samples)
-                record.quarantine([row | {"step": progress.now.step - 1} for row in found], split="val")
-            record.evaluation(result, progress.now)
-            progress.owes_evaluation = False
-            return progress.note(result, recipe.checkpoint.best, recipe.evaluate.early_stopping)
-
-        def go_back(verdict: Verdict) -> str | None:
-            """To before the update at fault; returns why the run ends instead, if it does."""
-            nonlocal progress, guard
-            with meters.phase("restore"):
-                writer.settle()
-                again = decide(recipe, prepared, world, lease, verdict)
-                if isinstance(again, str):
-                    return again
-                left = progress.now
-                _, progress = restore_newest(
-                    again, recipe, prepared, world, lease,
-                    lambda found: restore(found, engine, ema, stream, anew=lambda: first_values(recipe, task, found)))
-                progress.owes_evaluation = False        # made up when the attempt that began there did
-                guard = Guard(recipe.resilience, progress.now.step, progress.guard)
-                writer.last_step = None     # a checkpoint of that step would now be another one
-                record.rollback(verdict, left, progress.now, stream.order.skips)
-                world.barrier()             # no rank counts on from there before all do
-            dog.begin(progress.now.step)
-            return None
-
-        def end(exit_code: int, reason: str, cause: str | None = None) -> int:
-            with meters.phase("checkpoint"):
-                try:
-                    writer.wait()
-                except Unwritten as error:      # to say "done", or to let another attempt start further back, would hide the loss
-                    progress.unwritten(writer.lost_step)
-                    exit_code, reason, cause = error.exit_code, f"{reason}, but the last checkpoint is lost: {error}", "disk"
-            return record.end(exit_code, reason, progress, cause)
-
-        def leave() -> int:
-            if guard.calm and is_sound():       # else the checkpoint before is the better one to go on from
-                save()
-            asked = why_stopped(stop.reason, ask=world.is_first)
-            return end(EXIT_REQUEUE, asked.reason, asked.cause)
-
-        gc.collect()
-        gc.freeze()         # what startup made stays: else Python looks through all of it every few steps, each rank at another moment
-        stack.callback(gc.unfreeze)
-        if dog.is_on:
+    def train(self) -> int:
+        """Step by step to the end; returns the exit code.  Raises EvaluationLeft."""
+        if self.dog.is_on:
             wait_as_long_as_it_takes()
-        meters.begin()
-        stop.begin()
-        dog.begin(progress.now.step)
-        probe = Probe(world.device) if world.size > 1 else None
-        owed, went_back, patience_over = False, False, progress.out_of_patience(recipe.evaluate.early_stopping)
-        if progress.owes_evaluation and prepared.val is not None:
-            try:
-                _, patience_over = evaluate_now()
-            except EvaluationLeft:
-                return leave()
-            if patience_over or stream.ends_at(schedule.total):     # no later checkpoint will tell of it
-                save(again=True)
-        while not stream.ends_at(schedule.total) and not patience_over:
-            profile.begin(progress.now.step + 1)
-            with meters.phase("data_wait"):
-                try:
-                    batch = next(stream)
-                except DataError:
-                    record.last_bad(bad)
-                    raise
-            if recipe.model.dropout:    # the one draw that is not made by sample: by step and rank, so that it repeats on as many ranks
-                torch.manual_seed(hash((recipe.seed, batch.step, world.data_rank)))
-            lr = schedule.lr(batch.end)
-            result = train_step(engine, batch, task, inputs, lr, bool(stop), len(bad), meters,
-                                probe if batch.step % PROBE_EVERY == 0 else None, save=clock.due)
-            before, progress.now = progress.now, Moment(batch.step + 1, batch.end)
-            dog.step_ended(progress.now.step)
-            if ema is not None and result.applied:
-                ema.update()
-            record.step(batch, result, lr, progress.now, bad)
-            bad.clear()
-            finished = stream.ends_at(schedule.total)
-            profile.end(progress.now.step, finished or result.stop)
+        self.meters.begin()
+        self.stop.begin()
+        self.dog.begin(self.progress.now.step)
+        self.probe = Probe(self.world.device) if self.world.size > 1 else None
+        if self.progress.owes_evaluation and self.prepared.val is not None:
+            self.evaluate()
+            if self.patience_over or self.at_end:       # no later checkpoint will tell of it
+                self.save(again=True)
+        while not self.at_end and not self.patience_over:
+            before = self.progress.now
+            batch, result = self.step()
+            ended = self.follow_up(before, batch, result)
+            if ended is not None:
+                return ended
+        return self.finish()
 
-            verdict = guard.judge(progress.now.step, batch.position, batch.end, result.loss, result.applied)
-            if result.stop and not finished:    # an evaluation that is due now is made up: there may be half a minute left
-                progress.owes_evaluation = prepared.val is not None and due(recipe.evaluate.every, before, progress.now, num_samples)
-                return leave()
-            if verdict is None and finished:
-                verdict = guard.judge_end(progress.now.step, batch.position, batch.end, is_sound())
-            went_back = verdict is not None
-            if verdict is not None:
-                if (failed := go_back(verdict)) is not None:
-                    return end(EXIT_FAILED, failed, verdict.cause)
-                owed, patience_over = False, progress.out_of_patience(recipe.evaluate.early_stopping)
-                continue
+    @property
+    def at_end(self) -> bool:
+        return self.stream.ends_at(self.prepared.schedule.total)
 
-            is_best = False
-            if prepared.val is not None and (finished or due(recipe.evaluate.every, before, progress.now, num_samples)):
-                try:
-                    is_best, patience_over = evaluate_now()
-                except EvaluationLeft:
-                    progress.owes_evaluation = True
-                    return leave()
-            owed = owed or result.save or due(recipe.checkpoint.every, before, progress.now, num_samples)
-            if finished or patience_over or is_best or (owed and guard.calm):
-                if not finished and not is_sound():     # the next step shows it
-                    progress.unwritten(progress.now.step)
-                    patience_over = False
-                    continue
-                save()
-                owed = False
-        if not guard.ever_updated:
-            return end(EXIT_FAILED, "not one update was made: the loss or the gradient of every batch was not finite", "nonfinite")
-        if went_back and prepared.val is not None:      # to the end: all batches after the checkpoint are passed over
+    def step(self) -> tuple[StepBatch, StepResult]:
+        """The next global batch: read, trained on, recorded."""
+        self.profile.begin(self.progress.now.step + 1)
+        with self.meters.phase("data_wait"):
             try:
-                evaluate_now()
-            except EvaluationLeft:
-                progress.owes_evaluation = True
-                return leave()
-        if went_back:
-            save(again=True)
-        return end(EXIT_DONE, "patience of early stopping ran out" if patience_over else f"trained for {recipe.duration}")
+                batch = next(self.stream)
+            except DataError:
+                self.record.last_bad(self.bad)
+                raise
+        if self.recipe.model.dropout:   # the one draw that is not made by sample: by step and rank, so that it repeats on as many ranks
+            torch.manual_seed(hash((self.recipe.seed, batch.step, self.world.data_rank)))
+        lr = self.prepared.schedule.lr(batch.end)
+        result = train_step(self.engine, batch, self.task, self.inputs, lr, bool(self.stop), len(self.bad), self.meters,
+                            self.probe if batch.step % PROBE_EVERY == 0 else None, save=self.clock.due)
+        now = self.progress.now = Moment(batch.step + 1, batch.end)
+        self.dog.step_ended(now.step)
+        if self.ema is not None and result.applied:
+            self.ema.update()
+        self.record.step(batch, result, lr, now, self.bad)
+        self.bad.clear()
+        self.profile.end(now.step, self.at_end or result.stop)
+        return batch, result
+
+    def follow_up(self, before: Moment, batch: StepBatch, result: StepResult) -> int | None:
+        """What is due after a step; returns the exit code where the attempt ends with it."""
+        now, finished, evaluates = self.progress.now, self.at_end, self.prepared.val is not None
+        verdict = self.guard.judge(now.step, batch.position, batch.end, result.loss, result.applied)
+        if result.stop and not finished:    # an evaluation that is due now is made up: there may be half a minute left
+            self.progress.owes_evaluation = evaluates and self._due(self.recipe.evaluate.every, before)
+            return self.leave()
+        if verdict is None and finished:
+            verdict = self.guard.judge_end(now.step, batch.position, batch.end, self.is_sound())
+        self.went_back = verdict is not None
+        if verdict is not None:
+            return self.roll_back(verdict)
+        is_best = evaluates and (finished or self._due(self.recipe.evaluate.every, before)) and self.evaluate()
+        self.save_owed = self.save_owed or result.save or self._due(self.recipe.checkpoint.every, before)
+        if finished or self.patience_over or is_best or (self.save_owed and self.guard.calm):
+            if finished or self.is_sound():
+                self.save()
+                self.save_owed = False
+            else:                           # the next step shows it
+                self.progress.unwritten(now.step)
+                self.patience_over = False
+        return None
+
+    def evaluate(self) -> bool:
+        """On the validation shards, the averaged weights too; returns whether it is the best so far.  Raises EvaluationLeft."""
+        assert self.prepared.val is not None
+        unusable: list[dict[str, Any]] = []
+        with self.meters.phase("evaluate"), open_stream(_patient(self.recipe), self.prepared.val, "val", **self._share(unusable)) as val:
+            result = evaluate(self.engine, self.dog.over(val), self.task, self.recipe.data.augment, self.stop)
+            found = list(unusable)
+            if self.ema is not None:
+                with self.ema.swapped():
+                    self.engine.weights_changed()
+                    averaged = evaluate(self.engine, self.dog.over(val), self.task, self.recipe.data.augment, self.stop)
+                self.engine.weights_changed()
+                result |= {name.replace("eval_", "eval_ema_"): value for name, value in averaged.items()}
+        if result["eval_images"] < self.prepared.val.num_samples:
+            log.warning("data.val: %d of %d samples could not be used; quarantine.jsonl names them",
+                        self.prepared.val.num_samples - result["eval_images"], self.prepared.val.num_samples)
+            self.record.quarantine([row | {"step": self.progress.now.step - 1} for row in found], split="val")
+        self.record.evaluation(result, self.progress.now)
+        self.progress.owes_evaluation = False
+        is_best, self.patience_over = self.progress.note(result, self.recipe.checkpoint.best, self.recipe.evaluate.early_stopping)
+        return is_best
+
+    def is_sound(self) -> bool:
+        """Whether the weights are finite, on all ranks."""
+        with self.meters.phase("checkpoint"):
+            return not self.world.any(not all_finite(self.engine.model))
+
+    def save(self, again: bool = False) -> None:
+        """A checkpoint of this step.  `again`: it is there, but knows nothing of its evaluation."""
+        self.clock.restart()
+        if self.writer.last_step == self.progress.now.step and not again:
+            return
+        with self.meters.phase("checkpoint"):
+            self.writer.settle()
+            self.progress.unwritten(self.writer.lost_step)
+            self.progress.guard = self.guard.memory()
+            tensors = self.engine.tensors()
+            if self.ema is not None:
+                tensors |= {f"ema.{name}": value for name, value in self.ema.tensors().items()}
+            self.writer.save(tensors, facts_of(self.recipe, self.prepared, self.world, self.progress, self.stream), again)
+
+    def roll_back(self, verdict: Verdict) -> int | None:
+        """To before the update at fault; returns the exit code where the run ends instead."""
+        with self.meters.phase("restore"):
+            self.writer.settle()
+            again = decide(self.recipe, self.prepared, self.world, self.lease, verdict)
+            if not isinstance(again, str):
+                left = self.progress.now
+                _, self.progress = restore_newest(
+                    again, self.recipe, self.prepared, self.world, self.lease,
+                    lambda found: restore(found, self.engine, self.ema, self.stream,
+                                          anew=lambda: first_values(self.recipe, self.task, found)))
+                self.progress.owes_evaluation = False       # made up when the attempt that began there did
+                self.guard = Guard(self.recipe.resilience, self.progress.now.step, self.progress.guard)
+                self.writer.last_step = None    # a checkpoint of that step would now be another one
+                self.record.rollback(verdict, left, self.progress.now, self.stream.order.skips)
+                self.world.barrier()            # no rank counts on from there before all do
+        if isinstance(again, str):
+            return self._end(EXIT_FAILED, again, verdict.cause)
+        self.dog.begin(self.progress.now.step)
+        self.save_owed, self.patience_over = False, self.progress.out_of_patience(self.recipe.evaluate.early_stopping)
+        return None
+
+    def leave(self) -> int:
+        """Because someone asked: another attempt goes on from here."""
+        if self.guard.calm and self.is_sound():     # else the checkpoint before is the better one to go on from
+            self.save()
+        asked = why_stopped(self.stop.reason, ask=self.world.is_first)
+        return self._end(EXIT_REQUEUE, asked.reason, asked.cause)
+
+    def finish(self) -> int:
+        """All is trained.  Raises EvaluationLeft."""
+        if not self.guard.ever_updated:
+            return self._end(EXIT_FAILED, "not one update was made: the loss or the gradient of every batch was not finite", "nonfinite")
+        if self.went_back:      # to the end: all batches after the checkpoint are passed over
+            patience_over = self.patience_over
+            if self.prepared.val is not None:
+                self.evaluate()
+            self.save(again=True)
+            self.patience_over = patience_over
+        reason = "patience of early stopping ran out" if self.patience_over else f"trained for {self.recipe.duration}"
+        return self._end(EXIT_DONE, reason)
+
+    def _end(self, exit_code: int, reason: str, cause: str | None = None) -> int:
+        with self.meters.phase("checkpoint"):
+            try:
+                self.writer.wait()
+            except Unwritten as error:      # to say "done", or to let another attempt start further back, would hide the loss
+                self.progress.unwritten(self.writer.lost_step)
+                exit_code, reason, cause = error.exit_code, f"{reason}, but the last checkpoint is lost: {error}", "disk"
+        return self.record.end(exit_code, reason, self.progress, cause)
+
+    def _share(self, bad: list[dict[str, Any]]) -> dict[str, Any]:
+        """What open_stream() is told of this rank; the samples that cannot be used go into `bad`."""
+        return {"rank": self.world.data_rank, "world": self.world.data_size, "micro_batch": self.work.micro_batch,
+                "num_draws": self.task.num_draws, "local_ranks": self.world.local_size, "pin": self.on_gpu,
+                "on_bad": bad.append if self.world.leads else None, "crumbs": self.crumbs}
+
+    def _due(self, every: Duration | None, before: Moment) -> bool:
+        return due(every, before, self.progress.now, self.prepared.train.num_samples)
+
+
+def _prepared(recipe: Recipe, place: Place, accept_changes: bool) -> Prepared | str:
+    """What training needs to know before ranks join, or, in words, that the run is done.  Raises UserError, on every rank alike."""
+    if place.prepared:
+        return prepare(recipe, look=False)
+    if (over := going_on.look(recipe, accept_changes)) is not None:
+        return over
+    prepared = prepare(recipe, look=place.rank == 0)
+    return going_on.look(recipe, accept_changes, prepared.train.hash, prepared.schedule.total) or prepared
+
+
+def _note_failure(error: Exception, recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, dog: Watchdog,
+                  start: Start) -> LastError:
+    """Write down what ended this attempt, for whoever starts the next; returns what most tells why, which may be another rank's."""
+    if not isinstance(error, UserError):
+        dog.give_way()
+    failed = note_error(prepared.folder, error, rank=world.rank, size=world.size, node=dog.nodes[world.rank], attempt=start.attempt,
+                        step=dog.steps, exclude=recipe.resilience.exclude_bad_nodes)
+    with contextlib.suppress(LeaseLost, StorageError):      # who has lost the lease must not write, nor can who cannot look
+        if lease is not None:
+            lease.check()
+            failed = most_telling(prepared.folder, start.attempt, failed, ECHO_S if world.size > 1 else 0.0) or failed
+            facts = dict(error.facts) if isinstance(error, UserError) and not failed.rank else {}
+            if recipe.resilience.exclude_bad_nodes and "nodes" in facts:
+                facts["exclude"] = facts["nodes"]       # the launcher leaves them out of the next attempt
+            tell(prepared.folder, failed, **facts)
+    return failed
 
 
 def _patient(recipe: Recipe) -> Recipe:
