@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from vitscale.scaling.forms import FORMS, Form
+from vitscale.scaling.form import Form
+from vitscale.scaling.forms import FORMS
 from vitscale.scaling.points import Points
 
 SIZES, SAMPLES = (grid.ravel() for grid in np.meshgrid(np.geomspace(5e7, 1.6e10, 9), np.geomspace(1e9, 3e11, 9)))

@@ -89,7 +89,6 @@ def walk(read_at: ReadAt, total: int, state: Walk) -> Iterator[Member | Link | D
     at = start = 0                      # where we are; where the next member's first header lies
     while at < total:
         block = window.read(at, BLOCK)
-        damage = None
         try:
             if len(block) < BLOCK:
                 raise _BadHeader("truncated inside a header")
@@ -97,47 +96,33 @@ def walk(read_at: ReadAt, total: int, state: Walk) -> Iterator[Member | Link | D
                 if not _more_than_zeros(read_at, at + BLOCK, total):
                     return
                 raise _BadHeader("zeros where a header was expected")
-            else:
-                kind, size, name = _parse(block)
-                state.sha.update(block)
-                data = at + BLOCK
-                if kind in b"xgLK":
-                    if size > _LONGEST_NAME:
-                        raise _BadHeader("an extended header of impossible size")
-                    text = window.read(data, size)
-                    if len(text) < size:
-                        raise _BadHeader("truncated inside an extended header")
-                    state.sha.update(text)
-                    if kind == b"L":
-                        own["path"] = _text(text)
-                    elif kind == b"K":
-                        own["linkpath"] = _text(text)
-                    elif kind == b"x":
-                        own |= _records(text)
-                    elif kind == b"g":
-                        shared |= _records(text)
-                    at = data + _padded(size)
-                    continue
-                records = shared | own
-                own = {}
-                name = records.get("path", name)
-                size = _decimal(records["size"]) if "size" in records and kind not in _NO_DATA else size
-                regular = kind in _REGULAR and not (kind == b"\0" and name.endswith("/"))
-                if kind == b"S" or any(record.startswith("GNU.sparse.") for record in records):
-                    data += _sparse_map(window, block, data) if kind == b"S" else 0
-                    damage = Damage(start, data, f"sparse member {name!r}; repack it as a plain file", name)
-                    state.damage.append(damage)
-                    yield damage
-                    regular, damage = False, None
-                if kind not in _NO_DATA and data + size > total:
-                    damage = Damage(start, total, f"truncated inside {name!r}: {data + size - total} bytes are missing", name)
-                else:
-                    if regular:
-                        yield Member(name, start, data, size)
-                    elif kind in b"12":
-                        yield Link(name, start, _target(name, records.get("linkpath", _text(block[157:257])), kind == b"1"))
-                    at = start = data + (0 if kind in _NO_DATA else _padded(size))
-                    continue
+            kind, size, name = _parse(block)
+            state.sha.update(block)
+            data = at + BLOCK
+            if kind in b"xgLK":
+                text = _extension(window, data, size)
+                state.sha.update(text)
+                (shared if kind == b"g" else own).update(_records(text) if kind in b"xg" else {_EXTENDS[kind]: _text(text)})
+                at = data + _padded(size)
+                continue
+            records = shared | own
+            own = {}
+            name = records.get("path", name)
+            size = _decimal(records["size"]) if "size" in records and kind not in _NO_DATA else size
+            regular = kind in _REGULAR and not (kind == b"\0" and name.endswith("/"))
+            if kind == b"S" or any(record.startswith("GNU.sparse.") for record in records):
+                data += _sparse_map(window, block, data) if kind == b"S" else 0
+                sparse, regular = Damage(start, data, f"sparse member {name!r}; repack it as a plain file", name), False
+                state.damage.append(sparse)
+                yield sparse
+            if kind in _NO_DATA or data + size <= total:
+                if regular:
+                    yield Member(name, start, data, size)
+                elif kind in b"12":
+                    yield Link(name, start, _target(name, records.get("linkpath", _text(block[157:257])), kind == b"1"))
+                at = start = data + (0 if kind in _NO_DATA else _padded(size))
+                continue
+            damage = Damage(start, total, f"truncated inside {name!r}: {data + size - total} bytes are missing", name)
         except _BadHeader as error:
             found = _next_header(read_at, at + BLOCK, total)
             damage = Damage(start, total if found is None else found, str(error))
@@ -149,6 +134,19 @@ def walk(read_at: ReadAt, total: int, state: Walk) -> Iterator[Member | Link | D
     if not (state.damage and state.damage[-1].end >= total):
         state.damage.append(damage)
         yield damage
+
+
+_EXTENDS = {b"L": "path", b"K": "linkpath"}     # of GNU's headers: the record that each stands for
+
+
+def _extension(window: "_Window", data: int, size: int) -> bytes:
+    """What an extended header holds.  Raises _BadHeader."""
+    if size > _LONGEST_NAME:
+        raise _BadHeader("an extended header of impossible size")
+    text = window.read(data, size)
+    if len(text) < size:
+        raise _BadHeader("truncated inside an extended header")
+    return text
 
 
 class _Window:

@@ -79,6 +79,34 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         if any(url.startswith("pipe:") for url in urls):
             wrong(key, "pipe: URLs run a shell and are refused; give an fsspec URL (s3://, gs://, https://, or a path)")
 
+    found += _schedule(recipe)
+    if recipe.evaluate.early_stopping and (data.val is None or recipe.evaluate.every is None):
+        wrong("evaluate.early_stopping", "wants data.val and evaluate.every")
+    found += _objective(recipe)
+    if optim.name == "lamb" and parallel.engine == "zero":
+        wrong("optim.name", "lamb wants the lengths of whole tensors, which DeepSpeed's shards cut across; use parallel.engine fsdp or ddp")
+    if recipe.ema is not None and parallel.engine == "zero":
+        wrong("ema", "DeepSpeed has no fp32 shard of the weights to average in every stage; use parallel.engine fsdp or ddp, or ema: null")
+    found += _fine_tuning(recipe)
+    if parallel.zero_offload and parallel.engine != "zero":
+        wrong("parallel.zero_offload", f"belongs to parallel.engine zero, not to {parallel.engine}")
+    found += axis_contradictions(recipe)
+    if parallel.compile and parallel.engine == "zero" and parallel.zero_stage == 3:
+        wrong("parallel.compile", "is not proven with zero_stage 3, where with recompute selective gradients were wrong by a quarter; use "
+              "parallel.engine fsdp, zero_stage 2, or compile false")
+    if parallel.recompute_every > 1 and parallel.recompute != "blocks":
+        wrong("parallel.recompute_every", f"belongs to parallel.recompute blocks, not to {parallel.recompute}")
+    return found
+
+
+def _schedule(recipe: Recipe) -> list[tuple[str, str]]:
+    """What of the learning rate's schedule and of the run's length cannot be."""
+    data, optim, batch = recipe.data, recipe.optim, recipe.global_batch
+    found: list[tuple[str, str]] = []
+
+    def wrong(key: str, sentence: str) -> None:
+        found.append((key, sentence))
+
     if optim.schedule == "rsqrt" and optim.warmup.amount == 0 and optim.timescale is None:
         wrong("optim.timescale", "rsqrt wants a timescale, or a warm-up to take it from")
     if optim.cooldown is not None and optim.schedule not in ("rsqrt", "wsd"):
@@ -100,23 +128,6 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         spent += optim.cooldown.images(data.num_samples, batch, data.repeats) if optim.cooldown else 0
         if spent > total:
             wrong("optim.warmup", f"warm-up and cooldown take {spent} images, more than the {total} of the whole run")
-
-    if recipe.evaluate.early_stopping and (data.val is None or recipe.evaluate.every is None):
-        wrong("evaluate.early_stopping", "wants data.val and evaluate.every")
-    found += _objective(recipe)
-    if optim.name == "lamb" and parallel.engine == "zero":
-        wrong("optim.name", "lamb wants the lengths of whole tensors, which DeepSpeed's shards cut across; use parallel.engine fsdp or ddp")
-    if recipe.ema is not None and parallel.engine == "zero":
-        wrong("ema", "DeepSpeed has no fp32 shard of the weights to average in every stage; use parallel.engine fsdp or ddp, or ema: null")
-    found += _fine_tuning(recipe)
-    if parallel.zero_offload and parallel.engine != "zero":
-        wrong("parallel.zero_offload", f"belongs to parallel.engine zero, not to {parallel.engine}")
-    found += axis_contradictions(recipe)
-    if parallel.compile and parallel.engine == "zero" and parallel.zero_stage == 3:
-        wrong("parallel.compile", "is not proven with zero_stage 3, where with recompute selective gradients were wrong by a quarter; use "
-              "parallel.engine fsdp, zero_stage 2, or compile false")
-    if parallel.recompute_every > 1 and parallel.recompute != "blocks":
-        wrong("parallel.recompute_every", f"belongs to parallel.recompute blocks, not to {parallel.recompute}")
     return found
 
 
@@ -161,7 +172,8 @@ def _objective(recipe: Recipe) -> list[tuple[str, str]]:
 
 def _mix(recipe: Recipe, lanes: int) -> list[tuple[str, str]]:
     """What a mixture of sets does not go with."""
-    data, optim, found = recipe.data, recipe.optim, []
+    data, optim = recipe.data, recipe.optim
+    found: list[tuple[str, str]] = []
     if bool(data.train) == bool(data.mix):
         found.append(("data.train", "give shards here, or sets of them in data.mix" + (", not both" if data.mix else "")))
     if not data.mix:

@@ -10,7 +10,8 @@ from vitscale.errors import DataError
 from vitscale.scaling.approaches import approach
 from vitscale.scaling.backtest import Backtest, backtest, budgets_in, log_error, order_of
 from vitscale.scaling.fit import OUTLIER, Fit, fit
-from vitscale.scaling.forms import FORMS, Form
+from vitscale.scaling.form import Form
+from vitscale.scaling.forms import FORMS
 from vitscale.scaling.intervals import LEVEL, Draws, Profile, bootstrap, influence, outer_of, profile
 from vitscale.scaling.points import Points
 
@@ -80,12 +81,7 @@ def analyse(points: Points, asked: Asked, held_out: Points | None = None) -> Ana
     names = list(asked.forms) or candidates(points)
     approaches = {name: approach(points, int(name[-1]), asked.draws // 2) for name in names if name in APPROACHES}
     forms = [FORMS[name] for name in names if name not in APPROACHES]
-    fixed = {form.name: {key: value for key, value in (asked.fixed or {}).items() if key in form.params} for form in forms}
-    unused = set(asked.fixed or {}) - {key for one in fixed.values() for key in one}
-    if unused:
-        raise DataError(
-            f"--fix: none of {', '.join(form.name for form in forms) or 'the forms'} has a parameter {', '.join(sorted(unused))}"
-        )
+    fixed = _fixed_of(forms, asked.fixed or {})
     fits: dict[str, Fit] = {}
     failed: dict[str, str] = {}
     dropped: list[dict[str, Any]] = []
@@ -98,8 +94,7 @@ def analyse(points: Points, asked: Asked, held_out: Points | None = None) -> Ana
             failed[form.name] = str(error)
     if forms and not fits:
         raise DataError(next(iter(failed.values())))
-    tested = None
-    chosen = next(iter(fits), None)
+    tested, chosen = None, next(iter(fits), None)
     if len(fits) > 1:
         try:
             tested = backtest(points, [FORMS[name] for name in fits], fixed, asked.delta)
@@ -125,28 +120,12 @@ def analyse(points: Points, asked: Asked, held_out: Points | None = None) -> Ana
         shown[name] = describe(found, drawn.get(name), profiles.get(name))
     told: dict[str, Any] = {
         "format": 1,
-        "data": {
-            "source": points.source,
-            "sha256": points.hash(),
-            "points": len(points),
-            "runs": len(set(points.run)),
-            "variables": sorted(points.x),
-            "metric": points.metric,
-            "direction": "lower is better" if points.bound is None else f"higher is better; what it lacks to {points.bound:g} is fitted",
-            "excluded": [*points.excluded, *dropped],
-        },
-        "level": LEVEL,
-        "chosen": chosen,
-        "fits": shown,
-        "not_fitted": failed,
-        "approaches": approaches,
+        "data": _described(points) | {"excluded": [*points.excluded, *dropped]},
+        "level": LEVEL, "chosen": chosen, "fits": shown, "not_fitted": failed, "approaches": approaches,
         "rules": {
             "outlier": f"named beyond {OUTLIER:g} robust standard deviations, kept unless --drop-outliers",
-            "choice": "lowest mean error of a rolling-origin backtest"
-            if tested
-            else "the only form"
-            if len(fits) == 1
-            else "see not_fitted",
+            "choice": "see not_fitted" if not tested and len(fits) != 1 else
+                      "lowest mean error of a rolling-origin backtest" if tested else "the only form",
         },
     }
     if tested is not None:
@@ -154,6 +133,30 @@ def analyse(points: Points, asked: Asked, held_out: Points | None = None) -> Ana
     if held_out is not None and fits:
         told["hold_out"] = judge_points(fits, tested, held_out)
     return Analysis(points, held_out, fits, drawn, profiles, tested, chosen, approaches, told)
+
+
+def _fixed_of(forms: Sequence[Form], given: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Which of the given values belong to each form.  Raises DataError for one that belongs to none."""
+    fixed = {form.name: {key: value for key, value in given.items() if key in form.params} for form in forms}
+    unused = set(given) - {key for one in fixed.values() for key in one}
+    if unused:
+        raise DataError(
+            f"--fix: none of {', '.join(form.name for form in forms) or 'the forms'} has a parameter {', '.join(sorted(unused))}"
+        )
+    return fixed
+
+
+def _described(points: Points) -> dict[str, Any]:
+    """What is fitted, for fit.json."""
+    return {
+        "source": points.source,
+        "sha256": points.hash(),
+        "points": len(points),
+        "runs": len(set(points.run)),
+        "variables": sorted(points.x),
+        "metric": points.metric,
+        "direction": "lower is better" if points.bound is None else f"higher is better; what it lacks to {points.bound:g} is fitted",
+    }
 
 
 def judge_points(fits: Mapping[str, Fit], tested: Backtest | None, held_out: Points) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 Chinchilla's approaches 1 and 2 (Hoffmann et al. 2022, sections 3.1 and 3.2).  Both end in N* = k C^a and D* = k C^b.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -180,30 +180,15 @@ def approach(points: Points, number: int, draws: int = 200) -> dict[str, Any]:
         )
     per_sample = np.polyfit(np.log(points.x["n"]), np.log(points.x["c"] / points.x["d"]), 1)
 
-    def lines(found: Sequence[tuple[float, float, float]]) -> tuple[float, float, float, float]:
-        c, n = np.log([one[0] for one in found]), np.log([one[1] for one in found])
-        d = c - np.polyval(per_sample, n)
-        (a, k), (b, m) = np.polyfit(c, n, 1), np.polyfit(c, d, 1)
-        return float(a), float(k), float(b), float(m)
-
-    rng = np.random.default_rng(SEED + 2)
-    names = sorted(set(points.run))
-    member = {name: np.flatnonzero(np.array(points.run) == name) for name in names}
-    sizes = {name: points.x["n"][member[name][0]] for name in names}
     drawn = []
-    for _ in range(draws):
-        if number == 1:  # whole curves; the sizes stay, their runs are drawn
-            chosen = [str(rng.choice([other for other in names if sizes[other] == sizes[name]])) for name in names]
-        else:
-            chosen = [str(name) for name in rng.choice(names, len(names))]
-        index = np.concatenate([member[name] for name in chosen])
+    for resampled in _resampled(points, draws, keep_sizes=number == 1):
         try:
-            resampled = optima(replace(points.take(index)))
-            if len(resampled) >= 2:
-                drawn.append(lines(resampled))
+            found = optima(resampled)
         except DataError:
             continue
-    a, k, b, m = lines(told)
+        if len(found) >= 2:
+            drawn.append(_lines(found, per_sample))
+    a, k, b, m = _lines(told, per_sample)
     spread = np.array(drawn) if len(drawn) >= 20 else None
 
     def shown(value: float, column: int, power: bool = False) -> dict[str, float | None]:
@@ -218,3 +203,25 @@ def approach(points: Points, number: int, draws: int = 200) -> dict[str, Any]:
         "n": {"k": shown(k, 1, True), "a": shown(a, 0)},
         "d": {"k": shown(m, 3, True), "b": shown(b, 2)},
     }
+
+
+def _resampled(points: Points, draws: int, keep_sizes: bool) -> Iterator[Points]:
+    """The points of as many runs drawn with replacement; `keep_sizes`: each for another of its own size, as whole curves want."""
+    rng = np.random.default_rng(SEED + 2)
+    names = sorted(set(points.run))
+    member = {name: np.flatnonzero(np.array(points.run) == name) for name in names}
+    sizes = {name: points.x["n"][member[name][0]] for name in names}
+    for _ in range(draws):
+        if keep_sizes:
+            chosen = [str(rng.choice([other for other in names if sizes[other] == sizes[name]])) for name in names]
+        else:
+            chosen = [str(name) for name in rng.choice(names, len(names))]
+        yield points.take(np.concatenate([member[name] for name in chosen]))
+
+
+def _lines(found: Sequence[tuple[float, float, float]], per_sample: Array) -> tuple[float, float, float, float]:
+    """Slope and height of log N* and of log D* over log C."""
+    c, n = np.log([one[0] for one in found]), np.log([one[1] for one in found])
+    d = c - np.polyval(per_sample, n)
+    (a, k), (b, m) = np.polyfit(c, n, 1), np.polyfit(c, d, 1)
+    return float(a), float(k), float(b), float(m)

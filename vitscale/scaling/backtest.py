@@ -11,7 +11,8 @@ import numpy as np
 
 from vitscale.errors import DataError
 from vitscale.scaling.fit import Fit, fit
-from vitscale.scaling.forms import FORMS, Form
+from vitscale.scaling.form import Form
+from vitscale.scaling.forms import FORMS
 from vitscale.scaling.points import Points
 from vitscale.scaling.solve import Array
 

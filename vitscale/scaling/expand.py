@@ -183,21 +183,8 @@ def _run(
         mine["optim"] |= {"cooldown": f"{max(1, round(sweep.cooldown * images / batch)) * batch} images"}
     recipe = check_recipe(mine, f"{source}: run {name}")
     c = float(images * per_image)
-    return Run(
-        name,
-        recipe,
-        count_params(recipe.model, recipe.objective),
-        images,
-        unique,
-        c,
-        member.name,
-        member.shape,
-        seed,
-        recipe.optim.lr,
-        batch,
-        budget,
-        budget if budget is not None else c,
-    )
+    return Run(name, recipe, count_params(recipe.model, recipe.objective), images, unique, c, member.name, member.shape, seed,
+               recipe.optim.lr, batch, budget, budget if budget is not None else c)
 
 
 def _unique(values: dict[str, Any], shards: int | None, source: Path) -> int:

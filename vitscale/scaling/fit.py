@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from vitscale.errors import DataError
-from vitscale.scaling.forms import Form
+from vitscale.scaling.form import Form
 from vitscale.scaling.points import Points, check_points
 from vitscale.scaling.solve import Array, huber, jacobian, solve
 
@@ -72,14 +72,8 @@ def target_of(form: Form, points: Points) -> Array:
 
 
 def fit(
-    form: Form,
-    points: Points,
-    *,
-    delta: float | None = None,
-    fixed: Mapping[str, float] | None = None,
-    starts: int = STARTS,
-    seed: int = SEED,
-    refits: int = 3,
+    form: Form, points: Points, *, delta: float | None = None, fixed: Mapping[str, float] | None = None, starts: int = STARTS,
+    seed: int = SEED, refits: int = 3,
 ) -> Fit:
     """The best of many starts.  `delta` of Huber's function: None as the form's source has it, else 1.345 robust standard deviations, at
     which 95 % of the efficiency of least squares is kept for normal errors (Huber 1964; Holland & Welsch 1977).
@@ -87,18 +81,7 @@ def fit(
     `fixed` gives outer values of parameters that are known.  Raises DataError when the points cannot carry the form.
     """
     fixed = dict(fixed or {})
-    unknown = set(fixed) - set(form.params)
-    if unknown:
-        raise DataError(f"{form.name} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(form.params)}")
-    missing = [name for name in form.variables if name not in points.x]
-    if missing:
-        raise DataError(f"{points.source}: {form.name} wants {', '.join(form.variables)}, and {', '.join(missing)} is not given")
-    check_points(points, len(form.params) - len(fixed) + 1, form.variables, form.name)
-    centre = {name: float(np.mean(np.log(points.x[name]))) for name in form.variables}
-    for name in fixed:
-        if _outer_of_one(form, name, centre) is None:
-            centre = dict.fromkeys(form.variables, 0.0)  # where inner and outer are the same but for logarithms
-            break
+    centre = _checked_centre(form, points, fixed)
     logs, target = logs_of(form, points.x, centre), target_of(form, points)
 
     def predict(theta: Any) -> Any:
@@ -142,15 +125,26 @@ def fit(
         float(used),
         float(cost),
         float(scale),
-        {
-            "count": len(guesses),
-            "finished": len(kept),
-            "agree": int(near.sum()),
-            "rivals": _rivals(form, found.theta, found.cost, theta, cost, centre, used, scale),
-        },
+        {"count": len(guesses), "finished": len(kept), "agree": int(near.sum()),
+         "rivals": _rivals(form, found.theta, found.cost, theta, cost, centre, used, scale)},
         fixed,
         outliers,
     )
+
+
+def _checked_centre(form: Form, points: Points, fixed: Mapping[str, float]) -> dict[str, float]:
+    """Where the logarithms of the variables are counted from.  Raises DataError when the points cannot carry the form."""
+    unknown = set(fixed) - set(form.params)
+    if unknown:
+        raise DataError(f"{form.name} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(form.params)}")
+    missing = [name for name in form.variables if name not in points.x]
+    if missing:
+        raise DataError(f"{points.source}: {form.name} wants {', '.join(form.variables)}, and {', '.join(missing)} is not given")
+    check_points(points, len(form.params) - len(fixed) + 1, form.variables, form.name)
+    centre = {name: float(np.mean(np.log(points.x[name]))) for name in form.variables}
+    if any(_outer_of_one(form, name, centre) is None for name in fixed):
+        return dict.fromkeys(form.variables, 0.0)       # where inner and outer are the same but for logarithms
+    return centre
 
 
 def _polish(predict: Any, target: Array, theta: Array, delta: float, free: Array) -> tuple[Array, float]:

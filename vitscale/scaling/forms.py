@@ -1,92 +1,12 @@
-"""The forms of scaling laws, each a function of its parameters and of the logarithms of its variables.  Pure numpy.
+"""The forms of scaling laws, each a function of its parameters and of the logarithms of its variables (form.py).  Pure numpy."""
 
-A law is fitted in *inner* coordinates: variables are divided by their geometric mean, positive parameters are logarithms.  So numbers of
-1e9 and 1e-3 are solved for alike, and A does not run away along N^alpha.  `outer` gives the numbers that people write down.
-Every function of the parameters takes complex numbers too, from which its exact derivatives follow (solve.jacobian).
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from vitscale.scaling.form import Centre, Column, Form, Logs, even_spread, linear_part, log_sum
 from vitscale.scaling.solve import Array
-
-Logs = Mapping[str, Array]  # variable -> log(x / its centre), (n,)
-Centre = Mapping[str, float]  # variable -> log of its geometric mean
-Column = Any  # (S, 1) real or complex
-
-
-@dataclass(frozen=True)
-class Form:
-    """One law.  Inner and outer parameters stand in the order of `params`."""
-
-    name: str
-    text: str  # the formula
-    source: str
-    variables: tuple[str, ...]  # n: size of the model, d: samples seen, u: unique samples, x: whatever it is one of, t: compute
-    params: tuple[str, ...]
-    positive: frozenset[str]  # whose inner coordinate is the logarithm
-    log_value: Callable[[Sequence[Column], Logs, Centre], Any]  # (S, n): log of the prediction, or with link identity the prediction
-    shift: Callable[[dict[str, Any], Centre], dict[str, Any]]  # inner, logarithms undone -> outer
-    guess: Callable[[Logs, Array, Centre, np.random.Generator, int], Array]  # (S, P) starts from logs, y
-    link: str = "log"
-    delta: float | None = None  # Huber's, as its source has it; None: 1.345 robust standard deviations
-
-    def canonical(self, theta: Array) -> Array:
-        """theta (P,) with the breaks in the order of their places, where it has any: one law, one set of numbers."""
-        places = [self.params.index(name) for name in self.params if name.startswith("d_")]
-        if not self.name.startswith("broken") or len(places) < 2:
-            return theta
-        ordered = theta.copy()
-        for to, start in enumerate(sorted(places, key=lambda place: theta[place])):
-            ordered[places[to] - 1 : places[to] + 2] = theta[start - 1 : start + 2]
-        return ordered
-
-    def predict(self, theta: Any, logs: Logs, centre: Centre) -> Any:
-        """theta (..., P), real or complex -> (..., n) in the space of the residuals."""
-        with np.errstate(all="ignore"):  # a start may lead anywhere; what is not finite costs infinitely much
-            return self.log_value([theta[..., index, None] for index in range(len(self.params))], logs, centre)
-
-    def outer(self, theta: Any, centre: Centre) -> Any:
-        """Inner (..., P) -> outer (..., P)."""
-        with np.errstate(all="ignore"):
-            inner = {
-                name: np.exp(theta[..., index]) if name in self.positive else theta[..., index] for index, name in enumerate(self.params)
-            }
-            shifted = self.shift(inner, centre)
-        return np.stack([shifted[name] for name in self.params], axis=-1)
-
-
-def log_sum(*terms: Any) -> Any:
-    """log of the sum of exponentials; complex numbers too."""
-    top = np.real(terms[0])
-    for term in terms[1:]:
-        top = np.maximum(top, np.real(term))
-    top = np.where(np.isfinite(top), top, 0.0)
-    return top + np.log(sum(np.exp(term - top) for term in terms))
-
-
-def linear_part(columns: Array, y: Array) -> Array:
-    """columns (S, n, k) -> the (S, k) that fit y best relatively; what comes out negative is set to a thousandth of y's size."""
-    weighted = columns / y[None, :, None]
-    gram = np.einsum("snk,snl->skl", weighted, weighted)
-    size = np.sqrt(np.maximum(np.einsum("skk->sk", gram), 1e-300))
-    gram = gram / (size[:, :, None] * size[:, None, :]) + 1e-12 * np.eye(columns.shape[2])
-    found = np.linalg.solve(gram, (weighted.sum(axis=1) / size)[:, :, None])[:, :, 0] / size
-    least = 1e-3 * np.median(y) / np.maximum(np.abs(columns).mean(axis=1), 1e-300)
-    return np.maximum(found, least)
-
-
-def _spread(rng: np.random.Generator, count: int, *ranges: tuple[float, float]) -> Array:
-    """(count, k) points that fill a box evenly (a Latin hypercube), the middle of the box first."""
-    cells = np.stack([rng.permutation(count) for _ in ranges], axis=1)
-    unit = (cells + rng.random((count, len(ranges)))) / count
-    unit[0] = 0.5
-    low, high = np.array([one[0] for one in ranges]), np.array([one[1] for one in ranges])
-    return low + unit * (high - low)
-
 
 # -- two variables: size of the model and samples
 
@@ -101,7 +21,7 @@ def _chinchilla_shift(p: dict[str, Any], centre: Centre) -> dict[str, Any]:
 
 
 def _chinchilla_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, count: int) -> Array:
-    powers = _spread(rng, count, (0.05, 1.5), (0.05, 1.5))
+    powers = even_spread(rng, count, (0.05, 1.5), (0.05, 1.5))
     columns = np.stack([np.ones((count, len(y))), np.exp(-powers[:, :1] * logs["n"]), np.exp(-powers[:, 1:] * logs["d"])], axis=2)
     return np.concatenate([np.log(linear_part(columns, y)), powers], axis=1)
 
@@ -152,7 +72,7 @@ def _constrained(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
 
 
 def _constrained_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, count: int) -> Array:
-    powers = _spread(rng, count, (0.1, 1.2), (0.1, 1.2), (np.log(1.0), np.log(60.0)), (np.log(1.0), np.log(60.0)))
+    powers = even_spread(rng, count, (0.1, 1.2), (0.1, 1.2), (np.log(1.0), np.log(60.0)), (np.log(1.0), np.log(60.0)))
     columns = np.stack([np.ones((count, len(y))), np.exp(-powers[:, :1] * logs["n"]), np.exp(-powers[:, 1:2] * logs["d"])], axis=2)
     return np.concatenate([np.log(linear_part(columns, y)), powers], axis=1)
 
@@ -183,7 +103,7 @@ def _logs_product_shift(p: dict[str, Any], centre: Centre) -> dict[str, Any]:
 def _logs_product_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, count: int) -> Array:
     columns = np.stack([np.ones(len(y)), logs["n"], logs["d"], logs["n"] * logs["d"]], axis=1)
     best = np.linalg.lstsq(columns, y, rcond=None)[0]
-    return best + _spread(rng, min(count, 8), *[(-0.1, 0.1)] * 4)
+    return best + even_spread(rng, min(count, 8), *[(-0.1, 0.1)] * 4)
 
 
 LOGS_PRODUCT = Form(
@@ -210,7 +130,7 @@ def _power2_shift(p: dict[str, Any], centre: Centre) -> dict[str, Any]:
 
 def _power2_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, count: int) -> Array:
     best = np.linalg.lstsq(np.stack([np.ones(len(y)), logs["n"], logs["d"]], axis=1), np.log(y), rcond=None)[0]
-    return best + _spread(rng, min(count, 8), *[(-0.1, 0.1)] * 3)
+    return best + even_spread(rng, min(count, 8), *[(-0.1, 0.1)] * 3)
 
 
 POWER2 = Form(
@@ -239,7 +159,7 @@ def _scaled(p: dict[str, Any], centre: Centre) -> dict[str, Any]:
 
 def _m1_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, count: int) -> Array:
     slope, level = np.polyfit(logs["x"], np.log(y), 1)
-    return np.array([level, -slope]) + _spread(rng, min(count, 8), (-0.1, 0.1), (-0.1, 0.1))
+    return np.array([level, -slope]) + even_spread(rng, min(count, 8), (-0.1, 0.1), (-0.1, 0.1))
 
 
 M1 = Form(
@@ -252,7 +172,7 @@ def _m2(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
 
 
 def _m2_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, count: int) -> Array:
-    powers = _spread(rng, count, (0.02, 2.0))
+    powers = even_spread(rng, count, (0.02, 2.0))
     columns = np.stack([np.exp(-powers * logs["x"]), np.ones((count, len(y)))], axis=2)
     found = np.log(linear_part(columns, y))
     return np.stack([found[:, 0], powers[:, 0], found[:, 1]], axis=1)
@@ -281,7 +201,7 @@ def _m3_shift(p: dict[str, Any], centre: Centre) -> dict[str, Any]:
 
 def _m3_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, count: int) -> Array:
     low, high = -logs["x"].max() - 4, -logs["x"].min()
-    drawn = _spread(rng, count, (0.05, 2.0), (low, high))
+    drawn = even_spread(rng, count, (0.05, 2.0), (low, high))
     shape = drawn[:, :1] * log_sum(-logs["x"][None] + 0 * drawn[:, 1:], drawn[:, 1:] + 0 * logs["x"])
     return np.concatenate([(np.log(y) - shape).mean(axis=1, keepdims=True), drawn], axis=1)
 
@@ -330,7 +250,7 @@ def _m4_shift(p: dict[str, Any], centre: Centre) -> dict[str, Any]:
 
 
 def _m4_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, count: int) -> Array:
-    drawn = _spread(rng, count, (0.1, 2.0), (-1.5, 1.5), (-5.0, -0.01), (0.01, 2.0))
+    drawn = even_spread(rng, count, (0.1, 2.0), (-1.5, 1.5), (-5.0, -0.01), (0.01, 2.0))
     floor = y.min() * (1 - np.exp(drawn[:, 2]))
     floor = np.maximum(floor, 1e-3 * y.min())
     top = y.max() * np.exp(drawn[:, 3])
@@ -363,7 +283,7 @@ def _saturating_shift(p: dict[str, Any], centre: Centre) -> dict[str, Any]:
 
 
 def _saturating_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, count: int) -> Array:
-    drawn = _spread(rng, count, (0.05, 2.0), (logs["x"].min() - 4, logs["x"].max()))
+    drawn = even_spread(rng, count, (0.05, 2.0), (logs["x"].min() - 4, logs["x"].max()))
     shape = np.exp(-drawn[:, :1] * log_sum(logs["x"] + 0 * drawn[:, 1:], drawn[:, 1:] + 0 * logs["x"]))
     found = np.log(linear_part(np.stack([shape, np.ones_like(shape)], axis=2), y))
     return np.stack([found[:, 0], drawn[:, 0], found[:, 1], drawn[:, 1]], axis=1)
@@ -401,7 +321,7 @@ def _broken(breaks: int) -> Form:
     def guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, count: int) -> Array:
         low, high = logs["x"].min(), logs["x"].max()
         per = [(-0.5, 1.0), (low, high), (-2.0, 0.5)]
-        drawn = _spread(rng, count, (0.02, 1.5), *per * breaks)
+        drawn = even_spread(rng, count, (0.02, 1.5), *per * breaks)
         places = np.sort(drawn[:, 2::3], axis=1)
         drawn[:, 2::3] = places
         bent = -drawn[:, :1] * logs["x"]
@@ -446,7 +366,7 @@ def _shape_shift(p: dict[str, Any], centre: Centre) -> dict[str, Any]:
 
 
 def _shape_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, count: int) -> Array:
-    powers = _spread(rng, count, (0.1, 2.0), (0.1, 2.0), (0.1, 1.5))
+    powers = even_spread(rng, count, (0.1, 2.0), (0.1, 2.0), (0.1, 1.5))
     x, t = logs["x"], logs["t"]
     fall, rise, time = np.exp(-powers[:, :1] * x), np.exp(powers[:, 1:2] * x), np.exp(-powers[:, 2:] * t)
     found = np.log(linear_part(np.stack([fall, rise * time, time, np.ones_like(fall)], axis=2), y))

@@ -74,22 +74,27 @@ def show_fit(told: Mapping[str, Any]) -> RenderableType:
                 f"{number(one['residual_scale'])}; {one['starts']['agree']} of {one['starts']['finished']} starts agree"
             ),
         ]
-        table = _table("parameter", "value", "standard error", "95 % bootstrap", "95 % profile")
-        for key, parameter in one["parameters"].items():
-            if parameter.get("fixed"):
-                table.add_row(key, number(parameter["value"]), "", "given", "")
-                continue
-            low, high = parameter["profile"]
-            table.add_row(
-                key,
-                number(parameter["value"]),
-                number(parameter["standard_error"]),
-                f"{number(parameter['low'])} to {number(parameter['high'])}",
-                f"{number(low)} to {number(high)}",
-            )
-        parts.append(table)
+        parts.append(_parameters(one["parameters"]))
         parts += [Text(f"  ! {warning}") for warning in one["warnings"]]
     return Group(*parts)
+
+
+def _parameters(parameters: Mapping[str, Any]) -> Table:
+    """Values with their errors and intervals."""
+    table = _table("parameter", "value", "standard error", "95 % bootstrap", "95 % profile")
+    for key, parameter in parameters.items():
+        if parameter.get("fixed"):
+            table.add_row(key, number(parameter["value"]), "", "given", "")
+            continue
+        low, high = parameter["profile"]
+        table.add_row(
+            key,
+            number(parameter["value"]),
+            number(parameter["standard_error"]),
+            f"{number(parameter['low'])} to {number(parameter['high'])}",
+            f"{number(low)} to {number(high)}",
+        )
+    return table
 
 
 def _show_approach(name: str, one: Mapping[str, Any]) -> list[RenderableType]:

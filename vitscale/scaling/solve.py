@@ -115,29 +115,9 @@ def _solve(
         if not len(alive):
             break
         with np.errstate(all="ignore"):
-            predicted, slopes = jacobian(predict, theta[alive])
-            slopes = np.nan_to_num(slopes[:, movable], nan=0.0, posinf=0.0, neginf=0.0)
-            residual = target[alive] - predicted
-            limit = delta[alive]
-            # Two curvatures: that of a parabola above the cost (always down), and the cost's own (fast near the end).
-            softened = weights[alive] * limit / np.maximum(np.abs(residual), limit)
-            slope = np.einsum("spn,sn->sp", slopes, softened * residual)
-            inside = weights[alive] * (np.abs(residual) <= limit)
-            curvatures = [np.einsum("spn,sn,sqn->spq", slopes, w, slopes, optimize=True) for w in (softened, inside)]
-            if constraint is not None and values is not None:
-                level, tilt = jacobian(lambda at: constraint.of(at)[..., None], theta[alive])
-                stiff, tilt = _stiff(constraint, limit), tilt[:, movable, 0]
-                slope = slope - (stiff * (level[:, 0] - values[alive]))[:, None] * tilt
-                curvatures = [one + stiff[:, None, None] * tilt[:, :, None] * tilt[:, None, :] for one in curvatures]
             best, chosen = np.full(len(alive), np.inf), theta[alive].copy()
-            scale = np.maximum(np.einsum("spp->sp", curvatures[0]), 1e-30)
-            steps = [_damped_step(curvature, damping[alive], scale, slope) for curvature in curvatures]
-            # In a valley that bends a straight step soon meets its side; the third one follows it (Transtrum & Sethna 2012, section 4).
-            ahead = np.real(predict(_moved(theta[alive], movable, BEND * steps[0]))) - predicted
-            bent = ahead - BEND * np.einsum("spn,sp->sn", slopes, steps[0])
-            back = _damped_step(curvatures[0], damping[alive], scale, np.einsum("spn,sn->sp", slopes, softened * bent))
-            steps.append(steps[0] - back / BEND**2)
-            for step in steps:
+            for step in _steps(predict, target[alive], theta[alive], delta[alive], weights[alive], constraint,
+                               None if values is None else values[alive], movable, damping[alive]):
                 tried = _moved(theta[alive], movable, step)
                 reached = total(tried, alive)
                 better = reached < best
@@ -156,6 +136,40 @@ def _solve(
         with np.errstate(all="ignore"):
             cost = np.sum(weights * huber(target - np.real(predict(theta)), delta), axis=1)
     return theta, cost, done
+
+
+def _steps(
+    predict: Function,
+    target: Array,
+    theta: Array,
+    limit: Array,
+    weights: Array,
+    constraint: Constraint | None,
+    values: Array | None,
+    movable: NDArray[np.intp],
+    damping: Array,
+) -> list[Array]:
+    """Three steps for each row to try; `limit` is Huber's delta."""
+    predicted, slopes = jacobian(predict, theta)
+    slopes = np.nan_to_num(slopes[:, movable], nan=0.0, posinf=0.0, neginf=0.0)
+    residual = target - predicted
+    # Two curvatures: that of a parabola above the cost (always down), and the cost's own (fast near the end).
+    softened = weights * limit / np.maximum(np.abs(residual), limit)
+    slope = np.einsum("spn,sn->sp", slopes, softened * residual)
+    inside = weights * (np.abs(residual) <= limit)
+    curvatures = [np.einsum("spn,sn,sqn->spq", slopes, w, slopes, optimize=True) for w in (softened, inside)]
+    if constraint is not None and values is not None:
+        level, tilt = jacobian(lambda at: constraint.of(at)[..., None], theta)
+        stiff, tilt = _stiff(constraint, limit), tilt[:, movable, 0]
+        slope = slope - (stiff * (level[:, 0] - values))[:, None] * tilt
+        curvatures = [one + stiff[:, None, None] * tilt[:, :, None] * tilt[:, None, :] for one in curvatures]
+    scale = np.maximum(np.einsum("spp->sp", curvatures[0]), 1e-30)
+    steps = [_damped_step(curvature, damping, scale, slope) for curvature in curvatures]
+    # In a valley that bends a straight step soon meets its side; the third one follows it (Transtrum & Sethna 2012, section 4).
+    ahead = np.real(predict(_moved(theta, movable, BEND * steps[0]))) - predicted
+    bent = ahead - BEND * np.einsum("spn,sp->sn", slopes, steps[0])
+    back = _damped_step(curvatures[0], damping, scale, np.einsum("spn,sn->sp", slopes, softened * bent))
+    return [*steps, steps[0] - back / BEND**2]
 
 
 def _damped_step(curvature: Array, damping: Array, scale: Array, slope: Array) -> Array:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
@@ -85,16 +85,14 @@ def make_app(runs: Runs, *, hosts: frozenset[str] | None, token: str | None) -> 
         if place is None:
             return PlainTextResponse("there is no such run any more", 404)
         try:
-            start, end = (float(request.query_params[name]) if name in request.query_params else None for name in ("start", "end"))
-            points = min(max(int(request.query_params.get("points", 600)), 50), 4000)
+            window = _window(request.query_params)
         except ValueError:
             return PlainTextResponse("start, end and points are numbers", 400)
-        axis = "step" if request.query_params.get("axis") == "step" else "time"
         metrics = place.path / METRICS
         size = metrics.stat().st_size if metrics.exists() else 0
         line = runs.line(place, runs.jobs())
         tag = f'"{fingerprint(place.path, size)}-{line["state"]}"'
-        view = tables.view(place.path, axis=axis, points=points, start=start, end=end)
+        view = tables.view(place.path, **window)
         if view["read_ratio"] >= 1 and request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers={"ETag": tag})
         facts = {} if "curves" in request.query_params else run_facts(place.path)
@@ -135,6 +133,13 @@ def make_app(runs: Runs, *, hosts: frozenset[str] | None, token: str | None) -> 
         routes=[Route("/", page), Route("/static/{name}", file), Route("/api/runs", overview), Route("/api/run/{id}", run),
                 Route("/api/run/{id}/picture/{number:int}", picture), Route("/api/sweep/{id}", sweep), Route("/report/{id}", report)],
         middleware=[Middleware(_Guard, hosts=hosts, token=token), Middleware(GZipMiddleware, minimum_size=2000, compresslevel=3)])
+
+
+def _window(query: QueryParams) -> dict[str, Any]:
+    """Which part of a run is asked for, and how finely.  Raises ValueError."""
+    start, end = (float(query[name]) if name in query else None for name in ("start", "end"))
+    return {"axis": "step" if query.get("axis") == "step" else "time", "start": start, "end": end,
+            "points": min(max(int(query.get("points", 600)), 50), 4000)}
 
 
 def _json(value: Any, tag: str | None = None) -> Response:
