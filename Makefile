@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 # processes of pytest: one waits for jobs of SLURM while the other computes
 WORKERS ?= 2
 
-.PHONY: quickstart monitor-demo test test-all lint types clean bench-gpu bench-cpu bench-check
+.PHONY: quickstart monitor-demo test test-all lint types docs clean bench-gpu bench-cpu bench-check
 
 quickstart: $(VENV)/installed                 # train a small ViT on handwritten digits
 	$(BIN)/vitscale train recipes/quickstart.yaml
@@ -26,6 +26,9 @@ lint: $(VENV)/installed-dev
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
+
+docs: $(VENV)/installed-dev                   # what is written from the code: the tree in docs/architecture.md
+	$(BIN)/python -m tests.architecture
 
 SHARDS ?=
 BENCH := $(BIN)/python benchmarks

@@ -65,7 +65,9 @@ def test_an_error_that_passes_is_waited_for(library: Path, tmp_path: Path) -> No
 
 @pytest.mark.all
 def test_every_error_that_passes_in_every_call(library: Path, tmp_path: Path) -> None:
-    assert_all_well([(name, calls, error, 60) for name in OPERATIONS for calls in ["*", *CALLS] for error in PASSING], library, tmp_path)
+    """But EAGAIN of a read: files that were opened to block never give it (POSIX, read), and Python makes None of it, not an error."""
+    assert_all_well([(name, calls, error, 60) for name in OPERATIONS for calls in ["*", *CALLS] for error in PASSING
+                     if (calls, error) != ("read", errno.EAGAIN)], library, tmp_path)
 
 
 @pytest.mark.slow

@@ -111,6 +111,7 @@ def test_a_kill_while_checkpoints_are_set_aside(place: Path, unbroken: Run, pass
     train(place, *SMALL, *arguments, "duration=60 steps", "checkpoint.every=10 steps", "checkpoint.keep=9", "evaluate.every=null")
     run = Run(place / "runs" / "a")
     shutil.rmtree(run.folder / "checkpoints" / "step-00000060")
+    (run.folder / "outcome.json").unlink()      # as if it had been killed at that step
     remember(run.folder, *AT_FAULT, "a test wants it", cause="spike", before_step=20)
     meeting = [Fault("kill", after="vitscale.checkpoint.resume:set_aside", nth=2)]
     go(place, *arguments, "duration=60 steps", meeting=meeting, code=-signal.SIGKILL)
