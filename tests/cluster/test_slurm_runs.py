@@ -28,8 +28,8 @@ def side_by_side(*stories: Callable[[], None]) -> None:
 
 
 def test_fsdp_through_a_killed_rank_and_a_signal_each_without_slurmctld(cluster: Cluster, yard: Path, alone: Run) -> None:
-    """One rank on each of two nodes."""
-    job = Job.submit(cluster, yard, "f", "duration=100 steps", options=("--ntasks-per-node=1",))
+    """One rank on each of two nodes, each of which holds a copy of the whole state."""
+    job = Job.submit(cluster, yard, "f", "duration=100 steps", "parallel.replicate=nodes", options=("--ntasks-per-node=1",))
     job.wait_for_step(12)
     victim, daemons = cluster.rank(job.id, 1), {job.step_daemon(rank) for rank in range(2)}
     with cluster.without_controller(killed=False):      # the ranks end, and nobody answers what is to become of the job

@@ -25,7 +25,7 @@ RUNS: dict[str, Combination] = {
     "ddp": {"engine": "ddp", "ema": True, "micro_steps": 2},
     "ddp-bf16-dropout": {"engine": "ddp", "precision": "bf16", "optimizer": "lion", "dropout": 0.1},
     "fsdp": {"engine": "fsdp", "ema": True, "recompute": "selective"},
-    "fsdp-bf16": {"engine": "fsdp", "precision": "bf16", "micro_steps": 2},
+    "fsdp-bf16": {"engine": "fsdp", "precision": "bf16", "micro_steps": 2, "gather": "once"},
     "zero1": {"engine": "zero1", "precision": "bf16"},
     "zero2": {"engine": "zero2", "micro_steps": 2},
     "zero3": {"engine": "zero3", "recompute": "selective"},

@@ -14,13 +14,17 @@ from vitscale.resilience.skips import remember
 pytestmark = pytest.mark.slow       # whole runs of real processes: several seconds each for starting alone
 
 
-@pytest.mark.parametrize(("engine", "before", "killed", "after"), [("ddp", 2, 1, 3), ("fsdp", 3, 0, 2)])
-def test_kill_9_of_a_rank(place: Path, unbroken: Run, engine: str, before: int, killed: int, after: int) -> None:
+COPIES = ["parallel.engine=fsdp", "parallel.replicate=2", "parallel.gather=once"]      # on four ranks two groups of two
+
+
+@pytest.mark.parametrize(("begun", "before", "killed", "continued", "after"), [
+    ([], 2, 1, [], 3), (COPIES, 4, 0, ["parallel.engine=fsdp"], 3)], ids=["ddp", "fsdp"])
+def test_kill_9_of_a_rank(place: Path, unbroken: Run, begun: list[str], before: int, killed: int, continued: list[str], after: int) -> None:
     """Killed in the middle of an epoch on some ranks, continued on another number, killed again, ended by one process."""
-    arguments = [*SMALL, "name=k", "duration=60 steps", f"parallel.engine={engine}"]
+    arguments = [*SMALL, "name=k", "duration=60 steps"]
     run = Run(place / "runs" / "k")
     began = time.time()
-    process = start(place, *arguments, f"parallel.processes={before}")
+    process = start(place, *arguments, *begun, f"parallel.processes={before}")
     run.wait_for_step(19, process)
     kill_rank(process, killed)
     output, _ = process.communicate(timeout=60)
@@ -28,7 +32,7 @@ def test_kill_9_of_a_rank(place: Path, unbroken: Run, engine: str, before: int, 
     assert f"rank {killed} was ended by SIGKILL" in output
     steps_before = max(run.losses)
 
-    process = start(place, *arguments, f"parallel.processes={after}")
+    process = start(place, *arguments, *continued, f"parallel.processes={after}")
     run.wait_for_step(steps_before + 10, process)
     kill_rank(process, after - 1)
     assert process.wait(60) == 75
