@@ -19,7 +19,7 @@ from vitscale.optim.ema import Ema
 from vitscale.parallel.engine import Work
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.place import Place
-from vitscale.parallel.world import World, joined
+from vitscale.parallel.world import World, joined, refuse_uneven_nodes
 from vitscale.recipe import Checkpoint, Classification, Optim, Parallel, Vit
 
 # cut in two, the 18 are 9 rows, which two ranks do not halve; nor do 7 classes and 5 tokens
@@ -47,7 +47,7 @@ def cut(tensor: int = 2, **options: object) -> Parallel:
     return Parallel(engine="fsdp", tensor=tensor, device="cpu", **options)
 
 
-def copies(replicate: int = 2, **options: object) -> Parallel:
+def copies(replicate: int | str = 2, **options: object) -> Parallel:
     return Parallel(engine="fsdp", replicate=replicate, device="cpu", **options)
 
 
@@ -55,6 +55,27 @@ def go(place: Place, legs: list[Leg]) -> list[dict]:
     """Each leg in turn on the same ranks."""
     with joined(legs[0].parallel, place) as world:
         return [walk(replace(world, parallel=leg.parallel), leg) for leg in legs]
+
+
+NODES = {       # of each rank (local rank, ranks on its node) -> what is said where each node is to hold a copy
+    "two of two": ([(0, 2), (1, 2), (0, 2), (1, 2)], ""), "one of four": ([(0, 4), (1, 4), (2, 4), (3, 4)], ""),
+    "uneven": ([(0, 3), (1, 3), (2, 3), (0, 1)], "nodes wants as many ranks on each node; here are nodes of 1 and of 3"),
+    "by turns": ([(0, 2), (0, 2), (1, 2), (1, 2)], "nodes wants ranks that are numbered node by node")}
+
+
+def go_and_tell(place: Place, legs: list[Leg]) -> tuple[list[dict], dict[str, tuple[str, dict[str, int]]]]:
+    """The legs; and of NODES what each rank says, and how it divides the ranks."""
+    with joined(legs[0].parallel, place) as world:
+        said = {}
+        for name, (nodes, _) in NODES.items():
+            local_rank, local_size = nodes[place.rank]
+            one, text = replace(world, local_rank=local_rank, local_size=local_size, parallel=copies("nodes")), ""
+            try:
+                refuse_uneven_nodes(one)
+            except RecipeError as error:
+                text = str(error)
+            said[name] = (text, {} if text else one.axes.sizes)
+        return [walk(replace(world, parallel=leg.parallel), leg) for leg in legs], said
 
 
 def walk(world: World, leg: Leg) -> dict:
@@ -122,9 +143,9 @@ def four(one: dict, tmp_path_factory: pytest.TempPathFactory) -> dict:
             "copies": Leg(copies()), "copies lamb": Leg(copies(), OTHERS["lamb"]), "copies of shared": Leg(copies(tensor=2, gather="once")),
             "copies half": Leg(copies(gather="once"), last=5, target=str(folder / "copies")),
             "copies from shared": Leg(copies(gather="once"), first=5, source=checkpoint)}
-    ranks = run_ranks(4, go, list(legs.values()), timeout_s=300)
+    ranks, said = zip(*run_ranks(4, go_and_tell, list(legs.values()), timeout_s=600), strict=True)
     return {name: [rank[number] for rank in ranks] for number, name in enumerate(legs)} | {
-        "checkpoint": checkpoint, "of copies": str(folder / "copies" / "checkpoints" / "step-00000005")}
+        "nodes": said, "checkpoint": checkpoint, "of copies": str(folder / "copies" / "checkpoints" / "step-00000005")}
 
 
 def assert_same(found: dict, wanted: dict, first: int = 0) -> None:
@@ -207,3 +228,12 @@ def test_ranks_that_do_not_fall_into_groups_are_refused() -> None:
         pass
     with pytest.raises(RecipeError, match=r"2 does not divide the 3 rank\(s\) of a node"), joined(cut(), Place(0, 6, 0, 3)):
         pass
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_nodes_that_cannot_each_hold_a_copy_are_refused_on_every_rank(four: dict, name: str) -> None:
+    _, wanted = NODES[name]
+    for said in four["nodes"]:
+        text, sizes = said[name]
+        assert (wanted in text) if wanted else (text == "")
+        assert sizes == ({} if wanted else {"replicate": 4 // NODES[name][0][0][1], "shard": NODES[name][0][0][1], "tensor": 1})

@@ -52,6 +52,24 @@ def test_fsdp_alone_keeps_whole_gradients_between_micro_steps(engine, more):
     assert twice.total - once.total == pytest.approx(more * n, rel=0.01)
 
 
+def test_copies_cost_memory_and_so_does_what_is_kept():
+    """Of 64 ranks in 8 groups, each holds an eighth; what is kept is all that is computed with, up to the block that is differentiated."""
+    section = recipe(HUGE, engine="fsdp", precision="bf16", recompute="blocks")
+    copied, kept = (recipe(HUGE, engine="fsdp", precision="bf16", recompute="blocks", **more) for more in (
+        {"replicate": 8}, {"gather": "once"}))
+    n = count_params(section.model)
+    assert estimate(copied, 64, 1).optimizer == pytest.approx(8 * estimate(section, 64, 1).optimizer)
+    assert estimate(copied, 64, 1) == estimate(recipe(HUGE, engine="fsdp", precision="bf16", recompute="blocks", replicate="nodes"), 64, 1,
+                                               local_size=8)
+    for steps in (1, 2):
+        assert 0 < estimate(kept, 64, 1, steps).total - estimate(section, 64, 1, steps).total < 2 * n
+    assert estimate(kept, 64, 1, 2).weights == pytest.approx(4 * n / 64 + 2 * n, rel=0.05)
+    device = int((estimate(section, 64, 256).total + 64) / 0.9)
+    assert fitting_micro_batch(kept, 64, device, 256) < fitting_micro_batch(section, 64, device, 256) == 256
+    with pytest.raises(RecipeError, match=r"Try parallel\.gather=each, or parallel\.replicate=null"):
+        fitting_micro_batch(recipe(HUGE, engine="fsdp", gather="once", replicate=64), 64, 8 * 10**9, 64)
+
+
 @pytest.mark.parametrize(("name", "moments"), [("lamb", 2), ("lion", 1), ("sgd", 1)])
 def test_the_optimizer_s_moments(name, moments):
     section = recipe()

@@ -131,7 +131,9 @@ def test_order_relations(device, nodes, size, recompute):
 
 PARALLEL = [{}, {"parallel.compile": "true"}, {"ema": "{decay: 0.99}"}, {"optim.name": "lamb"}, {"micro_batch": "8"},
             {"parallel.engine": "zero", "parallel.zero_stage": "3"}, {"parallel.engine": "zero", "parallel.zero_offload": "true"},
-            {"parallel.tensor": "2"}, {"parallel.recompute": "blocks", "parallel.recompute_every": "3"}, {"lora": "{rank: 4}"}]
+            {"parallel.tensor": "2"}, {"parallel.engine": "fsdp", "parallel.gather": "once"},
+            {"parallel.engine": "fsdp", "parallel.replicate": "nodes"}, {"parallel.engine": "fsdp", "parallel.replicate": "2"},
+            {"parallel.recompute": "blocks", "parallel.recompute_every": "3"}, {"lora": "{rank: 4}"}]
 
 
 FLEETS = ["1x1xL4", "1x8xA100", "8x8xH100"]

@@ -1,13 +1,16 @@
 """Roofline, exchange and supply: closed forms and order relations."""
 
+from dataclasses import replace
+
 import pytest
 
 from vitscale.plan import find_fleet, training_flops_per_image
 from vitscale.plan import roofline as line
-from vitscale.plan.exchange import EFFICIENCY, HOP, NETWORK_HOP, exchange, gather_s
+from vitscale.plan.exchange import EFFICIENCY, HOP, NETWORK_HOP, along, exchange, gather_s
 from vitscale.plan.roofline import operations
 from vitscale.plan.speed import Supply, pace
 from vitscale.recipe import load_recipe
+from vitscale.recipe.axes import Axes
 
 BATCH = 4096
 
@@ -71,9 +74,41 @@ def test_what_each_engine_sends():
     assert sent("ddp", 4) == sent("ddp")
     assert sent("fsdp") == pytest.approx(2 * (2 * n - outer + filled) + 4 * (n + filled))
     assert sent("fsdp", 3) - sent("fsdp") == pytest.approx(2 * 2 * (2 * n - outer + filled))
+    assert sent("fsdp", 3, gather="once") == pytest.approx((2 + 4) * (n + filled))      # however many micro-steps
+    # in a node of 8 as one node by itself does, and between the two each rank an all-reduce of its eighth
+    few = 7 * 256 * 1280
+    inside, between = 7 / 8 * (2 * (2 * n - outer + few) + 4 * (n + few)), 2 * 1 / 2 * 4 * (n + few) / 8
+    assert sent("fsdp", replicate="nodes") * 15 / 16 == sent("fsdp", replicate=2) * 15 / 16 == pytest.approx(inside + between)
     assert sent("zero", zero_stage=2) == pytest.approx(4 * n + 2 * n)
     assert sent("zero", 3, zero_stage=1) == pytest.approx(4 * n + 2 * n)
     assert sent("zero", 3, zero_stage=2) == pytest.approx(3 * 4 * n + 2 * n)
+
+
+@pytest.mark.parametrize(("axes", "name", "nodes", "per_node"), [
+    (Axes(4, 8), "shard", 1, 8), (Axes(4, 8), "replicate", 4, 1), (Axes(2, 16), "shard", 2, 8), (Axes(2, 16), "replicate", 2, 1),
+    (Axes(8, 4), "shard", 1, 4), (Axes(8, 4), "replicate", 4, 2), (Axes(4, 4, 2), "shard", 1, 4), (Axes(4, 4, 2), "replicate", 4, 1),
+    (Axes(1, 16, 2), "shard", 4, 4), (Axes(1, 16, 2), "tensor", 1, 2), (Axes(1, 32), "replicate", 1, 1), (Axes(1, 32), "shard", 4, 8)])
+def test_the_ranks_along_an_axis_lie_on_nodes(axes, name, nodes, per_node):
+    fleet = find_fleet("4x8xH100")
+    assert along(fleet, axes, name) == replace(fleet, nodes=nodes, per_node=per_node)
+    # counted rank by rank
+    group = [rank for rank in range(32) if all(axes.at(rank)[other] == 0 for other in axes.sizes if other != name)]
+    on = [rank // 8 for rank in group]
+    assert (len(set(on)), on.count(0)) == (nodes, per_node)
+
+
+def test_a_copy_in_each_node_spares_a_slow_network():
+    """All gathers stay in a node; what is left of the gradients crosses, an eighth of them from each rank."""
+    fleet = find_fleet("16x8xA100")
+    whole, copied = (exchange(huge("parallel.engine=fsdp", *more), fleet, 8, 1) for more in ((), ("parallel.replicate=nodes",)))
+    alone = exchange(huge("parallel.engine=fsdp"), find_fleet("1x8xA100"), 8, 1)
+    assert copied.forward == pytest.approx(alone.forward)
+    assert copied.forward < whole.forward
+    assert copied.last > alone.last
+    once = exchange(huge("parallel.engine=fsdp", "parallel.gather=once"), fleet, 8, 4)
+    each = exchange(huge("parallel.engine=fsdp"), fleet, 8, 4)
+    assert (once.forwards, once.backward, once.forward) == (1, 0, each.forward)
+    assert each.forwards == 4
 
 
 def test_exchange_hides_behind_computation_and_no_more():
