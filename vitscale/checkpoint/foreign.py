@@ -18,7 +18,7 @@ from vitscale.models.transformers_config import section_of
 from vitscale.models.transformers_names import from_transformers
 from vitscale.recipe import Model
 from vitscale.recipe.load import check_section
-from vitscale.recipe.schema import FAMILIES
+from vitscale.recipe.schema import FAMILIES, External
 from vitscale.recipe.weights import colour, prepared_by_timm, prepared_by_transformers
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def _read_folder(folder: Path) -> Folder:
 def _own(folder: Path, config: Mapping[str, Any]) -> Folder:
     """What `vitscale export --format safetensors` has written."""
     try:
-        section = check_section(FAMILIES[config["model"]["family"]], config["model"], str(folder / CONFIG))
+        section = check_section(FAMILIES.get(config["model"]["family"], External), config["model"], str(folder / CONFIG))
         given = config["transform"]
         transform = Transform(**{**given, "mean": colour(given["mean"], 0.5), "std": colour(given["std"], 0.5)})
         names = tuple(map(str, config["class_names"]))

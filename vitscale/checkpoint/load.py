@@ -19,6 +19,8 @@ from vitscale.data.transform import Transform
 from vitscale.errors import CheckpointError, DataError
 from vitscale.models import Backbone, build_model, initialise, parameter_shapes
 from vitscale.recipe import Model, Recipe
+from vitscale.recipe.external import problems
+from vitscale.recipe.schema import External
 from vitscale.recipe.upgrade import listed, of_model
 
 log = logging.getLogger(__name__)
@@ -136,6 +138,11 @@ def recipe_of(facts: Facts, folder: Path) -> Recipe:
     if vital := of_model(read.unknown):
         raise CheckpointError(f"{folder / FACTS}: its model has settings that this version of vitscale does not know, and without which it "
                               f"would be another one: {listed(vital)}; use the one that wrote it, {facts.versions.get('vitscale', '?')}")
+    model = read.recipe.model
+    if isinstance(model, External) and (wrong := problems(model)):
+        packages = ", ".join(f"{name} {version}" for name, version in facts.versions.items() if name not in ("vitscale", "torch", "python"))
+        raise CheckpointError(f"{folder}: its backbone {model.family} is another package's ({packages or 'not known which'}); model.family "
+                              f"{wrong[0][1]}")
     return read.recipe
 
 

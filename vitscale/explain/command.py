@@ -140,15 +140,15 @@ def _about(loaded: Loaded, view: View, grid: tuple[int, int]) -> str:
 
 def _of_the_model(loaded: Loaded, wanted: Plan, wish: Wish, studies: Sequence[Study], files: Files) -> None:
     model, section, names = loaded.model, loaded.section, loaded.class_names
-    if "filters" in wanted.methods:
-        files.save(filter_sheet(*embedding_filters(model)), "filters.png")
-    if "positions" in wanted.methods:
-        try:
-            files.save(position_sheet(position_similarity(model)), "positions.png")
-        except Unexplained as error:
-            if "positions" in wish.methods:
-                raise
-            _say(f"positions left out: {error}")
+    for method, draw in (("filters", lambda: filter_sheet(*embedding_filters(model))),
+                         ("positions", lambda: position_sheet(position_similarity(model)))):
+        if method in wanted.methods:
+            try:
+                files.save(draw(), f"{method}.png")
+            except Unexplained as error:
+                if method in wish.methods:
+                    raise
+                _say(f"{method} left out: {error}")
     if "distance" in wanted.methods:
         distances = torch.stack([one.distance for one in studies if one.distance is not None])
         files.save(distance_chart(distances.mean(dim=0), section.image, len(studies)), "distance.png")

@@ -13,12 +13,15 @@ def embedding_filters(model: Backbone, count: int = 28) -> tuple[Tensor, Tensor]
     """Principal components of the first layer's filters (Dosovitskiy et al. 2021, figure 7, left).
 
     -> (up to count, C, P, P), the strongest first, each of norm 1, and what share of the variance each explains.  The first layer is the
-    first convolution: of a ViT, Swin or ConvNeXt the patch projection, of stems of several convolutions their first.
+    first convolution: of a ViT, Swin or ConvNeXt the patch projection, of stems of several convolutions their first.  Raises Unexplained
+    for a model that has none.
     """
     embed = getattr(model, "patch_embed", model)
     # the first look of adaptive patches only says where they lie
     inside = [embed.proj] if isinstance(embed, AdaptivePatchEmbed) else embed.modules()
-    first = next(module for module in inside if isinstance(module, nn.Conv2d))
+    first = next((module for module in inside if isinstance(module, nn.Conv2d)), None)
+    if first is None:
+        raise Unexplained(f"{type(model).__name__} has no convolution whose filters could be shown")
     kernel = first.weight.detach().float()
     return principal_components(kernel.flatten(1), count, kernel.shape[1:])
 

@@ -83,6 +83,10 @@ class Look:
         with torch.enable_grad():
             self.found = model.forward_features(self.images, None, {*self._maps, self._last, self._cam, *model.answers_from})
             self.logits = model.answer(self.found)              # (B, classes)
+        shape = self.found[self._last].shape
+        if not self.attends and (len(shape) != 4 or any(images.shape[-1] % side for side in shape[1:3])):
+            raise Unexplained(f"{type(model).__name__} cannot be explained: its {self._last} is {tuple(shape)}, and is to be (B, height, "
+                              f"width, D), with a side that divides the {images.shape[-1]} pixels of an image")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -149,7 +153,9 @@ class Look:
         """(B, down, across, D) twice: the features that Grad-CAM reads, and by how much a class's logit would change with them."""
         features = self.found[self._cam]
         logits = _answer_held(self.model, features) if isinstance(self.model, ConvNeXt) else self.logits
-        gradient, = torch.autograd.grad(self._scores(classes, logits), features, retain_graph=True)
+        gradient, = torch.autograd.grad(self._scores(classes, logits), features, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            raise Unexplained(f"{type(self.model).__name__} gives no grad-cam: its logits are not computed from its {self._cam}")
         return self._placed(features).detach(), self._placed(gradient)
 
     def _scores(self, classes: Tensor | Sequence[int] | int | None, logits: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BackboneOutput
 from vitscale.models import Backbone, build_model, initialise
 from vitscale.models.pyramid import SCALES, build_pyramid
 from vitscale.recipe.load import check_section
-from vitscale.recipe.schema import FAMILIES, Model
+from vitscale.recipe.schema import FAMILIES, External, Model
 
 KIND = "vitscale_pyramid"
 
@@ -83,7 +83,7 @@ class PyramidBackbone(BackboneMixin, PreTrainedModel):
 
 
 def _section(config: PyramidConfig) -> Model:
-    kind = FAMILIES[config.section["family"]]
+    kind = FAMILIES.get(config.section["family"], External)
     return check_section(kind, config.section | {"classes": 0}, "the pyramid's model section")
 
 

@@ -5,16 +5,16 @@ from typing import Any
 
 import torch
 
-from vitscale.models import convnext, deit, swin, vit
+from vitscale.models import convnext, deit, external, swin, vit
 from vitscale.models.attention import Attention, Layout, RelativePositionAttention
 from vitscale.models.attention_axial import AxialAttention
 from vitscale.models.attention_linear import LinearAttention
 from vitscale.models.attention_local import LocalAttention
 from vitscale.models.attention_sparse import SparseAttention
-from vitscale.models.backbone import Backbone
+from vitscale.models.backbone import Backbone, Wanted
 from vitscale.models.convnext import ConvNeXt
 from vitscale.models.deit import DistilledVisionTransformer
-from vitscale.models.drop_path import DropPath
+from vitscale.models.drop_path import DropPath, add_branch
 from vitscale.models.init import initial_value, initialise
 from vitscale.models.mlp import MLP, GatedMLP
 from vitscale.models.patch_embed import OverlappingPatchEmbed, PatchEmbed, PositionalPatchEmbed, resample_kernel
@@ -24,7 +24,7 @@ from vitscale.models.swin import SwinTransformer
 from vitscale.models.vit import Block, VisionTransformer
 from vitscale.recipe.check_model import model_contradictions
 from vitscale.recipe.load import check_section
-from vitscale.recipe.schema import Model, Vit
+from vitscale.recipe.schema import External, Model, Vit
 
 MODELS: dict[str, Callable[[Any], Backbone]] = {"vit": vit.build, "deit": deit.build, "swin": swin.build, "convnext": convnext.build}
 
@@ -35,8 +35,8 @@ __all__ = [
     "MLP", "MODELS", "AdaptivePatchEmbed", "Attention", "AxialAttention", "Backbone", "Block", "ConvNeXt", "ConvStemPatchEmbed",
     "DistilledVisionTransformer", "DropPath", "GatedMLP", "HybridPatchEmbed", "Layout", "LinearAttention", "LocalAttention", "Mlp",
     "MultiHeadAttention", "OverlappingPatchEmbed", "PatchEmbed", "PositionalPatchEmbed", "RelativePositionAttention", "SparseAttention",
-    "SwinTransformer", "VisionTransformer", "build_model", "create_vit_model", "initial_value", "initialise", "parameter_shapes",
-    "resample_kernel",
+    "SwinTransformer", "VisionTransformer", "Wanted", "add_branch", "build_model", "create_vit_model", "initial_value", "initialise",
+    "parameter_shapes", "resample_kernel",
 ]
 
 
@@ -45,6 +45,8 @@ def build_model(model: Model) -> Backbone:
 
     Its numbers mean something after initialise() or load_state_dict().  Raises RecipeError when the section contradicts itself.
     """
+    if isinstance(model, External):
+        return external.build(model)
     return MODELS[model.family](model)
 
 

@@ -3,7 +3,10 @@
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
+
+from vitscale.models.names import is_exempt
 
 
 class Wanted:
@@ -24,7 +27,10 @@ class Wanted:
 
 
 class Backbone(nn.Module):
-    """forward(images (B, C, S, S), keep (R, B) or None) -> logits (B, classes)."""
+    """forward(images (B, C, S, S), keep (R, B) or None) -> logits (B, classes), or pooled features where there are no classes.
+
+    The classifier is called `head`, by which fine-tuning knows it.
+    """
 
     drop_rates: tuple[float, ...]       # probability of dropping each residual branch (R); the rows of `keep`
     # First values that are one number, by the end of the parameter's name; the rest is initial_value's.
@@ -37,7 +43,7 @@ class Backbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.constants = {}
+        self.drop_rates, self.constants = (), {}
         self.width_scale, self.base_width = 1.0, None
 
     def check_keep(self, keep: Tensor | None, images: Tensor) -> None:
@@ -45,6 +51,9 @@ class Backbone(nn.Module):
         wanted = (len(self.drop_rates), images.shape[0])
         if keep is not None and keep.shape != wanted:
             raise ValueError(f"keep wants the shape {wanted}, got {tuple(keep.shape)}")
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        return self.answer(self.forward_features(images, keep, self.answers_from))
 
     @abstractmethod
     def forward_features(self, images: Tensor, keep: Tensor | None = None, names: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -62,10 +71,14 @@ class Backbone(nn.Module):
     def units(self) -> Sequence[nn.Module]:
         """Blocks to recompute, compile and shard, in order."""
 
-    @abstractmethod
     def no_decay(self) -> set[str]:
-        """Names of parameters exempt from weight decay.  Call it before anything shards the parameters."""
+        """Names of parameters exempt from weight decay: all with one dimension (norms, biases), and tables and tokens by their names.
+        Call it before anything shards the parameters."""
+        return {name for name, parameter in self.named_parameters() if is_exempt(name, parameter.shape)}
 
-    @abstractmethod
     def reset_buffers(self) -> None:
-        """Fill the buffers again, after the model left the meta device."""
+        """Fill the buffers, in place, with what they hold by definition: leaving the meta device leaves them undefined."""
+
+    def initial_value(self, name: str, shape: Sequence[int], generator: torch.Generator) -> Tensor | None:
+        """The whole tensor of a parameter before training, fp32, drawn from `generator` alone; None: models/init.py knows."""
+        return None

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from vitscale.models.backbone import Backbone, Wanted
 from vitscale.models.drop_path import add_branch
-from vitscale.models.names import is_exempt
 from vitscale.recipe.schema import ConvNext
 from vitscale.shapes.convnext import KERNEL, MLP_RATIO, STEM, Stage, layer_scale_of, stages_of
 from vitscale.shapes.drop_path import drop_rates
@@ -159,13 +158,6 @@ class ConvNeXt(Backbone):
     def units(self) -> Sequence[nn.Module]:
         """The blocks in order: what is recomputed, compiled and sharded one by one."""
         return [block for stage in self._stages for block in stage.blocks]
-
-    def no_decay(self) -> set[str]:
-        """Names of the parameters exempt from weight decay: norms, biases, LayerScale, response norms."""
-        return {name for name, parameter in self.named_parameters() if is_exempt(name, parameter.shape)}
-
-    def reset_buffers(self) -> None:
-        """It has none."""
 
 
 def build(model: ConvNext) -> ConvNeXt:

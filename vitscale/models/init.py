@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vitscale.errors import RecipeError
 from vitscale.models.backbone import Backbone
 from vitscale.models.names import leaf
 
@@ -27,8 +28,13 @@ def initial_value(model: Backbone, name: str, shape: Sequence[int], seed: int) -
       first the regular grid;
     * the classifier 0, so that the first loss is log(classes); biases 0, norms' weights 1; what `model.constants` names, that number.
 
+    A backbone's own initial_value() goes before all of these.
+
     Nothing depends on the order of the parameters, the device, the engine or the sharding: a rank may make any tensor alone.
     """
+    own = model.initial_value(name, shape, _generator(seed, name))
+    if own is not None:
+        return own.to("cpu", torch.float32)
     last = leaf(name)
     for ending, number in model.constants.items():
         if name.endswith(ending):
@@ -38,10 +44,13 @@ def initial_value(model: Backbone, name: str, shape: Sequence[int], seed: int) -
     if last == "weight" and len(shape) == 1:
         return torch.ones(*shape, device="cpu")
     value, generator = torch.empty(*shape, dtype=torch.float32, device="cpu"), _generator(seed, name)
-    if len(shape) == 4:
-        return value.normal_(0.0, 1 / math.sqrt(math.prod(shape[1:])), generator=generator)
     if last in ("pos_embed", "latent", "reg_token", "mask_token"):
         return value.normal_(0.0, 1 / math.sqrt(model.base_width or shape[-1]), generator=generator)
+    if len(shape) > 2:
+        return value.normal_(0.0, 1 / math.sqrt(math.prod(shape[1:])), generator=generator)
+    if len(shape) < 2:
+        raise RecipeError(f"model.family: of the parameter {name}, of shape {tuple(shape)}, no initial value is known; its backbone is to "
+                          "say it, in `constants` or initial_value()")
     fan_out, fan_in = shape
     if name.endswith("qkv.weight"):
         fan_out //= 3

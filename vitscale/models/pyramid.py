@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from vitscale.errors import RecipeError
 from vitscale.models.backbone import Backbone
 from vitscale.models.convnext import ConvNeXt, ConvNextBlock
 from vitscale.models.swin import SwinBlock, SwinTransformer
@@ -91,7 +92,8 @@ class StagePyramid(FeaturePyramid):
 def build_pyramid(backbone: Backbone, channels: int = 256, scales: Sequence[float] = SCALES, seed: int = 0) -> FeaturePyramid:
     """The pyramid that suits a backbone: `channels` and `scales` are for plain Vision Transformers, whose maps have neither by nature.
 
-    The backbone's numbers stay; what is new begins at He's first values (He et al. 2015) drawn by the seed, and zeros.
+    The backbone's numbers stay; what is new begins at He's first values (He et al. 2015) drawn by the seed, and zeros.  Raises
+    RecipeError for a backbone of another package.
     """
     if isinstance(backbone, VisionTransformer):
         pyramid: FeaturePyramid = SimplePyramid(backbone, channels, scales)
@@ -102,5 +104,6 @@ def build_pyramid(backbone: Backbone, channels: int = 256, scales: Sequence[floa
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         return pyramid
-    assert isinstance(backbone, SwinTransformer | ConvNeXt)
+    if not isinstance(backbone, SwinTransformer | ConvNeXt):
+        raise RecipeError(f"a feature pyramid is made of model.family vit, deit, swin and convnext, not of a {type(backbone).__name__}")
     return StagePyramid(backbone)

@@ -12,7 +12,6 @@ from vitscale.models.backbone import Backbone, Wanted
 from vitscale.models.drop_path import add_branch
 from vitscale.models.exact import exact, keep_exact_, reset_exact_
 from vitscale.models.mlp import MLP
-from vitscale.models.names import is_exempt
 from vitscale.recipe.schema import Swin
 from vitscale.shapes.drop_path import drop_rates
 from vitscale.shapes.swin import HIDDEN, MLP_RATIO, Stage, stages_of
@@ -297,7 +296,7 @@ class SwinTransformer(Backbone):
 
     def no_decay(self) -> set[str]:
         """Norms, biases, tables of relative positions and what makes them, temperatures."""
-        return {name for name, parameter in self.named_parameters() if is_exempt(name, parameter.shape) or "cpb_mlp" in name}
+        return super().no_decay() | {name for name, _ in self.named_parameters() if "cpb_mlp" in name}
 
     def reset_buffers(self) -> None:
         """Fill the buffers, in place, with what they hold by definition; to_empty leaves them undefined."""

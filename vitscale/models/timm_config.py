@@ -36,7 +36,8 @@ def timm_architecture(section: Model) -> tuple[str, dict[str, Any]]:
         scale = {} if section.version == 2 else {"ls_init_value": convnext.layer_scale_of(section)}
         return "convnext_tiny" if section.version == 1 else "convnextv2_tiny", common | scale | {
             "dims": [stage.width for stage in rooms], "depths": [stage.depth for stage in rooms]}
-    assert isinstance(section, Vit)
+    if not isinstance(section, Vit):
+        raise RecipeError(_refusal([("model.family", f"{section.family} has no expression there")]))
     return _vit(section, common)
 
 

@@ -19,7 +19,10 @@ def kind_of(section: Model) -> str:
         return "swin" if section.version == 1 else "swinv2"
     if isinstance(section, ConvNext):
         return "convnext" if section.version == 1 else "convnextv2"
-    assert isinstance(section, Vit)
+    if not isinstance(section, Vit):
+        raise RecipeError("no stock class of transformers expresses this model:\n"
+                          f"  model.family  {section.family} has no expression there\n"
+                          "write it with --format safetensors instead")
     kind, wrong = _vit_kind(section), _nowhere(section)
     if kind is None and not wrong:
         wrong = _not_together(section)

@@ -16,7 +16,6 @@ from vitscale.models.backbone import Backbone, Wanted
 from vitscale.models.drop_path import add_branch, given
 from vitscale.models.heads import AttentionPool, Hidden
 from vitscale.models.mlp import MLP, GatedMLP
-from vitscale.models.names import is_exempt
 from vitscale.models.patch_embed import OverlappingPatchEmbed, PatchEmbed, Patches, PositionalPatchEmbed
 from vitscale.models.patch_embed_adaptive import AdaptivePatchEmbed
 from vitscale.models.patch_embed_conv import ConvStemPatchEmbed, HybridPatchEmbed
@@ -246,10 +245,6 @@ class VisionTransformer(Backbone):
     def units(self) -> Sequence[nn.Module]:
         """The blocks in order: what is recomputed, compiled and sharded one by one."""
         return list(self.blocks)
-
-    def no_decay(self) -> set[str]:
-        """Names of the parameters exempt from weight decay: norms, biases, LayerScale, tokens, positions, probe."""
-        return {name for name, parameter in self.named_parameters() if is_exempt(name, parameter.shape)}
 
     def reset_buffers(self) -> None:
         """Fill the buffers, in place, with what they hold by definition; to_empty leaves them undefined."""

@@ -88,6 +88,7 @@ def _what(recipe: dict[str, Any], environment: dict[str, Any]) -> list[str]:
     size = f", {environment['parameters']:,} parameters" if isinstance(environment.get("parameters"), int) else ""
     facts = [f"{key} {_words(model[key])}" for key in ("size", "patch", "image", "channels", "width", "depth", "heads", "classes")
              if isinstance(model.get(key), (int, str))]
+    facts += [f"{_words(key)} {_words(value)}" for key, value in _part(model, "options").items()]
     return [f"A {_words(model.get('family', 'vit'))} model{size}, trained from the first value of its weights with the objective "
             f"`{_code(objective.get('name', 'classification'))}` by vitscale.", "", f"Model: {', '.join(facts)}." if facts else ""]
 

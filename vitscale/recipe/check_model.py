@@ -1,10 +1,13 @@
 """What contradicts itself inside a model section, as far as it shows without knowing the named sizes (those: shapes/families.py)."""
 
-from vitscale.recipe.schema import Model, Vit
+from vitscale.recipe import external
+from vitscale.recipe.schema import External, Model, Vit
 
 
 def model_contradictions(model: Model) -> list[tuple[str, str]]:
     """(dotted key, sentence) for every combination that cannot work."""
+    if isinstance(model, External):
+        return external.problems(model)
     return _vit(model) if isinstance(model, Vit) else []
 
 

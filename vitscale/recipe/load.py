@@ -11,7 +11,7 @@ from vitscale.errors import RecipeError, StorageError
 from vitscale.files import patiently, read_bytes
 from vitscale.recipe.check import contradictions
 from vitscale.recipe.known import Note, settle
-from vitscale.recipe.schema import CHOICES, FORMAT, Recipe
+from vitscale.recipe.schema import CHOICES, EXTERNAL, FORMAT, Recipe
 from vitscale.recipe.text import read_yaml
 from vitscale.recipe.upgrade import renamed_to, upgrade
 
@@ -166,7 +166,9 @@ def _sentence(item: Any, root: type[BaseModel]) -> tuple[str, str]:
     if loc and loc[0] in CHOICES:
         chosen_by, sections = CHOICES[loc[0]]
         if kind in ("union_tag_invalid", "union_tag_not_found"):
-            return f"{loc[0]}.{chosen_by}", f"wants one of {', '.join(sections)}, got {_given(given.get(chosen_by))}"
+            others = ", or of another package, whose keys stand in model.options" if EXTERNAL in sections else ""
+            names = ", ".join(name for name in sections if name != EXTERNAL)
+            return f"{loc[0]}.{chosen_by}", f"wants one of {names}{others}, got {_given(given.get(chosen_by))}"
         loc = (loc[0], *loc[2:])
     dotted = ".".join(str(part) for part in loc)
     if kind in ("extra_forbidden", "invalid_key"):          # the latter: a key that is not text, such as 1

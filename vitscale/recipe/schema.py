@@ -31,6 +31,20 @@ def _jitter(value: Any) -> Any:
     return value
 
 
+def _plain(value: Any) -> Any:
+    """Keys with values as a recipe writes them down: null, true, numbers, text, lists and keys of such."""
+    def is_plain(one: Any) -> bool:
+        if isinstance(one, dict):
+            return all(isinstance(key, str) and is_plain(inner) for key, inner in one.items())
+        if isinstance(one, list):
+            return all(map(is_plain, one))
+        return one is None or isinstance(one, (bool, int, str)) or (isinstance(one, float) and math.isfinite(one))
+
+    if not isinstance(value, dict) or not is_plain(value):
+        raise PydanticCustomError("plain", "wants keys with plain values: null, true, finite numbers, text, lists, or keys of such")
+    return value
+
+
 def _urls(value: Any) -> Any:
     """One brace URL or glob, or a list of them -> a tuple."""
     if isinstance(value, str):
@@ -143,6 +157,19 @@ class ConvNext(Model):
 
 
 FAMILIES: dict[str, type[Model]] = {"vit": Vit, "deit": Deit, "swin": Swin, "convnext": ConvNext}
+
+
+class External(Model):
+    """A backbone that another installed package offers under the name `family`, which is none of FAMILIES: docs/extending.md."""
+
+    family: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", json_schema_extra={"not": {"enum": list(FAMILIES)}})]
+    options: Annotated[dict[str, Any], BeforeValidator(_plain)] = {}    # its own keys, which its builder knows
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+
+EXTERNAL = "external"       # stands for the families of other packages where the section of a family is looked up
 
 
 class Objective(Section):
@@ -395,8 +422,21 @@ def _chosen(key: str, default: str) -> Discriminator:
     return Discriminator(choose)
 
 
+def _family(value: Any) -> Any:
+    """As _chosen, where another package may offer the family.  A section with keys that only families of ours have is one of ours that is
+    misspelt, so that the message names them."""
+    if isinstance(value, External):
+        return EXTERNAL
+    family = value.get("family", "vit") if isinstance(value, dict) else getattr(value, "family", "vit")
+    if not isinstance(value, dict) or not isinstance(family, str) or family in FAMILIES:
+        return family
+    return EXTERNAL if "options" in value or value.keys() <= External.model_fields.keys() else family
+
+
 # Keys of a recipe whose section is one of several: the key that says which, and the sections by its value.
-CHOICES: dict[str, tuple[str, Mapping[str, type[Section]]]] = {"model": ("family", FAMILIES), "objective": ("name", OBJECTIVES)}
+CHOICES: dict[str, tuple[str, Mapping[str, type[Section]]]] = {
+    "model": ("family", {**FAMILIES, EXTERNAL: External}), "objective": ("name", OBJECTIVES),
+}
 
 
 FORMAT = 1      # of recipes: grows when a key is renamed or retired, or its absence means something else: vitscale/recipe/upgrade.py
@@ -405,8 +445,9 @@ FORMAT = 1      # of recipes: grows when a key is renamed or retired, or its abs
 class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     model: Annotated[
-        Annotated[Vit, Tag("vit")] | Annotated[Deit, Tag("deit")] | Annotated[Swin, Tag("swin")] | Annotated[ConvNext, Tag("convnext")],
-        _chosen("family", "vit")]
+        Annotated[Vit, Tag("vit")] | Annotated[Deit, Tag("deit")] | Annotated[Swin, Tag("swin")] | Annotated[ConvNext, Tag("convnext")]
+        | Annotated[External, Tag(EXTERNAL)],
+        Discriminator(_family)]
     data: Data
     objective: Annotated[
         Annotated[Classification, Tag("classification")] | Annotated[Distillation, Tag("distillation")] | Annotated[Mae, Tag("mae")]

@@ -18,6 +18,7 @@ from vitscale.objectives import num_parameters
 from vitscale.parallel.place import node_name
 from vitscale.parallel.world import World
 from vitscale.recipe import Recipe
+from vitscale.recipe.external import package_of
 from vitscale.resilience import checks, speed
 from vitscale.resilience.checks import Finding
 
@@ -118,7 +119,7 @@ def look(world: World, recipe: Recipe, folder: Path | None, indexes: Sequence[Se
 def _survey(world: World, recipe: Recipe, folder: Path | None, indexes: Sequence[SetIndex]) -> Report:
     first_of_node = world.local_rank == 0
     findings: list[Finding] = []
-    facts = checks.versions(recipe.parallel.engine) | {"recipe": checks.recipe_digest(recipe)}
+    facts = checks.versions(recipe.parallel.engine) | package_of(recipe.model) | {"recipe": checks.recipe_digest(recipe)}
     for number, index in enumerate(indexes):
         facts[f"index of {('data.train', 'data.val')[number]}"] = index.hash
     if world.device.type == "cuda":

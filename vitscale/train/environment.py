@@ -16,6 +16,7 @@ from vitscale.objectives import num_parameters
 from vitscale.parallel.world import World
 from vitscale.plan.forecast import forecast
 from vitscale.recipe import Recipe
+from vitscale.recipe.external import package_of
 from vitscale.train.facts import versions
 from vitscale.train.prepare import Prepared
 
@@ -24,8 +25,9 @@ def write_environment(recipe: Recipe, prepared: Prepared, world: World, nodes: S
     """Only for the holder of the run folder.  On a full disk nothing is written: the run does not need it."""
     known = forecast(recipe)
     found: dict[str, Any] = {
-        "attempt": attempt, "started": time.time(), "versions": versions(), "device": _device_name(world.device), "world": world.size,
-        "nodes": list(dict.fromkeys(nodes)), "engine": recipe.parallel.engine, "precision": recipe.parallel.precision,
+        "attempt": attempt, "started": time.time(), "versions": versions() | package_of(recipe.model),
+        "device": _device_name(world.device), "world": world.size, "nodes": list(dict.fromkeys(nodes)), "engine": recipe.parallel.engine,
+        "precision": recipe.parallel.precision,
         "peak_flops": peak_flops or None, "flops_per_image": known.flops_per_image if known else None,
         "parameters": num_parameters(recipe.model, recipe.objective), "global_batch": recipe.global_batch,
         "total_images": prepared.schedule.total, "num_samples": prepared.train.num_samples, "directory": str(Path.cwd()),

@@ -9,6 +9,7 @@ from vitscale.checkpoint.store import Facts
 from vitscale.data import Stream
 from vitscale.parallel.world import World
 from vitscale.recipe import Recipe
+from vitscale.recipe.external import package_of
 from vitscale.recipe.redact import redacted
 from vitscale.train.prepare import Prepared
 from vitscale.train.state import Progress
@@ -22,7 +23,7 @@ def facts_of(recipe: Recipe, prepared: Prepared, world: World, progress: Progres
     engine = recipe.parallel.engine + (f" stage {recipe.parallel.zero_stage}" if recipe.parallel.engine == "zero" else "")
     return Facts(step=progress.now.step, data=data, recipe=redacted(recipe.model_dump(mode="json")), engine=engine, world_size=world.size,
                  best=progress.best, stopping=progress.stopping, guard=progress.guard, owes_evaluation=progress.owes_evaluation,
-                 versions=versions())
+                 versions=versions() | package_of(recipe.model))
 
 
 def versions() -> dict[str, str]:
