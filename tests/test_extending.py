@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterato
     for name, content in files_in(DOCS.read_text(encoding="utf-8")).items():
         ((folder if name.endswith(".yaml") else package) / name).write_text(content, encoding="utf-8")
     subprocess.run([sys.executable, "-c", METADATA], cwd=package, check=True, capture_output=True)
+    shutil.rmtree(package / "convmixer_vitscale.egg-info")      # says the same, in an older form
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(package))
         yield folder
@@ -47,15 +49,18 @@ def test_the_backbone_of_the_docs_trains_is_killed_resumes_and_is_evaluated(work
     finally:
         process.kill()
     assert process.returncode == 75, output
+    about = Path(os.environ["PYTHONPATH"]) / "convmixer_vitscale-0.1.dist-info" / "METADATA"
+    about.write_text(about.read_text().replace("Version: 0.1", "Version: 0.2"))
     output = train(workplace, *SETTINGS, recipe="mixed.yaml")
     assert "going on from step-" in output
+    assert "was written with convmixer-vitscale 0.1, and 0.2 is installed now" in " ".join(output.split())
     assert "MFU" not in output
     assert (run.outcome["state"], run.outcome["attempt"], len(run.losses)) == ("done", 2, 60)
     assert all(row["mfu"] is None for row in run.rows() if "loss" in row)
     environment = json.loads((run.folder / "environment.json").read_text())
     assert environment["flops_per_image"] is None
     assert environment["parameters"] == 5002
-    assert environment["versions"]["convmixer-vitscale"] == "0.1"
+    assert environment["versions"]["convmixer-vitscale"] == "0.2"
     assert "convmixer" in (run.folder / "README.md").read_text()
 
     told = subprocess.run(command("eval", "runs/mixed"), cwd=workplace, capture_output=True, text=True, timeout=120)
@@ -65,7 +70,7 @@ def test_the_backbone_of_the_docs_trains_is_killed_resumes_and_is_evaluated(work
     nowhere = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     told = subprocess.run(command("eval", "runs/mixed"), cwd=workplace, capture_output=True, text=True, timeout=120, env=nowhere)
     assert told.returncode == 2
-    assert "its backbone convmixer is another package's (convmixer-vitscale 0.1)" in told.stderr
+    assert "its backbone convmixer is another package's (convmixer-vitscale 0.2)" in told.stderr
 
 
 @pytest.mark.all

@@ -21,6 +21,9 @@ from vitscale.recipe.bound import changes, settings_of
 from vitscale.recipe.external import package_of
 from vitscale.recipe.load import check_recipe
 from vitscale.recipe.schema import FAMILIES, External
+from vitscale.recipe.text import write_yaml
+from vitscale.scaling.expand import expand
+from vitscale.scaling.sweep import load_sweep
 from vitscale.shapes.families import PROBLEMS, check_model
 
 CONVMIXER = files_in(DOCS.read_text())["convmixer.py"]
@@ -221,6 +224,15 @@ def test_what_it_costs_is_not_known_and_said_so(convmixer: None) -> None:
         links_needed(known, site)
     with pytest.raises(RecipeError, match="micro_batch: is required"):
         bill(one.model_copy(update={"micro_batch": None}), site)
+
+
+def test_a_sweep_that_counts_flops_refuses_it(tmp_path: Path, convmixer: None) -> None:
+    (tmp_path / "base.yaml").write_text(write_yaml(VALUES))
+    sweep = {"name": "s", "base": str(tmp_path / "base.yaml"), "mode": "isoflop", "budgets": [1e9, 2e9],
+             "models": {"one": {"family": "other", "options": {"width": 8}}, "two": {"family": "other", "options": {"width": 16}}}}
+    (tmp_path / "sweep.yaml").write_text(write_yaml(sweep))
+    with pytest.raises(RecipeError, match="of other no closed form"):
+        expand(*load_sweep(str(tmp_path / "sweep.yaml")), tmp_path / "out")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -26,6 +26,7 @@ from vitscale.parallel.engine import Engine, ValueOf
 from vitscale.parallel.world import World
 from vitscale.recipe import Recipe
 from vitscale.recipe.bound import Change, changes, read_settings, refuse_changes, settings_of, tell_changes
+from vitscale.recipe.external import package_of
 from vitscale.resilience.skips import remembered, rollbacks, undone_by
 from vitscale.train.prepare import Prepared
 from vitscale.train.state import Moment, Progress
@@ -55,6 +56,10 @@ def find_start(recipe: Recipe, prepared: Prepared, lease: Lease, accept_changes:
         found = _changes(start.checkpoint, start.facts, recipe, prepared)
         refuse_changes(found, str(start.checkpoint), str(start.checkpoint), accept_changes)
         tell_changes(found, start.checkpoint.name)
+        for package, version in package_of(recipe.model).items():
+            if (before := start.facts.versions.get(package, version)) != version:
+                log.warning("%s was written with %s %s, and %s is installed now: another version may build another model",
+                            start.checkpoint.name, package, before, version)
         if recipe.init is not None:
             log.info("going on from %s; init=%s was for the first weights only", start.checkpoint.name, recipe.init)
     return start
