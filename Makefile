@@ -27,8 +27,10 @@ lint: $(VENV)/installed-dev
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
-docs: $(VENV)/installed-dev                   # what is written from the code: the tree in docs/architecture.md
+docs: $(VENV)/installed-dev                   # what is written from the code: the tree, the tables of metrics, Grafana's dashboards
 	$(BIN)/python -m tests.architecture
+	$(BIN)/python -m vitscale.metrics.guide docs/monitoring.md
+	$(BIN)/python -m vitscale.observe.grafana launch/monitoring/grafana
 
 SHARDS ?=
 BENCH := $(BIN)/python benchmarks

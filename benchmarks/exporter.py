@@ -18,9 +18,10 @@ from pathlib import Path
 
 from measure import HERE, figure, write_row
 
+from vitscale.metrics import metrics_of
+from vitscale.metrics.system import BUCKETS, PHASES
 from vitscale.observe.board import Board
 from vitscale.observe.exporter import Exporter
-from vitscale.observe.names import BUCKETS, PHASES, metrics_of
 
 SCRAPE_EVERY_S = 1.0        # Prometheus: 15
 RANKS = 8                   # of a node

@@ -11,11 +11,12 @@ from vitscale.cluster.runfolder import highest_lease, last_row, printable, reach
 from vitscale.cluster.slurm import Queued
 from vitscale.cluster.status import Status, status_of, table
 from vitscale.errors import EXIT_DONE, EXIT_REQUEUE
+from vitscale.metrics.system import CAUSES
 from vitscale.observe.dashboard.folder import Runs
 from vitscale.observe.dashboard.view import read_lines, run_facts
 from vitscale.observe.modelcard import render_card
 from vitscale.observe.report import render_report
-from vitscale.resilience.outcome import CAUSES, STATES
+from vitscale.resilience.outcome import STATES
 
 HELD = '<script type="application/json" id="held">'
 

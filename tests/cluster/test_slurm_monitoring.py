@@ -19,9 +19,9 @@ from nvml import replayed
 from prometheus import Prometheus, missing
 
 from slurm import ADDRESSES, REPOSITORY, Cluster
+from vitscale.metrics import METRICS
 from vitscale.observe.exporter import Exporter
 from vitscale.observe.grafana import BOARDS
-from vitscale.observe.names import METRICS
 from vitscale.observe.prometheus_files import MONITORING
 from vitscale.observe.targets import FOLDER, target_file
 

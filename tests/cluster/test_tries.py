@@ -22,7 +22,8 @@ from vitscale.cluster.ending import TAKEN
 from vitscale.cluster.runfolder import furthest_checkpoint
 from vitscale.cluster.tries import PATIENCE, VARIABLE, RestartLoop, Tries
 from vitscale.errors import RecipeError
-from vitscale.resilience.outcome import CAUSES, read_outcome, write_outcome
+from vitscale.metrics.system import CAUSES
+from vitscale.resilience.outcome import read_outcome, write_outcome
 from vitscale.resilience.restarts import begin_attempt
 
 N = 3

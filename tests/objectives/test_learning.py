@@ -31,7 +31,7 @@ def judge(task: Task, model: torch.nn.Module) -> dict[str, float]:
         images, *more = task.inputs(seen)
         output = model(images, None, *more)
         return {"loss": task.losses(output, seen).mean().item()} | {
-            name: value.float().mean().item() for name, value in task.judged(output, seen).items()}
+            name: value.float().mean().item() for name, value in task.measured(task.numbers.evaluation, output, seen).items()}
 
 
 @pytest.mark.parametrize(("objective", "steps", "chance", "reached"), [
@@ -60,6 +60,6 @@ def test_better_than_chance(objective: Objective, steps: int, chance: float | No
         assert after["loss"] < reached < before["loss"]
         assert after.keys() == {"loss"}
     else:
-        assert before["top1"] == pytest.approx(chance, abs=0.06)
-        assert after["top1"] > reached
+        assert before["eval_top1"] == pytest.approx(chance, abs=0.06)
+        assert after["eval_top1"] > reached
         assert after["loss"] < 0.9 * before["loss"]

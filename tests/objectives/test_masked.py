@@ -44,7 +44,7 @@ def test_mae_s_loss_is_that_of_the_hidden_patches(ratio, hidden):
     expected = [target[image, order[image, 16 - hidden:]].square().mean().item() for image in range(3)]
     assert task.losses(output, seen).tolist() == pytest.approx(expected)
     assert task.losses(target, seen).tolist() == [0.0] * 3
-    assert task.judged(output, seen) == {}
+    assert task.numbers.evaluation == ()
 
 
 def test_normalised_pixels():

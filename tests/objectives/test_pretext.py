@@ -26,8 +26,8 @@ def test_each_image_is_turned_by_what_was_drawn():
     (images,) = task.inputs(seen)
     for image, original, quarters in zip(images, seen.images, (0, 1, 2, 3, 3, 0, 3), strict=True):
         assert torch.equal(image, torch.rot90(original, quarters, (1, 2)))
-    judged = task.judged(torch.eye(4)[[0, 1, 2, 3, 3, 0, 2]] * 9, seen)
-    assert judged["top1"].tolist() == [True] * 6 + [False]
+    judged = task.measured(task.numbers.evaluation, torch.eye(4)[[0, 1, 2, 3, 3, 0, 2]] * 9, seen)
+    assert judged["eval_top1"].tolist() == [True] * 6 + [False]
     losses = task.losses(torch.eye(4)[[0, 1, 2, 3, 3, 0, 2]] * 9, seen)
     assert (losses[:6] < 0.01).all()
     assert losses[6] > 8
@@ -47,7 +47,7 @@ def test_tiles_are_laid_as_drawn_and_the_inverse_puts_them_back(grid, count):
             assert torch.equal(image[:, top:top + side, left:left + side],
                                original[:, from_top:from_top + side, from_left:from_left + side])
     assert torch.equal(laid(images, orders.argsort(dim=1), grid), seen.images)
-    assert task.judged(torch.eye(count), seen)["top1"].all()
+    assert task.measured(task.numbers.evaluation, torch.eye(count), seen)["eval_top1"].all()
 
 
 def test_permutations_differ_much_and_are_the_same_everywhere():

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from ranks import run_ranks
 
+from vitscale.metrics import METRICS
 from vitscale.observe import board as board_module
 from vitscale.observe.board import Board, open_board
 from vitscale.observe.exporter import Exporter
-from vitscale.observe.names import METRICS
 from vitscale.parallel.place import Place
 from vitscale.parallel.world import joined
 from vitscale.recipe.schema import Parallel

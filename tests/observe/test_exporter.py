@@ -12,9 +12,9 @@ import urllib.request
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from vitscale.metrics import METRICS
 from vitscale.observe.board import Board
 from vitscale.observe.exporter import Exporter
-from vitscale.observe.names import METRICS
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from vitscale.checkpoint.lease import Lease
 from vitscale.errors import EXIT_REQUEUE
 from vitscale.files import write_json
+from vitscale.metrics.system import BUCKETS
 from vitscale.observe.goodput import CLOCK_S, FILE, Goodput, goodput_ratio, process_started, program_started, read_books
 from vitscale.observe.meters import Meters
-from vitscale.observe.names import BUCKETS
 from vitscale.parallel.launch import STARTED_VARIABLE
 from vitscale.processes import moment
 from vitscale.resilience.outcome import write_outcome

@@ -2,8 +2,8 @@
 
 import pytest
 
+from vitscale.metrics.system import BUCKETS, PHASES
 from vitscale.observe.meters import Meters, data_wait_share
-from vitscale.observe.names import BUCKETS, PHASES
 
 approx = pytest.approx
 

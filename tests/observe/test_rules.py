@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vitscale.metrics import BY_NAME
 from vitscale.observe.grafana import checked
-from vitscale.observe.names import BY_NAME
 from vitscale.observe.prometheus_files import MONITORING, RULES
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool: apt-get install prometheus")

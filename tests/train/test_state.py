@@ -91,7 +91,7 @@ def test_accuracy_rises_and_loss_falls() -> None:
     assert not better("eval_top1", 0.5, 0.6)
     assert better("eval_loss", 0.5, 0.6)
     assert not better("eval_loss", 0.6, 0.5)
-    for metric in ("eval_top1", "eval_loss", "eval_ema_loss"):
+    for metric in ("eval_top1", "eval_loss"):
         assert not better(metric, 0.5, 0.5)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from vitscale.errors import ClusterError
 from vitscale.files import patiently, write_atomically
+from vitscale.metrics import is_evaluation
 from vitscale.processes import boot_id, is_stopped, start_of
 
 if TYPE_CHECKING:       # else the small process that ends a blocked rank, which has no packages, could not write its outcome
@@ -176,7 +177,7 @@ def cut_by(row: Mapping[str, Any]) -> float:
     back, step = row.get("to_step"), row.get("step")
     if _is_count(back):
         return float(back)
-    return float(step) - 1 if _is_count(step) and "event" not in row and "eval_loss" not in row else math.inf
+    return float(step) - 1 if _is_count(step) and "event" not in row and not is_evaluation(row) else math.inf
 
 
 def last_row(path: Path, column: str) -> dict[str, Any]:

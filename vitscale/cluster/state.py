@@ -24,7 +24,7 @@ class State:
 
     name: str
     detail: str                     # why it is in the queue, or how it ended
-    cause: str | None = None        # of the end: one of resilience/outcome.CAUSES
+    cause: str | None = None        # of the end: one of metrics.system.CAUSES
     lost_steps: int | None = None   # after a bad end: recorded, but in no checkpoint, so that the next attempt makes them again
 
 

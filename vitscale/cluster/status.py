@@ -25,6 +25,7 @@ from vitscale.cluster.runfolder import (
 from vitscale.cluster.slurm import Queued
 from vitscale.cluster.state import State, jobs_of, span, state_of
 from vitscale.errors import ClusterError, RecipeError
+from vitscale.metrics.system import SPEED
 from vitscale.recipe import Duration
 from vitscale.recipe.text import read_yaml
 
@@ -67,7 +68,7 @@ def status_of(folder: Path, queue: Sequence[Queued] | None, now: float | None = 
     now = time.time() if now is None else now
     state, row, jobs = state_of(folder, queue, now), last_row(folder / METRICS, "loss"), jobs_of(folder)
     queued = sorted((entry for entry in queue or () if entry.job in jobs), key=lambda entry: jobs.index(entry.job))
-    step, speed, timestamp = (_number(row.get(column)) for column in ("step", "images_per_second", "time"))
+    step, speed, timestamp = (_number(row.get(column)) for column in ("step", SPEED.column, "time"))
     done, left = _progress(folder, step, _number(row.get("images")))
     return Status(
         run=folder.name, state=state.name, detail=state.detail, cause=state.cause, lost_steps=state.lost_steps,

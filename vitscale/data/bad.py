@@ -7,12 +7,9 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-REASONS = ("read", "storage", "image", "format", "bomb", "truncated", "decode", "crash", "label")      # labels of a metric, and so few
-# read: the sample is not there, cut short, or not to be had; storage: its file system went on failing
-
 
 class BadSample(Exception):
-    """This one sample cannot be used.  `reason`, for counting, is one of REASONS."""
+    """This one sample cannot be used.  `reason`, for counting, is one of vitscale.metrics.system.REASONS."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)

@@ -14,6 +14,8 @@ from vitscale.checkpoint.load import Loaded, load
 from vitscale.cluster.runfolder import METRICS, last_row, read_object
 from vitscale.errors import RecipeError
 from vitscale.evaluate.evaluate import FILE
+from vitscale.metrics.of_objectives import TOP1
+from vitscale.metrics.system import EVALUATED_IMAGES, SPEED
 from vitscale.plan.forecast import known_forward_flops
 
 WARM_UP, ROUNDS = 2, 5          # forward passes before the clock runs, and batches that are timed
@@ -106,12 +108,12 @@ def _accuracy(folder: Path, loaded: Loaded) -> tuple[float | None, tuple[float, 
     found = known.get("results", {}).get("accuracy", {}).get("top1")
     if found and known.get("step") == loaded.step:
         return found["value"], tuple(found["interval"]), FILE
-    row = last_row(folder / METRICS, "eval_top1")
+    row = last_row(folder / METRICS, TOP1.column)
     if row and row.get("step") == loaded.step:
         from vitscale.evaluate.metrics import interval
 
-        count = int(row["eval_images"])
-        return row["eval_top1"], interval(row["eval_top1"] * count, count), "training"
+        count, share = int(row[EVALUATED_IMAGES.column]), row[TOP1.column]
+        return share, interval(share * count, count), "training"
     return None, None, "not measured: vitscale eval"
 
 
@@ -126,7 +128,7 @@ def _training_speed(folder: Path, loaded: Loaded) -> float | None:
 
     if loaded.recipe is None or not (folder / METRICS).is_file():
         return None
-    speeds = [row["images_per_second"] for row in read_rows(folder / METRICS) if row.get("images_per_second")]
+    speeds = [row[SPEED.column] for row in read_rows(folder / METRICS) if row.get(SPEED.column)]
     return statistics.median(speeds) if speeds else None
 
 

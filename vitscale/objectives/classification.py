@@ -16,6 +16,8 @@ Loss = Literal["cross_entropy", "binary_cross_entropy"]
 class Classifying(Task):
     """Which class, or which of several."""
 
+    objective: Classification
+
     def __init__(self, model: Model, objective: Classification) -> None:
         self.model, self.objective = model, objective
 
@@ -33,11 +35,11 @@ class Classifying(Task):
         Only where a sample may have several labels is it the mean binary cross-entropy of the classes."""
         return per_sample_loss(output, seen.labels, "cross_entropy" if seen.labels.ndim == 1 else "binary_cross_entropy")
 
-    def judged(self, output: Tensor, seen: Seen) -> dict[str, Tensor]:
-        """top1 and, of more than 5 classes, top5; with several labels a sample hits@1 and hits@5, a sample without labels being a miss."""
+    def hits(self, output: Tensor, seen: Seen, k: int) -> Tensor | None:
+        """(b,) bool: is the label, or any of several, among the k likeliest classes?  A sample without labels is a miss.  None: k is 5, and
+        there are no more classes than that."""
         right = topk_correct if seen.labels.ndim == 1 else multilabel_hits
-        found = {"top1": right(output, seen.labels, 1)}
-        return found | {"top5": right(output, seen.labels, 5)} if self.model.classes > 5 else found
+        return right(output, seen.labels, k) if k == 1 or self.model.classes > k else None
 
 
 def per_sample_loss(logits: Tensor, labels: Tensor, loss: Loss = "cross_entropy", label_smoothing: float = 0.0) -> Tensor:

@@ -23,6 +23,8 @@ def patches_of(images: Tensor, patch: int) -> Tensor:
 class MaskedAutoencoding(Task):
     """Mean squared error over the pixels of the masked patches (He et al. 2022).  One uniform for each patch: the smallest are visible."""
 
+    objective: Mae
+
     def __init__(self, model: Vit, objective: Mae) -> None:
         self.model, self.objective, self.num_draws = model, objective, grid(model) ** 2
 
@@ -54,6 +56,8 @@ class Inpaint(Task):
     Pathak et al. 2016 paint with a decoder of convolutions and a discriminator, which belong to convolutional encoders; SimMIM is the
     same task for a Transformer, and found that one layer and no discriminator represent no worse.
     """
+
+    objective: Inpainting
 
     def __init__(self, model: Vit, objective: Inpainting) -> None:
         self.model, self.objective = model, objective

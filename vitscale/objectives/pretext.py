@@ -23,7 +23,7 @@ class _Guessing(Task):
     num_draws = 1
 
     def __init__(self, model: Model, objective: Rotation | Jigsaw) -> None:
-        self.section = trained_section(model, objective)
+        self.objective, self.section = objective, trained_section(model, objective)
 
     def build(self) -> Backbone:
         return build_model(self.section)
@@ -38,9 +38,9 @@ class _Guessing(Task):
         """Cross-entropy (b,); output (b, classes) logits."""
         return per_sample_loss(output, self.change(seen))
 
-    def judged(self, output: Tensor, seen: Seen) -> dict[str, Tensor]:
-        """top1; chance is 1 / classes."""
-        return {"top1": topk_correct(output, self.change(seen), 1)}
+    def hits(self, output: Tensor, seen: Seen, k: int) -> Tensor:
+        """(b,) bool: is the change among the k likeliest?  By chance k / classes are."""
+        return topk_correct(output, self.change(seen), k)
 
 
 class Rotating(_Guessing):

@@ -1,12 +1,15 @@
-"""What is asked of a model on a batch: what it is given, how wrong its answer is, and what evaluation counts."""
+"""What is asked of a model on a batch: what it is given, how wrong its answer is, and what else is told of it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from vitscale.metrics import Metric, Numbers, numbers_of
 from vitscale.models import Backbone
+from vitscale.recipe.schema import Objective
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Seen:
 class Task(ABC):
     """One objective of a recipe with one model.  It holds no parameters that are trained: those belong to what build() gives."""
 
+    objective: Objective
     num_draws = 0               # uniforms that it wants for each sample; drawn on the host by key, so that no rank or device changes them
 
     @abstractmethod
@@ -39,6 +43,12 @@ class Task(ABC):
         """Losses (b,) in fp32 as an evaluation reports them: those of training, but for what only training adds."""
         return self.losses(output, seen)
 
-    def judged(self, output: Any, seen: Seen) -> dict[str, Tensor]:
-        """Numbers (b,) whose means an evaluation reports besides the loss, by name: `top1` becomes eval_top1."""
-        return {}
+    @property
+    def numbers(self) -> Numbers:
+        """What it tells besides the loss: vitscale/metrics/of_objectives.py."""
+        return numbers_of(self.objective.name)
+
+    def measured(self, numbers: Iterable[Metric], output: Any, seen: Seen) -> dict[str, Tensor]:
+        """Those of `numbers` that this task has, (b,) each, by their columns."""
+        found = {one.column: one.measure(self, output, seen) for one in numbers if one.measure is not None}
+        return {column: values for column, values in found.items() if values is not None}

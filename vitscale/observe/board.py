@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from vitscale.observe.names import BY_NAME, METRICS, PHASES
+from vitscale.metrics import BY_NAME, METRICS
+from vitscale.metrics.system import PHASES
 
 BOUNDS = BY_NAME["step_phase_seconds"].buckets
 SINGLE = tuple(metric.name for metric in METRICS if metric.scope == "rank" and metric.labels == ("rank",))

@@ -19,6 +19,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from vitscale.metrics import OF_EVALUATIONS, OF_STEPS, text
+from vitscale.metrics.system import MFU, SPEED
 from vitscale.observe.meters import data_wait_share
 from vitscale.observe.streams import say_apart
 
@@ -125,7 +127,7 @@ class Progress:
             self._tell_step()           # the last state, whenever the last line was
 
     def step(self, row: Mapping[str, Any], eta_s: float | None = None) -> None:
-        """Show a training row (`step`, `images`, `loss`, `lr`, `images_per_second`, `mfu`, `seconds_*`); `eta_s` is the time left."""
+        """Show a training row (OF_STEPS); `eta_s` is the time left."""
         self._row, self._eta_s = dict(row), eta_s
         now = self._clock()
         if self._printed_at is None or now - self._printed_at >= self._every_s:
@@ -133,10 +135,9 @@ class Progress:
             self._tell_step()
 
     def evaluated(self, row: Mapping[str, Any]) -> None:
-        """Show an evaluation's row (`eval_top1`, `eval_top5`, `eval_loss`; `step`)."""
+        """Show an evaluation's row (`step` and OF_EVALUATIONS)."""
         parts = [f"step {row['step']}"] if "step" in row else []
-        parts += [f"top-{k} {row[f'eval_top{k}']:.2%}" for k in (1, 5) if row.get(f"eval_top{k}") is not None]
-        parts += [f"loss {row['eval_loss']:.4f}"] if row.get("eval_loss") is not None else []
+        parts += [f"{one.word} {text(row[one.column], one.unit)}" for one in OF_EVALUATIONS if row.get(one.column) is not None]
         line = "evaluation  " + "  ".join(parts)
         self._print(line)           # on a terminal above what is drawn anew, and so for good
         _story.info("%s", line)
@@ -153,13 +154,15 @@ class Progress:
     def _training(self) -> list[str]:
         row = self._row
         epoch = [f"epoch {row.get('images', 0) / self._num_samples:.2f}"] if self._num_samples else []
-        return [f"step {row.get('step', 0)}", *epoch, *(f"{key} {_number(row[key])}" for key in ("loss", "lr") if key in row)]
+        learned = [f"{one.word} {_number(row[one.column]) if one.unit != 'ratio' else text(row[one.column], one.unit)}"
+                   for one in OF_STEPS if one.word and row.get(one.column) is not None]
+        return [f"step {row.get('step', 0)}", *epoch, *learned]
 
     def _speed(self) -> list[str]:
         row = self._row
-        parts = [f"{_number(row.get('images_per_second'))} images/s"]
-        if row.get("mfu") is not None:
-            parts.append(f"MFU {row['mfu']:.1%}")
+        parts = [f"{_number(row.get(SPEED.column))} images/s"]
+        if row.get(MFU.column) is not None:
+            parts.append(f"MFU {text(row[MFU.column], MFU.unit, 3)}")
         return [*parts, f"data wait {data_wait_share(row):.0%}", f"ETA {_span(self._eta_s)}"]
 
     def _line(self) -> str:

@@ -14,8 +14,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
+from vitscale.metrics import METRICS, Metric
+from vitscale.metrics.system import PHASES
 from vitscale.observe.board import Board
-from vitscale.observe.names import METRICS, PHASES, Metric
 
 log = logging.getLogger(__name__)
 

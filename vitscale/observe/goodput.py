@@ -25,8 +25,8 @@ from typing import Any
 
 from vitscale.checkpoint.lease import Lease, LeaseLost
 from vitscale.files import read_bytes, write_atomically
+from vitscale.metrics.system import BUCKETS
 from vitscale.observe.meters import Meters
-from vitscale.observe.names import BUCKETS
 from vitscale.parallel.launch import STARTED_VARIABLE
 from vitscale.processes import boot_id, label_of, up_s
 from vitscale.resilience.outcome import read_outcome

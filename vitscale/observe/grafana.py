@@ -13,10 +13,13 @@ from typing import Any
 
 import yaml
 
-from vitscale.observe.names import BY_NAME, PREFIX
+from vitscale.metrics import BY_NAME, curves
+from vitscale.metrics.metric import PREFIX
+from vitscale.metrics.system import PANELS
 
 _WIDTH = 24                 # of Grafana's grid
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+_R = 'run=~"$run"'
 _SUFFIXES = {"histogram": ("_bucket", "_sum", "_count")}
 
 
@@ -66,8 +69,17 @@ def line(title: str, *queries: tuple[str, str], unit: str = "short", **more: Any
     return Panel(title, tuple(Query(*query) for query in queries), unit, **more)
 
 
+def _learning() -> Iterator[Panel]:
+    """Those of the page that show how training goes, what objectives tell among it; averaged weights have no series."""
+    units = {"ratio": "percentunit", "bytes": "bytes", "seconds": "s", "number": "short"}
+    for panel, drawn in curves().items():
+        queries = [(f"max({metric.full_name}{{{_R}}})", curve.label) for column, metric, curve in drawn
+                   if metric.name and column == metric.column]
+        if queries and (panel.learning or panel not in PANELS):
+            yield line(panel.title, *queries, unit=units[panel.unit], help=panel.aside, **{"width": 12, "height": 8} if panel.wide else {})
+
+
 _RUNS = {"run": "label_values(vitscale_steps_total, run)"}
-_R = 'run=~"$run"'
 _STEP = 'phase!~"checkpoint|evaluate"'
 
 FLEET = Dashboard("vitscale-fleet", "vitscale: all runs", "Which runs are there, how far and how fast, and which need somebody.", {
@@ -118,11 +130,7 @@ RUN = Dashboard("vitscale-run", "vitscale: one run", "Is it fast, healthy and on
         line("Model FLOP/s utilisation", (f"max(vitscale_mfu_ratio{{{_R}}})", "MFU"), unit="percentunit"),
     ],
     "Learning": [
-        line("Loss", (f"max(vitscale_loss{{{_R}}})", "training"), (f"max(vitscale_eval_loss{{{_R}}})", "evaluation"), width=12, height=8),
-        line("Accuracy of the evaluations", (f"max(vitscale_eval_top1_ratio{{{_R}}})", "top-1"),
-             (f"max(vitscale_eval_top5_ratio{{{_R}}})", "top-5"), unit="percentunit", width=12, height=8),
-        line("Learning rate", (f"max(vitscale_learning_rate{{{_R}}})", "rate")),
-        line("Gradient norm before clipping", (f"max(vitscale_grad_norm{{{_R}}})", "norm")),
+        *_learning(),
         line("Steps left out and rollbacks", (f"max(vitscale_nonfinite_steps_total{{{_R}}})", "not finite"),
              (f"sum by (cause) (vitscale_rollbacks_total{{{_R}}})", "back for {{cause}}")),
     ],
@@ -131,7 +139,7 @@ RUN = Dashboard("vitscale-run", "vitscale: one run", "Is it fast, healthy and on
              help="Before the rank's first exchange with others: who is slow here makes all wait."),
         line("Wait for other ranks by rank", (f'rate(vitscale_rank_phase_seconds_total{{{_R}, phase="communication"}}[$__rate_interval])',
              "{{rank}} on {{node}}"), unit="percentunit", width=12, height=8),
-        line("Slowest rank over the median", (f"max(vitscale_rank_step_skew_ratio{{{_R}}})", "skew")),
+        line("Slowest rank over the median", (f"max(vitscale_rank_step_skew_ratio{{{_R}}})", "times")),
         line("Wait for the exchange of gradients in a backward pass",
              (f"vitscale_rank_gradient_exchange_seconds{{{_R}}}", "{{rank}} on {{node}}"), unit="s", help="ddp alone tells it."),
     ],

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from vitscale.observe.names import BUCKETS, PHASES
+from vitscale.metrics.system import BUCKETS, PHASES
 
 _APART = ("checkpoint", "evaluate")     # phases that a step's speed leaves out; the time to the end counts them
 

@@ -1,6 +1,7 @@
 """README.md of a run folder: a model card as the Hugging Face Hub reads it (metadata in YAML, then Markdown), from what the run left."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ from vitscale.cluster.used import FILE as SETTINGS
 from vitscale.cluster.used import changed_in
 from vitscale.errors import ClusterError, RecipeError
 from vitscale.files import write_atomically
+from vitscale.metrics import OF_EVALUATIONS, Metric, text
+from vitscale.metrics.metric import Unit
+from vitscale.metrics.system import EVALUATED_IMAGES, EVALUATION_LOSS
 from vitscale.recipe.redact import redact, redacted
 from vitscale.recipe.text import read_yaml, write_yaml
 
+Result = tuple[str, str, float, Unit]        # what the Hub calls a number, its name for people, value
 FILE = "README.md"
 MARK = "<!-- Written by vitscale at the end of the run; take this line out and it is never written again. -->"
 _OPTIM = ("name", "lr", "weight_decay", "schedule", "warmup", "clip_norm")
-_METRICS = {"eval_top1": ("accuracy", "Top-1 accuracy"), "eval_top5": ("top_5_accuracy", "Top-5 accuracy"),
-            "eval_ema_top1": ("accuracy", "Top-1 accuracy, averaged weights")}
 
 
 def write_card(run_folder: Path) -> Path | None:
@@ -39,10 +42,9 @@ def render_card(run_folder: Path) -> str:
     """Raises ClusterError."""
     recipe = _recipe(run_folder)
     outcome, environment = read_object(run_folder / OUTCOME), read_object(run_folder / ENVIRONMENT)
-    evaluation = last_row(run_folder / METRICS, "eval_loss")
+    evaluation = last_row(run_folder / METRICS, EVALUATION_LOSS.column)
     name = str(recipe.get("name", run_folder.name))
-    results = [(kind, label, float(evaluation[column])) for column, (kind, label) in _METRICS.items()
-               if isinstance(evaluation.get(column), (int, float))]
+    results = _told(evaluation)
     return "\n".join([
         "---", write_yaml(_metadata(name, recipe, results)).rstrip(), "---", MARK, "", f"# {_words(name)}", "",
         *_what(recipe, environment), "", "## Results", "", *_results(results, evaluation), "", "## Training", "",
@@ -51,6 +53,16 @@ def render_card(run_folder: Path) -> str:
         "## How to repeat it", "", "`recipe.yaml` beside this file holds every setting, defaults too:", "", "```bash",
         "vitscale train recipe.yaml name=again", "```", "",
         "`report.html` shows its curves, where its time went and what faults it met.", ""])
+
+
+def _told(evaluation: dict[str, Any]) -> list[Result]:
+    """What the objective tells of an evaluation, then the same of the averaged weights; the loss where it tells no more."""
+    def of(metrics: Sequence[Metric]) -> list[Result]:
+        columns = [(one, one.column, "") for one in metrics] + [(one, one.averaged, ", averaged weights") for one in metrics]
+        return [(one.card or one.key, one.what + more, float(evaluation[column]), one.unit)
+                for one, column, more in columns if isinstance(evaluation.get(column), (int, float))]
+
+    return of([one for one in OF_EVALUATIONS if one != EVALUATION_LOSS]) or of([EVALUATION_LOSS])
 
 
 def _recipe(run_folder: Path) -> dict[str, Any]:
@@ -69,17 +81,17 @@ def _part(values: dict[str, Any], name: str) -> dict[str, Any]:
     return inner if isinstance(inner, dict) else {}
 
 
-def _metadata(name: str, recipe: dict[str, Any], results: list[tuple[str, str, float]]) -> dict[str, Any]:
+def _metadata(name: str, recipe: dict[str, Any], results: list[Result]) -> dict[str, Any]:
     objective, model = _part(recipe, "objective"), _part(recipe, "model")
     classifies = objective.get("name", "classification") in ("classification", "distillation")
     task = "image-classification" if classifies else "image-feature-extraction"
     tags = {"vision", "vitscale", str(model.get("family", "vit")), str(objective.get("name", "classification"))}
     metadata: dict[str, Any] = {"library_name": "vitscale", "pipeline_tag": task, "tags": sorted(tags)}
     if results:
-        metadata["metrics"] = list(dict.fromkeys(kind for kind, _, _ in results))
+        metadata["metrics"] = list(dict.fromkeys(kind for kind, *_ in results))
         metadata["model-index"] = [{"name": name, "results": [{
             "task": {"type": task}, "dataset": {"name": "held-out shards of data.val", "type": "imagefolder"},
-            "metrics": [{"type": kind, "value": round(value, 4), "name": label} for kind, label, value in results]}]}]
+            "metrics": [{"type": kind, "value": round(value, 4), "name": label} for kind, label, value, _ in results]}]}]
     return metadata
 
 
@@ -93,13 +105,13 @@ def _what(recipe: dict[str, Any], environment: dict[str, Any]) -> list[str]:
             f"`{_code(objective.get('name', 'classification'))}` by vitscale.", "", f"Model: {', '.join(facts)}." if facts else ""]
 
 
-def _results(results: list[tuple[str, str, float]], evaluation: dict[str, Any]) -> list[str]:
+def _results(results: list[Result], evaluation: dict[str, Any]) -> list[str]:
     if not results:
         return ["Not evaluated on held-out images during training."]
-    count = evaluation.get("eval_images")
+    count = evaluation.get(EVALUATED_IMAGES.column)
     images = f" on {count:,.0f} held-out images" if isinstance(count, (int, float)) else ""
     return [f"At step {evaluation.get('step', '?')}{images}:", "", "| metric | value |", "|---|---|",
-            *(f"| {label} | {value:.2%} |" for _, label, value in results)]
+            *(f"| {label} | {text(value, unit)} |" for _, label, value, unit in results)]
 
 
 def _training(recipe: dict[str, Any], outcome: dict[str, Any], environment: dict[str, Any]) -> list[str]:
@@ -137,10 +149,10 @@ def _use(run_folder: Path) -> list[str]:
             "```yaml", f"init: checkpoints/{newest}/model.safetensors", "```"]
 
 
-def _limits(recipe: dict[str, Any], results: list[tuple[str, str, float]]) -> list[str]:
+def _limits(recipe: dict[str, Any], results: list[Result]) -> list[str]:
     told = ["It knows no images but those it was trained on; what is in them, and whose they are, the owner of the data can tell."]
     if not results:
-        told.append("Its accuracy was not measured.")
+        told.append("It was not evaluated.")
     return [*told, "Bias, robustness and use outside its data were not looked at.  No licence is stated: none follows from a run."]
 
 

@@ -12,6 +12,9 @@ import msgspec
 
 from vitscale.cluster.runfolder import cut_by
 from vitscale.files import write_atomically
+from vitscale.metrics import is_evaluation
+from vitscale.metrics.metric import EVALUATED
+from vitscale.metrics.system import EVALUATION_LOSS
 from vitscale.observe.jsonl import parse_row, rows_from
 
 log = logging.getLogger(__name__)
@@ -60,9 +63,9 @@ class Totals:
         self.nonfinite += row.get("applied") is False
         while self._evaluations and self._evaluations[-1].get("step", 0) > stands:
             self._evaluations.pop()
-        if "eval_loss" in row:
+        if is_evaluation(row):
             self._evaluations = [*self._evaluations[1 - _EVALUATIONS:],
-                                 {key: value for key, value in row.items() if key.startswith("eval_") or key == "step"}]
+                                 {key: value for key, value in row.items() if key.startswith(EVALUATED) or key == "step"}]
 
     @property
     def evaluation(self) -> dict[str, Any]:
@@ -137,18 +140,10 @@ def _rows(path: Path, start: int, parse: Callable[[bytes], dict[str, Any] | None
         log.warning("%s: %s; sums over the whole run may be short", path, error.strerror or error)
 
 
-class _Counted(msgspec.Struct):
-    """What is counted of a row of a step: a million rows in a second."""
-
-    images: Any = None
-    step: Any = None
-    to_step: Any = None
-    event: Any = None
-    applied: Any = None
-    eval_loss: Any = msgspec.UNSET
-
-
-_decoder = msgspec.json.Decoder(_Counted)
+# What is counted of a row of a step, and by what one of an evaluation is known: a million rows in a second.
+_Counted = msgspec.defstruct("_Counted", [*((name, Any, None) for name in ("images", "step", "to_step", "event", "applied")),
+                                          (EVALUATION_LOSS.column, Any, msgspec.UNSET)])
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Counted)
 
 
 def _slim(line: bytes) -> dict[str, Any] | None:
@@ -157,7 +152,7 @@ def _slim(line: bytes) -> dict[str, Any] | None:
         row = _decoder.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):      # it is stricter than what rows were ever read with
         return parse_row(line)
-    if row.eval_loss is not msgspec.UNSET:
+    if getattr(row, EVALUATION_LOSS.column) is not msgspec.UNSET:
         return parse_row(line)
     slim = {"images": row.images, "step": row.step, "to_step": row.to_step, "applied": row.applied}
     return slim if row.event is None else slim | {"event": row.event}

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from vitscale.errors import RecipeError
+from vitscale.metrics import is_evaluation
 from vitscale.observe.tracked import KINDS, Begins, Tracked
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Trackers:
 
     def row(self, row: Mapping[str, Any]) -> None:
         """A step or an evaluation: all of its columns that are numbers, under their own names."""
-        if self._hands and "step" in row and "event" not in row and not ("eval_loss" in row and row["step"] == self._evaluated):
+        if self._hands and "step" in row and "event" not in row and not (is_evaluation(row) and row["step"] == self._evaluated):
             numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name not in _LEFT_OUT}
             for hand in self._hands:
                 hand.put((numbers, row["step"]))

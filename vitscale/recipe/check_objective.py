@@ -2,6 +2,8 @@
 
 import math
 
+from vitscale.metrics import numbers_of
+from vitscale.metrics.system import EVALUATION_LOSS
 from vitscale.recipe.schema import Inpainting, Jigsaw, Mae, Recipe, Vit
 
 
@@ -31,11 +33,10 @@ def objective_contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     else:
         found += [(f"data.augment.{key}", f"mixes labels, of which {objective.name} has none; leave it out")
                   for key in ("mixup", "cutmix") if getattr(data.augment, key) > 0]
-    if not objective.tells_top1:
-        stopping = recipe.evaluate.early_stopping
-        metrics = {"checkpoint.best": recipe.checkpoint.best, "evaluate.early_stopping.metric": stopping.metric if stopping else None}
-        found += [(key, f"{objective.name} tells no accuracy; take eval_loss, or leave it out")
-                  for key, metric in metrics.items() if metric == "eval_top1"]
+    stopping, judges = recipe.evaluate.early_stopping, {numbers_of(objective.name).judge.column, EVALUATION_LOSS.column}
+    chosen = {"checkpoint.best": recipe.checkpoint.best, "evaluate.early_stopping.metric": stopping.metric if stopping else None}
+    found += [(key, f"{objective.name} is not judged by {column}; take {' or '.join(sorted(judges))}, or leave it out")
+              for key, column in chosen.items() if column not in {*judges, None}]
     if isinstance(objective, Mae | Inpainting):
         if type(recipe.model) is not Vit:
             return [*found, ("objective.name", f"{objective.name} wants model.family vit, whose patches can be hidden one by one, "

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from vitscale.metrics import JUDGES, numbers_of
 from vitscale.recipe.duration import Duration, DurationOrTime
 from vitscale.recipe.steps import Steps
 
@@ -59,6 +60,11 @@ CountOrZero = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
+if TYPE_CHECKING:
+    Judge = str
+else:
+    Judge = Literal[tuple(one.column for one in JUDGES)]        # the numbers of evaluations that runs can be judged by
+JUDGE = numbers_of("classification").judge.column               # by which they are where the recipe names no objective
 NotNegative = Annotated[float, Field(ge=0)]
 _Url = Annotated[str, Field(min_length=1)]
 Urls = Annotated[tuple[str, ...], BeforeValidator(_urls, json_schema_input_type=_Url | Annotated[list[_Url], Field(min_length=1)])]
@@ -178,12 +184,11 @@ class Objective(Section):
     name: str
 
     wants_labels: ClassVar[bool] = True     # else they are not even read
-    tells_top1: ClassVar[bool] = True       # an evaluation reports eval_top1 besides eval_loss
 
 
 class Classification(Objective):
     name: Literal["classification"] = "classification"
-    # eval_loss is the cross-entropy of the labels as they are, whatever is trained with; with data.multi_label the binary one
+    # an evaluation's loss is the cross-entropy of the labels as they are, whatever is trained with; with data.multi_label the binary one
     loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
     label_smoothing: Rate = 0.0             # in training only
 
@@ -215,7 +220,6 @@ class Mae(Objective):
     decoder: MaeDecoder = MaeDecoder()
 
     wants_labels: ClassVar[bool] = False
-    tells_top1: ClassVar[bool] = False
 
 
 class Inpainting(Objective):
@@ -226,7 +230,6 @@ class Inpainting(Objective):
     mask_patch: Count = 32                  # pixels on a side of what is masked as one: a multiple of model.patch; divides the image
 
     wants_labels: ClassVar[bool] = False
-    tells_top1: ClassVar[bool] = False
 
 
 class Rotation(Objective):
@@ -366,12 +369,12 @@ class Parallel(Section):
 class Checkpoint(Section):
     every: DurationOrTime | None = Duration(15, "minutes")    # or '2 epochs', '5000 steps'; null: only at the end and when stopped
     keep: Count = 3                         # the newest this many; the best one is kept besides
-    best: Literal["eval_top1", "eval_loss"] | None = "eval_top1"    # of an objective without an accuracy: eval_loss
+    best: Judge | None = JUDGE              # absent: what the objective is judged by (vitscale/metrics); null: none is kept
     background: bool = True                 # write from a staged copy while training goes on
 
 
 class EarlyStopping(Section):
-    metric: Literal["eval_top1", "eval_loss"] = "eval_top1"         # of an objective without an accuracy: eval_loss
+    metric: Judge = JUDGE                   # absent: what the objective is judged by
     patience: Count = 10                    # evaluations without a gain of min_gain
     min_gain: NotNegative = 0.0
 
@@ -472,17 +475,18 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _judge_by_loss(cls, values: Any) -> Any:
-        """Where an objective tells no accuracy, the best checkpoint is that of the lowest loss, and so is what early stopping waits for."""
+    def _judge(cls, values: Any) -> Any:
+        """What is not said of the best checkpoint, and of what early stopping waits for, follows from the objective."""
         objective = values.get("objective") if isinstance(values, dict) else None
         name = objective.get("name") if isinstance(objective, dict) else getattr(objective, "name", None)
-        if not isinstance(name, str) or name not in OBJECTIVES or OBJECTIVES[name].tells_top1:
+        judge = numbers_of(name).judge.column if isinstance(name, str) and name in OBJECTIVES else JUDGE
+        if judge == JUDGE:
             return values
-        found = values | {"checkpoint": _with_default(values.get("checkpoint", {}), "best", "eval_loss")}
+        found = values | {"checkpoint": _with_default(values.get("checkpoint", {}), "best", judge)}
         evaluate = values.get("evaluate")
         stopping = evaluate.get("early_stopping") if isinstance(evaluate, dict) else getattr(evaluate, "early_stopping", None)
         if stopping is not None:
-            stopping = {"early_stopping": _with_default(stopping, "metric", "eval_loss")}
+            stopping = {"early_stopping": _with_default(stopping, "metric", judge)}
             found["evaluate"] = evaluate | stopping if isinstance(evaluate, dict) else evaluate.model_copy(update=stopping)
         return found
 

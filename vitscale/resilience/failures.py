@@ -19,7 +19,7 @@ Again = Literal["yes", "once", "no"]
 class Kind:
     """What an error is a case of."""
 
-    cause: str                  # one of outcome.CAUSES
+    cause: str                  # one of metrics.system.CAUSES
     again: Again                # whether another attempt may help; once: unless the same came at the same step before
     hint: str = ""              # what a person may do
     of_node: bool = False       # the machine it came from is suspect

@@ -34,7 +34,7 @@ class LastError:
     text: str
     time: float
     code: int                   # the exit code that follows
-    cause: str | None           # one of outcome.CAUSES; None: what follows from the code
+    cause: str | None           # one of metrics.system.CAUSES; None: what follows from the code
     hint: str
     is_echo: bool               # it may say no more than that another rank is gone
     is_users: bool              # a UserError, which every rank may have raised alike

@@ -12,13 +12,11 @@ from vitscale.cluster.runfolder import OUTCOME as FILE
 from vitscale.cluster.runfolder import reached, read_object
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
 from vitscale.files import write_json
+from vitscale.metrics.system import CAUSES
 from vitscale.processes import moment
 
 log = logging.getLogger(__name__)
 STATES = {EXIT_DONE: "done", EXIT_WRONG_INPUT: "wrong input", EXIT_FAILED: "failed", EXIT_REQUEUE: "stopped early"}
-# A cause is one of these few words, since it becomes a label of a metric; what is not told follows from the exit code.
-CAUSES = ("done", "wrong_input", "crash", "killed", "signal", "time_limit", "preemption", "cancelled", "requeued", "node_failure", "hang",
-          "nonfinite", "spike", "preflight", "bad_node", "device", "memory", "network", "disk", "restarts")
 _LIKELY = {EXIT_DONE: "done", EXIT_WRONG_INPUT: "wrong_input", EXIT_FAILED: "crash", EXIT_REQUEUE: "killed"}
 
 

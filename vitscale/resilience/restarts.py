@@ -38,7 +38,7 @@ class Attempt:
     step: int                   # of the checkpoint it goes on from; 0: none
     images: int
     ranks: int
-    cause: str | None           # one of outcome.CAUSES
+    cause: str | None           # one of metrics.system.CAUSES
     reason: str | None
     exit_code: int | None       # None: it was killed before it could say anything
     seconds: dict[str, float] = field(default_factory=dict)     # of the run so far, by bucket: observe/goodput.py

@@ -6,6 +6,7 @@ from typing import Any
 
 from vitscale.cluster.state import state_of
 from vitscale.errors import DataError
+from vitscale.metrics import COLUMNS, JUDGES
 from vitscale.scaling.points import Points, make_points
 from vitscale.scaling.runner import manifest, outcome_of
 
@@ -37,8 +38,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
             "seed": run["seed"],
             "held_out": run["held_out"],
             "state": "not started" if state.name == "new" else state.name,
-            "eval_loss": _number(outcome.get("eval_loss")),
-            "eval_top1": _number(outcome.get("eval_top1")),
+            **{judge.column: _number(outcome.get(judge.column)) for judge in reversed(JUDGES)},
         }
         row["reason"] = _why_not(row, outcome, told["metric"], state.detail)
         rows.append(row)
@@ -87,6 +87,5 @@ def points_of(rows: list[dict[str, Any]], folder: Path, metric: str, held_out: b
         {"where": row["run"], "run": row["run"], **{role: row[role] for role in "nduc"}, "metric": row[metric], "reason": row["reason"]}
         for row in chosen
     ]
-    return make_points(
-        given, roles=("n", "d", "c", *("u" if repeated else "")), metric=metric, higher=metric == "eval_top1", source=str(folder)
-    )
+    higher = COLUMNS[metric].better == "higher"
+    return make_points(given, roles=("n", "d", "c", *("u" if repeated else "")), metric=metric, higher=higher, source=str(folder))

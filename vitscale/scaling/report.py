@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vitscale.errors import DataError, RecipeError
+from vitscale.metrics import COLUMNS, JUDGES, text
+from vitscale.metrics.system import EVALUATION_LOSS
 from vitscale.plan.flops import training_flops_per_image
 from vitscale.plan.params import count_params
 from vitscale.recipe import Recipe, load_recipe
@@ -29,7 +31,7 @@ from vitscale.scaling.seeds import say_seeds
 from vitscale.scaling.shapes import family
 from vitscale.scaling.sweep import Sweep
 
-EACH = "--by model --x d --loss eval_loss"  # a law for each architecture, which has one size and sees more or fewer images
+EACH = f"--by model --x d --loss {EVALUATION_LOSS.column}"  # a law for each architecture, which has one size and sees more or fewer images
 BEYOND = 4.0  # the next budget, if none is given: so many times the largest
 
 
@@ -90,10 +92,13 @@ def show_runs(folder: Path, console: Console) -> None:
     rows = rows_of(folder)
     write_csv(folder / "runs.csv", rows)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("run", "parameters", "images", "FLOP", "loss", "top-1"):
+    judges = tuple(reversed(JUDGES))
+    for column in ("run", "parameters", "images", "FLOP", *(one.word for one in judges)):
         table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
     for row in rows:
-        told = (f"{row['eval_loss']:.4f}", f"{row['eval_top1']:.1%}") if row["reason"] is None else (row["reason"], "")
+        told = [text(row[one.column], one.unit, 3 if one.unit == "ratio" else 4) for one in judges]
+        if row["reason"] is not None:
+            told = [row["reason"], *[""] * (len(judges) - 1)]
         table.add_row(row["run"], f"{row['n']:,}", f"{row['d']:,}", f"{row['c']:.3g}", *told)
     console.print(table, highlight=False)
     for line in say_seeds(rows, manifest(folder)):
@@ -255,7 +260,7 @@ def best_rate(rows: list[dict[str, Any]], key: str, metric: str) -> dict[str, An
         groups.setdefault((row["n"], row["d"], row[other]), []).append(row)
     optima, left_out = [], []
     for (n, d, at), members in sorted(groups.items()):
-        y = np.array([row[metric] if metric == "eval_loss" else 1 - row[metric] for row in members])
+        y = np.array([1 - row[metric] if COLUMNS[metric].better == "higher" else row[metric] for row in members])
         found = lowest(np.array([row[key] for row in members], dtype=float), y)
         if isinstance(found, str):
             left_out.append({"n": n, "d": d, other: at, "reason": found})

@@ -19,6 +19,7 @@ from rich.table import Table
 from vitscale.cluster.runfolder import METRICS, OUTCOME, last_row, read_object
 from vitscale.errors import EXIT_REQUEUE, EXIT_WRONG_INPUT, ClusterError
 from vitscale.files import write_json
+from vitscale.metrics import JUDGES
 from vitscale.recipe.bound import BRANCH
 from vitscale.scaling.children import Child, Nursery
 from vitscale.scaling.expand import Run
@@ -227,7 +228,7 @@ def table(states: Any) -> Table:
 def _result(folder: Path) -> str:
     outcome = outcome_of(folder)
     return ", ".join(
-        [""] + [f"{key} {outcome[key]:.4f}" for key in ("eval_loss", "eval_top1") if isinstance(outcome.get(key), (int, float))]
+        ["", *(f"{one.column} {outcome[one.column]:.4f}" for one in reversed(JUDGES) if isinstance(outcome.get(one.column), (int, float)))]
     )
 
 

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vitscale.metrics import JUDGES, text
+from vitscale.metrics.metric import Unit
+
 _OWN = ("name", "seed", "trunk", "branch_step")      # of a run, whatever it shares with others
 
 
@@ -51,32 +54,31 @@ def over_seeds(runs: Sequence[Mapping[str, Any]], measured: Mapping[str, Mapping
         done = [measured[str(run.get("name"))] for run in members if str(run.get("name")) in measured]
         entry: dict[str, Any] = {"runs": len(members), "names": [str(run.get("name")) for run in members]}
         entry |= {key: members[0].get(key) for key in ("model", "n", "d", "c", "budget", "lr", "batch", "held_out")}
-        for name in ("eval_loss", "eval_top1"):
-            told = spread([numbers[name] for numbers in done if name in numbers])
-            entry[name] = asdict(told) if told is not None else None
+        for judge in JUDGES:
+            told = spread([numbers[judge.column] for numbers in done if judge.column in numbers])
+            entry[judge.column] = asdict(told) if told is not None else None
         found.append(entry)
     return found
 
 
-def words(told: Mapping[str, Any] | None, runs: int, percent: bool = False) -> str:
+def words(told: Mapping[str, Any] | None, runs: int, unit: Unit = "number") -> str:
     """`0.5123 ± 0.0061, 0.5054 to 0.5170, of 3 seeds`."""
     if told is None:
         return f"none of {runs} seeds is done"
 
-    def text(value: float) -> str:
-        return f"{value:.2%}" if percent else f"{value:.4f}"
-
     some = f"{told['runs']} seeds" if told["runs"] == runs else f"{told['runs']} of {runs} seeds"
     if told["deviation"] is None:
-        return f"{text(told['mean'])}, of {some}"
-    return f"{text(told['mean'])} ± {text(told['deviation'])}, {text(told['low'])} to {text(told['high'])}, of {some}"
+        return f"{text(told['mean'], unit)}, of {some}"
+    mean, deviation, low, high = (text(told[name], unit) for name in ("mean", "deviation", "low", "high"))
+    return f"{mean} ± {deviation}, {low} to {high}, of {some}"
 
 
 def say_seeds(rows: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> list[str]:
     """Lines for people.  `rows`: of runs.csv; `told`: sweep.json.  Means over seeds, and how many of all runs are in which state."""
-    measured = {str(row["run"]): {name: float(row[name]) for name in ("eval_loss", "eval_top1")} for row in rows if row["reason"] is None}
-    lines = [f"  {', '.join(one['names'])}: loss {words(one['eval_loss'], one['runs'])}; top-1 "
-             f"{words(one['eval_top1'], one['runs'], percent=True)}" for one in over_seeds(told["runs"], measured)]
+    measured = {str(row["run"]): {judge.column: float(row[judge.column]) for judge in JUDGES} for row in rows if row["reason"] is None}
+    lines = [f"  {', '.join(one['names'])}: "
+             + "; ".join(f"{judge.word} {words(one[judge.column], one['runs'], judge.unit)}" for judge in reversed(JUDGES))
+             for one in over_seeds(told["runs"], measured)]
     states = Counter(str(row["state"]) for row in rows) + Counter({"refused": len(told.get("pruned", ()))})
     counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
     return [*(["", "mean ± standard deviation over seeds, from the least to the most:", *lines] if lines else []), "",

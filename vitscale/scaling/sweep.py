@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from vitscale.errors import RecipeError
+from vitscale.metrics.system import EVALUATION_LOSS
 from vitscale.recipe.load import RECIPES, check_section, read_values
-from vitscale.recipe.schema import Count, CountOrZero, Positive, Section
+from vitscale.recipe.schema import Count, CountOrZero, Judge, Positive, Section
 
 
 def _tuple(value: Any) -> Any:
@@ -52,7 +53,7 @@ class Axes(Section):
 
 
 class Fitting(Section):
-    metric: Literal["eval_loss", "eval_top1"] = "eval_loss"
+    metric: Judge = EVALUATION_LOSS.column  # one of the numbers that runs are judged by
     forms: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()  # none: those the runs allow, chosen by backtest
     delta: Positive | None = None  # of Huber's function
 

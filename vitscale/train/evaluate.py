@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 
 from vitscale.data import MicroBatch
+from vitscale.metrics.system import EVALUATED_IMAGES, EVALUATION_LOSS
 from vitscale.objectives import Task
 from vitscale.parallel.engine import Engine
 from vitscale.recipe import Augment
@@ -23,7 +24,7 @@ class EvaluationLeft(Exception):
 def evaluate(
     engine: Engine, batches: Iterable[MicroBatch], task: Task, augment: Augment, stop: StopFlag,
 ) -> dict[str, float]:
-    """eval_images (how many are readable) and, over each of them once, the means: eval_loss and what the task judges, such as eval_top1.
+    """By column: how many images are readable and, over each of them once, the means of the loss and of what the task tells besides.
 
     Without a readable sample the means are NaN.
     Every rank must be given the same number of batches (masked ones among them): sharded engines communicate in the forward pass.
@@ -31,7 +32,7 @@ def evaluate(
     """
     world = engine.world
     engine.model.eval()
-    names, sums = ["images", "loss"], torch.zeros(2, dtype=torch.float64, device=world.device)
+    columns, sums = [EVALUATED_IMAGES.column, EVALUATION_LOSS.column], torch.zeros(2, dtype=torch.float64, device=world.device)
     for number, micro in enumerate(batches):
         if number % VOTE_EVERY == 0 and world.any(bool(stop)):
             raise EvaluationLeft
@@ -39,13 +40,13 @@ def evaluate(
         seen, weight = agreed(engine, seen, weight)
         images, *more = task.inputs(seen)
         output = engine.forward(images, None, *more)
-        judged = task.judged(output, seen)
+        told = task.measured(task.numbers.evaluation, output, seen)
         counted = weight > 0
-        values = torch.stack([value.double() for value in (weight, task.evaluation_losses(output, seen), *judged.values())])
-        if len(sums) < len(values):     # the first batch shows what the task judges
-            names += judged
+        values = torch.stack([value.double() for value in (weight, task.evaluation_losses(output, seen), *told.values())])
+        if len(sums) < len(values):     # the first batch shows what the task tells
+            columns += told
             sums = sums.new_zeros(len(values))
         sums += torch.where(counted, values, 0.0).sum(dim=1)     # not a product: a dummy's loss must not count even if it is not finite
     count, *totals = world.sum_over_samples(sums).tolist()
-    means = {f"eval_{name}": total / count if count else math.nan for name, total in zip(names[1:], totals, strict=True)}
-    return {"eval_images": count} | means
+    means = [total / count if count else math.nan for total in totals]
+    return dict(zip(columns, [count, *means], strict=True))

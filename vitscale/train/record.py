@@ -20,12 +20,13 @@ from vitscale.cluster.used import Used, note_used, write_recipe
 from vitscale.data import StepBatch, Stream
 from vitscale.errors import EXIT_REQUEUE
 from vitscale.files import write_atomically
+from vitscale.metrics import metrics_of
+from vitscale.metrics.system import EVALUATION_LOSS
 from vitscale.observe.console import Progress as Display
 from vitscale.observe.console import make_console
 from vitscale.observe.goodput import Goodput, goodput_ratio
 from vitscale.observe.jsonl import JsonLines, cut_after
 from vitscale.observe.meters import Meters
-from vitscale.observe.names import metrics_of
 from vitscale.observe.papers import leave_papers
 from vitscale.observe.readings import process_memory
 from vitscale.observe.skipped import Skipped
@@ -134,8 +135,8 @@ class Recorder:
 
     def _tell(self, files: "_Files", batch: StepBatch, result: StepResult, lr: float, now: Moment) -> None:
         row = {"step": now.step, "images": now.images, "epoch": batch.epoch, "time": time.time(), "loss": result.loss, "lr": lr,
-               "grad_norm": result.grad_norm, "applied": result.applied, **self.meters.row(), **(self._pace.row() if self._pace else {}),
-               **self._memory(), "loader_ready": self._stream.ready}
+               "grad_norm": result.grad_norm, **result.numbers, "applied": result.applied, **self.meters.row(),
+               **(self._pace.row() if self._pace else {}), **self._memory(), "loader_ready": self._stream.ready}
         self._write_published(files)
         files.row(row)
         eta_s = self.meters.eta_s(self.prepared.schedule.total - now.images)
@@ -275,7 +276,7 @@ class _Files:
                 self.row({"event": "resume", "step": recorded, "to_step": start.step, "time": time.time()})
         with only_tells("the trackers"):
             self._trackers = Trackers(recipe.observe.trackers, folder, settings, step=start.step, recorded=recorded,
-                                      evaluated=last_row(folder / METRICS_FILE, "eval_loss").get("step", 0))
+                                      evaluated=last_row(folder / METRICS_FILE, EVALUATION_LOSS.column).get("step", 0))
         epoch = None if recipe.data.mix else prepared.train.num_samples      # a mixture's sets have epochs of their own
         with only_tells("the display"):
             self._display = Display(make_console(), total_images=prepared.schedule.total, num_samples=epoch)

@@ -21,6 +21,8 @@ from vitscale.data.descriptors import raise_limit
 from vitscale.data.remote import PATIENCE
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, CheckpointError, DataError, StorageError, UserError
 from vitscale.files import storage_errors
+from vitscale.metrics import COLUMNS
+from vitscale.metrics.system import EVALUATED_IMAGES
 from vitscale.models.lora import with_adapters
 from vitscale.objectives import build_task
 from vitscale.observe.console import make_console, setup_logging
@@ -259,10 +261,11 @@ class Session:
                     self.engine.weights_changed()
                     averaged = evaluate(self.engine, self.dog.over(val), self.task, self.recipe.data.augment, self.stop)
                 self.engine.weights_changed()
-                result |= {name.replace("eval_", "eval_ema_"): value for name, value in averaged.items()}
-        if result["eval_images"] < self.prepared.val.num_samples:
+                result |= {COLUMNS[column].averaged: value for column, value in averaged.items()}
+        readable = result[EVALUATED_IMAGES.column]
+        if readable < self.prepared.val.num_samples:
             log.warning("data.val: %d of %d samples could not be used; quarantine.jsonl names them",
-                        self.prepared.val.num_samples - result["eval_images"], self.prepared.val.num_samples)
+                        self.prepared.val.num_samples - readable, self.prepared.val.num_samples)
             self.record.quarantine([row | {"step": self.progress.now.step - 1} for row in found], split="val")
         self.record.evaluation(result, self.progress.now)
         self.progress.owes_evaluation = False

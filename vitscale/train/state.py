@@ -5,6 +5,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from vitscale.metrics import COLUMNS
+from vitscale.metrics.system import EVALUATION_LOSS
 from vitscale.recipe import Duration
 from vitscale.recipe.schema import EarlyStopping
 
@@ -45,12 +47,12 @@ class SaveClock:
 
 
 def better(metric: str, value: float, than: float | None, by: float = 0.0) -> bool:
-    """Whether an evaluation beats the best so far: accuracy rises, loss falls; what is not finite never does."""
+    """Whether an evaluation beats the best so far: which way is better is the metric's; what is not finite never beats."""
     if not math.isfinite(value):
         return False
     if than is None or not math.isfinite(than):
         return True
-    return value < than - by if metric.endswith("loss") else value > than + by
+    return value < than - by if COLUMNS[metric].better == "lower" else value > than + by
 
 
 @dataclass
@@ -93,5 +95,4 @@ class Progress:
 
 def _sound(evaluation: dict[str, float], metric: str) -> float:
     """The metric, or NaN if the loss beside it is not finite: weights that are NaN still have an accuracy."""
-    loss = "eval_ema_loss" if metric.startswith("eval_ema_") else "eval_loss"
-    return evaluation[metric] if math.isfinite(evaluation.get(loss, 0.0)) else math.nan
+    return evaluation[metric] if math.isfinite(evaluation.get(EVALUATION_LOSS.column, 0.0)) else math.nan

@@ -2,8 +2,9 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class StepResult:
     bad: int                # samples of the batch that could not be read, over all ranks
     own_s: tuple[float, ...]        # of each rank: seconds before its first exchange with others, or what of them can be told apart
     probe_s: tuple[float, ...]      # of each rank: seconds of the probe; empty in a step without
+    numbers: Mapping[str, float]    # of the objective besides the loss, by column: means over the global batch
 
 
 Moved = tuple[Seen, Tensor, Tensor | None]
@@ -97,7 +99,7 @@ def train_step(
     """
     world = engine.world
     engine.model.train()
-    total = torch.zeros((), device=world.device)
+    total, told = torch.zeros((), device=world.device), dict[str, Tensor]()
     moved_s, forward_s, probe_s = 0.0, 0.0, probe.seconds() if probe else 0.0
     for number, micro in enumerate(batch.micro):
         with meters.phase("h2d"):
@@ -109,13 +111,14 @@ def train_step(
             started = time.perf_counter()
             seen, weight = agreed(engine, seen, weight)
             images, *more = task.inputs(seen)
-            losses = task.losses(engine.forward(images, keep, *more), seen)
-            # where, not a product: a dummy's loss must not count even if it is not finite
-            loss = torch.where(weight > 0, losses * weight, 0.0).sum()
+            losses, numbers = _answered(task, engine.forward(images, keep, *more), seen)
+            loss = _sum(losses, weight)
             forward_s += time.perf_counter() - started
             meters.further()        # so that a watchdog can tell who computes from who waits in the reduction
             engine.backward(loss * (world.data_size / batch.size))
             total += loss.detach()
+            for column, values in numbers.items():
+                told[column] = told.get(column, 0.0) + _sum(values, weight)
         with meters.phase("h2d"):
             inputs.look_ahead(last)
     with meters.phase("optimizer"):
@@ -125,8 +128,23 @@ def train_step(
         times = torch.zeros(1 + (probe is not None), world.size, dtype=torch.float64)      # the sum over ranks puts them side by side
         times[:, world.rank] = torch.tensor([own_s, probe_s][: len(times)])
         known = torch.cat([torch.tensor([stop, save, bad]), times.flatten()]).to(world.device, non_blocking=True)
-        own = total.double()[None] / batch.size * world.leads
+        own = torch.stack([one.double() for one in (total, *told.values())]) / batch.size * world.leads
         with meters.phase("communication"):     # by now a device has come to its end, so that this is the wait for other ranks
-            mean_loss, votes, save_votes, all_bad, *all_s = world.sum_(torch.cat([own, known])).tolist()
+            mean_loss, *rest = world.sum_(torch.cat([own, known])).tolist()
+    means, (votes, save_votes, all_bad, *all_s) = rest[:len(told)], rest[len(told):]
     return StepResult(mean_loss, update.grad_norm, update.applied, votes > 0, save_votes > 0, int(all_bad),
-                      own_s=tuple(all_s[:world.size]), probe_s=tuple(all_s[world.size:]))
+                      own_s=tuple(all_s[:world.size]), probe_s=tuple(all_s[world.size:]), numbers=dict(zip(told, means, strict=True)))
+
+
+def _answered(task: Task, output: Any, seen: Seen) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses (b,) and what else the objective tells of a step.  `output` is kept no longer: backward has use for its memory."""
+    losses, training = task.losses(output, seen), task.numbers.training
+    if not training:
+        return losses, {}
+    with torch.no_grad():
+        return losses, task.measured(training, output, seen)
+
+
+def _sum(values: Tensor, weight: Tensor) -> Tensor:
+    """Of values (b,) of samples that count.  Where, not a product: a dummy's loss must not count even if it is not finite."""
+    return torch.where(weight > 0, values * weight, 0.0).sum()

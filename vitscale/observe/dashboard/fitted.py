@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from vitscale.cluster.runfolder import printable, read_object
+from vitscale.metrics import JUDGES
+from vitscale.observe.dashboard.declared import place
 from vitscale.observe.dashboard.table import inside, known, number
 from vitscale.observe.dashboard.thin import plain
 
-ERROR = "eval_top1"     # a metric that rises: what it lacks to 1 is fitted, and drawn
 _CURVE = 60             # places of a curve
 _MOST = 40              # laws, parameters, runs of a verdict, warnings
 _LEVELS = 12
@@ -43,10 +44,12 @@ def _law(name: str, one: dict[str, Any], fit: dict[str, Any]) -> dict[str, Any]:
 
 
 def curves(fit: dict[str, Any], points: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The chosen law, else Chinchilla's, along each budget: {"law", "metric", "lines": [{level, held_out, x, y}]}, or None."""
+    """The chosen law, else Chinchilla's, along each budget, or None: {"law", "metric", "of" (its name in `points`), "title", "rises",
+    "lines": [{level, held_out, x, y}]}.  Of a metric that rises, what it lacks to 1 was fitted, and is drawn."""
     metric = _text(inside(fit, "data").get("metric"))
     usable = [point for point in points if all(0 < (point[name] or 0) < _LARGEST for name in ("parameters", "images", "compute", "level"))]
-    if metric not in ("eval_loss", ERROR) or len({point["parameters"] for point in usable}) < 2:
+    judge = next((one for one in JUDGES if one.column == metric), None)
+    if judge is None or len({point["parameters"] for point in usable}) < 2:
         return None
     from vitscale.scaling.law import law_at
     from vitscale.scaling.optimum import flops_per_sample
@@ -63,12 +66,13 @@ def curves(fit: dict[str, Any], points: list[dict[str, Any]]) -> dict[str, Any] 
             mine = [point["parameters"] for point in usable if point["level"] == level]
             n = np.geomspace(min(mine) / 1.3, max(mine) * 1.3, _CURVE)
             x = {"n": n, "d": level / per_sample(n), "c": np.full(_CURVE, level)} | ({"u": np.full(_CURVE, unique)} if unique > 0 else {})
-            y = law_at(str(name), params, x, 1.0 if metric == ERROR else None)
+            y = law_at(str(name), params, x, 1.0 if judge.better == "higher" else None)
             if y is not None and len(mine) > 1:
                 held = all(point["held_out"] for point in usable if point["level"] == level)
                 lines.append({"level": level, "held_out": held, "x": plain(n), "y": plain(np.where(np.isfinite(y), y, np.nan))})
         if lines:
-            return {"law": _text(name), "metric": metric, "lines": lines}
+            return {"law": _text(name), "metric": metric, "of": place(judge), "title": judge.title, "rises": judge.better == "higher",
+                    "lines": lines}
     return None
 
 

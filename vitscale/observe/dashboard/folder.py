@@ -23,6 +23,8 @@ from vitscale.cluster.slurm import Queued, queue
 from vitscale.cluster.state import jobs_of
 from vitscale.cluster.status import MARKS, status_of
 from vitscale.errors import ClusterError
+from vitscale.metrics.system import EVALUATION_LOSS, MFU, SPEED
+from vitscale.observe.dashboard.declared import JUDGED
 from vitscale.observe.dashboard.table import number, sampled
 from vitscale.observe.meters import data_wait_share
 
@@ -95,7 +97,8 @@ class Runs:
         runs, groups, others = self.places()
         jobs = self.jobs()
         return {"folder": printable(str(self.root)), "now": time.time(), "runs": [self.line(place, jobs) for place in runs],
-                "groups": [{"id": place.id, "name": place.name} for place in groups], "others": others[:50], "num_others": len(others)}
+                "judges": JUDGED, "groups": [{"id": place.id, "name": place.name} for place in groups], "others": others[:50],
+                "num_others": len(others)}
 
     def jobs(self) -> list[Queued] | None:
         """What SLURM's queue held a moment ago; None without SLURM, and until it has answered for the first time."""
@@ -126,18 +129,19 @@ class Runs:
             return before[1]
         status = status_of(folder, jobs, now)
         row = last_row(folder / METRICS, "loss")
-        evaluation = last_row(folder / METRICS, "eval_loss")
+        evaluation = last_row(folder / METRICS, EVALUATION_LOSS.column)
         before_size = before[1]["bytes"] if before is not None else -1
         size = files[0][2] if files[0] is not None else 0
         if before is not None and before_size == size:
             spark = before[1]["spark"]
         else:
-            spark = [_or_none(number(one.get("images_per_second"))) for one in sampled(folder / METRICS, _SPARKS)]
+            spark = [_or_none(number(one.get(SPEED.column))) for one in sampled(folder / METRICS, _SPARKS)]
         found = {
             "id": place.id, "name": place.name, "group": place.group, "state": status.state, "detail": printable(status.detail[:500]),
             "cause": status.cause, "lost_steps": status.lost_steps,
-            "step": status.step, "done_ratio": status.done_ratio, "eta_s": status.eta_s, "images_per_second": status.images_per_second,
-            "mfu": _or_none(number(row.get("mfu"))), "loss": status.loss, "top1": _or_none(number(evaluation.get("eval_top1"))),
+            "step": status.step, "done_ratio": status.done_ratio, "eta_s": status.eta_s,
+            SPEED.column: status.images_per_second, MFU.column: _or_none(number(row.get(MFU.column))), "loss": status.loss,
+            **{judge["column"]: _or_none(number(evaluation.get(judge["column"]))) for judge in JUDGED},
             "data_wait": _wait(row), "restarts": status.restarts, "step_time": _or_none(number(row.get("time"))),
             "checkpoint_time": None if status.checkpoint_age_s is None else now - status.checkpoint_age_s,
             "job": status.job, "spark": spark, "bytes": size,

@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.cluster.runfolder import ENVIRONMENT, METRICS, last_row, printable, read_object
+from vitscale.metrics import JUDGES
+from vitscale.metrics.system import EVALUATION_LOSS, TRAINING_LOSS
+from vitscale.observe.dashboard.declared import JUDGED, place
 from vitscale.observe.dashboard.fitted import curves, fitted, plan, verdict
 from vitscale.observe.dashboard.folder import Runs
 from vitscale.observe.dashboard.table import known, number
@@ -37,7 +40,7 @@ def sweep_view(runs: Runs, wanted: str) -> dict[str, Any] | None:
                for name, run in refused.items() if name not in there]
     for point, level in zip(points, _levels(points), strict=True):
         point["level"] = level
-    return {"name": place.name, "id": place.id, "points": points, "fit": fitted(fit), "curves": curves(fit, points),
+    return {"name": place.name, "id": place.id, "judges": JUDGED, "points": points, "fit": fitted(fit), "curves": curves(fit, points),
             "verdict": verdict(place.path), "plan": plan(place.path), "seeds": _seeds(planned, points)}
 
 
@@ -51,29 +54,31 @@ def _still_to_come(name: str, run: dict[str, Any]) -> dict[str, Any]:
     """A run of the sweep of which there is nothing yet."""
     whole = known(run.get("budget"))
     return {"parameters": known(run.get("n")), "images": None, "compute": None, "budget": known(run.get("c")) if whole is None else whole,
-            "unique": known(run.get("u")), "loss": None, "top1": None, "held_out": run.get("held_out") is True, "id": None,
+            "unique": known(run.get("u")), **dict.fromkeys(place(judge) for judge in JUDGES),
+            "held_out": run.get("held_out") is True, "id": None,
             "name": printable(name[:200]), "state": _NOT_STARTED, "detail": "", "setting": setting_of(run) if run else None}
 
 
 def _seeds(planned: dict[str, dict[str, Any]], points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Settings that several runs share, with the mean and the spread of those that are done, in words."""
     names = {printable(name[:200]): name for name in planned}
-    measured = {names[point["name"]]: {"eval_loss": number(point["loss"]), "eval_top1": number(point["top1"])} for point in points
+    measured = {names[point["name"]]: {judge.column: number(point[place(judge)]) for judge in JUDGES} for point in points
                 if point["state"] == "done" and point["name"] in names}
     return [{"parameters": known(one["n"]), "images": known(one["d"]), "lr": known(one["lr"]), "batch": known(one["batch"]),
-             "loss": words(one["eval_loss"], one["runs"]), "top1": words(one["eval_top1"], one["runs"], percent=True)}
+             **{place(judge): words(one[judge.column], one["runs"], judge.unit) for judge in JUDGES}}
             for one in over_seeds(list(planned.values()), measured)]
 
 
 def _point(folder: Path, row: dict[str, str]) -> dict[str, Any]:
     """parameters, images, compute (FLOP so far), budget (FLOP of all of it), loss: of the last evaluation, else of the last step."""
     environment, step, evaluation = (read_object(folder / ENVIRONMENT), last_row(folder / METRICS, "loss"),
-                                     last_row(folder / METRICS, "eval_loss"))
+                                     last_row(folder / METRICS, EVALUATION_LOSS.column))
     size, images, flops = number(environment.get("parameters")), number(step.get("images")), number(environment.get("flops_per_image"))
     values = {"parameters": (size, "n"), "images": (images, "d"), "compute": (number(flops * images), "c"),
               "budget": (number(flops * number(environment.get("total_images"))), "budget"), "unique": (number(None), "u"),
-              "loss": (number(evaluation.get("eval_loss", step.get("loss"))), "eval_loss"),
-              "top1": (number(evaluation.get("eval_top1")), "eval_top1")}
+              **{place(judge): (number(evaluation.get(judge.column)), judge.column) for judge in JUDGES}}
+    if not evaluation:
+        values[place(EVALUATION_LOSS)] = (number(step.get(TRAINING_LOSS.column)), EVALUATION_LOSS.column)
     known = {name: value if value == value else _told(row, column) for name, (value, column) in values.items()}
     return {name: value if value == value else None for name, value in known.items()} | {"held_out": row.get("held_out") == "True"}
 

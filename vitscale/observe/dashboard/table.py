@@ -14,15 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitscale.cluster.runfolder import cut_by
-from vitscale.observe.names import PHASES
+from vitscale.metrics import OF_STEPS, is_evaluation
 
-PHASE_COLUMNS = tuple(f"seconds_{name}" for name in PHASES)
-COLUMNS = ("step", "images", "time", "loss", "lr", "grad_norm", "images_per_second", "mfu", *PHASE_COLUMNS, "skew", "own_max_s",
-           "own_median_s", "resident_bytes", "device_bytes", "loader_ready", "attempt", "applied")
+COLUMNS = (*(metric.column for metric in OF_STEPS), "attempt", "applied")
 _CHUNK = 4 << 20
 _LONGEST_LINE = 64 << 20        # a longer one is no row
 _MOST_APART = 20_000            # evaluations, checkpoints and such that are kept
-_Row = msgspec.defstruct("_Row", [("event", Any, None), ("eval_loss", Any, None), ("loss", Any, msgspec.UNSET),
+_Row = msgspec.defstruct("_Row", [("event", Any, None), ("loss", Any, msgspec.UNSET),
                                   *((name, Any, None) for name in COLUMNS if name != "loss")], gc=False)
 
 
@@ -148,7 +146,7 @@ class Table:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(row, dict) and ("event" in row or "eval_loss" in row) and len(self.apart) < _MOST_APART:
+            if isinstance(row, dict) and ("event" in row or is_evaluation(row)) and len(self.apart) < _MOST_APART:
                 self.apart.append(row)
                 self._before.append(before)
                 self._cuts.append(cut_by(row))
@@ -161,7 +159,7 @@ class Table:
         rows = step <= np.fmin(by_rows[1:], by_apart[after])
         until = np.fmin(by_rows[before], by_apart[1:])
         return rows, [row for row, last in zip(self.apart, until.tolist(), strict=True)
-                      if "eval_loss" in row and not number(row.get("step")) > last]
+                      if is_evaluation(row) and not number(row.get("step")) > last]
 
     def row_at(self, place: float) -> dict[str, Any]:
         """The whole row that begins at `place` of the file; {} if it is no longer there."""

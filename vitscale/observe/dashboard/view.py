@@ -14,13 +14,15 @@ import numpy as np
 import vitscale
 from vitscale.cluster.runfolder import ENVIRONMENT, EVALUATION, GOODPUT, OUTCOME, RECIPE, printable, read_object
 from vitscale.cluster.status import LARGEST_RECIPE_BYTES
+from vitscale.metrics import OF_EVALUATIONS, OF_STEPS, is_evaluation
+from vitscale.metrics.system import BUCKETS, PHASES, SLOWEST
+from vitscale.observe.dashboard.declared import JUDGED, PANELS
 from vitscale.observe.dashboard.evaluated import evaluation
-from vitscale.observe.dashboard.table import PHASE_COLUMNS, Table, number, sampled
+from vitscale.observe.dashboard.table import Table, number, sampled
 from vitscale.observe.dashboard.thin import Floats, chosen, last_of_each, plain, thin
-from vitscale.observe.names import BUCKETS, PHASES
 from vitscale.recipe.redact import redact
 
-CURVES = ("loss", "lr", "grad_norm", "images_per_second", "mfu", "skew", "resident_bytes", "device_bytes", "loader_ready", *PHASE_COLUMNS)
+CURVES = tuple(metric.column for metric in OF_STEPS if metric.curve is not None)
 ATTEMPTS, QUARANTINE = "attempts.jsonl", "quarantine.jsonl"
 _ATTEMPT = ("attempt", "started", "step", "ranks", "cause", "reason", "host", "node", "job")
 _HEAT = 240             # columns of the picture of the ranks' times
@@ -64,7 +66,7 @@ def run_view(folder: Path, table: Table, *, axis: str = "time", points: int = 60
         "latest": {name: _short(_last(columns[name])) for name in ("step", "images", *CURVES)},
         "evaluations": _evaluations(evaluations, axis), "marks": _marks(table, attempts, axis),
         "gaps": _gaps(table, moment, columns["attempt"]) if axis == "time" else [],
-        "heat": _heat(table, x, columns["own_max_s"][kept], where[kept], kind),
+        "heat": _heat(table, x, columns[SLOWEST.column][kept], where[kept], kind),
         "notices": notices + _version_notices(folder),
     }
 
@@ -84,7 +86,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
     return {
         "goodput": {name: spent[name] for name in [*BUCKETS, *sorted(set(spent) - set(BUCKETS))] if name in spent},
         "goodput_ratio": spent.get("train", 0.0) / wall if wall > 0 else None,
-        "phases": list(PHASES),
+        "phases": list(PHASES), "panels": PANELS, "judges": JUDGED,
         "attempts": [{key: _short(row.get(key)) for key in _ATTEMPT} for row in attempts[-_MARKS:]],
         "quarantine": {"count": len(samples), "reasons": Counter(str(_short(row.get("reason"))) for row in samples).most_common(20),
                        "rows": [{key: _short(row.get(key)) for key in ("step", "split", "shard", "key", "reason", "detail")}
@@ -121,7 +123,7 @@ def _evaluations(found: list[dict[str, Any]], axis: str) -> dict[str, list[Any]]
         ordered = sorted((number(row.get("time")), step, row) for step, row in rows.items() if number(row.get("time")) > 0 and step >= 0)
     else:
         ordered = sorted((step, step, row) for step, row in rows.items() if step >= 0)
-    names = ("eval_loss", "eval_top1", "eval_top5", "eval_ema_loss", "eval_ema_top1")
+    names = [name for metric in OF_EVALUATIONS for name in (metric.column, metric.averaged)]
     columns = {name: plain(np.array([number(row.get(name)) for _, _, row in ordered])) for name in names}
     return {"x": [round(at, 3) for at, _, _ in ordered], "step": [int(step) for _, step, _ in ordered],
             **{name: values for name, values in columns.items() if any(value is not None for value in values)}}
@@ -147,7 +149,7 @@ def _gaps(table: Table, moment: Floats, attempt: Floats) -> list[list[float]]:
     turns = np.flatnonzero(np.diff(attempt[known])).tolist()
     ends: dict[float, float] = {}
     for row in table.apart:
-        if "eval_loss" in row and number(row.get("time")) > 0:
+        if is_evaluation(row) and number(row.get("time")) > 0:
             ends[number(row.get("attempt"))] = number(row.get("time"))
     found = []
     for last, first in ((known[at], known[at + 1]) for at in turns):

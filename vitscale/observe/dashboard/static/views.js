@@ -13,7 +13,9 @@ V.bar = (ratio, state, label) => {
 /* A table in a card; the first cell of a row is its head, the columns in `right` are numbers. */
 V.table = (kind, heads, rows, right) => V.h("div", {class: "card scroll"}, V.h("table", {class: kind}, V.h("thead", {}, V.h("tr", {}, heads.map((head, at) => V.h("th", {scope: "col", class: right.includes(at) ? "num" : ""}, head)))),
   V.h("tbody", {}, rows.map((row) => V.h("tr", {}, row.map((cell, at) => V.h(at ? "td" : "th", {class: right.includes(at) ? "num" : "", scope: at ? null : "row"}, cell)))))));
-V.phaseLabel = (name) => name.replace(/^seconds_/, "").replaceAll("_", " ").replace("h2d", "host to device");
+V.formats = {number: V.number, ratio: V.percent, bytes: V.bytes, seconds: V.span};       /* of a unit: vitscale/metrics */
+V.kinds = {number: "number", ratio: "percent", bytes: "bytes", seconds: "span"};
+V.best = (values, judge) => { const known = (values || []).filter(V.is); return V.formats[judge.unit](known.length ? Math[judge.better === "lower" ? "min" : "max"](...known) : null); };
 V.stuck = (run, now) => run.state === "running" && V.is(run.step_time) && now - run.step_time > 120 ? `no step for ${V.span(now - run.step_time)}` : "";
 
 /* ---------------------------------------------------------------------------------------------------------------- all runs */
@@ -30,22 +32,19 @@ V.Overview = class {
     this.sum = V.h("p", {class: "soft", role: "status"});
     this.groups = V.h("div", {class: "row"});
     this.body = V.h("tbody");
-    this.heads = [["", null], ["Run", "name"], ["State", "state"], ["Progress", "done_ratio"], ["ETA", "eta_s"], ["Images/s", "images_per_second"], ["MFU", "mfu"],
-      ["Data wait", "data_wait"], ["Loss", "loss"], ["Top-1", "top1"], ["Restarts", "restarts"], ["Last step", "step_time"]].map(([label, by], at) =>
-      V.h("th", {class: at > 3 ? "num" : "", scope: "col"}, by ? V.h("button", {type: "button", on: {click: () => {
-        this.sort = {by, down: this.sort.by === by ? !this.sort.down : by !== "name"};
-        this.show();
-      }}}, label) : V.h("span", {class: "hidden"}, "Compare")));
+    this.head = V.h("tr");
+    this.heads = [];
     this.others = V.h("div");
     this.tray = V.h("div", {class: "tray"});
     this.element = V.h("div", {}, V.h("h1", {}, "Runs"), this.sum, V.h("div", {class: "row controls"}, this.find, this.states), this.groups,
-      V.h("div", {class: "card scroll"}, V.h("table", {class: "runs"}, V.h("thead", {}, V.h("tr", {}, this.heads)), this.body)), this.tray, this.others);
+      V.h("div", {class: "card scroll"}, V.h("table", {class: "runs"}, V.h("thead", {}, this.head), this.body)), this.tray, this.others);
   }
 
   async update() {
     const data = await this.page.source.get("api/runs");
     if (!data) return;
     this.data = data;
+    if (!this.heads.length) this.makeHeads(data.judges);
     this.page.where(data.folder);
     this.page.title("Runs");
     const changed = [];
@@ -65,6 +64,16 @@ V.Overview = class {
     this.show();
   }
 
+  makeHeads(judges) {
+    this.heads = [["", null], ["Run", "name"], ["State", "state"], ["Progress", "done_ratio"], ["ETA", "eta_s"], ["Images/s", "images_per_second"], ["MFU", "mfu"],
+      ["Data wait", "data_wait"], ["Loss", "loss"], ...judges.map((judge) => [judge.title, judge.column]), ["Restarts", "restarts"], ["Last step", "step_time"]].map(([label, by], at) => ({by, element:
+      V.h("th", {class: at > 3 ? "num" : "", scope: "col"}, by ? V.h("button", {type: "button", on: {click: () => {
+        this.sort = {by, down: this.sort.by === by ? !this.sort.down : by !== "name"};
+        this.show();
+      }}}, label) : V.h("span", {class: "hidden"}, "Compare"))}));
+    this.head.replaceChildren(...this.heads.map((head) => head.element));
+  }
+
   make(run) {
     const cells = {};
     const cell = (name, kind, label) => { cells[name] = V.h("td", {class: kind, "data-label": label}); return cells[name]; };
@@ -76,7 +85,7 @@ V.Overview = class {
     const row = {run, cells, detail: V.h("span", {class: "detail"}), group: V.h("span", {class: "group"})};
     row.element = V.h("tr", {}, V.h("td", {class: "pick"}, pick), V.h("td", {class: "name"}, row.group, link, row.detail), cell("state", "state"), cell("progress", "progress"),
       cell("eta", "num labelled", "ETA"), cell("speed", "num labelled", "Images/s"), cell("mfu", "num extra"), cell("wait", "num extra"), cell("loss", "num labelled", "Loss"),
-      cell("top1", "num labelled", "Top-1"), cell("restarts", "num extra"), cell("last", "num extra"));
+      this.data.judges.map((judge) => cell(judge.column, "num labelled", judge.title)), cell("restarts", "num extra"), cell("last", "num extra"));
     this.rows.set(run.id, row);
     return row;
   }
@@ -97,7 +106,7 @@ V.Overview = class {
     V.swap(cells.mfu, V.percent(run.mfu));
     V.swap(cells.wait, V.percent(run.data_wait));
     V.swap(cells.loss, V.number(run.loss));
-    V.swap(cells.top1, V.percent(run.top1));
+    for (const judge of this.data.judges) V.swap(cells[judge.column], V.formats[judge.unit](run[judge.column]));
     V.swap(cells.restarts, String(run.restarts));
     for (const cell of Object.values(cells)) cell.classList.toggle("none", cell.textContent === "–");
     V.swap(cells.last, V.is(run.step_time) ? `${V.span(Math.max(this.data.now - run.step_time, 0)).split(" ").slice(0, 2).join(" ")} ago` : "–");
@@ -116,10 +125,7 @@ V.Overview = class {
     }
     const running = runs.filter((run) => run.state === "running"), speed = running.reduce((sum, run) => sum + (run.images_per_second || 0), 0);
     V.text(this.sum, runs.length === 0 ? "" : running.length ? `${running.length} running, together ${V.number(speed)} images/s` : "nothing is running now");
-    this.heads.forEach((head, at) => {
-      const by = ["", "name", "state", "done_ratio", "eta_s", "images_per_second", "mfu", "data_wait", "loss", "top1", "restarts", "step_time"][at];
-      if (by === this.sort.by) head.setAttribute("aria-sort", this.sort.down ? "descending" : "ascending"); else head.removeAttribute("aria-sort");
-    });
+    for (const {by, element} of this.heads) if (by === this.sort.by) element.setAttribute("aria-sort", this.sort.down ? "descending" : "ascending"); else element.removeAttribute("aria-sort");
     const kept = [...this.rows.values()].filter(({run}) => (!this.state || run.state === this.state) && (!wanted || run.name.toLowerCase().includes(wanted)));
     const value = ({run}) => run[this.sort.by];
     kept.sort((a, b) => {
@@ -228,7 +234,7 @@ V.Run = class {
     const {run, latest} = data, seconds = data.phases.map((name) => latest[`seconds_${name}`] || 0), inner = data.phases.map((name, at) => ["checkpoint", "evaluate"].includes(name) ? 0 : seconds[at]);
     const wait = inner.reduce((sum, value) => sum + value, 0);
     const tile = (label, value, more, kind) => V.h("div", {class: `tile ${kind || ""}`}, V.h("div", {class: "label"}, label), V.h("div", {class: "value"}, value), V.h("div", {class: "more"}, more || ""));
-    const evaluations = data.evaluations.eval_top1 || [], best = Math.max(...evaluations.filter(V.is));
+    const judged = data.judges.filter((judge) => (data.evaluations[judge.column] || []).length);
     const attempts = data.attempts.length;
     V.swap(this.tiles,
       V.h("div", {class: "tile wide"}, V.h("div", {class: "label"}, "Progress"), V.h("div", {class: "value"}, V.is(run.done_ratio) ? V.percent(run.done_ratio) : V.is(run.step) ? `step ${V.whole(run.step)}` : "–"),
@@ -238,7 +244,7 @@ V.Run = class {
       tile("MFU", V.percent(latest.mfu), V.is(data.environment.peak_flops) && data.environment.peak_flops > 0 ? `of ${V.number(data.environment.peak_flops / 1e12)} TFLOP/s` : ""),
       tile("Data wait", wait > 0 ? V.percent((latest.seconds_data_wait || 0) / wait) : "–", "of the last step", wait > 0 && latest.seconds_data_wait / wait > 0.1 ? "warn" : ""),
       tile("Loss", V.number(latest.loss), data.nonfinite ? `${V.whole(data.nonfinite)} not finite` : "", data.nonfinite ? "warn" : ""),
-      evaluations.length ? tile("Top-1", V.percent(evaluations[evaluations.length - 1]), V.is(best) ? `best ${V.percent(best)}` : "") : null,
+      judged.map((judge) => { const values = data.evaluations[judge.column]; return tile(judge.title, V.formats[judge.unit](values[values.length - 1]), values.some(V.is) ? `best ${V.best(values, judge)}` : ""); }),
       V.is(latest.device_bytes) ? tile("GPU memory", V.bytes(latest.device_bytes)) : V.is(latest.resident_bytes) ? tile("Host memory", V.bytes(latest.resident_bytes)) : null,
       V.is(latest.skew) ? tile("Slowest rank", `${latest.skew.toFixed(2)} ×`, "the median of the others", latest.skew > 1.2 ? "warn" : "") : null,
       tile("Goodput", V.percent(data.goodput_ratio), `${Math.max(attempts - 1, 0)} restart${attempts === 2 ? "" : "s"}`),
@@ -252,20 +258,10 @@ V.Run = class {
       this.charts.push(chart);
       this.grid.append(chart.element);
     };
-    const one = (name, label, colour) => [{name, label: label || name, colour: colour || 0}];
-    add({title: "Throughput", unit: "images/s", lines: one("images_per_second", "images/s"), positive: true});
-    add({title: "MFU", unit: "share of the stated peak", format: V.percent, kind: "percent", lines: one("mfu", "MFU", 2), positive: true});
-    add({title: "Loss", loggable: true, lines: [{name: "loss", label: "training", colour: 0}, {name: "eval_loss", label: "evaluation", colour: 1, dots: true, joined: true},
-      {name: "eval_ema_loss", label: "evaluation, averaged weights", colour: 3, dots: true, joined: true}]});
-    add({title: "Where a step's time goes", unit: "seconds a row", format: V.span, kind: "span", stacked: true, zero: true,
-      lines: data.phases.map((name, at) => ({name: `seconds_${name}`, label: V.phaseLabel(name), colour: {data_wait: 1, h2d: 3, compute: 0, optimizer: 2, communication: 6, checkpoint: 4, evaluate: 5}[name] ?? at}))});
-    add({title: "Accuracy", format: V.percent, kind: "percent", positive: true, most: 1, lines: [{name: "eval_top1", label: "top-1", colour: 0, dots: true, joined: true}, {name: "eval_top5", label: "top-5", colour: 2, dots: true, joined: true},
-      {name: "eval_ema_top1", label: "top-1, averaged weights", colour: 3, dots: true, joined: true}]});
-    add({title: "Learning rate", lines: one("lr", "learning rate", 4), positive: true});
-    add({title: "Gradient norm", unit: "before clipping", loggable: true, lines: one("grad_norm", "gradient norm", 5), positive: true});
-    add({title: "Memory", format: V.bytes, kind: "bytes", positive: true, lines: [{name: "resident_bytes", label: "host, ranks of the first node", colour: 5}, {name: "device_bytes", label: "GPU, most so far, first rank", colour: 0}]});
-    add({title: "Batches ready", unit: "when the first rank asked", lines: one("loader_ready", "batches", 1), zero: true});
-    add({title: "Slowest rank over the median", lines: one("skew", "times", 6)});
+    for (const panel of data.panels) {
+      const lines = panel.lines.map((line) => ({...line, dots: line.sparse, joined: line.sparse}));
+      add({...panel, lines, unit: panel.aside, format: V.formats[panel.unit], kind: V.kinds[panel.unit]});
+    }
     add({title: "Each rank's own time of a step", unit: "before it waits for others", heat: true, whole: true, lines: []});
   }
 
@@ -405,18 +401,17 @@ V.Compare = class {
     const shift = (data) => this.axis === "time" && data.x.length ? (at) => (at - data.x[0]) / 3600 : (at) => at;
     const names = found.map((data) => data.run.name);
     V.swap(this.key, found.map((data, at) => V.h("a", {href: `#/run/${data.run.id}`}, V.key(at, data.run.name))));
-    const wanted = [["loss", "Training loss", V.number], ["eval_loss", "Loss of evaluations", V.number], ["eval_top1", "Top-1", V.percent], ["images_per_second", "Images/s", V.number], ["mfu", "MFU", V.percent],
-      ["grad_norm", "Gradient norm", V.number], ["lr", "Learning rate", V.number], ["resident_bytes", "Host memory", V.bytes], ["device_bytes", "GPU memory", V.bytes]];
-    if (!this.charts.length) for (const [name, title, format] of wanted) {
-      const chart = new V.Chart({title, format, kind: format === V.bytes ? "bytes" : format === V.percent ? "percent" : "number", loggable: name.endsWith("loss") || name === "grad_norm", sync: "compare", xkind: this.axis === "time" ? "number" : "count", xformat: this.axis === "time" ? (value) => `${V.number(value)} h` : V.whole,
-        xlabel: this.axis === "time" ? "after" : "step", lines: names.map((label, at) => ({name: String(at), label, colour: at, dots: name.startsWith("eval"), joined: true})), metric: name});
+    const wanted = found[0].panels.flatMap((panel) => panel.lines.filter((line) => line.compared).map((line) => ({...line, loggable: panel.loggable})));
+    if (!this.charts.length) for (const {name, compared, unit, loggable, sparse} of wanted) {
+      const chart = new V.Chart({title: compared, format: V.formats[unit], kind: V.kinds[unit], loggable, sync: "compare", xkind: this.axis === "time" ? "number" : "count", xformat: this.axis === "time" ? (value) => `${V.number(value)} h` : V.whole,
+        xlabel: this.axis === "time" ? "after" : "step", lines: names.map((label, at) => ({name: String(at), label, colour: at, dots: sparse, joined: true})), metric: name, sparse});
       this.charts.push(chart);
       this.grid.append(chart.element);
     }
     for (const chart of this.charts) {
-      const metric = chart.spec.metric, tables = [];
+      const {metric, sparse} = chart.spec, tables = [];
       found.forEach((data, at) => {
-        const told = metric.startsWith("eval") && data.evaluations[metric] ? V.evaluations(data, [metric]) : null;
+        const told = sparse && data.evaluations[metric] ? V.evaluations(data, [metric]) : null;
         const x = told ? told.x : data.x, values = told ? told[metric] : (data.series[metric] || {}).mean, moved = shift(data);
         tables.push([String(at), values ? x.map(moved) : [], values || []]);
       });
@@ -433,7 +428,7 @@ V.Compare = class {
 
   showTable(found) {
     const rows = [["State", (data) => data.run.state], ["Step", (data) => V.whole(data.run.step)], ["Images", (data) => V.whole(data.latest.images)], ["Loss", (data) => V.number(data.latest.loss)],
-      ["Top-1, best", (data) => V.percent(Math.max(...(data.evaluations.eval_top1 || []).filter(V.is)))], ["Images/s", (data) => V.number(data.latest.images_per_second)], ["MFU", (data) => V.percent(data.latest.mfu)],
+      ...found[0].judges.map((judge) => [`${judge.title}, best`, (data) => V.best(data.evaluations[judge.column], judge)]), ["Images/s", (data) => V.number(data.latest.images_per_second)], ["MFU", (data) => V.percent(data.latest.mfu)],
       ["Goodput", (data) => V.percent(data.goodput_ratio)], ["Parameters", (data) => V.whole(data.environment.parameters)], ["Ranks", (data) => V.whole(data.environment.world)]];
     const recipes = found.map((data) => V.recipeKeys(data.recipe)), keys = [...new Set(recipes.flatMap((recipe) => [...recipe.keys()]))];
     const differing = keys.filter((key) => key !== "name" && new Set(recipes.map((recipe) => recipe.get(key))).size > 1);
@@ -489,21 +484,21 @@ V.Sweep = class {
     const counts = new Map();
     for (const point of data.points) counts.set(point.state, (counts.get(point.state) || 0) + 1);
     V.text(this.words, `Each run is a point; they move while the sweep trains.${data.seeds.length ? " Lines go through the means over seeds, bands reach from the least to the most." : ""}`);
-    V.swap(this.below, this.verdict(data.verdict), this.laws(data.fit), this.plan(data.plan), this.seeds(data.seeds),
-      V.h("h2", {}, `${data.points.length} runs: ${[...counts].sort((one, two) => two[1] - one[1]).map(([state, count]) => `${count} ${state}`).join(", ")}`), V.table("sweep-runs", ["Run", "State", "Parameters", "Images", "FLOP", "Loss", "Top-1", ""], data.points.map((point) =>
-        [point.id ? V.h("a", {href: `#/run/${point.id}`}, point.name) : point.name, V.badge(point.state), V.whole(point.parameters), V.whole(point.images), V.number(point.compute), V.number(point.loss), V.percent(point.top1),
-          [point.held_out ? "held out of the fit" : "", point.state === "done" ? "" : point.detail].filter(Boolean).join("; ")]), [2, 3, 4, 5, 6]));
+    V.swap(this.below, this.verdict(data.verdict), this.laws(data.fit), this.plan(data.plan), this.seeds(data.seeds, data.judges),
+      V.h("h2", {}, `${data.points.length} runs: ${[...counts].sort((one, two) => two[1] - one[1]).map(([state, count]) => `${count} ${state}`).join(", ")}`), V.table("sweep-runs", ["Run", "State", "Parameters", "Images", "FLOP", "Loss", ...data.judges.map((judge) => judge.title), ""], data.points.map((point) =>
+        [point.id ? V.h("a", {href: `#/run/${point.id}`}, point.name) : point.name, V.badge(point.state), V.whole(point.parameters), V.whole(point.images), V.number(point.compute), V.number(point.loss), ...data.judges.map((judge) => V.formats[judge.unit](point[judge.column])),
+          [point.held_out ? "held out of the fit" : "", point.state === "done" ? "" : point.detail].filter(Boolean).join("; ")]), [2, 3, 4, 5, ...data.judges.map((_, at) => 6 + at)]));
   }
 
   showCharts(data) {
-    const law = data.curves, error = law && law.metric === "eval_top1";         /* what top-1 lacks to 1 is what was fitted */
-    const height = (point) => error ? (V.is(point.top1) ? 1 - point.top1 : null) : point.loss;
+    const law = data.curves, error = law && law.rises;         /* what an accuracy lacks to 1 is what was fitted */
+    const height = (point) => error ? (V.is(point[law.of]) ? 1 - point[law.of] : null) : point[law ? law.of : "loss"];
     const points = data.points.filter((point) => V.is(height(point)) && V.is(point.parameters) && V.is(point.compute) && point.compute > 0);
     const by = (key, most) => [...new Set(points.map((point) => point[key]).filter(V.is))].sort((a, b) => a - b).slice(-most).map((value) => ({value, points: points.filter((point) => point[key] === value)}));
     const levels = by("level", 8), sizes = by("parameters", 8);
     const lines = law ? law.lines.filter((line) => levels.some((one) => one.value === line.level)) : [];
     const shape = JSON.stringify([levels.map((one) => one.value), sizes.map((one) => one.value), error, law && law.law, lines.map((line) => line.level)]);
-    const what = error ? "Top-1 error" : "Loss", format = error ? V.percent : V.number;
+    const what = law ? `${law.title}${error ? " error" : ""}` : "Loss", format = error ? V.percent : V.number;
     if (this.shape !== shape) {
       this.shape = shape;
       for (const chart of this.charts) chart.destroy();
@@ -552,10 +547,10 @@ V.Sweep = class {
     return made;
   }
 
-  seeds(found) {
+  seeds(found, judges) {
     if (!found.length) return [];
-    return [V.h("h2", {}, "Over seeds: mean ± standard deviation, from the least to the most"), V.table("seeds", ["Parameters", "Images", "Learning rate", "Batch", "Loss", "Top-1"], found.map((one) =>
-      [V.whole(one.parameters), V.whole(one.images), V.number(one.lr), V.whole(one.batch), one.loss, one.top1]), [1, 2, 3])];
+    return [V.h("h2", {}, "Over seeds: mean ± standard deviation, from the least to the most"), V.table("seeds", ["Parameters", "Images", "Learning rate", "Batch", "Loss", ...judges.map((judge) => judge.title)], found.map((one) =>
+      [V.whole(one.parameters), V.whole(one.images), V.number(one.lr), V.whole(one.batch), one.loss, ...judges.map((judge) => one[judge.column])]), [1, 2, 3])];
   }
 
   span(value, low, high) { return V.is(low) || V.is(high) ? `${V.is(low) ? V.number(low) : "open"} to ${V.is(high) ? V.number(high) : "open"}` : ""; }

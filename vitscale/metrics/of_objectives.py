@@ -1,0 +1,48 @@
+"""The numbers of each objective besides its loss, and which of them judges a run.
+
+Here one is added, and nowhere else: see docs/extending.md.  This file needs no torch: `measure` is handed tensors and calls their methods.
+"""
+
+from dataclasses import dataclass
+
+from vitscale.metrics.metric import EVALUATED, Metric, evaluated
+from vitscale.metrics.system import ACCURACY, BESIDE, EVALUATION_LOSS
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What an objective tells besides the loss."""
+
+    training: tuple[Metric, ...] = ()       # each step, of its global batch
+    evaluation: tuple[Metric, ...] = ()     # each evaluation, of its images
+    judge: Metric = EVALUATION_LOSS         # by which a run is judged: its best checkpoint, early stopping, tables of runs
+
+
+NUMBERS: dict[str, Numbers] = {}            # by the objective's name in a recipe; of one that is not there: none, judged by its loss
+
+
+def declare(objective: str, *metrics: Metric, judge: Metric | None = None) -> None:
+    """Give an objective these numbers, beside those that it has.  `judge`: one of them, or the loss; None: it stays who it was.
+
+    Raises ValueError for a column that a row has for something else, and for a judge of whom it is not said which way is better.
+    """
+    known = NUMBERS.get(objective, Numbers())
+    if taken := [one.column for one in metrics if one.column in BESIDE]:
+        raise ValueError(f"{objective}: metrics.jsonl has a column {taken[0]} already, which is no metric; take another key")
+    evaluation = tuple(one for one in metrics if one.column.startswith(EVALUATED))
+    training = tuple(one for one in metrics if one not in evaluation)
+    found = Numbers(known.training + training, known.evaluation + evaluation, judge or known.judge)
+    if found.judge not in (*found.evaluation, EVALUATION_LOSS) or not found.judge.better:
+        raise ValueError(f"{objective}: wants a judge that its evaluations tell, with `better`, got {found.judge.column}")
+    NUMBERS[objective] = found
+
+
+TOP1 = evaluated("top1", "Top-1 accuracy", lambda task, output, seen: task.hits(output, seen, 1),
+                 panel=ACCURACY, title="Top-1", unit="ratio", better="higher", card="accuracy")
+TOP5 = evaluated("top5", "Top-5 accuracy", lambda task, output, seen: task.hits(output, seen, 5),
+                 panel=ACCURACY, title="Top-5", unit="ratio", better="higher", card="top_5_accuracy", colour=2, compared=False)
+
+declare("classification", TOP1, TOP5, judge=TOP1)
+declare("distillation", TOP1, TOP5, judge=TOP1)
+declare("rotation", TOP1, judge=TOP1)
+declare("jigsaw", TOP1, judge=TOP1)
