@@ -106,7 +106,7 @@ def test_two_numbers_of_one_column_are_refused(monkeypatch):
 
 def test_the_guide_has_the_tables_that_are_declared():
     guide = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
-    assert guide == written(guide), "make declared"
+    assert guide == written(guide), "make docs"
     for name in ("series", "columns"):
         with pytest.raises(ValueError, match=f"0 places for the table of {name}"):
             written(guide.replace(f"<!-- {name} -->", ""))

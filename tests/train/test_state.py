@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitscale.recipe import Duration
@@ -63,6 +63,7 @@ def test_not_due_without_progress() -> None:
         assert not due(Duration.parse(every), Moment(3, 10), Moment(3, 10), EPOCH)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 500), st.integers(1, 4))
 def test_fractions_of_an_epoch_are_due_where_the_duration_says(tenths: int, num_samples: int, epochs: int) -> None:
     """One image a step: due exactly at the whole images that multiples of the duration stand for, whatever floats make of 0.7 * 10."""
