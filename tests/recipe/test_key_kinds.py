@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from vitscale.errors import CheckpointError
+from vitscale.errors import CheckpointError, RecipeError
 from vitscale.recipe import Recipe
 from vitscale.recipe.bound import changes, differences, refuse_changes, settings_of, tell_changes
 from vitscale.recipe.check import default_lanes
@@ -205,3 +205,22 @@ def test_differences() -> None:
         ("b.d", 2, 3), ("b.e", None, 4), ("a", None, 5), ("z", 1, None)]
     assert differences({"a": {"b": 1}}, {"a": None}) == [("a", {"b": 1}, None)]
     assert differences({"a": None}, {}) == []      # absent is null
+
+
+@pytest.mark.parametrize("value", ["no such value", -7, [1]], ids=repr)
+def test_what_is_wrong_with_a_value_is_said_once_under_its_own_key(value: Any) -> None:
+    """Also of one that may be of several kinds, a word or a number."""
+    said = {key: text.splitlines()[1:] for key in sorted(set(keys_of(Recipe))) if (text := refusal(with_(key, value)))}
+    for key, lines in said.items():
+        keys = [line.split()[0] for line in lines if line.startswith(f"  {key}")]
+        assert [one for one in keys if one.removeprefix(f"{key}.").isdigit() or one == key] == keys, lines
+        assert len(keys) == len(set(keys)), lines
+    assert sum(any(line.startswith(f"  {key}") for line in lines) for key, lines in said.items()) > 50
+
+
+def refusal(recipe: dict[str, Any]) -> str:
+    try:
+        check_recipe(recipe, "x.yaml")
+    except RecipeError as error:
+        return str(error)
+    return ""

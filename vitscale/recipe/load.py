@@ -111,7 +111,7 @@ def check_section(kind: type[_Kind], values: dict[str, Any], source: str, mistak
     try:
         section = kind.model_validate(values)
     except ValidationError as error:
-        found += [_sentence(item, kind) for item in error.errors()]
+        found += _merged(_sentence(item, kind) for item in error.errors())
     if section is not None:
         found += contradictions(section)
     if not found:
@@ -121,6 +121,17 @@ def check_section(kind: type[_Kind], values: dict[str, Any], source: str, mistak
     lines = [f"  {key:<{width}}  {sentence}" if key else f"  {sentence}" for key, sentence in found]
     count = "1 mistake" if len(found) == 1 else f"{len(found)} mistakes"
     raise RecipeError("\n".join([f"{source}: {count}", *lines]))
+
+
+def _merged(sentences: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """One mistake where a value is none of several kinds: wants a, got x; wants b, got x -> wants a or b, got x."""
+    found: dict[str, str] = {}
+    for key, sentence in sentences:
+        wanted, got, given = sentence.partition(", got ")
+        if found.get(key, "").endswith(got + given) and wanted.startswith("wants "):
+            sentence = f"{found[key].removesuffix(got + given)} or {wanted.removeprefix('wants ')}{got}{given}"
+        found[key] = sentence
+    return list(found.items())
 
 
 def set_value(values: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -159,9 +170,19 @@ def _section_at(loc: tuple[Any, ...], section: type[BaseModel] | None) -> type[B
     return section
 
 
+def _without_kind(loc: tuple[Any, ...], root: type[BaseModel]) -> tuple[Any, ...]:
+    """pydantic names the kind that a value was held against, behind the key of one that may be of several: nodes, or a number."""
+    if len(loc) > 1 and isinstance(loc[-1], str):
+        above = _section_at(loc[:-1], root)
+        field = above.model_fields.get(str(loc[-2])) if above else None
+        if field is not None and _section_at(loc, root) is None:
+            return loc[:-1]
+    return loc
+
+
 def _sentence(item: Any, root: type[BaseModel]) -> tuple[str, str]:
     """One pydantic error -> (dotted key, sentence for the user)."""
-    loc, kind, context, given = item["loc"], item["type"], item.get("ctx", {}), item["input"]
+    loc, kind, context, given = _without_kind(item["loc"], root), item["type"], item.get("ctx", {}), item["input"]
     section = _section_at(loc, root) if loc else None
     if loc and loc[0] in CHOICES:
         chosen_by, sections = CHOICES[loc[0]]
@@ -191,7 +212,8 @@ def _sentence(item: Any, root: type[BaseModel]) -> tuple[str, str]:
     if kind in ("too_long", "too_short"):
         wants = "a list of another length"
     if kind == "literal_error":
-        wants = "one of " + str(context["expected"]).replace(" or ", ", ").replace("'", "")
+        expected = str(context["expected"]).replace(" or ", ", ").replace("'", "")
+        wants = f"one of {expected}" if ", " in expected else expected
     bounds = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
     if kind in bounds:
         limit = next(iter(context.values()))
