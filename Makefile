@@ -28,7 +28,7 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 docs: $(VENV)/installed-dev                   # what is written from the code: the tree, the tables of metrics, Grafana's dashboards
-	$(BIN)/python -m tests.architecture
+	$(BIN)/python tests/architecture.py
 	$(BIN)/python -m vitscale.metrics.guide docs/monitoring.md
 	$(BIN)/python -m vitscale.observe.grafana launch/monitoring/grafana
 

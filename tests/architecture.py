@@ -17,7 +17,7 @@ def first_line(path: Path) -> str:
 
 def tree(package: Path) -> str:
     """Every module with its first line, by room, the rooms in the order of tests/test_layout.py's floors."""
-    from tests.test_layout import FLOORS
+    from test_layout import FLOORS
 
     rooms: dict[str, list[Path]] = {}
     for path in sorted(package.rglob("*.py")):
