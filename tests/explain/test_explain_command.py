@@ -15,7 +15,7 @@ import vitscale
 from vitscale.checkpoint.load import Loaded
 from vitscale.data.transform import Transform
 from vitscale.evaluate.images import open_images
-from vitscale.explain import Unexplained, dream, visualize_attention_weights, visualize_patches
+from vitscale.explain import Unexplained, visualize_attention_weights, visualize_patches
 from vitscale.explain.command import Wish, explain
 from vitscale.models import build_model, initialise
 
@@ -150,14 +150,3 @@ def test_attention_weights_are_brightest_where_they_are_largest(tmp_path: Path) 
         visualize_attention_weights(loaded.model, image, token=(4, 0))
     with pytest.raises(Unexplained, match="no token 17"):
         visualize_attention_weights(loaded.model, image, token=17)
-
-
-def test_a_dream_raises_its_class() -> None:
-    model = made("convnext").model
-    pixels = dream(model, 3, 16, steps=30)
-    assert pixels.shape == (3, 16, 16)
-    assert pixels.abs().max() <= 2.5
-    assert torch.equal(pixels, dream(model, 3, 16, steps=30))
-    assert model(pixels[None])[0, 3] > model(torch.zeros(1, 3, 16, 16))[0, 3] + 0.1
-    with pytest.raises(Unexplained, match="no class 9"):
-        dream(model, 9, 16)

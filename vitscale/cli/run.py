@@ -59,7 +59,6 @@ def plan(
     mtbf: Annotated[float | None, typer.Option(metavar="HOURS", help="Between failures of one GPU; default 50000.")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Also track the memory of the real model on fake tensors; loads torch.")] = False,
     write: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a copy of the recipe with what is proposed.")] = None,
-    figure: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the memory of a GPU.")] = None,
     cluster: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: ./slurm/cluster.yaml, then the user's own.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON; the keys stay: docs/planner.md.")] = False,
 ) -> None:
@@ -70,7 +69,7 @@ def plan(
     from vitscale.cluster.planned import with_site
     from vitscale.plan.command import Options, as_text, plan_command
 
-    options = with_site(Options(on or "", price, mfu, measured, storage, image_kb, images_per_core, mtbf, write, figure, gpu), cluster)
+    options = with_site(Options(on or "", price, mfu, measured, storage, image_kb, images_per_core, mtbf, write, gpu), cluster)
     found, code = plan_command(recipe, overrides or [], options, tell)
     if exact:
         from vitscale.train.exact import hold_against

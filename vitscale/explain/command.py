@@ -11,9 +11,8 @@ import torch
 from vitscale.checkpoint.load import Loaded
 from vitscale.data.bad import BadSample
 from vitscale.evaluate.images import Several
-from vitscale.explain.dream import dream
 from vitscale.explain.features import feature_colours
-from vitscale.explain.figures import Files, attention_sheet, distance_chart, dream_sheet, filter_sheet, image_sheet, position_sheet
+from vitscale.explain.figures import Files, attention_sheet, distance_chart, filter_sheet, image_sheet, position_sheet
 from vitscale.explain.filters import embedding_filters, position_similarity
 from vitscale.explain.flow import seconds_of
 from vitscale.explain.look import Unexplained, View, attending, check_head, check_layer, num_heads, view_of
@@ -24,12 +23,11 @@ from vitscale.models import VisionTransformer
 
 _LONG_FLOW_S = 10.0         # an image: a flow that takes longer is left out unless it is asked for
 _OVERVIEW = 8               # images in the overview
-_DREAMS = 10                # classes that are dreamt of where none is named
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What the command line asks for.  Empty: all that the model can do in a short time; all layers; all heads."""
+    """What the command line asks for.  Empty: all that the model can do; all layers; all heads."""
 
     methods: Sequence[str] = ()
     layers: Sequence[int] = ()          # of the figures of attention
@@ -139,7 +137,7 @@ def _about(loaded: Loaded, view: View, grid: tuple[int, int]) -> str:
 
 
 def _of_the_model(loaded: Loaded, wanted: Plan, wish: Wish, studies: Sequence[Study], files: Files) -> None:
-    model, section, names = loaded.model, loaded.section, loaded.class_names
+    model, section = loaded.model, loaded.section
     for method, draw in (("filters", lambda: filter_sheet(*embedding_filters(model))),
                          ("positions", lambda: position_sheet(position_similarity(model)))):
         if method in wanted.methods:
@@ -152,10 +150,6 @@ def _of_the_model(loaded: Loaded, wanted: Plan, wish: Wish, studies: Sequence[St
     if "distance" in wanted.methods:
         distances = torch.stack([one.distance for one in studies if one.distance is not None])
         files.save(distance_chart(distances.mean(dim=0), section.image, len(studies)), "distance.png")
-    if "dream" in wanted.methods:
-        classes = range(min(len(names), _DREAMS)) if wanted.target is None else [wanted.target]
-        dreams = [(names[one], dream(model, one, section.image, section.channels)) for one in classes]
-        files.save(dream_sheet(dreams), "dream.png")
 
 
 def _say(sentence: str) -> None:

@@ -41,7 +41,7 @@ class Files:
         """What an image's files are called: its name without what is no plain letter, and with a number where another has it already."""
         if name not in self._stems:
             plain = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).stem).strip(".-")[:80] or "image"
-            taken, number = {"overview", "filters", "positions", "distance", "dream", *self._stems.values()}, 2
+            taken, number = {"overview", "filters", "positions", "distance", *self._stems.values()}, 2
             found = plain
             while found in taken:
                 found, number = f"{plain}-{number}", number + 1
@@ -189,12 +189,6 @@ def distance_chart(distance: Tensor, pixels: int, images: int) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False)
     return figure
-
-
-def dream_sheet(dreams: Sequence[tuple[str, Tensor]]) -> Figure:
-    """Names of classes and their images (C, S, S)."""
-    row = [Panel(enlarged(as_picture(image)), name) for name, image in dreams]
-    return panels([row[first:first + 5] for first in range(0, len(row), 5)], "Images made to raise one class's logit")
 
 
 def _text(text: str) -> str:

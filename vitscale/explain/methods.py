@@ -48,7 +48,6 @@ class Method:
     by_class: bool = False          # another map for another class
     heat: MapOf | None = None       # of those that give one number for each place of an image
     whole: bool = False             # shows the model, not an image
-    asked: bool = False             # only when asked for: it takes long
 
 
 METHODS: dict[str, Method] = {
@@ -69,13 +68,11 @@ METHODS: dict[str, Method] = {
     "filters": Method("Embedding filters", "Principal components of the first layer's filters.", attends=False, whole=True),
     "positions": Method("Positions", "How alike the position of each patch is to all others', as a cosine.", attends=False, whole=True),
     "distance": Method("Attention distance", "How far each head looks, in pixels.", whole=True),
-    "dream": Method("Dream", "An image made to raise one class's logit (Olah et al. 2017).", attends=False, by_class=True, whole=True,
-                    asked=True),
 }
 
 
 def check_methods(model: Backbone, names: Sequence[str]) -> list[str]:
-    """The names, or where there are none those of all methods that the model can do and that take no long time.
+    """The names, or where there are none those of all methods that the model can do.
 
     Raises Unexplained for a name that is none, listing all, and for one that wants what the model lacks, naming what works.
     """
@@ -87,4 +84,4 @@ def check_methods(model: Backbone, names: Sequence[str]) -> list[str]:
         if METHODS[name].attends:
             attending(model, METHODS[name].title.lower())
     attends = isinstance(model, VisionTransformer)
-    return list(dict.fromkeys(names)) or [name for name, method in METHODS.items() if not method.asked and (attends or not method.attends)]
+    return list(dict.fromkeys(names)) or [name for name, method in METHODS.items() if attends or not method.attends]

@@ -29,7 +29,6 @@ class Options:
     images_per_core: float | None = None
     mtbf: float | None = None               # hours of one GPU
     write: Path | None = None
-    figure: Path | None = None
     gpu: Path | None = None                 # a file that describes the device
 
 
@@ -63,10 +62,6 @@ def plan_command(recipe: str, overrides: Sequence[str], options: Options, tell: 
         from vitscale.recipe.edit import write_edited
 
         write_edited(find_recipe(recipe), overrides, plan.proposal.changes if plan.proposal else {}, options.write)
-    if options.figure is not None:
-        from vitscale.plan.picture import write_figure
-
-        write_figure(plan, options.figure)
     return plan, EXIT_WRONG_INPUT if plan.memory.fits is False else EXIT_DONE
 
 
