@@ -215,6 +215,7 @@ def test_a_box_takes_its_first_fitting_try():
     draws = [0.5] * DRAWS
     draws[:2], draws[-2:] = (1.0 - 2**-53, 1.0 - 2**-53), (0.0, 1.0 - 2**-53)       # the whole area at 4:3 does not fit a square
     assert RandomCrop().box(100, 100, draws) == (0, 27, 73, 73)
+    assert RandomCrop().box(100, 100, [*draws[:-2], draws[-1], 0.0]) == (27, 0, 73, 73)
     assert RandomCrop((1.0, 1.0), (1.0, 1.0)).box(100, 100, draws) == (0, 0, 100, 100)
     assert CROP.stop - CROP.start == DRAWS == len(draws)
 

@@ -97,3 +97,11 @@ def test_each_step_takes_one_batch_or_what_is_left_of_the_epoch(num_samples, glo
     for _ in range(steps):
         seen += min(global_batch, num_samples - seen % num_samples)
     assert images(f"{steps} steps", num_samples, global_batch) == seen
+
+
+@given(st.integers(1, 200), st.integers(1, 5), st.integers(1, 100), st.integers(0, 200))
+def test_with_repeats_only_the_last_epoch_of_that_many_ends_with_a_partial_batch(num_samples, repeats, global_batch, steps):
+    seen = 0
+    for _ in range(steps):
+        seen += min(global_batch, num_samples * repeats - seen % (num_samples * repeats))
+    assert Duration.parse(f"{steps} steps").images(num_samples, global_batch, repeats) == seen
