@@ -9,8 +9,8 @@ from pydantic_core import PydanticCustomError
 
 from vitscale.errors import ClusterError, RecipeError
 from vitscale.plan.hardware import DEVICES
+from vitscale.recipe.fields import Count, CountOrZero, NotNegative, Section
 from vitscale.recipe.load import check_section, read_values
-from vitscale.recipe.schema import Count, CountOrZero, NotNegative, Section
 
 FILE = Path("slurm/cluster.yaml")
 

@@ -12,8 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vitscale.errors import RecipeError, UserError
 from vitscale.models.backbone import Backbone
 from vitscale.recipe.external import entry_of, origin
+from vitscale.recipe.fields import Section
 from vitscale.recipe.load import check_section
-from vitscale.recipe.schema import External, Section
+from vitscale.recipe.schema import External
 
 
 def build(model: External) -> Backbone:

@@ -411,8 +411,7 @@ def _unknown(recipe: Recipe, fleet: Fleet) -> tuple[str, ...]:
         return ()
     costs = [*(["whether it fits"] if "memory" in missing else []), *(["speed, time and cost"] if set(missing) - {"memory"} else [])]
     if fleet.device is None:
-        close = close_to(fleet.name)
-        meant = f" (did you mean {close}?)" if close else ""
+        meant = f" (did you mean {close}?)" if (close := close_to(fleet.name)) else ""
         return (f"{fleet.name} is not in the hardware table{meant}: {' and '.join(costs)} are not known; describe it in a file and give "
                 f"that with --gpu FILE; the table knows {', '.join(DEVICES)}",)
     if missing == ("peak",) and fleet.given is None:

@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from vitscale.plan.hardware import HOSTS, Device
+from vitscale.recipe.fields import Count, Positive, Section
 from vitscale.recipe.load import check_section, read_values
-from vitscale.recipe.schema import Count, Positive, Section
 
 _EXAMPLE = "name: RTX 2080 Ti, memory_gb: 11, fp32_tflops: 13.4"
 

@@ -1,86 +1,36 @@
 """Every section and key of a recipe: its type, its unit, its default.  Components import their section; never the reverse."""
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from vitscale.metrics import JUDGES, numbers_of
 from vitscale.recipe.duration import Duration, DurationOrTime
+from vitscale.recipe.fields import (
+    Colour,
+    Count,
+    CountOrZero,
+    Depths,
+    Fraction,
+    Interval,
+    Jitter,
+    NotNegative,
+    Positive,
+    Rate,
+    Section,
+    Urls,
+    pair,
+    plain,
+    whole,
+)
 from vitscale.recipe.steps import Steps
 
-
-def _whole(value: Any) -> Any:
-    """`14e6` is a count as people write it; `1.5` is not."""
-    if isinstance(value, float) and math.isfinite(value) and value == int(value):
-        return int(value)
-    return value
-
-
-def _pair(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _jitter(value: Any) -> Any:
-    """One number for brightness, contrast and saturation, or three numbers, or four with the hue -> a tuple of four."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = [value] * 3
-    if isinstance(value, (list, tuple)):
-        return tuple(value) + (0.0,) * (len(value) == 3)
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """Keys with values as a recipe writes them down: null, true, numbers, text, lists and keys of such."""
-    def is_plain(one: Any) -> bool:
-        if isinstance(one, dict):
-            return all(isinstance(key, str) and is_plain(inner) for key, inner in one.items())
-        if isinstance(one, list):
-            return all(map(is_plain, one))
-        return one is None or isinstance(one, (bool, int, str)) or (isinstance(one, float) and math.isfinite(one))
-
-    if not isinstance(value, dict) or not is_plain(value):
-        raise PydanticCustomError("plain", "wants keys with plain values: null, true, finite numbers, text, lists, or keys of such")
-    return value
-
-
-def _urls(value: Any) -> Any:
-    """One brace URL or glob, or a list of them -> a tuple."""
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(url, str) and url for url in value):
-        raise PydanticCustomError("urls", "wants a brace URL or glob of shards, or a list of them")
-    return tuple(value)
-
-
-Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
-CountOrZero = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
 if TYPE_CHECKING:
     Judge = str
 else:
     Judge = Literal[tuple(one.column for one in JUDGES)]        # the numbers of evaluations that runs can be judged by
 JUDGE = numbers_of("classification").judge.column               # by which they are where the recipe names no objective
-NotNegative = Annotated[float, Field(ge=0)]
-_Url = Annotated[str, Field(min_length=1)]
-Urls = Annotated[tuple[str, ...], BeforeValidator(_urls, json_schema_input_type=_Url | Annotated[list[_Url], Field(min_length=1)])]
-Depths = Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(_pair)]
-Interval = Annotated[tuple[Positive, Positive], BeforeValidator(_pair)]
-Colour = Annotated[tuple[float, float, float], BeforeValidator(_pair)]
-_Turn = Annotated[float, Field(ge=0, le=0.5)]
-_Jitters = NotNegative | tuple[NotNegative, NotNegative, NotNegative] | tuple[NotNegative, NotNegative, NotNegative, _Turn]
-Jitter = Annotated[
-    tuple[NotNegative, NotNegative, NotNegative, _Turn], BeforeValidator(_jitter, json_schema_input_type=_Jitters)]
-
-
-class Section(BaseModel):
-    """Frozen; no unknown keys; no silent conversion of text to numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Model(Section):
@@ -169,7 +119,7 @@ class External(Model):
     """A backbone that another installed package offers under the name `family`, which is none of FAMILIES: docs/extending.md."""
 
     family: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", json_schema_extra={"not": {"enum": list(FAMILIES)}})]
-    options: Annotated[dict[str, Any], BeforeValidator(_plain)] = {}    # its own keys, which its builder knows
+    options: Annotated[dict[str, Any], BeforeValidator(plain)] = Field(default={})     # its own keys, which its builder knows
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
@@ -244,8 +194,8 @@ class Jigsaw(Objective):
     """In which of some permutations the tiles of an image were laid (Noroozi & Favaro 2016)."""
 
     name: Literal["jigsaw"]
-    grid: Annotated[int, Field(ge=2), BeforeValidator(_whole)] = 2      # tiles on a side; divides the image into whole patches
-    permutations: Annotated[int, Field(ge=2, le=1000), BeforeValidator(_whole)] = 24    # that are told apart; of 2 x 2 tiles there are 24
+    grid: Annotated[int, Field(ge=2), BeforeValidator(whole)] = 2      # tiles on a side; divides the image into whole patches
+    permutations: Annotated[int, Field(ge=2, le=1000), BeforeValidator(whole)] = 24    # that are told apart; of 2 x 2 tiles there are 24
 
     wants_labels: ClassVar[bool] = False
 
@@ -259,7 +209,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 class RandAugment(Section):
     """RandAugment (Cubuk et al. 2020) as timm has it; the defaults are its `rand-m9-mstd0.5-inc1`.  The operations: data/policy.py."""
 
-    num_ops: Annotated[int, Field(ge=1, le=5), BeforeValidator(_whole)] = 2   # operations drawn for an image, with replacement
+    num_ops: Annotated[int, Field(ge=1, le=5), BeforeValidator(whole)] = 2   # operations drawn for an image, with replacement
     magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0
     magnitude_std: NotNegative = 0.5        # of the normal distribution that each operation's magnitude is drawn from
     prob: Fraction = 0.5                    # that an operation, once drawn, is applied
@@ -304,7 +254,7 @@ class MixSet(Section):
 
 class Data(Section):
     train: Urls | None = None               # brace URLs or globs of WebDataset shards
-    mix: Annotated[tuple[MixSet, ...], BeforeValidator(_pair)] = ()   # or sets, each in epochs of its own; no durations in epochs then
+    mix: Annotated[tuple[MixSet, ...], BeforeValidator(pair)] = ()   # or sets, each in epochs of its own; no durations in epochs then
     val: Urls | None = None
     num_samples: Count | None = None        # training samples; what opens no shards believes it, `train` compares it
     lanes: Count | None = None              # parallel streams through the dataset; null: see recipe.check.default_lanes
@@ -330,7 +280,7 @@ class Data(Section):
 class Optim(Section):
     name: Literal["adamw", "lamb", "lion", "sgd"] = "adamw"
     lr: NotNegative                         # peak learning rate
-    betas: Annotated[tuple[Rate, Rate], BeforeValidator(_pair)] = (0.9, 0.999)     # of lion usually (0.9, 0.99); sgd's momentum: the first
+    betas: Annotated[tuple[Rate, Rate], BeforeValidator(pair)] = (0.9, 0.999)     # of lion usually (0.9, 0.99); sgd's momentum: the first
     eps: Positive = 1e-8                    # of adamw and lamb
     weight_decay: NotNegative = 0.05        # decoupled but for sgd; norms, biases, positions and tokens are exempt
     schedule: Literal["cosine", "linear", "rsqrt", "wsd", "constant"] = "cosine"
@@ -348,7 +298,7 @@ class Lora(Section):
 
     rank: Count = 8
     alpha: Positive = 16.0                  # the products are scaled by alpha / rank
-    targets: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_pair)] = ("attn.qkv", "attn.proj")   # ends of layers' names
+    targets: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(pair)] = ("attn.qkv", "attn.proj")   # ends of layers' names
 
 
 class Parallel(Section):
@@ -393,14 +343,14 @@ class Observe(Section):
     log_every: Count = 1                    # steps between rows of metrics.jsonl
     exporter: bool = True                   # Prometheus metrics over HTTP
     exporter_port: Annotated[CountOrZero, Field(le=65535)] = 0   # 0: a free one
-    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], BeforeValidator(_pair)] = ()   # given every row as well
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], BeforeValidator(pair)] = ()   # given every row as well
     peak_flops: Positive | None = None      # FLOP/s of one device that MFU is measured against; null: data sheet, on a CPU measured
 
 
 class Spike(Section):
     """When a loss counts as a spike: so far above the median of the accepted losses before it, so often in a row."""
 
-    window: Annotated[int, Field(ge=10), BeforeValidator(_whole)] = 100     # steps of which median and spread are taken; before, no rule
+    window: Annotated[int, Field(ge=10), BeforeValidator(whole)] = 100     # steps of which median and spread are taken; before, no rule
     deviations: Positive = 10.0             # spread is 1.4826 x the median absolute deviation: a normal distribution's standard deviation
     in_a_row: Count = 3
 

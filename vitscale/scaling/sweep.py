@@ -7,8 +7,9 @@ from pydantic import BeforeValidator, Field
 
 from vitscale.errors import RecipeError
 from vitscale.metrics.system import EVALUATION_LOSS
+from vitscale.recipe.fields import Count, CountOrZero, Positive, Section
 from vitscale.recipe.load import RECIPES, check_section, read_values
-from vitscale.recipe.schema import Count, CountOrZero, Judge, Positive, Section
+from vitscale.recipe.schema import Judge
 
 
 def _tuple(value: Any) -> Any:
