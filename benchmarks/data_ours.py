@@ -11,9 +11,9 @@ import numpy as np
 from measure import serve
 
 from vitscale.data import Order, SetIndex, ShardReader, native, open_index
-from vitscale.data.sound import SoundImages, sum_of
+from vitscale.data.decoded_before import DecodedImages, sum_of
 
-_SOUND: dict[int, SoundImages] = {}
+_SOUND: dict[int, DecodedImages] = {}
 
 
 def crop(files: list[str], draws: list[list[Sequence[float]]], size: int, first: bool, keep: str | None = None,
@@ -29,10 +29,10 @@ def crop(files: list[str], draws: list[list[Sequence[float]]], size: int, first:
     data, rule = [Path(file).read_bytes() for file in files], RandomCrop()
     slot, kept = np.empty((size, size, 3), np.uint8), []
     for rows in draws:
-        sound = SoundImages(len(data)) if first else _SOUND.setdefault(len(data), SoundImages(len(data)))
+        sound = DecodedImages(len(data)) if first else _SOUND.setdefault(len(data), DecodedImages(len(data)))
         for number, (one, row) in enumerate(zip(data, rows, strict=True)):
             found, marks = sum_of(one), sound.marks(number)
-            known = sound.knows(number, found)
+            known = sound.contains(number, found)
             decode(one, rule, size, draws=row, sound=known, out=slot, marks=marks)      # into a batch that is there
             if not known:
                 sound.note(number, found, marks)

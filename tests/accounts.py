@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitscale.cluster.runfolder import highest_lease, last_row, printable, reached, read_object
 from vitscale.cluster.slurm import Queued
 from vitscale.cluster.status import Status, status_of, table
 from vitscale.errors import EXIT_DONE, EXIT_REQUEUE
@@ -17,6 +16,7 @@ from vitscale.observe.dashboard.view import read_lines, run_facts
 from vitscale.observe.modelcard import render_card
 from vitscale.observe.report import render_report
 from vitscale.resilience.outcome import STATES
+from vitscale.runfolder import highest_lease, last_row, printable, reached, read_object
 
 HELD = '<script type="application/json" id="held">'
 

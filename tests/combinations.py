@@ -23,7 +23,7 @@ from vitscale.objectives import Task, build_task
 from vitscale.objectives.distillation import Distilling
 from vitscale.observe.meters import Meters
 from vitscale.optim.build import build_optimizer
-from vitscale.optim.ema import Ema
+from vitscale.optim.ema import WeightAverage
 from vitscale.optim.groups import freeze_
 from vitscale.parallel.engine import Engine, Work
 from vitscale.parallel.engines import open_engine
@@ -165,7 +165,7 @@ def plain_of(one: Combination) -> Combination:
     return one | {name: PLAIN[name] for name in names}
 
 
-Hook = Callable[[Engine, Ema | None], None]
+Hook = Callable[[Engine, WeightAverage | None], None]
 
 
 def _nothing(*given: Any) -> None:
@@ -184,7 +184,7 @@ class Trained:
 
 
 def train(world: World, one: Combination, teacher: str, steps: range = range(STEPS), before: Hook = _nothing,
-          after_step: Callable[[Engine, Ema | None, int], None] = _nothing) -> Trained:
+          after_step: Callable[[Engine, WeightAverage | None, int], None] = _nothing) -> Trained:
     """As train/run.py does it, on this rank.  `before` the first step and after each, others may look at the engine and averages."""
     recipe = recipe_of(one, teacher)
     world = replace(world, parallel=recipe.parallel)
@@ -198,7 +198,7 @@ def train(world: World, one: Combination, teacher: str, steps: range = range(STE
 
 
 def _train(world: World, recipe: Recipe, task: Task, engine: Engine, steps: range, before: Hook,
-           after_step: Callable[[Engine, Ema | None, int], None]) -> Trained:
+           after_step: Callable[[Engine, WeightAverage | None, int], None]) -> Trained:
     build = functools.partial(with_adapters, task.build, recipe.lora) if recipe.lora else task.build
     skeleton, first = _skeleton(task), {}
 
@@ -210,7 +210,7 @@ def _train(world: World, recipe: Recipe, task: Task, engine: Engine, steps: rang
     freeze_(model, recipe.optim.freeze)
     rates, group = torch.tensor(model.drop_rates) if recipe.model.drop_path else None, getattr(model, "drop_group", None)
     engine.adopt(model, build_optimizer(model, recipe.optim))
-    ema = Ema(engine.model, recipe.ema.decay) if recipe.ema else None
+    ema = WeightAverage(engine.model, recipe.ema.decay) if recipe.ema else None
     before(engine, ema)
     losses, norms, gradients = [], [], []
     _note_gradients(engine, gradients)

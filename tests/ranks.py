@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from vitscale.parallel.launch import STORE_VARIABLE
-from vitscale.parallel.place import Place
+from vitscale.parallel.rank_info import RankInfo
 
 # one server imports the heavy libraries once; ranks are forked from it
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.checkpoint", "vitscale.parallel.world", "deepspeed"])
 
 
-def _rank(function: Callable[..., Any], place: Place, store: str, queue: Any, args: tuple[Any, ...]) -> None:
+def _rank(function: Callable[..., Any], place: RankInfo, store: str, queue: Any, args: tuple[Any, ...]) -> None:
     import torch
 
     os.environ[STORE_VARIABLE] = store
@@ -40,7 +40,8 @@ def run_ranks(size: int, function: Callable[..., Any], *args: Any, timeout_s: fl
     with tempfile.TemporaryDirectory() as folder:
         queue = _context.Queue()
         store = str(Path(folder) / "store")
-        ranks = [_context.Process(target=_rank, args=(function, Place(rank, size, rank, size), store, queue, args)) for rank in range(size)]
+        ranks = [_context.Process(target=_rank, args=(function, RankInfo(rank, size, rank, size), store, queue, args))
+                 for rank in range(size)]
         for process in ranks:
             process.start()
         results: dict[int, Any] = {}

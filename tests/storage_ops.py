@@ -24,7 +24,7 @@ import torch
 from vitscale import files
 from vitscale.checkpoint.lease import Lease, refuse_if_held
 from vitscale.checkpoint.resume import newest_whole
-from vitscale.checkpoint.store import STATE, Facts, Writer, damage_in, read_facts, read_whole
+from vitscale.checkpoint.store import STATE, CheckpointWriter, RunFacts, damage_in, read_facts, read_whole
 from vitscale.data import reader as reader_module
 from vitscale.data.bad import BadSample
 from vitscale.data.index import open_index
@@ -123,12 +123,12 @@ def _open_samples(folder: Path) -> Act:
     return read
 
 
-def _writer(folder: Path) -> Writer:
-    return Writer(folder, rank=0, lease=None, attempt=1, settings=Checkpoint())
+def _writer(folder: Path) -> CheckpointWriter:
+    return CheckpointWriter(folder, rank=0, lease=None, attempt=1, settings=Checkpoint())
 
 
-def _facts(step: int) -> Facts:
-    return Facts(step, {"position": step}, {}, "ddp", 1)
+def _facts(step: int) -> RunFacts:
+    return RunFacts(step, {"position": step}, {}, "ddp", 1)
 
 
 TENSORS = {"model.w": torch.arange(6.0), "optim.m": torch.ones(3)}

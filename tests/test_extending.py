@@ -52,7 +52,7 @@ def test_the_backbone_of_the_docs_trains_is_killed_resumes_and_is_evaluated(work
     about = Path(os.environ["PYTHONPATH"]) / "convmixer_vitscale-0.1.dist-info" / "METADATA"
     about.write_text(about.read_text().replace("Version: 0.1", "Version: 0.2"))
     output = train(workplace, *SETTINGS, recipe="mixed.yaml")
-    assert "going on from step-" in output
+    assert "resuming from step-" in output
     assert "was written with convmixer-vitscale 0.1, and 0.2 is installed now" in " ".join(output.split())
     assert "MFU" not in output
     assert (run.outcome["state"], run.outcome["attempt"], len(run.losses)) == ("done", 2, 60)

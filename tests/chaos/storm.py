@@ -32,7 +32,7 @@ from jobs import TINY
 from running import Run, start
 
 from slurm import ENDED, REPOSITORY, Cluster, missing
-from vitscale.cluster.runfolder import highest_lease
+from vitscale.runfolder import highest_lease
 
 HANG_S = 10             # resilience.hang_timeout: a rank that stands still for longer is ended
 ROUND_S = 420           # in which a round must lead to two more steps, or to the end of the job

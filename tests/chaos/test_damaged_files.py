@@ -27,7 +27,7 @@ class Trap:
 
 
 def test_every_damaged_file_is_named_and_kept_and_the_last_whole_checkpoint_used(place: Path, unbroken: Run) -> None:
-    """A different file of each of the newest checkpoints; all but the oldest are damaged then, and the run goes on from that one."""
+    """A different file of each of the newest checkpoints; all but the oldest are damaged then, and the run resumes from that one."""
     arguments = [*SMALL, "name=d", "duration=60 steps", "parallel.engine=fsdp", "parallel.processes=2", "ema.decay=0.9",
                  "checkpoint.every=5 steps", "checkpoint.keep=99"]
     run = Run(place / "runs" / "d")
@@ -69,5 +69,5 @@ def test_every_damaged_file_is_named_and_kept_and_the_last_whole_checkpoint_used
         assert name in said or name == MANIFEST, output        # a flip there shows as a contradiction to some other file
         assert said
         assert f"damaged-{checkpoint}" in run.checkpoints
-    assert f"going on from {whole}" in output
+    assert f"resuming from {whole}" in output
     same_as(unbroken, run)

@@ -16,7 +16,7 @@ from running import SMALL, TIMEOUT_S, Run, ranks_of, same_as, start, train
 
 from vitscale.checkpoint.store import damage_in
 from vitscale.observe.targets import target_file
-from vitscale.parallel.place import node_name
+from vitscale.parallel.rank_info import node_name
 from vitscale.resilience.outcome import why_stopped
 from vitscale.stopping import STOPPING
 
@@ -117,7 +117,7 @@ def test_a_request_to_stop_comes_at_any_moment(place: Path, unbroken: Run) -> No
 
 
 def test_each_signal_while_training(place: Path) -> None:
-    """One after the other, each in the attempt that goes on from the one before; no step is lost and none repeated."""
+    """One after the other, each in the attempt that resumes from the one before; no step is lost and none repeated."""
     arguments = [*SMALL, "name=s", "duration=6000 steps", "checkpoint.every=null"]
     run, last = Run(place / "runs" / "s"), 0
     for sent in (signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU):

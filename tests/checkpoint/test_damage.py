@@ -20,16 +20,16 @@ from running import SMALL
 from safetensors.torch import save_file
 
 from vitscale.checkpoint.lease import Lease
-from vitscale.checkpoint.store import EMA_WEIGHTS, FACTS, MANIFEST, WEIGHTS, Writer, checkpoints_in, damage_in, fault_in
+from vitscale.checkpoint.store import EMA_WEIGHTS, FACTS, MANIFEST, WEIGHTS, CheckpointWriter, checkpoints_in, damage_in, fault_in
 from vitscale.data import open_stream
 from vitscale.errors import CheckpointError
 from vitscale.files import sha256_of, write_json
 from vitscale.models import build_model
 from vitscale.optim.build import build_optimizer
-from vitscale.optim.ema import Ema
+from vitscale.optim.ema import WeightAverage
 from vitscale.parallel.engine import Engine
 from vitscale.parallel.engines import open_engine
-from vitscale.parallel.place import Place
+from vitscale.parallel.rank_info import RankInfo
 from vitscale.parallel.world import World, joined
 from vitscale.recipe import Recipe, load_recipe
 from vitscale.train.facts import facts_of
@@ -66,19 +66,19 @@ class Trained:
         skeleton = build_model(recipe.model)
         model = self.engine.materialise(lambda: build_model(recipe.model), lambda name, shape: dict(skeleton.named_parameters())[name])
         self.engine.adopt(model, build_optimizer(model, recipe.optim))
-        self.ema = Ema(self.engine.model, recipe.ema.decay) if recipe.ema else None
+        self.ema = WeightAverage(self.engine.model, recipe.ema.decay) if recipe.ema else None
         self.stream = open_stream(recipe, prepared.train, "train", rank=world.rank, world=world.size, micro_batch=work.micro_batch,
                                   drop_rates=model.drop_rates, local_ranks=1)
 
 
-def write(place: Place, root: str, overrides: list[str]) -> None:
+def write(place: RankInfo, root: str, overrides: list[str]) -> None:
     """Two real checkpoints, of steps 1 and 2."""
     recipe = recipe_of(Path(root), *overrides)
     torch.manual_seed(0)
     with joined(recipe.parallel, place) as world:
         prepared = prepare(recipe, look=False)
         one = Trained(recipe, prepared, world)
-        writer = Writer(prepared.folder / "checkpoints", rank=world.rank, lease=None, attempt=1, settings=recipe.checkpoint)
+        writer = CheckpointWriter(prepared.folder / "checkpoints", rank=world.rank, lease=None, attempt=1, settings=recipe.checkpoint)
         with one.stream:
             for step in (1, 2):
                 batch = next(one.stream)
@@ -132,7 +132,7 @@ class Resumed:
         write_json(self.newest / MANIFEST, manifest)
 
     def step(self) -> tuple[int, str]:
-        """Resume; the step it went on from, and what was said of the newest checkpoint ("": nothing); or 0 and why it does not go on."""
+        """Resume; the step it resumed from, and what was said of the newest checkpoint ("": nothing); or 0 and why it does not go on."""
         self.caplog.clear()
         signal.alarm(120)
         try:
@@ -154,7 +154,7 @@ class Resumed:
 
 @pytest.fixture
 def resumed(request: pytest.FixtureRequest, written: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> Iterator[Resumed]:
-    with joined(recipe_of(written(request.param)).parallel, Place()) as world:
+    with joined(recipe_of(written(request.param)).parallel, RankInfo()) as world:
         run = Resumed(written(request.param), world, caplog)
         with run.one.stream:
             yield run
@@ -385,7 +385,7 @@ def test_without_a_whole_one_the_run_does_not_begin_anew(resumed: Resumed) -> No
 
 def test_the_same_values_come_out(written: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
     """What was restored after a failed attempt is the older checkpoint, nothing of the damaged one."""
-    with joined(recipe_of(written("fsdp")).parallel, Place()) as world:
+    with joined(recipe_of(written("fsdp")).parallel, RankInfo()) as world:
         run = Resumed(written("fsdp"), world, caplog)
         with run.one.stream:
             shards = sorted((run.newest / "state").glob("*.distcp"))

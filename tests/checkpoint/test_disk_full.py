@@ -10,8 +10,8 @@ from disks import small_disk
 from ranks import run_ranks
 
 from vitscale.checkpoint.room import Unwritten, checkpoint_bytes, free_bytes
-from vitscale.checkpoint.store import Facts, Writer, checkpoints_in, damage_in, read_whole
-from vitscale.parallel.place import Place
+from vitscale.checkpoint.store import CheckpointWriter, RunFacts, checkpoints_in, damage_in, read_whole
+from vitscale.parallel.rank_info import RankInfo
 from vitscale.parallel.world import joined
 from vitscale.recipe import Checkpoint, Parallel
 
@@ -41,21 +41,21 @@ def state(value: float = 1.0) -> dict[str, torch.Tensor]:
             "optim.weight.exp_avg_sq": torch.full((250, 500), value / 4)}
 
 
-def facts(step: int, best: int | None = None) -> Facts:
-    return Facts(step, {"position": step}, {}, "ddp", 1, {"step": best, "metric": "eval_top1", "value": 0.5} if best else None)
+def facts(step: int, best: int | None = None) -> RunFacts:
+    return RunFacts(step, {"position": step}, {}, "ddp", 1, {"step": best, "metric": "eval_top1", "value": 0.5} if best else None)
 
 
-class Filling(Writer):
+class Filling(CheckpointWriter):
     """While `filling` is set, another user takes the last bytes at that moment of every checkpoint."""
 
     filling: str | None = None
 
-    def _make_room(self, needed: int, facts: Facts) -> None:
+    def _make_room(self, needed: int, facts: RunFacts) -> None:
         super()._make_room(needed, facts)
         if self.filling == "state":
             fill(self.folder, leave=MB // 2)        # begun, but not ended
 
-    def _publish(self, draft: Path, facts: Facts, replace: bool) -> None:
+    def _publish(self, draft: Path, facts: RunFacts, replace: bool) -> None:
         if self.filling == "weights":
             fill(self.folder)
         super()._publish(draft, facts, replace)
@@ -159,7 +159,7 @@ def test_what_the_next_one_displaces_goes_before_it_but_never_the_newest_nor_the
         single.close()
 
 
-def _two(place: Place, folder: Path) -> list[object]:
+def _two(place: RankInfo, folder: Path) -> list[object]:
     """Rank 1 writes its own shard to a disk that fills up; both hear of it; then there is room again."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
@@ -201,7 +201,7 @@ def test_two_ranks_hear_of_it_alike(small: Path) -> None:
     assert torch.equal(whole["weight"], state(3.0)["model.weight"])
 
 
-def _one_fails(place: Place, folder: Path) -> str:
+def _one_fails(place: RankInfo, folder: Path) -> str:
     """Only rank 1's part cannot be written: to it, a folder is in the way of the file."""
     logging.disable(logging.ERROR)
     with joined(Parallel(), place):
@@ -220,8 +220,8 @@ def _one_fails(place: Place, folder: Path) -> str:
     return "written"
 
 
-class InTheWay(Writer):
-    def _make_room(self, needed: int, facts: Facts) -> None:
+class InTheWay(CheckpointWriter):
+    def _make_room(self, needed: int, facts: RunFacts) -> None:
         super()._make_room(needed, facts)
         (self.folder / f".step-{facts.step:08d}.1" / "state" / "__1_0.distcp").mkdir(parents=True)
 

@@ -18,7 +18,7 @@ import torch
 
 from vitscale.checkpoint import lease as lease_module
 from vitscale.checkpoint.lease import STALE_S, Lease, LeaseLost, _self_description, _slurm_has_ended, refuse_if_held
-from vitscale.checkpoint.store import Facts, Writer, checkpoints_in
+from vitscale.checkpoint.store import CheckpointWriter, RunFacts, checkpoints_in
 from vitscale.errors import CheckpointError
 from vitscale.recipe import Checkpoint, Duration
 
@@ -298,15 +298,15 @@ def test_a_node_keeps_its_slurm_name(tmp_path, monkeypatch):
     lease.release()
 
 
-def facts(step: int) -> Facts:
-    return Facts(step, {}, {}, "ddp", 1)
+def facts(step: int) -> RunFacts:
+    return RunFacts(step, {}, {}, "ddp", 1)
 
 
 def test_an_orphan_neither_publishes_nor_deletes(tmp_path, quick):
     folder = tmp_path / "checkpoints"
     old = Lease.take(tmp_path)
     settings = Checkpoint(every=Duration(1, "steps"), keep=1)
-    orphan = Writer(folder, rank=0, lease=old, attempt=1, settings=settings)
+    orphan = CheckpointWriter(folder, rank=0, lease=old, attempt=1, settings=settings)
     orphan.save({"model.w": torch.ones(3)}, facts(1))
     orphan.wait()
     held_by(tmp_path, 2.0, host="another")      # as another node sees it once this one is cut off
@@ -314,7 +314,7 @@ def test_an_orphan_neither_publishes_nor_deletes(tmp_path, quick):
     with pytest.raises(LeaseLost, match="attempt 1 no longer holds this run folder, attempt 2 does"):
         old.check()
     new.check()
-    successor = Writer(folder, rank=0, lease=new, attempt=2, settings=settings)
+    successor = CheckpointWriter(folder, rank=0, lease=new, attempt=2, settings=settings)
     draft = folder / ".step-00000009.2"
     draft.mkdir()       # of the attempt that holds the folder now
 

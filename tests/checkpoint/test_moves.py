@@ -8,14 +8,14 @@ import torch
 from ranks import run_ranks
 
 from vitscale.checkpoint.lease import Lease
-from vitscale.checkpoint.store import STATE, Facts, Writer, checkpoints_in, damage_in, read_into, read_whole, shapes_in
+from vitscale.checkpoint.store import STATE, CheckpointWriter, RunFacts, checkpoints_in, damage_in, read_into, read_whole, shapes_in
 from vitscale.checkpoint.weights import read_weights
 from vitscale.models import build_model, initial_value
 from vitscale.objectives import Seen, build_task
 from vitscale.optim.build import build_optimizer
 from vitscale.parallel.engine import Work
 from vitscale.parallel.engines import open_engine
-from vitscale.parallel.place import Place
+from vitscale.parallel.rank_info import RankInfo
 from vitscale.parallel.world import World, joined
 from vitscale.recipe import Checkpoint, Classification, Optim, Parallel, Vit
 
@@ -37,7 +37,7 @@ class Leg:
     target: str | None = None
 
 
-def go(place: Place, legs: list[Leg]) -> list[list[float]]:
+def go(place: RankInfo, legs: list[Leg]) -> list[list[float]]:
     """Each leg in turn on the same ranks; their losses."""
     with joined(legs[0].parallel, place) as world:
         return [walk(world, leg) for leg in legs]
@@ -67,8 +67,8 @@ def walk(world: World, leg: Leg) -> list[float]:
     if leg.target is not None:
         lease = Lease.take(Path(leg.target)) if world.is_first else None
         world.barrier()
-        writer = Writer(Path(leg.target) / "checkpoints", rank=world.rank, lease=lease, attempt=1, settings=Checkpoint())
-        writer.save(engine.tensors(), Facts(leg.last, {}, {}, leg.parallel.engine, world.size))
+        writer = CheckpointWriter(Path(leg.target) / "checkpoints", rank=world.rank, lease=lease, attempt=1, settings=Checkpoint())
+        writer.save(engine.tensors(), RunFacts(leg.last, {}, {}, leg.parallel.engine, world.size))
         writer.close()
         if lease is not None:
             lease.release()
@@ -91,7 +91,7 @@ MOVES = [       # origin, engine and number of ranks that go on
 
 @pytest.fixture(scope="module")
 def unbroken() -> list[float]:
-    return go(Place(), [Leg(on("ddp"), 0, 10)])[0]
+    return go(RankInfo(), [Leg(on("ddp"), 0, 10)])[0]
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,8 @@ from vitscale.checkpoint.store import (
     MANIFEST,
     STATE,
     WEIGHTS,
-    Facts,
-    Writer,
+    CheckpointWriter,
+    RunFacts,
     checkpoints_in,
     damage_in,
     read_facts,
@@ -53,15 +53,15 @@ def state(seed: int = 0) -> dict[str, torch.Tensor]:
             "optim.weight.exp_avg": torch.randn(7, 5, generator=generator), "optim.weight.step": torch.tensor(17.0)}
 
 
-def facts(step: int, best: int | None = None) -> Facts:
+def facts(step: int, best: int | None = None) -> RunFacts:
     data = {"index_hash": "ab", "seed": 3, "position": 100 * step, "skips": [[8, 16]]}
     best_so_far = {"step": best, "metric": "eval_top1", "value": 0.5} if best else None
     recipe = {"name": "x", "model": {"width": 5}}
-    return Facts(step, data, recipe, "fsdp", 4, best_so_far, {"value": 0.5, "evaluations": 2}, {"torch": "2"})
+    return RunFacts(step, data, recipe, "fsdp", 4, best_so_far, {"value": 0.5, "evaluations": 2}, {"torch": "2"})
 
 
-def writer(folder: Path, **settings: object) -> Writer:
-    return Writer(folder, rank=0, lease=None, attempt=1, settings=Checkpoint(**settings))
+def writer(folder: Path, **settings: object) -> CheckpointWriter:
+    return CheckpointWriter(folder, rank=0, lease=None, attempt=1, settings=Checkpoint(**settings))
 
 
 def write(folder: Path, *steps: int, tensors: Mapping[str, torch.Tensor] | None = None) -> list[Path]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vitscale.checkpoint.store import FACTS, WEIGHTS, Facts, Writer
+from vitscale.checkpoint.store import FACTS, WEIGHTS, CheckpointWriter, RunFacts
 from vitscale.checkpoint.weights import read_backbone
 from vitscale.errors import CheckpointError
 from vitscale.models import build_model, initialise
@@ -29,9 +29,9 @@ def pretrained(folder: Path, objective: Objective, model: Vit = MODEL) -> tuple[
     learner = build_task(model, objective).build()
     initialise(learner, 3)
     weights = {name: value.detach().clone() for name, value in learner.named_parameters()}
-    writer = Writer(folder / "checkpoints", rank=0, lease=None, attempt=1, settings=Checkpoint())
+    writer = CheckpointWriter(folder / "checkpoints", rank=0, lease=None, attempt=1, settings=Checkpoint())
     recipe = {"objective": objective.model_dump(mode="json")}
-    writer.save({f"model.{name}": value for name, value in weights.items()}, Facts(1, {}, recipe, "ddp", 1))
+    writer.save({f"model.{name}": value for name, value in weights.items()}, RunFacts(1, {}, recipe, "ddp", 1))
     writer.close()
     return folder, weights
 
@@ -46,7 +46,7 @@ def test_a_classifier_starts_from_each(objective: Objective, tmp_path: Path, cap
     assert all(torch.equal(found[name], weights[name]) for name in found)
     left = "decoder_" if objective.name in ("mae", "inpainting") else "head"
     assert f"belong to {objective.name} alone and are left behind ({left}" in caplog.text
-    assert "these begin at first values: head.weight, head.bias" in caplog.text
+    assert "these begin at initial values: head.weight, head.bias" in caplog.text
 
 
 def test_fine_tuning_with_a_norm_after_the_pooling(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from vitscale.checkpoint.load import load
 from vitscale.checkpoint.store import FACTS, MANIFEST, checkpoints_in
 from vitscale.checkpoint.weights import section_before
 from vitscale.cli import app
-from vitscale.cluster.going_on import look
+from vitscale.cluster.resumable import look
 from vitscale.errors import CheckpointError
 from vitscale.files import sha256_of, write_json
 from vitscale.recipe import load_recipe

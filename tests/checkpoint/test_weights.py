@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vitscale.checkpoint.store import EMA_WEIGHTS, MANIFEST, WEIGHTS, Facts, Writer
+from vitscale.checkpoint.store import EMA_WEIGHTS, MANIFEST, WEIGHTS, CheckpointWriter, RunFacts
 from vitscale.checkpoint.weights import find_weights, read_weights
 from vitscale.errors import CheckpointError
 from vitscale.recipe import Checkpoint
@@ -18,10 +18,10 @@ SHAPES = {"a": (2, 3), "b.c": (4,)}
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run folder with the checkpoints 1 and 2, whose weights are their number."""
-    writer = Writer(tmp_path / "run" / "checkpoints", rank=0, lease=None, attempt=1, settings=Checkpoint())
+    writer = CheckpointWriter(tmp_path / "run" / "checkpoints", rank=0, lease=None, attempt=1, settings=Checkpoint())
     for step in (1, 2):
         tensors = {f"model.{name}": torch.full(shape, float(step)) for name, shape in SHAPES.items()}
-        writer.save(tensors | {"ema.a": torch.full((2, 3), 9.0)}, Facts(step, {}, {}, "ddp", 1))
+        writer.save(tensors | {"ema.a": torch.full((2, 3), 9.0)}, RunFacts(step, {}, {}, "ddp", 1))
     writer.close()
     return tmp_path / "run"
 

@@ -14,7 +14,7 @@ from disks import small_disk
 
 from vitscale.checkpoint.lease import STALE_S, Lease
 from vitscale.cluster import runfolder
-from vitscale.cluster.attempt import Asked, RunOver, Unwritable, begin, end
+from vitscale.cluster.attempt import JobStopped, RunOver, Unwritable, begin, end
 from vitscale.cluster.ended import LOST_PEER, PRESENT
 from vitscale.cluster.tries import VARIABLE, RestartLoop
 from vitscale.errors import RecipeError
@@ -36,7 +36,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "none yet")
 
 
-def verdict(folder: Path, code: int, asked: Asked | None = None) -> tuple[int, tuple[str, ...]]:
+def verdict(folder: Path, code: int, asked: JobStopped | None = None) -> tuple[int, tuple[str, ...]]:
     found = end(folder, code, asked)
     return found.code, found.exclude
 

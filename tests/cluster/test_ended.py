@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from vitscale.cluster.ended import ended
-from vitscale.cluster.runfolder import mark
 from vitscale.resilience.outcome import FILE, write_outcome
+from vitscale.runfolder import mark
 
 
 @pytest.mark.parametrize(("code", "words"), [

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from vitscale.cluster import slurm
-from vitscale.cluster.runfolder import JOB, write_object
 from vitscale.cluster.script import HOME
 from vitscale.cluster.status import status_of
 from vitscale.errors import EXIT_REQUEUE, ClusterError
-from vitscale.parallel.meet import Absent, _slurm_master
+from vitscale.parallel.rendezvous import Absent, _slurm_master
+from vitscale.runfolder import JOB, write_object
 
 STOPPED = "slurm_load_jobs error: Socket timed out on send/recv operation"
 KILLED = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"

@@ -12,12 +12,12 @@ import pytest
 from accounts import accounts_of
 
 from vitscale.checkpoint.lease import _self_description
-from vitscale.cluster.runfolder import BEGUN, JOB, mark, write_object
 from vitscale.cluster.slurm import Queued
 from vitscale.cluster.state import state_of
 from vitscale.cluster.status import status_of, table
 from vitscale.processes import start_of
 from vitscale.resilience.outcome import write_outcome
+from vitscale.runfolder import BEGUN, JOB, mark, write_object
 
 LEASES = ("none", "living", "stopped", "dead", "released", "elsewhere fresh", "elsewhere silent", "elsewhere stale")
 OUTCOMES = ("none", "damaged", "of this attempt", "of an earlier one", "later, without a number", "earlier, without a number")
@@ -161,7 +161,7 @@ def test_a_colleagues_job_is_not_gone_because_it_is_not_in_ones_own_queue(tmp_pa
 def test_a_hidden_process_is_not_taken_for_a_dead_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """/proc may be mounted so that it shows nobody the processes of others."""
     make(tmp_path / "x", "living", "none", 75, "no job", 0, time.time())
-    monkeypatch.setattr("vitscale.cluster.runfolder.start_of", lambda pid: None)
+    monkeypatch.setattr("vitscale.runfolder.start_of", lambda pid: None)
     assert state_of(tmp_path / "x", None).name == "lost"
     mine = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: mine + 1)

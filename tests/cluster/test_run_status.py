@@ -10,11 +10,11 @@ import pytest
 
 from vitscale.checkpoint.lease import Lease
 from vitscale.cluster.logs import logs_of, show
-from vitscale.cluster.runfolder import BEGUN, JOB, TAIL_BYTES, find_run, last_row, write_object
 from vitscale.cluster.slurm import Queued
 from vitscale.cluster.status import as_json, jobs_of, on_one_screen, others, runs_in, status_of, table
 from vitscale.errors import ClusterError
 from vitscale.resilience.outcome import write_outcome
+from vitscale.runfolder import BEGUN, JOB, TAIL_BYTES, find_run, last_row, write_object
 
 RECIPE = "global_batch: 32\nduration: {duration}\ndata: {{num_samples: {samples}}}\n"
 

@@ -9,7 +9,7 @@ from running import Run
 
 from slurm import JOB_S, Cluster
 
-SAY = "python -c 'import os; from vitscale.parallel.place import how_started; print(how_started(os.environ).told)'"
+SAY = "python -c 'import os; from vitscale.parallel.rank_info import how_started; print(how_started(os.environ).told)'"
 
 
 @pytest.mark.slow       # two ranks that import torch

@@ -19,12 +19,12 @@ from vitscale.cluster import attempt
 from vitscale.cluster.attempt import RunOver, Unwritable, begin, end
 from vitscale.cluster.ended import ended
 from vitscale.cluster.ending import TAKEN
-from vitscale.cluster.runfolder import furthest_checkpoint
 from vitscale.cluster.tries import PATIENCE, VARIABLE, RestartLoop, Tries
 from vitscale.errors import RecipeError
 from vitscale.metrics.system import CAUSES
 from vitscale.resilience.outcome import read_outcome, write_outcome
 from vitscale.resilience.restarts import begin_attempt
+from vitscale.runfolder import furthest_checkpoint
 
 N = 3
 # How likely each is lost or damaged after a try.

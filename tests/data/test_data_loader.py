@@ -108,25 +108,26 @@ def test_any_world_gives_the_same(shards, unbroken, world, micro, workers):
 
 def test_what_is_coming_is_the_same_and_late_batches_are_begun_when_asked_for(shards, unbroken):
     """A GPU's host takes batches late, and looks at the next one before it takes it."""
-    late = collect(recipe(shards, prefetch=2), 1, 9, 8, late=True)[0]
+    late = collect(recipe(shards, prefetch=2), 1, 9, 8, on_request=True)[0]
     assert late == unbroken
-    with open_stream(recipe(shards, prefetch=2), open_index(shards), rank=0, world=1, micro_batch=8, drop_rates=RATES, late=True) as stream:
+    with open_stream(recipe(shards, prefetch=2), open_index(shards), rank=0, world=1, micro_batch=8, drop_rates=RATES,
+                     on_request=True) as stream:
         for step in range(9):
             batch = next(stream)
             before = stream.state_dict(), stream.read
             ends = time.monotonic() + 10
-            while (coming := stream.coming()) is None:
+            while (coming := stream.peek()) is None:
                 assert time.monotonic() < ends
                 time.sleep(0.01)
             assert (stream.state_dict(), stream.read) == before       # it was not handed out
             assert all(int(batch.micro[0].ids[slot]) == unbroken[step, slot][0] for slot in range(batch.size))
             known = int(coming.ids[0]), coming.images[0].numpy().tobytes()
             assert known == unbroken[step + 1, 0][:2] if step < 8 else known
-    with open_stream(recipe(shards, prefetch=2), open_index(shards), rank=0, world=1, micro_batch=8, late=True) as stream:
+    with open_stream(recipe(shards, prefetch=2), open_index(shards), rank=0, world=1, micro_batch=8, on_request=True) as stream:
         next(stream)
         time.sleep(0.2)
         assert stream._ahead.fetched == stream._ahead._made * 2 == 4        # two batches of two pieces: no third was begun
-        stream.coming()
+        stream.peek()
         assert stream._ahead._made == 3
 
 

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from vitscale.cli import app
 from vitscale.data import ShardReader, open_index, open_stream
 from vitscale.data.image import decode_whole
-from vitscale.data.pack import Options, pack
+from vitscale.data.pack import PackOptions, pack
 from vitscale.data.sources import open_source
 from vitscale.errors import DataError
 from vitscale.recipe.load import check_recipe
@@ -48,7 +48,8 @@ def tree(tmp_path_factory):
 
 
 def packed(source, out, classes=(), **options):
-    return pack(open_source(str(source), classes=classes), Path(out), Options(**{"shuffle": 0, "shard_samples": 7} | options), workers=2)
+    chosen = PackOptions(**{"shuffle": 0, "shard_samples": 7} | options)
+    return pack(open_source(str(source), classes=classes), Path(out), chosen, workers=2)
 
 
 def samples(folder):
@@ -94,7 +95,7 @@ def test_shards_are_mixed_unless_asked_not_to(tree, tmp_path):
 
 def test_the_same_source_gives_the_same_bytes(tree, tmp_path):
     packed(tree, tmp_path / "a")
-    pack(open_source(str(tree)), tmp_path / "b", Options(shuffle=0, shard_samples=7), workers=1)
+    pack(open_source(str(tree)), tmp_path / "b", PackOptions(shuffle=0, shard_samples=7), workers=1)
     assert shards(tmp_path / "a") == shards(tmp_path / "b")
     with tarfile.open(tmp_path / "a" / "shard-000000.tar") as tar:
         assert {member.mtime for member in tar} == {0}
@@ -290,7 +291,7 @@ def test_shards_are_packed_anew_with_all_their_members(tmp_path):
     (tmp_path / "old" / "classes.txt").write_text("a\nb\n")
     source = open_source(urls)
     assert source.mixed
-    pack(source, tmp_path / "new", Options(shard_samples=5), workers=2)
+    pack(source, tmp_path / "new", PackOptions(shard_samples=5), workers=2)
     after = samples(tmp_path / "new")
     assert (tmp_path / "new" / "classes.txt").read_text() == "a\nb\n"
     assert [members for _, members in after] == [members for _, members in before]

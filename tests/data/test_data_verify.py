@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vitscale.cli import app
-from vitscale.data.pack import Options, pack
+from vitscale.data.pack import PackOptions, pack
 from vitscale.data.sources import open_source
 from vitscale.data.verify import verify
 from vitscale.errors import DataError
@@ -18,7 +18,7 @@ from vitscale.errors import DataError
 
 @pytest.fixture
 def packed(tmp_path):
-    pack(open_source(corrupt.build(tmp_path / "raw")), tmp_path / "set", Options(shard_samples=6), workers=1)
+    pack(open_source(corrupt.build(tmp_path / "raw")), tmp_path / "set", PackOptions(shard_samples=6), workers=1)
     return tmp_path / "set"
 
 

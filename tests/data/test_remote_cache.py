@@ -102,7 +102,7 @@ def test_a_file_that_may_not_grow_is_done_without(server, index, tmp_path):
 def test_the_longest_unused_leaves_and_what_is_open_stays(server, index, tmp_path, caplog):
     size = int(index.bytes.max())
     cache = ShardCache(str(tmp_path / "cache"), 2 * size + 100)
-    facts = [remote.Facts(int(size), int(stamp)) for size, stamp in zip(index.bytes, index.mtime_ns, strict=True)]
+    facts = [remote.ShardFacts(int(size), int(stamp)) for size, stamp in zip(index.bytes, index.mtime_ns, strict=True)]
 
     def open_(number):
         return cache.open(index.urls[number], facts[number])
@@ -154,7 +154,7 @@ def test_who_waits_for_another_can_be_told_to_stop(index, tmp_path):
     (tmp_path / "cache").mkdir()
     stop = Event()
     stop.set()
-    facts = remote.Facts(int(index.bytes[0]), int(index.mtime_ns[0]))
+    facts = remote.ShardFacts(int(index.bytes[0]), int(index.mtime_ns[0]))
     lock = FileLock(tmp_path / "cache" / f"{hashlib.sha256(index.urls[0].encode()).hexdigest()[:3]}.lock")
     with lock, pytest.raises(remote.Unreachable, match="not waited for"):
         cache.open(index.urls[0], facts, stop)
@@ -183,7 +183,7 @@ def test_a_damaged_copy_is_fetched_again(server, index, tmp_path, damage, caplog
 
 def test_a_download_that_breaks_leaves_nothing_behind(server, index, tmp_path):
     cache = ShardCache(str(tmp_path / "cache"), 10**8)
-    facts = remote.Facts(int(index.bytes[0]), int(index.mtime_ns[0]))
+    facts = remote.ShardFacts(int(index.bytes[0]), int(index.mtime_ns[0]))
     server.faults["s-000.tar"] = ["", *["half"] * 4]
     with pytest.raises(remote.Unreachable):
         cache.open(index.urls[0], facts)
@@ -202,7 +202,7 @@ def test_a_disk_without_room_is_not_written_to(server, index, tmp_path, monkeypa
 
 def test_the_default_folder_must_be_ours_alone(index, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    facts = remote.Facts(int(index.bytes[0]), int(index.mtime_ns[0]))
+    facts = remote.ShardFacts(int(index.bytes[0]), int(index.mtime_ns[0]))
     os.close(ShardCache(None, 10**8).open(index.urls[0], facts))
     folder = tmp_path / f"vitscale-shards-{os.getuid()}"
     assert folder.stat().st_mode & 0o777 == 0o700

@@ -13,9 +13,9 @@ from vitscale.data import jpeg, native, open_index, open_stream
 from vitscale.data.bad import BadSample
 from vitscale.data.crop import DRAWS, RandomCrop
 from vitscale.data.decode import decode
+from vitscale.data.decoded_before import DecodedImages, sum_of
 from vitscale.data.draws import uniforms
 from vitscale.data.header import read_header
-from vitscale.data.sound import SoundImages, sum_of
 from vitscale.recipe.load import check_recipe
 
 CHINA = Image.fromarray(load_sample_images().images[0])
@@ -75,7 +75,7 @@ def test_a_crop_of_a_sound_image_is_the_same(decoder):
 
 
 def test_a_sum_tells_bytes_from_others():
-    sound = SoundImages(10)
+    sound = DecodedImages(10)
     rng = np.random.Generator(np.random.Philox(0))
     data = rng.integers(0, 256, 1003, np.uint8).tobytes()
     others = set()
@@ -87,14 +87,14 @@ def test_a_sum_tells_bytes_from_others():
         others |= {sum_of(data[:-cut]), sum_of(data + bytes(cut)), sum_of(data[:500] + data[500 + cut:] + bytes(cut))}
     assert sum_of(data) not in others
     assert sum_of(b"") > 0
-    assert not sound.knows(3, sum_of(data))
+    assert not sound.contains(3, sum_of(data))
     sound.note(3, sum_of(data))
-    assert sound.knows(3, sum_of(data))
-    assert not sound.knows(4, sum_of(data))
+    assert sound.contains(3, sum_of(data))
+    assert not sound.contains(4, sum_of(data))
 
 
 def test_marks_are_noted_with_the_sum_they_belong_to():
-    sound = SoundImages(3)
+    sound = DecodedImages(3)
     mine = sound.marks(1)
     mine[:] = 5                                     # written by a decoder, which may fail
     assert not sound.marks(1).any()
@@ -105,24 +105,24 @@ def test_marks_are_noted_with_the_sum_they_belong_to():
 
     class Watched(np.ndarray):
         def __setitem__(self, place, value):
-            seen.append(sound.knows(1, 77))
+            seen.append(sound.contains(1, 77))
             super().__setitem__(place, value)
 
     sound._marks = sound._marks.view(Watched)
     sound.note(1, 88, mine + 1)
     assert seen == [False]                          # who asks in that moment decodes it whole
-    assert sound.knows(1, 88)
+    assert sound.contains(1, 88)
 
 
 def test_a_set_larger_than_the_table_is_only_known_in_part(monkeypatch):
-    monkeypatch.setattr("vitscale.data.sound._MOST", 4)
-    monkeypatch.setattr("vitscale.data.sound._MOST_MARKED", 4)
-    sound = SoundImages(10)
+    monkeypatch.setattr("vitscale.data.decoded_before._MOST", 4)
+    monkeypatch.setattr("vitscale.data.decoded_before._MOST_MARKED", 4)
+    sound = DecodedImages(10)
     for sample in range(10):
         sound.note(sample, sample + 100)
-    assert [sample for sample in range(10) if sound.knows(sample, sample + 100)] == [6, 7, 8, 9]
+    assert [sample for sample in range(10) if sound.contains(sample, sample + 100)] == [6, 7, 8, 9]
     assert sound.marks(3) is None                   # those of 7 would lie there
-    assert SoundImages(4).marks(3).shape == (7, 3)
+    assert DecodedImages(4).marks(3).shape == (7, 3)
 
 
 def overwritten(data, seed):

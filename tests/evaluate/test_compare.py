@@ -9,7 +9,7 @@ from running import Run
 
 from vitscale.checkpoint.load import load
 from vitscale.errors import RecipeError
-from vitscale.evaluate.compare import Entry, as_json, compare, draw, peak_bytes, verdict
+from vitscale.evaluate.compare import ComparedModel, as_json, compare, draw, peak_bytes, verdict
 from vitscale.export.folder import write_safetensors
 from vitscale.models import build_model
 from vitscale.recipe.schema import ConvNext, Swin, Vit
@@ -49,7 +49,7 @@ def test_memory_is_parameters_and_what_grows_with_the_batch(section) -> None:
     assert small - weights == pytest.approx((large - weights) / 2, rel=0.15)
 
 
-ENTRY = Entry("a", "vit", 8, 0.95, (0.93, 0.97), "training", 100, 100, 1000, 1.0, 1.0, 0.01, 100.0, 1)
+ENTRY = ComparedModel("a", "vit", 8, 0.95, (0.93, 0.97), "training", 100, 100, 1000, 1.0, 1.0, 0.01, 100.0, 1)
 
 
 def test_what_is_said_follows_from_the_numbers() -> None:

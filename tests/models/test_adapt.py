@@ -98,9 +98,9 @@ def test_heads_of_other_classes_begin_anew_and_it_is_said():
         model, other = shaken(old), build_model(old.model_copy(update={"classes": 7}))
         weights, notes = adapted(dict(model.named_parameters()), other, old)
         assert not any("head" in name and "norm" not in name for name in weights)
-        assert notes[0] == "the head was of 5 classes; this one of 7 classes begins at first values"
+        assert notes[0] == "the head was of 5 classes; this one of 7 classes begins at initial values"
         absent = [name for name, _ in other.named_parameters() if name not in weights]
-        assert notes[1] == f"these begin at first values: {', '.join(absent)}"
+        assert notes[1] == f"these begin at initial values: {', '.join(absent)}"
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from backbones import BACKBONES, Case, losses_of
 
-from vitscale.parallel.place import Place
+from vitscale.parallel.rank_info import RankInfo
 from vitscale.parallel.world import joined
 from vitscale.recipe import Parallel
 
@@ -18,7 +18,7 @@ ALONE = Parallel(device="cpu")
 
 
 def run(backbone: str) -> list[float]:
-    with joined(ALONE, Place()) as world:
+    with joined(ALONE, RankInfo()) as world:
         return losses_of(world, Case(backbone, ALONE, steps=5))
 
 

@@ -11,12 +11,12 @@ from vitscale.metrics import METRICS
 from vitscale.observe import board as board_module
 from vitscale.observe.board import Board, open_board
 from vitscale.observe.exporter import Exporter
-from vitscale.parallel.place import Place
+from vitscale.parallel.rank_info import RankInfo
 from vitscale.parallel.world import joined
 from vitscale.recipe.schema import Parallel
 
 
-def write_and_read(place: Place, whose: list[list[int]]) -> dict[int, dict[str, Any]]:
+def write_and_read(place: RankInfo, whose: list[list[int]]) -> dict[int, dict[str, Any]]:
     """Each rank writes; the first of each node reads all of its node's."""
     with joined(Parallel(device="cpu"), place) as world:
         here = next(ranks for ranks in whose if world.rank in ranks)

@@ -8,7 +8,7 @@ import warnings
 import pytest
 from rich.console import Console
 
-from vitscale.observe.console import Progress, _number, _span, setup_logging
+from vitscale.observe.console import ProgressDisplay, _number, _span, setup_logging
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def piped():
 
 def test_a_pipe_gets_a_line_each_so_many_seconds_and_at_evaluations():
     console, now = piped(), [0.0]
-    with Progress(console, total_images=2000, num_samples=500, every_s=10, clock=lambda: now[0]) as progress:
+    with ProgressDisplay(console, total_images=2000, num_samples=500, every_s=10, clock=lambda: now[0]) as progress:
         for step in range(1, 13):
             progress.step(row(step), eta_s=3661)
             now[0] += 2
@@ -56,14 +56,14 @@ def test_a_pipe_gets_a_line_each_so_many_seconds_and_at_evaluations():
 
 def test_the_last_state_is_printed_once():
     console = piped()
-    with Progress(console, total_images=64, clock=lambda: 0.0) as progress:
+    with ProgressDisplay(console, total_images=64, clock=lambda: 0.0) as progress:
         progress.step(row(1), eta_s=0)
     assert console.file.getvalue().count("step 1") == 1
 
 
 def test_unknown_numbers_are_left_out():
     console = piped()
-    with Progress(console, total_images=100) as progress:
+    with ProgressDisplay(console, total_images=100) as progress:
         progress.step({"step": 1, "images": 10, "loss": 2.0, "mfu": None, "images_per_second": 0.0})
     assert console.file.getvalue().splitlines()[0] == " 10%  step 1  loss 2  0 images/s  data wait 0%  ETA -"
 
@@ -72,7 +72,7 @@ def test_unknown_numbers_are_left_out():
 def test_on_a_terminal_log_lines_stand_above_the_bar():
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     setup_logging(console)
-    with Progress(console, total_images=2000, num_samples=500) as progress:
+    with ProgressDisplay(console, total_images=2000, num_samples=500) as progress:
         progress.step(row(3), eta_s=60)
         logging.getLogger("vitscale.test").info("checkpoint [bold]kept[/bold]")
         progress.evaluated({"eval_top1": 0.5})

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitscale.cluster.runfolder import last_row
 from vitscale.observe.dashboard.table import Table
 from vitscale.observe.dashboard.view import run_view
 from vitscale.observe.totals import METRICS, Totals
+from vitscale.runfolder import last_row
 
 ACTS = st.lists(st.one_of(st.tuples(st.just("steps"), st.integers(1, 6)), st.tuples(st.just("evaluate"), st.just(0)),
                           st.tuples(st.just("checkpoint"), st.integers(0, 3)), st.tuples(st.just("rollback"), st.integers(1, 9)),

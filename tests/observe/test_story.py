@@ -22,7 +22,7 @@ from rich.console import Console
 from running import SMALL, TIMEOUT_S, Run, command
 
 from vitscale.cluster.logs import logs_of, show
-from vitscale.observe.console import Progress, setup_logging
+from vitscale.observe.console import ProgressDisplay, setup_logging
 from vitscale.observe.skipped import EVERY_S, NAMED, Skipped
 
 
@@ -72,7 +72,7 @@ def test_the_file_has_steps_and_evaluations_of_all_attempts_and_the_console_each
         console = Console(file=io.StringIO(), force_terminal=terminal, width=120, height=200)
         setup_logging(console, tmp_path / "logs" / "rank-0.log")
         logging.getLogger("vitscale.test").info("attempt %d begins", attempt)
-        with Progress(console, total_images=32 * 40, every_s=10, clock=lambda: now[0]) as progress:
+        with ProgressDisplay(console, total_images=32 * 40, every_s=10, clock=lambda: now[0]) as progress:
             for step in range(20 * attempt + 1, 20 * attempt + 21):
                 progress.step(row(step), eta_s=60.0)
                 now[0] += 3

@@ -20,7 +20,7 @@ from vitscale.observe.tracked import KINDS, Begins, Tracked, identity
 from vitscale.observe.trackers import Trackers
 
 RECORDERS = Path(__file__).parent.parent / "recorders"
-# (goes on from, attempts then reach): a step, or a rollback to a step in the same process; None: killed there, and started anew
+# (resumes from, attempts then reach): a step, or a rollback to a step in the same process; None: killed there, and started anew
 LIVES = [
     [(0, 5)],
     [(0, 6), None, (4, 9)],
@@ -279,10 +279,10 @@ def test_a_way_back_is_not_lost_behind_rows_that_wait(tmp_path: Path) -> None:
 @pytest.mark.slow       # two attempts of a real run
 def test_a_run_that_is_killed_and_rolls_back_is_one_in_every_tracker_and_record(place: Path) -> None:
     """kill -9 in step 21 after an evaluation, a resume from step 16, a rollback from 34 to 24 in the same process."""
-    from vitscale.cluster.runfolder import last_row
     from vitscale.observe.dashboard.table import Table
     from vitscale.observe.dashboard.view import run_view
     from vitscale.observe.totals import Totals
+    from vitscale.runfolder import last_row
 
     server = place / "server"
     server.mkdir()

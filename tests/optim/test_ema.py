@@ -8,8 +8,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from vitscale.optim.ema import Ema
-from vitscale.parallel.place import Place
+from vitscale.optim.ema import WeightAverage
+from vitscale.parallel.rank_info import RankInfo
 from vitscale.parallel.world import joined
 from vitscale.recipe import Parallel
 
@@ -29,7 +29,7 @@ def move(model: nn.Module, step: int) -> None:
 def test_the_average_follows_its_closed_form():
     model, decay, steps = toy(), 0.9, 20
     first = [parameter.detach().clone() for parameter in model.parameters()]
-    ema = Ema(model, decay)
+    ema = WeightAverage(model, decay)
     for step in range(1, steps + 1):
         move(model, step)
         ema.update()
@@ -41,7 +41,7 @@ def test_the_average_follows_its_closed_form():
 
 def test_swapping_is_exact_both_ways_also_after_an_error():
     model = toy()
-    ema = Ema(model, 0.5)
+    ema = WeightAverage(model, 0.5)
     move(model, 1)
     ema.update()
     weights = [parameter.detach().clone() for parameter in model.parameters()]
@@ -55,7 +55,7 @@ def test_swapping_is_exact_both_ways_also_after_an_error():
 
 
 def test_inside_a_swap_nothing_else_is_allowed():
-    ema = Ema(toy(), 0.5)
+    ema = WeightAverage(toy(), 0.5)
     with ema.swapped():
         for use in (ema.update, ema.tensors, ema.restart):
             with pytest.raises(AssertionError):
@@ -64,7 +64,7 @@ def test_inside_a_swap_nothing_else_is_allowed():
 
 def test_loading_in_place_takes_effect_and_restart_takes_the_weights():
     model = toy()
-    ema = Ema(model, 0.5)
+    ema = WeightAverage(model, 0.5)
     for average in ema.tensors().values():
         average.zero_()
     with ema.swapped():
@@ -75,10 +75,10 @@ def test_loading_in_place_takes_effect_and_restart_takes_the_weights():
 
 def test_only_fp32_weights_are_averaged():
     with pytest.raises(AssertionError, match=r"0\.weight"):
-        Ema(toy().bfloat16(), 0.5)
+        WeightAverage(toy().bfloat16(), 0.5)
 
 
-def _sharded(place: Place) -> int:
+def _sharded(place: RankInfo) -> int:
     """Returns how many averages were compared."""
     with joined(Parallel(engine="fsdp", device="cpu"), place) as world:
         return _compare(world.size)
@@ -90,7 +90,7 @@ def _compare(size: int) -> int:
     mesh = init_device_mesh("cpu", (size,))
     fully_shard(model[0], mesh=mesh)
     fully_shard(model, mesh=mesh)
-    ema, whole_ema = Ema(model, 0.75), Ema(whole, 0.75)
+    ema, whole_ema = WeightAverage(model, 0.75), WeightAverage(whole, 0.75)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, whole)]
     for _ in range(3):
         for m, optimizer, average in zip((model, whole), optimizers, (ema, whole_ema), strict=True):
@@ -112,4 +112,4 @@ def _compare(size: int) -> int:
 
 @pytest.mark.parametrize("size", [1, 2, 4])     # at 4 the last layer's 3 rows leave a rank with none
 def test_sharded_averages_equal_whole_ones(size):
-    assert run_ranks(size, _sharded) == [len(Ema(toy(), 0.75).tensors())] * size
+    assert run_ranks(size, _sharded) == [len(WeightAverage(toy(), 0.75).tensors())] * size

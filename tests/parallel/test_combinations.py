@@ -16,7 +16,7 @@ from combinations import PLAIN, Combination, Trained, covering, plain_of
 from ranks import run_ranks
 from torch import Tensor
 
-from vitscale.parallel.place import Place
+from vitscale.parallel.rank_info import RankInfo
 from vitscale.parallel.world import joined
 from vitscale.recipe import Parallel
 
@@ -26,7 +26,7 @@ SEED = int(os.environ.get("VITSCALE_GRID_SEED", datetime.datetime.now(datetime.U
 SAMPLE = 8     # combinations of a day
 
 
-def walk(place: Place, combinations: list[Combination], teacher: str, folder: str) -> list[str]:
+def walk(place: RankInfo, combinations: list[Combination], teacher: str, folder: str) -> list[str]:
     """Each on the same ranks, its results into a file of its number; '' or what went wrong on this rank."""
     said = []
     with joined(Parallel(engine="fsdp", device="cpu"), place) as world:

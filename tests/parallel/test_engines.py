@@ -12,7 +12,7 @@ from vitscale.objectives import Seen, build_task
 from vitscale.optim.build import build_optimizer
 from vitscale.parallel.engine import Work
 from vitscale.parallel.engines import open_engine
-from vitscale.parallel.place import Place
+from vitscale.parallel.rank_info import RankInfo
 from vitscale.parallel.world import World, joined
 from vitscale.recipe import Classification, Optim, Parallel, Vit
 
@@ -52,7 +52,7 @@ def share_of(size: int, world: World) -> slice:
     return slice(0, cut) if world.rank == 0 else slice(cut, size)
 
 
-def train_all(place: Place, cases: list[Case]) -> list[dict]:
+def train_all(place: RankInfo, cases: list[Case]) -> list[dict]:
     """Each case in turn on the same ranks: processes are dearer than steps."""
     with joined(cases[0].parallel, place) as world:
         return [train(world, case) for case in cases]
@@ -148,7 +148,7 @@ def name_of(case: Case) -> str:
 def one() -> dict[Case, dict]:
     """One process with the same arithmetic: even batches, and with tails."""
     cases = [ENGINES[0], TAILS[0], *(replace(ENGINES[0], optim=optim) for optim in OPTIMS.values())]
-    return dict(zip(cases, train_all(Place(), cases), strict=True))
+    return dict(zip(cases, train_all(RankInfo(), cases), strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from vitscale.models import build_model, initial_value
 from vitscale.optim.build import build_optimizer
 from vitscale.parallel.engine import Engine, Work
 from vitscale.parallel.engines import open_engine
-from vitscale.parallel.place import Place
+from vitscale.parallel.rank_info import RankInfo
 from vitscale.parallel.world import joined
 from vitscale.recipe import Optim, Parallel, Vit
 
@@ -39,7 +39,7 @@ ENGINES = [Parallel(engine="ddp", device="cpu"), Parallel(engine="fsdp", device=
            Parallel(engine="fsdp", gather="once", device="cpu"), Parallel(engine="fsdp", replicate=2, gather="once", device="cpu")]
 
 
-def before_and_after(place: Place) -> list[tuple[dict, dict]]:
+def before_and_after(place: RankInfo) -> list[tuple[dict, dict]]:
     """For each engine the state after a step, and after an evaluation that follows."""
     found = []
     with joined(ENGINES[0], place) as world:

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from vitscale.parallel.meet import _slurm_port, who_is_missing
+from vitscale.parallel.rendezvous import _slurm_port, who_is_missing
 
 RANK = """
 import logging, sys, time
-from vitscale.parallel import meet
-from vitscale.parallel.place import Place
+from vitscale.parallel import rendezvous
+from vitscale.parallel.rank_info import Place
 logging.basicConfig(format="%(message)s")
 meet.PATIENCE_S = 0.3
 try:
     rank, size = int(sys.argv[1]), int(sys.argv[2])
-    store = meet.meet(Place(rank, size), float(sys.argv[3]))
+    store = meet.rendezvous(Place(rank, size), float(sys.argv[3]))
     print("all here")
     if store.add("left", 1) < size and rank == 0:       # it holds the store
         time.sleep(2)

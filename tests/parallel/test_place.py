@@ -8,7 +8,7 @@ import pytest
 
 from vitscale.errors import ClusterError
 from vitscale.parallel import place as place_module
-from vitscale.parallel.place import Place, how_started, place_from_environment
+from vitscale.parallel.rank_info import RankInfo, how_started, rank_info_from_environment
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 LAUNCHERS = ("SLURM", "OMPI_", "PMI", "MPI_", "MV2_", "JSM_", "PALS_", "PET_", "PBS_", "TORCHELASTIC", "KUBERNETES", "VITSCALE_STORE")
@@ -31,34 +31,34 @@ def environment(monkeypatch):
 
 def test_started_by_hand(environment):
     environment({})
-    assert place_from_environment() is None
+    assert rank_info_from_environment() is None
     environment({"MASTER_ADDR": "n1"})
-    assert place_from_environment() is None
+    assert rank_info_from_environment() is None
 
 
 def test_torchrun(environment):
     environment(TORCHRUN)
-    assert place_from_environment() == Place(5, 8, 1, 4)
+    assert rank_info_from_environment() == RankInfo(5, 8, 1, 4)
 
 
 def test_srun(environment):
     environment(SLURM)
-    assert place_from_environment() == Place(5, 8, 1, 4)
+    assert rank_info_from_environment() == RankInfo(5, 8, 1, 4)
     environment(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2,3(x2)"})
-    assert place_from_environment() == Place(5, 8, 1, 3)
+    assert rank_info_from_environment() == RankInfo(5, 8, 1, 3)
     environment(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2,3(x2)", "SLURM_NODEID": "0"})
-    assert place_from_environment() == Place(5, 8, 1, 2)
+    assert rank_info_from_environment() == RankInfo(5, 8, 1, 2)
 
 
 def test_a_shell_on_a_node_is_no_rank(environment):
     """`srun --pty bash`: what is started by hand there starts its ranks itself."""
     environment(SLURM | {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1"})
-    assert place_from_environment() is None
+    assert rank_info_from_environment() is None
 
 
 def test_the_launcher_inside_a_job_step_is_nearer_than_slurm(environment):
     environment(SLURM | TORCHRUN | {"RANK": "7", "LOCAL_RANK": "3"})
-    assert place_from_environment() == Place(7, 8, 3, 4)
+    assert rank_info_from_environment() == RankInfo(7, 8, 3, 4)
 
 
 @pytest.mark.parametrize("step", [None, "batch", "interactive", ""])
@@ -66,12 +66,12 @@ def test_a_batch_script_is_no_rank(environment, step):
     """sbatch's own shell has SLURM_PROCID too; what is started by hand there starts its ranks itself."""
     values = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}
     environment(values if step is None else values | {"SLURM_STEP_ID": step})
-    assert place_from_environment() is None
+    assert rank_info_from_environment() is None
 
 
 def test_one_process_of_a_node_each(environment):
     environment({"RANK": "1", "WORLD_SIZE": "2"})
-    assert place_from_environment() == Place(1, 2, 0, 1)
+    assert rank_info_from_environment() == RankInfo(1, 2, 0, 1)
 
 
 @pytest.mark.parametrize(("values", "said"), [
@@ -89,7 +89,7 @@ def test_one_process_of_a_node_each(environment):
 def test_an_environment_that_is_incomplete_or_contradicts_itself(environment, values, said):
     environment(values)
     with pytest.raises(ClusterError, match="the launcher's environment") as error:
-        place_from_environment()
+        rank_info_from_environment()
     assert said in str(error.value)
 
 
@@ -112,12 +112,12 @@ POD = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "vit-master-0", "MASTER_PO
        "PET_NPROC_PER_NODE": "1", "PET_NNODES": "3"}
 DEEPSPEED = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4", "CROSS_RANK": "1", "CROSS_SIZE": "2"}
 ELASTIC = TORCHRUN | {"TORCHELASTIC_RUN_ID": "none", "GROUP_RANK": "1", "ROLE_RANK": "5"}
-ANY = Place(5, 8, 1, 4)
+ANY = RankInfo(5, 8, 1, 4)
 
 
 @pytest.mark.parametrize(("values", "place", "told"), [
-    (STEP, Place(2, 4, 0, 2), "ranks: 4 of srun step 5.3, this is rank 2 on node n2"),
-    (STEP | {"PMI_RANK": "2", "PMI_SIZE": "4", "PMIX_RANK": "2"}, Place(2, 4, 0, 2), "ranks: 4 of srun step 5.3, this is"),     # MpiDefault
+    (STEP, RankInfo(2, 4, 0, 2), "ranks: 4 of srun step 5.3, this is rank 2 on node n2"),
+    (STEP | {"PMI_RANK": "2", "PMI_SIZE": "4", "PMIX_RANK": "2"}, RankInfo(2, 4, 0, 2), "ranks: 4 of srun step 5.3, this is"),  # MpiDefault
     (SHELL, None, "started by hand inside step 3, which has one task, of job 5"),
     (SHELL | {"PMI_RANK": "0", "PMI_SIZE": "1"}, None, "started by hand inside step 3, which has one task, of job 5"),
     (INTERACTIVE, None, "started by hand inside an interactive step of job 5"),
@@ -129,7 +129,7 @@ ANY = Place(5, 8, 1, 4)
     (SHELL | ELASTIC, ANY, "ranks: 8 of torchrun"),
     (DEEPSPEED, ANY, "ranks: 8 of those that RANK and WORLD_SIZE name"),
     (OMPI, ANY, "ranks: 8 of Open MPI, this is rank 5 on"),
-    (OMPI | ELASTIC | {"WORLD_SIZE": "16"}, Place(5, 16, 1, 4), "ranks: 16 of torchrun"),     # mpirun of one torchrun a node
+    (OMPI | ELASTIC | {"WORLD_SIZE": "16"}, RankInfo(5, 16, 1, 4), "ranks: 16 of torchrun"),     # mpirun of one torchrun a node
     (BATCH | OMPI, ANY, "ranks: 8 of Open MPI"),                # mpirun in a batch script: on its own node there is no step,
     (STEP | {"SLURM_STEP_NUM_TASKS": "1"} | OMPI, ANY, "ranks: 8 of Open MPI"),     # on others there is that of its daemons
     (HYDRA, ANY, "ranks: 8 of MPI, this is rank 5 on"),
@@ -138,9 +138,10 @@ ANY = Place(5, 8, 1, 4)
     ({"MV2_COMM_WORLD_RANK": "5", "MV2_COMM_WORLD_SIZE": "8", "MV2_COMM_WORLD_LOCAL_RANK": "1", "MV2_COMM_WORLD_LOCAL_SIZE": "4"}, ANY,
      "ranks: 8 of MVAPICH"),
     (JSRUN, ANY, "ranks: 8 of jsrun"),
-    (POD, Place(1, 3, 0, 1), "ranks: 3 of a PyTorchJob, this is rank 1 on"),
+    (POD, RankInfo(1, 3, 0, 1), "ranks: 3 of a PyTorchJob, this is rank 1 on"),
     (POD | {"RANK": "0", "WORLD_SIZE": "1", "PET_NNODES": "1", "PET_NPROC_PER_NODE": "auto"}, None, "started by hand"),    # of one pod
-    (STEP | {"RANK": "2", "WORLD_SIZE": "4", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}, Place(2, 4, 0, 2), "ranks: 4 of srun step 5.3"),
+    (STEP | {"RANK": "2", "WORLD_SIZE": "4", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"},
+     RankInfo(2, 4, 0, 2), "ranks: 4 of srun step 5.3"),
     ({"PBS_JOBID": "7.pbs", "PBS_TASKNUM": "1", "PBS_NODENUM": "0"}, None, "started by hand"),
 ])
 def test_every_launcher_by_its_own_facts(environment, values, place, told):
@@ -154,8 +155,9 @@ def test_every_launcher_by_its_own_facts(environment, values, place, told):
     ({"WORLD_SIZE": "4", "MASTER_ADDR": "n1"}, None, "WORLD_SIZE is set but RANK is not"),
     ({"LOCAL_RANK": "0"}, None, "LOCAL_RANK is set but RANK is not"),
     ({"RANK": "0", "WORLD_SIZE": "1"}, None, "RANK=0 and WORLD_SIZE=1 without LOCAL_RANK"),
-    (STEP | {"PMI_RANK": "0", "PMI_SIZE": "1"}, Place(2, 4, 0, 2), "PMI_RANK=0 of PMI_SIZE=1 is left over in a step of 4 tasks"),
-    (STEP | {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, Place(2, 4, 0, 2), "OMPI_COMM_WORLD_RANK=1 of OMPI_COMM_WORLD_SI"),
+    (STEP | {"PMI_RANK": "0", "PMI_SIZE": "1"}, RankInfo(2, 4, 0, 2), "PMI_RANK=0 of PMI_SIZE=1 is left over in a step of 4 tasks"),
+    (STEP | {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, RankInfo(2, 4, 0, 2),
+     "OMPI_COMM_WORLD_RANK=1 of OMPI_COMM_WORLD_SI"),
 ])
 def test_what_is_left_over_in_a_shell_is_passed_over_and_named(environment, values, place, note):
     environment(values)
@@ -204,16 +206,17 @@ def test_a_pod_of_several_gpus_is_told_what_to_do(environment, monkeypatch):
         how_started(os.environ)
     monkeypatch.undo()
     environment(POD | {"CUDA_VISIBLE_DEVICES": "1"})
-    assert place_from_environment() == Place(1, 3, 0, 1)
+    assert rank_info_from_environment() == RankInfo(1, 3, 0, 1)
 
 
 @pytest.mark.slow       # torchrun imports torch
 def test_torchrun_itself_agrees(tmp_path):
     """The real thing, with no torch in the ranks."""
     program = tmp_path / "rank.py"
-    program.write_text("import sys\nfrom vitscale.parallel.place import place_from_environment\nassert 'torch' not in sys.modules\n"
-                       f"open({str(tmp_path)!r} + f'/{{place_from_environment().rank}}', 'w').write(str(place_from_environment()))")
+    program.write_text("import sys\nfrom vitscale.parallel.rank_info import rank_info_from_environment\nassert 'torch' not in sys.modules\n"
+                       f"open({str(tmp_path)!r} + f'/{{rank_info_from_environment().rank}}', 'w').write(str(rank_info_from_environment()))")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == [str(Place(rank, 2, rank, 2, launcher="torchrun")) for rank in (0, 1)]
+    told = [(tmp_path / str(rank)).read_text() for rank in (0, 1)]
+    assert told == [str(RankInfo(rank, 2, rank, 2, launcher="torchrun")) for rank in (0, 1)]

@@ -19,7 +19,7 @@ from vitscale.models.exact import exact, rests
 from vitscale.optim.build import build_optimizer
 from vitscale.parallel.engine import Engine, Work
 from vitscale.parallel.engines import open_engine
-from vitscale.parallel.place import Place
+from vitscale.parallel.rank_info import RankInfo
 from vitscale.parallel.world import World, joined
 from vitscale.recipe import Optim, Parallel
 
@@ -113,7 +113,7 @@ def move(engine: Engine) -> None:
     engine.restore({name: tensor.shape for name, tensor in state.items()}, fill)
 
 
-def forward_all(place: Place, backbones: list[str], engines: list[str], precision: str) -> dict[tuple[str, str], Reached]:
+def forward_all(place: RankInfo, backbones: list[str], engines: list[str], precision: str) -> dict[tuple[str, str], Reached]:
     linear = torch.nn.functional.linear
     found = {}
     with joined(Parallel(engine="ddp" if place.size == 1 else "fsdp", device="cpu"), place) as world:
@@ -125,7 +125,7 @@ def forward_all(place: Place, backbones: list[str], engines: list[str], precisio
 
 
 def hold(backbones: list[str]) -> None:
-    exact, rounded = (forward_all(Place(), backbones, ["ddp"], precision) for precision in ("fp32", "bf16"))
+    exact, rounded = (forward_all(RankInfo(), backbones, ["ddp"], precision) for precision in ("fp32", "bf16"))
     wrong = []
     for found in run_ranks(2, forward_all, backbones, list(ENGINES), "bf16", timeout_s=900):
         for (engine, backbone), reached in found.items():

@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint on as many ranks, with the same engine, is the run that never stopped, bit for bit: an update is a
+"""A run that resumes from a checkpoint on as many ranks, with the same engine, is the run that never stopped, bit for bit: an update is a
 sum over ranks, and its order is that of before."""
 
 from pathlib import Path
@@ -10,10 +10,10 @@ from combinations import Combination, Trained
 from ranks import run_ranks
 
 from vitscale.checkpoint.lease import Lease
-from vitscale.checkpoint.store import STATE, Facts, Writer, checkpoints_in, read_into, shapes_in
-from vitscale.optim.ema import Ema
+from vitscale.checkpoint.store import STATE, CheckpointWriter, RunFacts, checkpoints_in, read_into, shapes_in
+from vitscale.optim.ema import WeightAverage
 from vitscale.parallel.engine import Engine
-from vitscale.parallel.place import Place
+from vitscale.parallel.rank_info import RankInfo
 from vitscale.parallel.world import World, joined
 from vitscale.recipe import Checkpoint, Parallel
 
@@ -34,19 +34,19 @@ RUNS: dict[str, Combination] = {
 }
 
 
-def save(world: World, engine: Engine, ema: Ema | None, step: int, folder: Path) -> None:
+def save(world: World, engine: Engine, ema: WeightAverage | None, step: int, folder: Path) -> None:
     lease = Lease.take(folder) if world.is_first else None
     world.barrier()
-    writer = Writer(folder / "checkpoints", rank=world.rank, lease=lease, attempt=1, settings=Checkpoint())
+    writer = CheckpointWriter(folder / "checkpoints", rank=world.rank, lease=lease, attempt=1, settings=Checkpoint())
     tensors = engine.tensors() | ({f"ema.{name}": value for name, value in ema.tensors().items()} if ema else {})
-    writer.save(tensors, Facts(step, {}, {}, engine.parallel.engine, world.size))
+    writer.save(tensors, RunFacts(step, {}, {}, engine.parallel.engine, world.size))
     writer.close()
     if lease is not None:
         lease.release()
     world.barrier()
 
 
-def load(engine: Engine, ema: Ema | None, folder: Path) -> None:
+def load(engine: Engine, ema: WeightAverage | None, folder: Path) -> None:
     (checkpoint,) = checkpoints_in(folder / "checkpoints")
     state = checkpoint / STATE
     engine.restore(shapes_in(state), lambda targets: read_into(state, targets))
@@ -54,7 +54,7 @@ def load(engine: Engine, ema: Ema | None, folder: Path) -> None:
         read_into(state, {f"ema.{name}": value for name, value in ema.tensors().items()})
 
 
-def walk(place: Place, folder: str, steps: int) -> dict[str, list[str]]:
+def walk(place: RankInfo, folder: str, steps: int) -> dict[str, list[str]]:
     """What differs, by run."""
     found: dict[str, list[str]] = {}
     teacher = str(Path(folder) / "teacher")

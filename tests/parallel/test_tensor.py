@@ -1,5 +1,5 @@
 """Ranks in a grid, that share blocks' matrices, or hold copies of one state, or both: two by two train as one process does, and what they
-leave anyone can go on from."""
+leave anyone can resume from."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,15 +10,15 @@ from ranks import run_ranks
 from torch.distributed.tensor import DTensor
 
 from vitscale.checkpoint.lease import Lease
-from vitscale.checkpoint.store import STATE, Facts, Writer, checkpoints_in, damage_in, read_into, read_whole, shapes_in
+from vitscale.checkpoint.store import STATE, CheckpointWriter, RunFacts, checkpoints_in, damage_in, read_into, read_whole, shapes_in
 from vitscale.errors import RecipeError
 from vitscale.models import build_model, initial_value
 from vitscale.objectives import Seen, build_task
 from vitscale.optim.build import build_optimizer
-from vitscale.optim.ema import Ema
+from vitscale.optim.ema import WeightAverage
 from vitscale.parallel.engine import Work
 from vitscale.parallel.engines import open_engine
-from vitscale.parallel.place import Place
+from vitscale.parallel.rank_info import RankInfo
 from vitscale.parallel.world import World, joined, refuse_uneven_nodes
 from vitscale.recipe import Checkpoint, Classification, Optim, Parallel, Vit
 
@@ -51,7 +51,7 @@ def copies(replicate: int | str = 2, **options: object) -> Parallel:
     return Parallel(engine="fsdp", replicate=replicate, device="cpu", **options)
 
 
-def go(place: Place, legs: list[Leg]) -> list[dict]:
+def go(place: RankInfo, legs: list[Leg]) -> list[dict]:
     """Each leg in turn on the same ranks."""
     with joined(legs[0].parallel, place) as world:
         return [walk(replace(world, parallel=leg.parallel), leg) for leg in legs]
@@ -63,7 +63,7 @@ NODES = {       # of each rank (local rank, ranks on its node) -> what is said w
     "by turns": ([(0, 2), (0, 2), (1, 2), (1, 2)], "nodes wants ranks that are numbered node by node")}
 
 
-def go_and_tell(place: Place, legs: list[Leg]) -> tuple[list[dict], dict[str, tuple[str, dict[str, int]]]]:
+def go_and_tell(place: RankInfo, legs: list[Leg]) -> tuple[list[dict], dict[str, tuple[str, dict[str, int]]]]:
     """The legs; and of NODES what each rank says, and how it divides the ranks."""
     with joined(legs[0].parallel, place) as world:
         said = {}
@@ -88,7 +88,7 @@ def walk(world: World, leg: Leg) -> dict:
         return initial_value(skeleton, name, shape, 0) + 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(len(name)))
 
     engine.adopt(model := engine.materialise(lambda: build_model(MODEL), first_value), build_optimizer(model, leg.optim))
-    ema = Ema(engine.model, 0.9)
+    ema = WeightAverage(engine.model, 0.9)
     if leg.source is not None:
         state = Path(leg.source) / STATE
         engine.restore(shapes_in(state), lambda targets: read_into(state, targets))
@@ -100,7 +100,7 @@ def walk(world: World, leg: Leg) -> dict:
         mine = slice(share * world.data_rank, share * (world.data_rank + 1))
         read = (images[mine], labels[mine]) if world.leads else (torch.zeros(share, 3, 8, 8), torch.zeros(share, dtype=torch.int64))
         with engine.micro_step(last=True):
-            seen = Seen(*engine.agreed(*read))      # what the first of those that share the matrices has read counts for all
+            seen = Seen(*engine.sync_inputs(*read))      # what the first of those that share the matrices has read counts for all
             loss = task.losses(engine.forward(seen.images, None), seen).sum()
             engine.backward(loss * (world.data_size / BATCH))
         norms.append(engine.step().grad_norm)
@@ -110,8 +110,8 @@ def walk(world: World, leg: Leg) -> dict:
     if leg.target is not None:
         lease = Lease.take(Path(leg.target)) if world.is_first else None
         world.barrier()
-        writer = Writer(Path(leg.target) / "checkpoints", rank=world.rank, lease=lease, attempt=1, settings=Checkpoint())
-        writer.save(tensors, Facts(leg.last, {}, {}, leg.parallel.engine, world.size))
+        writer = CheckpointWriter(Path(leg.target) / "checkpoints", rank=world.rank, lease=lease, attempt=1, settings=Checkpoint())
+        writer.save(tensors, RunFacts(leg.last, {}, {}, leg.parallel.engine, world.size))
         writer.close()
         if lease is not None:
             lease.release()
@@ -125,7 +125,7 @@ def walk(world: World, leg: Leg) -> dict:
 def one(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """One process: unbroken with each optimizer, and the checkpoint of half the way."""
     folder = tmp_path_factory.mktemp("one")
-    whole, half, *others = go(Place(), [Leg(ONE), Leg(ONE, last=5, target=str(folder)), *(Leg(ONE, optim) for optim in OTHERS.values())])
+    whole, half, *others = go(RankInfo(), [Leg(ONE), Leg(ONE, last=5, target=str(folder)), *(Leg(ONE, optim) for optim in OTHERS.values())])
     assert half["losses"] == whole["losses"][:5]
     (checkpoint,) = checkpoints_in(folder / "checkpoints")
     return {"whole": whole, "half": half, "checkpoint": str(checkpoint), **dict(zip(OTHERS, others, strict=True))}
@@ -194,7 +194,7 @@ def test_a_group_holds_the_whole_state_sharded(four: dict, name: str, kinds: lis
 
 def test_a_checkpoint_moves(one: dict, four: dict) -> None:
     """To one process and from it, to ranks that share nothing, and back to those that wrote it: the numbers are those of whole tensors."""
-    alone = go(Place(), [Leg(ONE, first=5, source=four["checkpoint"])])[0]
+    alone = go(RankInfo(), [Leg(ONE, first=5, source=four["checkpoint"])])[0]
     for found in (alone, *four["from one"], *four["unshared"], *four["copies from shared"]):
         assert_same(found, one["whole"], first=5)
     saved = read_whole(Path(four["checkpoint"]) / STATE, "model.")
@@ -210,7 +210,7 @@ def test_a_checkpoint_of_copies_moves(one: dict, four: dict) -> None:
     source = four["of copies"]
     assert damage_in(Path(source)) is None
     legs = [Leg(parallel, first=5, source=source) for parallel in (copies(1, gather="once"), copies(3), ONE)]
-    for rank in (*run_ranks(3, go, legs), go(Place(), [Leg(ONE, first=5, source=source)])):
+    for rank in (*run_ranks(3, go, legs), go(RankInfo(), [Leg(ONE, first=5, source=source)])):
         for found in rank:
             assert_same(found, one["whole"], first=5)
 
@@ -224,9 +224,9 @@ def test_three_ranks_with_all_the_same_samples(one: dict) -> None:
 
 def test_ranks_that_do_not_fall_into_groups_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"parallel\.tensor: 2 does not divide the 3 rank\(s\) of the run"), \
-            joined(cut(), Place(0, 3, 0, 3)):
+            joined(cut(), RankInfo(0, 3, 0, 3)):
         pass
-    with pytest.raises(RecipeError, match=r"2 does not divide the 3 rank\(s\) of a node"), joined(cut(), Place(0, 6, 0, 3)):
+    with pytest.raises(RecipeError, match=r"2 does not divide the 3 rank\(s\) of a node"), joined(cut(), RankInfo(0, 6, 0, 3)):
         pass
 
 

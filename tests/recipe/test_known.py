@@ -14,7 +14,7 @@ from vitscale.cli import app
 from vitscale.errors import DataError
 from vitscale.models.timm_config import section_of_timm, timm_architecture
 from vitscale.models.transformers_config import config_of, kind_of, section_of
-from vitscale.plan.command import Options, plan_command
+from vitscale.plan.command import PlanOptions, plan_command
 from vitscale.plan.params import count_params
 from vitscale.recipe import Recipe, beside, load_recipe
 from vitscale.recipe.bound import changes, settings_of
@@ -250,6 +250,6 @@ def test_all_commands_mean_the_same_recipe(tmp_path: Path) -> None:
     assert "model.classes 4" in checked.output
     assert "classes: 4" in CliRunner().invoke(app, ["recipes", "show", "x.yaml"]).output
     told: list[Any] = []
-    plan, _ = plan_command("x.yaml", [], Options("cpu"), told.append)
+    plan, _ = plan_command("x.yaml", [], PlanOptions("cpu"), told.append)
     assert plan.parameters.total == params
     assert "model.classes 4" in told[0].text

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from vitscale.cluster.runfolder import BEGUN, marks, write_object
 from vitscale.errors import DataError
 from vitscale.metrics.system import CAUSES
 from vitscale.resilience.failures import classify, signature
 from vitscale.resilience.lasterror import most_telling, note_error, tell, tell_for_job, tell_if_nobody_did
 from vitscale.resilience.outcome import read_outcome, write_outcome
+from vitscale.runfolder import BEGUN, marks, write_object
 
 # cause, again -> what is said.  The words are those of the CUDA runtime (cudaGetErrorString), NCCL (ncclGetErrorString), gloo and torch.
 CUDA = {

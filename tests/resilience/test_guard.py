@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from vitscale.recipe.schema import Resilience, Spike
-from vitscale.resilience.guard import Guard, Verdict
+from vitscale.resilience.guard import Guard, RollBack
 
 NAN = math.nan
 BATCH = 32
 
 
-def feed(guard: Guard, losses: list[float], step: int = 0) -> list[Verdict | None]:
+def feed(guard: Guard, losses: list[float], step: int = 0) -> list[RollBack | None]:
     """A step for each loss, after `step`; one that is not finite was not applied."""
     return [guard.judge(number + 1, number * BATCH, (number + 1) * BATCH, loss, math.isfinite(loss))
             for number, loss in enumerate(losses, step)]
@@ -33,14 +33,14 @@ def test_the_limit_is_median_and_spread_of_the_window() -> None:
     *before, verdict = feed(Guard(quick(), 0, {}), [*CALM, *[limit + 1e-6] * 3])
     assert before == [None] * 12
     # the batch before the first suspicious loss made the update at fault: that of step 10
-    assert verdict == Verdict("spike", 10, (9 * BATCH, 13 * BATCH), "loss above 2.371 in 3 steps in a row (steps 11 to 13, losses 2.371, "
+    assert verdict == RollBack("spike", 10, (9 * BATCH, 13 * BATCH), "loss above 2.371 in 3 steps in a row (steps 11 to 13, losses 2.371, "
                               "2.371, 2.371); the median of 10 before is 2")
 
 
 def test_not_finite_in_a_row() -> None:
     *before, verdict = feed(Guard(quick(), 0, {}), [2.0, NAN, NAN, 2.0, 2.0, NAN, math.inf, NAN])
     assert before == [None] * 7
-    assert verdict == Verdict("nonfinite", 6, (5 * BATCH, 8 * BATCH), "loss or gradient was not finite in 3 steps in a row (steps 6 to 8, "
+    assert verdict == RollBack("nonfinite", 6, (5 * BATCH, 8 * BATCH), "loss or gradient was not finite in 3 steps in a row (steps 6 to 8, "
                               "losses nan, inf, nan)")
 
 

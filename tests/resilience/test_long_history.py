@@ -12,9 +12,9 @@ import pytest
 from vitscale.checkpoint.lease import Lease
 from vitscale.cluster import tries as tries_module
 from vitscale.cluster.ended import Ended
-from vitscale.cluster.runfolder import highest_lease
 from vitscale.cluster.tries import RestartLoop, Tries
 from vitscale.resilience.restarts import EARLIER, FILE, Attempt, attempts_of, begin_attempt, restarts_by_cause
+from vitscale.runfolder import highest_lease
 
 STARTS = 10_000
 

@@ -15,12 +15,12 @@ from vitscale.data.index import open_index
 from vitscale.data.quickstart import pack_digits
 from vitscale.errors import ClusterError
 from vitscale.objectives import num_parameters
-from vitscale.parallel.place import Place
+from vitscale.parallel.rank_info import RankInfo
 from vitscale.parallel.world import joined
 from vitscale.recipe import load_recipe
 from vitscale.resilience import checks, speed
 from vitscale.resilience.checks import Finding
-from vitscale.resilience.preflight import BadNode, Report, Verdict, compare, judge, look, merge, preflight
+from vitscale.resilience.preflight import BadNode, PreflightResult, RankReport, compare, judge, look, merge, preflight
 from vitscale.shapes.storage import checkpoint_bytes, retained_checkpoints
 
 SMALL = ["model.width=32", "model.depth=3", "model.heads=2", "model.mlp=64"]
@@ -34,11 +34,11 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _rank(place: Place, folder: Path, shards: str, odd: str) -> tuple[list[dict[str, Any]], str, dict[str, Any]]:
+def _rank(place: RankInfo, folder: Path, shards: str, odd: str) -> tuple[list[dict[str, Any]], str, dict[str, Any]]:
     """-> findings, the error preflight ends with, its facts.  Rank 1 lives on a node of its own, and is odd in one way."""
     logging.disable(logging.CRITICAL)
     os.environ["SLURMD_NODENAME"] = f"n{place.rank + 1}"
-    place = Place(place.rank, place.size, 0, 1)
+    place = RankInfo(place.rank, place.size, 0, 1)
     overrides, index = [], open_index((shards,))
     if place.rank == 1:
         if odd == "clock":
@@ -108,8 +108,8 @@ def test_the_odd_rank_is_named(tmp_path: Path, digits: Path, odd: str, state: st
     assert [path.name for path in tmp_path.iterdir()] == (["of-node-2"] if odd == "folder" else [])
 
 
-def report(rank: int, flops: float | None = 100.0, clock: float = 1000.0, **facts: str) -> Report:
-    return Report(rank, f"n{rank // 2 + 1}", [], {"torch": "2", **facts}, flops, clock, 0.001)
+def report(rank: int, flops: float | None = 100.0, clock: float = 1000.0, **facts: str) -> RankReport:
+    return RankReport(rank, f"n{rank // 2 + 1}", [], {"torch": "2", **facts}, flops, clock, 0.001)
 
 
 def test_the_one_that_differs_is_the_one_that_most_do_not_share() -> None:
@@ -128,7 +128,7 @@ def test_the_one_that_differs_is_the_one_that_most_do_not_share() -> None:
 
 
 def test_a_slow_node_is_left_out_only_if_asked() -> None:
-    verdict = Verdict([Finding("GEMM", "warning", 3.0, "times slower", "than others", "n2 (rank 8)")], [], ["n2"])
+    verdict = PreflightResult([Finding("GEMM", "warning", 3.0, "times slower", "than others", "n2 (rank 8)")], [], ["n2"])
     judge(verdict, exclude_slow=False)
     with pytest.raises(BadNode, match=r"n2 \(rank 8\): GEMM 3 times slower: than others"):
         judge(verdict, exclude_slow=True)

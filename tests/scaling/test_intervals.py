@@ -9,7 +9,7 @@ import pytest
 from truths import CHINCHILLA, PLANE, points_of
 
 from vitscale.errors import DataError
-from vitscale.scaling.analyse import Asked, analyse, split
+from vitscale.scaling.analyse import FitRequest, analyse, split
 from vitscale.scaling.backtest import backtest, budgets_in
 from vitscale.scaling.command import write_analysis
 from vitscale.scaling.fit import fit
@@ -65,7 +65,7 @@ def test_intervals_cover_what_is_true() -> None:
 
 def test_a_floor_far_below_the_points_is_not_identified() -> None:
     points = points_of("m1", {"beta": 50, "c": 0.25}, {"x": np.geomspace(1e3, 1e5, 15)}, noise=0.05)
-    told = analyse(points, Asked(forms=("m2",), draws=100)).told["fits"]["m2"]
+    told = analyse(points, FitRequest(forms=("m2",), draws=100)).told["fits"]["m2"]
     assert told["parameters"]["e_inf"]["identified"] is False
     assert any("e_inf is not identified" in warning for warning in told["warnings"])
     assert told["parameters"]["e_inf"]["profile"][0] is None
@@ -85,7 +85,7 @@ def test_the_same_points_give_the_same_bytes(tmp_path: Path) -> None:
     points = points_of("chinchilla3", CHINCHILLA, PLANE, noise=0.01)
     shuffled = points.take(np.arange(len(points)))
     for name, one in (("a", points), ("b", shuffled)):
-        write_analysis(analyse(one, Asked(forms=("chinchilla3",), draws=60)), tmp_path / name)
+        write_analysis(analyse(one, FitRequest(forms=("chinchilla3",), draws=60)), tmp_path / name)
     assert (tmp_path / "a" / "fit.json").read_bytes() == (tmp_path / "b" / "fit.json").read_bytes()
     told = json.loads((tmp_path / "a" / "fit.json").read_text())
     assert told["data"]["sha256"] == points.hash() == points.take(np.arange(len(points))[::-1]).hash()
@@ -107,7 +107,7 @@ def test_the_backtest_chooses_the_law_that_the_points_follow(truth: str) -> None
 def test_a_law_that_fits_better_in_sample_may_predict_worse() -> None:
     """In the sample more parameters always win; the backtest may not follow them."""
     points = points_of("m1", {"beta": 50, "c": 0.25}, {"x": np.geomspace(1e3, 1e8, 16)}, noise=0.03, seed=5)
-    found = analyse(points, Asked(forms=("m1", "broken1"), draws=50, intervals=False))
+    found = analyse(points, FitRequest(forms=("m1", "broken1"), draws=50, intervals=False))
     told = found.told
     assert told["fits"]["broken1"]["objective"] < 2 * told["fits"]["m1"]["objective"]
     assert told["chosen"] == "m1"

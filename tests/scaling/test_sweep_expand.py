@@ -9,7 +9,7 @@ from vitscale.errors import RecipeError
 from vitscale.plan.flops import training_flops_per_image
 from vitscale.recipe import RECIPES, load_recipe
 from vitscale.recipe.text import write_yaml
-from vitscale.scaling.expand import Plan, expand
+from vitscale.scaling.expand import SweepPlan, expand
 from vitscale.scaling.shapes import family, shapes, sovit
 from vitscale.scaling.sweep import Explicit, Sizes, load_sweep
 
@@ -31,7 +31,7 @@ MODELS: dict[str, Any] = {
 }
 
 
-def made(folder: Path, **changes: Any) -> Plan:
+def made(folder: Path, **changes: Any) -> SweepPlan:
     values = {key: value for key, value in (BASE | changes).items() if value is not None}
     path = folder / "sweep.yaml"
     path.write_text(write_yaml(values))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vitscale.data import crumbs, open_index, open_stream
 from vitscale.data.crumbs import FILE, Crumbs, Setting, find_crashers, known_crashers
-from vitscale.data.sound import sum_of
+from vitscale.data.decoded_before import sum_of
 from vitscale.recipe.load import check_recipe
 
 SAMPLES, VICTIM = 24, 7

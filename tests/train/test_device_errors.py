@@ -6,7 +6,7 @@ import pytest
 from faults import Fault, faults
 from running import SMALL, TIMEOUT_S, Run, start
 
-from vitscale.parallel.place import node_name
+from vitscale.parallel.rank_info import node_name
 
 pytestmark = pytest.mark.slow       # whole runs of real ranks
 ECC = ("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be asynchronously reported at some other API call, so "
@@ -38,7 +38,7 @@ def test_a_device_that_fails_on_another_rank_is_told_and_passed_on(place: Path) 
     assert "uncorrectable ECC" in output        # rank 0's console
     code, output = go(place, *two, meeting=meeting)
     assert code == 75, output
-    assert "going on from step-00000008" in output
+    assert "resuming from step-00000008" in output
     assert (run.outcome["cause"], run.outcome["step"], run.outcome.get("exclude")) == ("device", 11, None)
     code, output = go(place, *two, meeting=meeting)
     assert code == 3, output

@@ -6,7 +6,7 @@ import pytest
 
 from vitscale.errors import RecipeError
 from vitscale.plan import estimate, find_fleet, plan_run
-from vitscale.plan.command import Options
+from vitscale.plan.command import PlanOptions
 from vitscale.recipe import Recipe, load_recipe
 from vitscale.train.exact import hold_against, track
 
@@ -65,7 +65,7 @@ def test_the_whole_grid(size, sharding, recompute):
 def test_a_plan_says_how_far_it_is_from_the_tracker():
     overrides = [*SHALLOW, "parallel.engine=fsdp", "micro_batch=8"]
     plan = plan_run(load_recipe("vit_huge", overrides), find_fleet("8xH100"), search=False)
-    found = hold_against(plan, "vit_huge", overrides, Options("8xH100")).exact
+    found = hold_against(plan, "vit_huge", overrides, PlanOptions("8xH100")).exact
     assert abs(found.difference) < 0.05
     assert plan.memory.peak_bytes == pytest.approx(found.peak_bytes * (1 + found.difference))
 

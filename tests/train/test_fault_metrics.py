@@ -10,7 +10,7 @@ from faults import Fault, faults
 from running import SMALL, TIMEOUT_S, start
 
 from vitscale.observe.targets import target_file
-from vitscale.parallel.place import node_name
+from vitscale.parallel.rank_info import node_name
 
 
 def scraped(target: Path) -> dict[str, float]:

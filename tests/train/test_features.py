@@ -12,7 +12,7 @@ import pytest
 from running import SMALL, TIMEOUT_S, Run, command, start, train
 
 from vitscale.observe.targets import target_file
-from vitscale.parallel.place import node_name
+from vitscale.parallel.rank_info import node_name
 
 pytestmark = pytest.mark.slow       # whole runs of real processes
 

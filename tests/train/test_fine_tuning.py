@@ -73,7 +73,7 @@ def test_other_classes_from_an_exported_folder_by_a_frozen_backbone(place: Path,
 
     write_transformers(load(unbroken.folder), place / "folder")
     said = train(place, *STEADY, "name=probe", "init=folder", "model.classes=12", "optim.freeze=backbone", "duration=8 steps")
-    assert "the head was of 10 classes; this one of 12 classes begins at first values" in said
+    assert "the head was of 10 classes; this one of 12 classes begins at initial values" in said
     run = Run(place / "runs" / "probe")
     before, after = weights_of(unbroken), weights_of(run)
     assert all(torch.equal(value, after[name]) for name, value in before.items() if not name.startswith("head"))

@@ -71,7 +71,7 @@ def test_a_run_goes_on_and_the_next_checkpoint_is_whole(place: Path, small: Path
     process.wait(10)
     assert run.checkpoints == ["step-00000024"]
     output = train(place, *arguments)
-    assert "going on from step-00000024" in output
+    assert "resuming from step-00000024" in output
     same_as(unbroken, run)
     assert run.outcome["state"] == "done"
 
@@ -92,5 +92,5 @@ def test_a_run_that_is_told_to_stop_says_that_its_work_is_lost(place: Path, smal
     assert re.search(r"runs/lost: (cannot be written \(No space left on device\)|a checkpoint takes .* free); make room", output), output
     ballast.unlink()
     output = train(place, *arguments)
-    assert "going on from step-00000008" in output
+    assert "resuming from step-00000008" in output
     same_as(unbroken, run)

@@ -65,7 +65,7 @@ def test_a_data_thread_that_hangs(place: Path, unbroken: Run) -> None:
     assert any(entry["profiling_name"] == "gloo:all_reduce" for entry in exchanges["entries"])
 
     output = train(place, *SMALL, "name=d", "duration=60 steps", *TWO)
-    assert "going on from step-" in output
+    assert "resuming from step-" in output
     same_as(unbroken, run)
     assert run.rows("attempts.jsonl")[1]["cause"] == "hang"
     assert not list((run.folder / "logs" / "stuck").glob("rank-*"))      # nothing is left that could be taken for a suspicion

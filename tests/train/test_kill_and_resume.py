@@ -38,7 +38,7 @@ def test_kill_9_of_a_rank(place: Path, unbroken: Run, begun: list[str], before: 
     assert process.wait(60) == 75
 
     output = train(place, *arguments, "parallel.processes=1")
-    assert "going on from step-" in output
+    assert "resuming from step-" in output
     same_as(unbroken, run)
     assert run.outcome["state"] == "done"
     assert run.outcome["attempt"] == 3
@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(place: Path
     victim.write_bytes(content)
     output = train(place, *arguments)
     assert f"checkpoint {newest} is damaged: state/{victim.name} is not what was written" in output
-    assert f"going on from {before}" in output
+    assert f"resuming from {before}" in output
     assert f"damaged-{newest}" in run.checkpoints
     same_as(unbroken, run)
     assert run.losses == unbroken.losses        # on the same world, bit for bit

@@ -14,16 +14,16 @@ from vitscale.observe.meters import Meters
 from vitscale.optim.build import build_optimizer
 from vitscale.parallel.engine import Work
 from vitscale.parallel.engines import open_engine
-from vitscale.parallel.place import Place
+from vitscale.parallel.rank_info import RankInfo
 from vitscale.parallel.world import joined
 from vitscale.recipe import load_recipe
 from vitscale.train import pace
-from vitscale.train.pace import Pace, Probe
+from vitscale.train.pace import Probe, RankPace
 from vitscale.train.step import Inputs, Moved, StepResult, train_step
 
 
 def test_rows_tell_each_ranks_mean_in_a_small_world_and_seldom_in_a_large_one() -> None:
-    small, large = Pace(["n"] * 3, 1.5), Pace(["n"] * 100, 1.5)
+    small, large = RankPace(["n"] * 3, 1.5), RankPace(["n"] * 100, 1.5)
     small.step([0.1, 0.2, 0.3], [], 1.0)
     small.step([0.1, 0.4, 0.3], [], 1.0)
     assert small.row() == {"skew": pytest.approx(1.5), "slowest_rank": 1, "own_s": [0.1, 0.3, 0.3],
@@ -41,7 +41,7 @@ def test_slow_ranks_are_named_with_their_node(monkeypatch: pytest.MonkeyPatch, c
     now = [0.0]
     monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
     caplog.set_level(logging.INFO, logger="vitscale")
-    both = Pace(["n1", "n1", "n2"], 1.5)
+    both = RankPace(["n1", "n1", "n2"], 1.5)
     for step in range(60):
         now[0] += 1
         late = step < 30
@@ -74,7 +74,7 @@ class _Slow(Inputs):
         time.sleep(1.0)
 
 
-def _steps(place: Place, folder: str) -> dict[str, list[StepResult]]:
+def _steps(place: RankInfo, folder: str) -> dict[str, list[StepResult]]:
     """Three steps of each engine on the same ranks.  In the third rank 1 sleeps in its forward pass, and while it moves the data.
 
     Not in the second: there DDP's ranks agree on their buckets anew, once, before the forward pass.

@@ -57,7 +57,7 @@ def test_a_classifier_starts_from_mae(mae: tuple[Run, str], place: Path) -> None
                 f"init={run.folder}"]
     output = train(place, *settings, "name=tuned")
     assert "belong to mae alone and are left behind (decoder_blocks, decoder_embed, decoder_norm, decoder_pred, mask_token)" in output
-    assert "these begin at first values: head.weight, head.bias" in output
+    assert "these begin at initial values: head.weight, head.bias" in output
     began = load_file(place / "runs" / "tuned" / "checkpoints" / "step-00000001" / "model.safetensors")
     trained = load_file(run.folder / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors")
     assert began.keys() - trained.keys() == {"head.weight", "head.bias"}

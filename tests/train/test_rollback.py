@@ -12,7 +12,7 @@ from faults import Fault, faults, happened
 from running import SMALL, TIMEOUT_S, Run, start, train
 
 from vitscale.observe.targets import target_file
-from vitscale.parallel.place import node_name
+from vitscale.parallel.rank_info import node_name
 from vitscale.resilience.skips import remember
 
 pytestmark = pytest.mark.slow       # whole runs of real processes: several seconds each for starting alone
@@ -94,7 +94,7 @@ def test_kills_around_a_rollback(place: Path, unbroken: Run, passed_over: Run) -
     assert "step-00000020" in run.checkpoints       # it holds the update at fault
     output = go(place, *arguments, meeting=meeting, code=-signal.SIGKILL)
     assert "checkpoint step-00000020 is from after the update at fault (step 20); kept as undone-step-00000020" in output
-    assert "going on from step-00000010" in output
+    assert "resuming from step-00000010" in output
     output = go(place, *arguments, meeting=meeting)
     assert happened(place) == ["kill-1-rank-0", "kill-2-rank-0"]
     assert "undone-step-00000020" in run.checkpoints
@@ -117,7 +117,7 @@ def test_a_kill_while_checkpoints_are_set_aside(place: Path, unbroken: Run, pass
     go(place, *arguments, "duration=60 steps", meeting=meeting, code=-signal.SIGKILL)
     assert len([name for name in run.checkpoints if name.startswith("undone")]) == 2
     output = go(place, *arguments, "duration=60 steps", meeting=meeting)
-    assert "going on from step-00000010" in output
+    assert "resuming from step-00000010" in output
     assert {f"undone-step-{step:08d}" for step in (20, 30, 40, 50)} <= set(run.checkpoints)
     same_but_for(unbroken, passed_over, run)
 

@@ -15,7 +15,7 @@ from vitscale.cluster.submit import plan_run, plan_sweep
 from vitscale.cluster.used import Used, changed_in, lasting, note_used, used_in
 from vitscale.errors import CheckpointError
 from vitscale.observe.modelcard import render_card
-from vitscale.parallel.place import Place
+from vitscale.parallel.rank_info import RankInfo
 from vitscale.recipe import find_recipe, load_recipe
 from vitscale.recipe.load import read_values
 from vitscale.recipe.text import write_yaml
@@ -81,7 +81,7 @@ def by_hand(*overrides: str, accept: bool = False) -> int:
 def every_way(*overrides: str, accept: bool = False) -> list[CheckpointError | RunOver | int]:
     """What comes of a start by hand, as either rank of a foreign launcher, and as a batch job before its ranks."""
     def rank(number: int) -> int:
-        return run_rank(load_recipe("quickstart", settings), Place(number, 2, number, 2), StopFlag(), accept)
+        return run_rank(load_recipe("quickstart", settings), RankInfo(number, 2, number, 2), StopFlag(), accept)
 
     settings = [*SETTINGS, "duration=8 steps", *overrides]
     found: list[CheckpointError | RunOver | int] = []

@@ -30,12 +30,12 @@ def losses(folder: Path, micro_batch: int, ahead: bool, monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "device_inputs", lambda micro, *more: (moved.append(micro), real(micro, *more))[1])
     engine = open_engine(recipe.parallel, world, Work(micro_batch, 16 // micro_batch, None))
     engine.adopt(model := engine.materialise(task.build, lambda name, shape: torch.full(shape, 0.01)), build_optimizer(model, recipe.optim))
-    with open_stream(recipe, open_index(recipe.data.train), rank=0, world=1, micro_batch=micro_batch, late=ahead) as stream:
-        inputs = Inputs(world.device, recipe.data.augment, stream.coming if ahead else None)
+    with open_stream(recipe, open_index(recipe.data.train), rank=0, world=1, micro_batch=micro_batch, on_request=ahead) as stream:
+        inputs = Inputs(world.device, recipe.data.augment, stream.peek if ahead else None)
         meters.begin()
         for _ in range(6):
             batch = next(stream)
-            while ahead and stream.coming() is None:        # so that it is there when the step looks for it
+            while ahead and stream.peek() is None:        # so that it is there when the step looks for it
                 pass
             before = len(moved)
             found.append(train_step(engine, batch, task, inputs, 1e-2, False, 0, meters).loss)

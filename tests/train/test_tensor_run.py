@@ -1,4 +1,4 @@
-"""A run whose ranks share matrices, started as a user starts it: each sample counts once, and one process goes on from it."""
+"""A run whose ranks share matrices, started as a user starts it: each sample counts once, and one process resumes from it."""
 
 import tarfile
 from pathlib import Path

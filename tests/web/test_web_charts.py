@@ -145,7 +145,7 @@ def test_an_hour_in_which_nothing_ran_is_a_gap_in_every_chart_of_page_and_report
                     assert line == gap, (where, title)
             training, evaluation = held(page, "Loss", "gaps")
             assert training == gap
-            assert evaluation == [[near(start + 38.5), near(again + 38.5)]]     # that of step 30 was undone: the run went on from step 20
+            assert evaluation == [[near(start + 38.5), near(again + 38.5)]]     # that of step 30 was undone: the run resumed from step 20
             assert held(page, "Accuracy", "gaps") == [evaluation]
             painted = held(page, "Each rank's own time of a step", "painted")
             assert painted == [[near(start - 1), near(last + 1)], [near(again - 1), near(again + 59)]]

@@ -11,8 +11,8 @@ from pages import Keep, Look, copied, fetch, monitoring, shown, steps, tile, wri
 from playwright.sync_api import expect
 from running import SMALL, Run, start
 
-from vitscale.cluster.runfolder import page_id
-from vitscale.scaling.analyse import Asked, analyse
+from vitscale.runfolder import page_id
+from vitscale.scaling.analyse import FitRequest, analyse
 from vitscale.scaling.command import write_analysis
 from vitscale.scaling.points import make_points
 
@@ -144,7 +144,7 @@ def test_a_fitted_law_runs_through_its_points(look: Look, keep: Keep, tmp_path: 
             write_rows(folder, [steps(folder)[-1] | {"images": images}, {"step": 60, "time": time.time(), "eval_loss": loss}])
             rows.append({"where": folder.name, "run": folder.name, "n": size, "d": images, "c": budget, "metric": loss})
     (sweep / "sweep.json").write_text("{}")
-    found = analyse(make_points(rows, roles=("n", "d", "c"), metric="eval_loss"), Asked(forms=("chinchilla3",), draws=20))
+    found = analyse(make_points(rows, roles=("n", "d", "c"), metric="eval_loss"), FitRequest(forms=("chinchilla3",), draws=20))
     with monitoring(tmp_path / "sweeps") as url:
         page = look(url)
         page.get_by_role("link", name="law (8)").click()

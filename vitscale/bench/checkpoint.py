@@ -9,7 +9,7 @@ import torch
 
 from vitscale.bench.figures import Figure, spread
 from vitscale.checkpoint.lease import Lease
-from vitscale.checkpoint.store import Facts, Writer
+from vitscale.checkpoint.store import CheckpointWriter, RunFacts
 from vitscale.models import initial_value
 from vitscale.objectives import build_task
 from vitscale.optim.build import build_optimizer
@@ -40,11 +40,11 @@ def measure_checkpoint(recipe: Recipe, world: World, folder: Path, repeats: int)
         run = Path(name)
         lease = Lease.take(run)
         try:
-            writer = Writer(run / "checkpoints", rank=0, lease=lease, attempt=1, settings=recipe.checkpoint,
+            writer = CheckpointWriter(run / "checkpoints", rank=0, lease=lease, attempt=1, settings=recipe.checkpoint,
                             on_published=lambda step, seconds: published.append(seconds))
             for step in range(1, repeats + 2):
                 began = time.perf_counter()
-                writer.save(engine.tensors(), Facts(step=step, data={}, recipe={}, engine=recipe.parallel.engine, world_size=1,
+                writer.save(engine.tensors(), RunFacts(step=step, data={}, recipe={}, engine=recipe.parallel.engine, world_size=1,
                                                     versions=versions()))
                 stalls.append(time.perf_counter() - began)
                 writer.wait()

@@ -13,7 +13,7 @@ from vitscale.bench.figures import Figure, show
 from vitscale.errors import ClusterError
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.parallel.launch import hold_lifeline, launch, rank_command
-from vitscale.parallel.place import Place, place_from_environment
+from vitscale.parallel.rank_info import RankInfo, rank_info_from_environment
 from vitscale.parallel.world import World, joined
 from vitscale.recipe import Recipe, load_recipe
 from vitscale.shapes.families import check_model
@@ -34,13 +34,13 @@ def on_ranks(recipe: Recipe, ranks: int | None, measure: Callable[[World], Measu
              keep: Callable[[dict[str, Any]], None] | None = None) -> int:
     """Measure as one of the ranks that srun or torchrun started, or start `ranks` of this machine and let them.  keep: takes the facts on
     rank 0.  Returns the exit code."""
-    place = place_from_environment()
+    place = rank_info_from_environment()
     if place is None and (ranks or 1) > 1:
         with tempfile.TemporaryDirectory(prefix="vitscale-bench-") as logs:
             return launch(rank_command(sys.argv[1:]), ranks or 1, Path(logs), time.time()).code
     if place is not None:
         hold_lifeline()
-    with joined(recipe.parallel, place or Place()) as world:
+    with joined(recipe.parallel, place or RankInfo()) as world:
         figures, facts = measure(world)
         if world.is_first:
             if keep is not None:

@@ -25,7 +25,7 @@ class Damaged(CheckpointError):
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunFacts:
     """Everything about a moment of a run that is not a tensor."""
 
     step: int                       # batches passed; where the data stands is data["position"]
@@ -40,7 +40,7 @@ class Facts:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-def read_facts(checkpoint: Path) -> Facts:
+def read_facts(checkpoint: Path) -> RunFacts:
     """Raises CheckpointError for another version's, Damaged naming the file and the key that is wrong."""
     path = checkpoint / FACTS
     values = read_object(path)
@@ -51,7 +51,7 @@ def read_facts(checkpoint: Path) -> Facts:
         raise CheckpointError(f"{checkpoint}: was written by another version of vitscale ({FACTS} has format {number}, this one reads "
                               f"{FORMAT})")
     try:
-        facts = Facts(**values)
+        facts = RunFacts(**values)
     except TypeError as error:          # a key too many, or one is missing
         raise Damaged(f"{path}: is unreadable ({str(error).removeprefix('Facts.__init__() ')})") from None
     if wrong := next(_wrong_in(facts), None):
@@ -142,7 +142,7 @@ _RULES: dict[str, _Rule] = {
 }
 
 
-def _wrong_in(facts: Facts) -> Iterator[str]:
+def _wrong_in(facts: RunFacts) -> Iterator[str]:
     for key, (wanted, is_right) in _RULES.items():
         section, _, name = key.rstrip("?").rpartition(".")
         holder = getattr(facts, section) if section else vars(facts)

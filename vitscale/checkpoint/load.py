@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitscale.checkpoint.foreign import is_foreign_folder, read_folder
-from vitscale.checkpoint.store import EMA_WEIGHTS, FACTS, MANIFEST, WEIGHTS, Facts, checkpoints_in, damage_in, read_facts, step_of
+from vitscale.checkpoint.store import EMA_WEIGHTS, FACTS, MANIFEST, WEIGHTS, RunFacts, checkpoints_in, damage_in, read_facts, step_of
 from vitscale.checkpoint.weights import find_weights, fitting, read_backbone, read_saved, read_weights
 from vitscale.data.labels import read_class_map
 from vitscale.data.remote import is_remote
@@ -131,7 +131,7 @@ def _steps(found: Sequence[Path]) -> str:
     return ", ".join(str(step_of(folder)) for folder in found)
 
 
-def recipe_of(facts: Facts, folder: Path) -> Recipe:
+def recipe_of(facts: RunFacts, folder: Path) -> Recipe:
     """The recipe that a checkpoint was written with; keys that are not known here, and do not matter for the model, are passed over with a
     word.  Raises CheckpointError."""
     read = read_saved(facts.recipe, folder / FACTS)

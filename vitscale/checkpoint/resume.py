@@ -1,4 +1,4 @@
-"""The decision what a starting attempt goes on from: the newest checkpoint that is whole."""
+"""The decision what a starting attempt resumes from: the newest checkpoint that is whole."""
 
 import fnmatch
 import logging
@@ -30,7 +30,7 @@ def newest_whole(folder: Path, also: Callable[[Path], str | None] = lambda check
         if reason is None:
             return checkpoint
         if is_foreign(checkpoint):
-            raise CheckpointError(f"{checkpoint}: {reason}; go on with the version that wrote it, or start anew under another name")
+            raise CheckpointError(f"{checkpoint}: {reason}; resume with the version that wrote it, or start anew under another name")
         set_aside_damaged(checkpoint, reason)
         damaged.append(f"{checkpoint.name}: {reason}")
     if damaged:

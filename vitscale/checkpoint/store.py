@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from vitscale.checkpoint.facts import FACTS, FORMAT, Damaged, Facts, read_facts, read_object
+from vitscale.checkpoint.facts import FACTS, FORMAT, Damaged, RunFacts, read_facts, read_object
 from vitscale.checkpoint.lease import Lease, LeaseLost
 from vitscale.checkpoint.retain import to_delete
 from vitscale.checkpoint.room import Unwritten, checkpoint_bytes, free_bytes
@@ -57,7 +57,7 @@ _WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)    # before torch's part is tried again: by
 MAX_FAILURES = 3        # checkpoints in a row that may fail to be written before the run ends
 
 
-class Writer:
+class CheckpointWriter:
     """Writes checkpoints of one attempt, one at a time, behind the training's back.
 
     save() copies the state to host memory and returns; a thread writes it, rank 0 publishes it.
@@ -89,7 +89,7 @@ class Writer:
         self.last_step: int | None = None
         self.lost_step: int | None = None           # the last one that could not be written
 
-    def save(self, tensors: Mapping[str, Tensor], facts: Facts, replace: bool = False) -> None:
+    def save(self, tensors: Mapping[str, Tensor], facts: RunFacts, replace: bool = False) -> None:
         """Stage the state and write it.  Collective.  `tensors` are named as `Engine.tensors` names them (and `ema.NAME`).
         `replace`: also if there is one of that step, which knows less."""
         self.settle()
@@ -132,7 +132,7 @@ class Writer:
         finally:
             self._pool.shutdown()
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> "CheckpointWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -152,7 +152,7 @@ class Writer:
             mesh = self._host_mesh if mesh.ndim == self._host_mesh.ndim else self._host_mesh[names]
         return DTensor.from_local(local, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride())
 
-    def _write(self, staged: dict[str, Tensor], facts: Facts, started: float, replace: bool) -> None:
+    def _write(self, staged: dict[str, Tensor], facts: RunFacts, started: float, replace: bool) -> None:
         draft = self.folder / f".step-{facts.step:08d}.{self.attempt}"
         writer = dcp.FileSystemWriter(draft / STATE, single_file_per_rank=True, sync_files=False)
         needed = checkpoint_bytes(staged, dist.get_world_size(self._group) if self._group is not None else 1)
@@ -209,7 +209,7 @@ class Writer:
         if told[0] is not None:
             raise told[0]
 
-    def _make_room(self, needed: int, facts: Facts) -> None:
+    def _make_room(self, needed: int, facts: RunFacts) -> None:
         """Clear away, and see that `needed` bytes are free before the first is written.  Raises Unwritten.
 
         If they are not, checkpoints that the new one would displace go before it, not after; the newest stays whatever `keep` says.
@@ -240,7 +240,7 @@ class Writer:
             for name in fnmatch.filter(names_in(self.folder), pattern):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
 
-    def _publish(self, draft: Path, facts: Facts, replace: bool) -> None:
+    def _publish(self, draft: Path, facts: RunFacts, replace: bool) -> None:
         for prefix, name in ((PREFIX, WEIGHTS), (EMA_PREFIX, EMA_WEIGHTS)):
             whole = read_whole(draft / STATE, prefix)
             if whole:
@@ -267,11 +267,11 @@ class Writer:
             fsync_folder(self.folder)
         self._retain(facts)
 
-    def _retain(self, facts: Facts) -> None:
+    def _retain(self, facts: RunFacts) -> None:
         for step in self._displaced([step_of(path) for path in checkpoints_in(self.folder)], facts):
             self._delete(step)
 
-    def _displaced(self, steps: list[int], facts: Facts) -> list[int]:
+    def _displaced(self, steps: list[int], facts: RunFacts) -> list[int]:
         """Of the checkpoints of `steps` those that may go, oldest first."""
         return to_delete(steps, self.settings.keep, facts.best["step"] if facts.best else None)
 

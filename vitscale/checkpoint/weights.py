@@ -13,7 +13,7 @@ from vitscale.checkpoint.tensors import first_not_finite, read_tensors
 from vitscale.errors import CheckpointError, RecipeError
 from vitscale.models.adapt import adapted
 from vitscale.models.lora import has_adapters, merged
-from vitscale.models.names import CLASSIFIERS, HEAD, PAINTER
+from vitscale.models.names import CLASSIFIERS, HEAD, PIXEL_DECODER
 from vitscale.recipe.schema import OBJECTIVES, Model
 from vitscale.recipe.upgrade import Understood, listed, understood
 
@@ -64,7 +64,7 @@ def read_start(source: Path, model: nn.Module, objective: str) -> dict[str, Tens
         log.info("init=%s: %s", source, note)
     wanted = {name: shape for name, shape in shapes.items() if name in weights or not name.startswith((*HEAD, "head"))}
     if fresh := [name for name in shapes if name not in wanted]:
-        log.info("init=%s: these begin at first values: %s", source, ", ".join(fresh))
+        log.info("init=%s: these begin at initial values: %s", source, ", ".join(fresh))
     found = fitting(path, weights, wanted)
     refuse_not_finite(path, found)
     return found
@@ -100,7 +100,7 @@ def read_saved(recipe: Mapping[str, Any], where: Path) -> Understood:
 
 def read_backbone(source: Path, shapes: Mapping[str, tuple[int, ...]], objective: str) -> dict[str, Tensor]:
     """As read_weights, but what was trained for another objective without labels leaves its own parts behind: the decoder of hidden pixels,
-    the classifier of a change.  Then the head may lack in what is returned, and is to begin at first values; the log says so.
+    the classifier of a change.  Then the head may lack in what is returned, and is to begin at initial values; the log says so.
 
     A checkpoint says what its objective was; of a bare file the decoder tells it.
     """
@@ -113,7 +113,7 @@ def read_backbone(source: Path, shapes: Mapping[str, tuple[int, ...]], objective
         own += [name for name in weights if name.startswith("norm.")]
     kept = {name: value for name, value in weights.items() if name not in own}
     fresh = [name for name in shapes if name.startswith(HEAD) and name not in kept]
-    log.info("init=%s: %d of its tensors belong to %s alone and are left behind (%s); these begin at first values: %s", source, len(own),
+    log.info("init=%s: %d of its tensors belong to %s alone and are left behind (%s); these begin at initial values: %s", source, len(own),
              _objective_of(path) or "its pretraining", ", ".join(sorted({name.partition(".")[0] for name in own})),
              ", ".join(fresh) or "none")
     return fitting(path, kept, {name: shape for name, shape in shapes.items() if name not in fresh})
@@ -122,10 +122,10 @@ def read_backbone(source: Path, shapes: Mapping[str, tuple[int, ...]], objective
 def _own_parts(path: Path, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], objective: str) -> list[str]:
     """Names of the weights that belong to a pretraining without labels alone, if it was that and `shapes` is something else."""
     before = _objective_of(path)
-    own = [name for name in weights if name.startswith(PAINTER)]
+    own = [name for name in weights if name.startswith(PIXEL_DECODER)]
     if before is not None and before != objective and not OBJECTIVES[before].wants_labels:
         own += [name for name in weights if name in CLASSIFIERS]
-    return [] if any(name.startswith(PAINTER) for name in shapes) else own
+    return [] if any(name.startswith(PIXEL_DECODER) for name in shapes) else own
 
 
 def _objective_of(path: Path) -> str | None:

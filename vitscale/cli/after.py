@@ -159,9 +159,9 @@ def compare(
     device: Device = "auto",
 ) -> None:
     """Models side by side: accuracy, parameters, FLOPs, speed, latency and memory, measured here."""
-    from vitscale.cluster.runfolder import write_object
     from vitscale.evaluate import compare as side_by_side
     from vitscale.evaluate.device import choose
+    from vitscale.runfolder import write_object
     from vitscale.scaling.collect import largest_of
 
     where = choose(device)

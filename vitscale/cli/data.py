@@ -9,7 +9,7 @@ import typer
 from vitscale.cli.app import Shards, data_app
 
 if TYPE_CHECKING:
-    from vitscale.data.group import GroupMembers
+    from vitscale.data.members import GroupMembers
 
 
 GroupMembersOption = Annotated[str, typer.Option(help="As data.group_members: adjacent, or anywhere in the shard.")]
@@ -52,7 +52,7 @@ def data_pack(
     Folders and manifests are mixed by a seed, since shards that hold one class each train badly.  The same source gives the same bytes.
     """
     from vitscale.data.labels import read_class_map
-    from vitscale.data.pack import Options, pack
+    from vitscale.data.pack import PackOptions, pack
     from vitscale.data.progress import bar
     from vitscale.data.report import show_packed
     from vitscale.data.sources import open_sources
@@ -71,7 +71,7 @@ def data_pack(
     for split, opened in open_sources(source, path_column=path_column, label_column=label_column, classes=names,
                                       group_members=_grouping(group_members), image=image).items():
         seed = None if no_shuffle else shuffle if shuffle is not None or opened.mixed else 0
-        options = Options(prefix, shard_samples if shard_samples or shard_bytes else 1000, shard_bytes, seed, resize, quality)
+        options = PackOptions(prefix, shard_samples if shard_samples or shard_bytes else 1000, shard_bytes, seed, resize, quality)
         with bar(f"packing {split}".strip(), "images") as show:
             packed = pack(opened, out / split, options, workers=threads(workers or usable_cores()), on_progress=show)
         sound &= show_packed(split, opened, packed, out / split, options, max_left_out, skip_bad)

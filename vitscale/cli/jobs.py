@@ -93,7 +93,7 @@ def logs(
     import contextlib
 
     from vitscale.cluster.logs import logs_of, show
-    from vitscale.cluster.runfolder import find_run
+    from vitscale.runfolder import find_run
 
     with contextlib.suppress(KeyboardInterrupt):        # that is how following ends
         show(logs_of(find_run(run), rank), lines, follow, lambda line: print(line, flush=True))
@@ -102,8 +102,8 @@ def logs(
 @app.command()
 def cancel(runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, or names of some in ./runs.")]) -> None:
     """End the jobs of runs, those that wait too.  Running ones save first, as far as SLURM's KillWait lets them; none is requeued."""
-    from vitscale.cluster.runfolder import find_run
     from vitscale.cluster.submit import cancel_runs
+    from vitscale.runfolder import find_run
 
     print(f"cancelled: {' '.join(cancel_runs([find_run(run) for run in runs]))}")
 
@@ -142,10 +142,10 @@ def job_coordinates(out: Path, recipes: list[str]) -> None:
         raise typer.Exit(EXIT_FAILED)
 
 
-@job_app.command("nursery")
-def job_nursery() -> None:
+@job_app.command("fork-server")
+def job_fork_server() -> None:
     """Runs of a sweep, asked for on stdin, as forks of this process."""
-    from vitscale.train.nursery import serve
+    from vitscale.train.fork_server import serve
 
     serve()
 
@@ -154,7 +154,7 @@ def job_nursery() -> None:
 def job_end(folder: Path, code: int, asked_after: Annotated[float | None, typer.Argument(metavar="[SECONDS]")] = None) -> None:
     """After the ranks have ended with CODE, and the script was told to stop SECONDS after its start: how to go on, and which nodes to
     leave out."""
-    from vitscale.cluster.attempt import Asked, end
+    from vitscale.cluster.attempt import JobStopped, end
     from vitscale.resilience.lasterror import tell_for_job
     from vitscale.resilience.outcome import why_stopped
 
@@ -162,7 +162,7 @@ def job_end(folder: Path, code: int, asked_after: Annotated[float | None, typer.
     asked = None
     if asked_after is not None:
         why = why_stopped("SIGUSR2", f"{asked_after:.0f} s after the job's start")
-        asked = Asked(why.cause, why.reason, asked_after)
+        asked = JobStopped(why.cause, why.reason, asked_after)
     found = end(folder, code, asked)
     if found.outcome is not None:
         _say_outcome(folder, **found.outcome)

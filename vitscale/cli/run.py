@@ -15,7 +15,7 @@ def train(
     accept_changes: Annotated[bool, typer.Option("--accept-changes", help="Go on although settings that shape training differ.")] = False,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Start again after a crash or a hang, where no scheduler does.")] = False,
 ) -> None:
-    """Train a recipe, or go on with its run.
+    """Train a recipe, or resume its run.
 
     Starts one process per local GPU (on a CPU: parallel.processes), or joins the ranks that torchrun or SLURM started.
     """
@@ -67,9 +67,9 @@ def plan(
     Exit code 0: it fits; 2: it does not, and the page says what would.
     """
     from vitscale.cluster.planned import with_site
-    from vitscale.plan.command import Options, as_text, plan_command
+    from vitscale.plan.command import PlanOptions, as_text, plan_command
 
-    options = with_site(Options(on or "", price, mfu, measured, storage, image_kb, images_per_core, mtbf, write, gpu), cluster)
+    options = with_site(PlanOptions(on or "", price, mfu, measured, storage, image_kb, images_per_core, mtbf, write, gpu), cluster)
     found, code = plan_command(recipe, overrides or [], options, tell)
     if exact:
         from vitscale.train.exact import hold_against

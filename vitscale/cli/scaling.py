@@ -13,7 +13,7 @@ def sweep(
     recipe: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep recipe, or the name of a shipped one (quickstart).")],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where everything goes; default: sweeps/NAME.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time on this machine.")] = 1,
-    submit: Annotated[bool, typer.Option("--submit", help="As an array on SLURM instead; the same command goes on with it later.")] = False,
+    submit: Annotated[bool, typer.Option("--submit", help="As an array on SLURM instead; the same command resumes it later.")] = False,
     at_once: Annotated[int | None, typer.Option(min=1, help="Of an array: tasks that run at the same time; default: all.")] = None,
     cluster: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: ./slurm/cluster.yaml, then the user's own.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the bill; start nothing.")] = False,
@@ -57,10 +57,10 @@ def fit(
     figures: Annotated[bool, typer.Option(help="Draw them.")] = True,
 ) -> None:
     """Fit scaling laws to a sweep or a CSV: numbers with intervals, a choice by backtest, figures, and what to train next."""
-    from vitscale.scaling.analyse import Asked
+    from vitscale.scaling.analyse import FitRequest
     from vitscale.scaling.command import columns_of, fit_csv, fixed_of, forms_of
 
-    asked = Asked(forms_of(form), delta, fixed_of(fix or []), drop_outliers, draws, hold_out=hold_out)
+    asked = FitRequest(forms_of(form), delta, fixed_of(fix or []), drop_outliers, draws, hold_out=hold_out)
     if data.is_dir():
         from vitscale.scaling.report import fit_sweep
 

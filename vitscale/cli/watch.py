@@ -33,7 +33,7 @@ def report(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html in the run folder.")] = None,
 ) -> None:
     """Write a run's page as one file that needs neither server nor network."""
-    from vitscale.cluster.runfolder import find_run
     from vitscale.observe.report import write_report
+    from vitscale.runfolder import find_run
 
     print(f"wrote {write_report(find_run(run), out)}")

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.cluster.ended import Ended, Mark, ended, forget_ranks, killed, word_of
-from vitscale.cluster.going_on import look
-from vitscale.cluster.runfolder import BEGUN, JOB, OUTCOME, highest_lease, mark, marks, read_object, run_folder, write_object
+from vitscale.cluster.resumable import look
 from vitscale.cluster.tries import FINAL, VARIABLE, RestartLoop, Tries, noted
 from vitscale.errors import EXIT_DONE, EXIT_REQUEUE, RecipeError, UserError
 from vitscale.recipe import load_recipe
 from vitscale.recipe.schema import Resilience
+from vitscale.runfolder import BEGUN, JOB, OUTCOME, highest_lease, mark, marks, read_object, run_folder, write_object
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _refuse_if_over(folder: Path, job: str | None) -> None:
 
 
 @dataclass(frozen=True)
-class Asked:
+class JobStopped:
     """The batch script was told to stop."""
 
     cause: str          # one of resilience/outcome.py's
@@ -94,7 +94,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class NextMove:
     """`code` 0, 2, 3: the job ends with it; 75: it goes on, without the nodes of `exclude`."""
 
     code: int
@@ -102,7 +102,7 @@ class Verdict:
     outcome: Mapping[str, Any] | None = None        # {exit_code, reason, cause, ...}: what outcome.json should say; None: it does
 
 
-def end(folder: Path, code: int, asked: Asked | None = None, env: Mapping[str, str] = os.environ) -> Verdict:
+def end(folder: Path, code: int, asked: JobStopped | None = None, env: Mapping[str, str] = os.environ) -> NextMove:
     """What is to follow when srun has ended with `code`.  Notes how the try ended.
 
     srun tells the highest of all ranks' codes, in which a 3 is lost beside the 75 of the ranks that were left alone, or beside a kill's
@@ -115,15 +115,15 @@ def end(folder: Path, code: int, asked: Asked | None = None, env: Mapping[str, s
     if found:
         tries.end(found[0], how)
     if how.told and how.exit_code in FINAL:
-        return Verdict(how.exit_code)
+        return NextMove(how.exit_code)
     if code in FINAL:
-        return Verdict(code, outcome=None if code == 0 else {"exit_code": code, "reason": f"a rank {how.reason.removeprefix('it ')}"})
+        return NextMove(code, outcome=None if code == 0 else {"exit_code": code, "reason": f"a rank {how.reason.removeprefix('it ')}"})
     try:
         tries.refuse_another()
     except RestartLoop as error:
-        return Verdict(error.exit_code, outcome={"exit_code": error.exit_code, "reason": str(error), **error.facts})
+        return NextMove(error.exit_code, outcome={"exit_code": error.exit_code, "reason": str(error), **error.facts})
     said = None if how.told else {"exit_code": EXIT_REQUEUE, "reason": how.reason, "cause": how.cause, **how.facts}
-    return Verdict(EXIT_REQUEUE, _nodes(word_of(folder, before).get("exclude")), said)
+    return NextMove(EXIT_REQUEUE, _nodes(word_of(folder, before).get("exclude")), said)
 
 
 def _before(folder: Path) -> Mark:
@@ -132,7 +132,7 @@ def _before(folder: Path) -> Mark:
     return before["outcome"] if isinstance(before, dict) and "outcome" in before else mark(folder / OUTCOME)
 
 
-def _how(folder: Path, before: Mark, code: int, asked: Asked | None) -> Ended:
+def _how(folder: Path, before: Mark, code: int, asked: JobStopped | None) -> Ended:
     how = killed(folder, before, code) or ended(folder, before, code)
     if asked is None:
         return how

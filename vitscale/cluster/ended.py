@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitscale.cluster.runfolder import OUTCOME, mark, read_object
 from vitscale.errors import EXIT_REQUEUE
+from vitscale.runfolder import OUTCOME, mark, read_object
 
 Mark = list[int] | None     # of outcome.json when a try began: what has changed since is of this try, whatever any clock says
 PRESENT = "logs/present"    # rank-N.json of each rank at work: vitscale/resilience/roll.py

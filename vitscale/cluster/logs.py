@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from vitscale.cluster.runfolder import printable
 from vitscale.errors import ClusterError
+from vitscale.runfolder import printable
 
 POLL_S = 0.5
 CHUNK_BYTES = 1 << 16

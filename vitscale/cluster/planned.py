@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vitscale.cluster.site import Site, find_site
 from vitscale.errors import ClusterError
-from vitscale.plan.command import Options
+from vitscale.plan.command import PlanOptions
 from vitscale.plan.fleet import CPU, Fleet
 
 
@@ -16,7 +16,7 @@ def fleet_of(site: Site) -> Fleet | None:
     return Fleet(site.nodes, site.gpus_per_node, site.gpu) if site.gpu else None
 
 
-def with_site(options: Options, cluster: Path | None) -> Options:
+def with_site(options: PlanOptions, cluster: Path | None) -> PlanOptions:
     """Hardware and price from cluster.yaml where the command line does not say them.  Raises ClusterError."""
     site, source = find_site(cluster)
     if not options.on and options.gpu is None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitscale.cluster.runfolder import BEGUN, JOB, OUTCOME, Holder, holder_of, mark, reached, read_object
 from vitscale.cluster.slurm import Queued, is_job
+from vitscale.runfolder import BEGUN, JOB, OUTCOME, Holder, holder_of, mark, reached, read_object
 
 SILENT_S = 20.0         # a heartbeat comes every 5 s: one that is so late is told
 _WORKING = ("RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING")
@@ -19,7 +19,7 @@ _BEGINS_S = 600.0       # what a job that has begun may take to its first rank, 
 
 
 @dataclass(frozen=True)
-class State:
+class RunState:
     """`name`: new, submitted, queued, starting, running, suspended, lost, or what the outcome says: done, failed, ..."""
 
     name: str
@@ -35,7 +35,7 @@ def jobs_of(folder: Path) -> list[str]:
     return list(dict.fromkeys(job for job in known if is_job(job)))
 
 
-def state_of(folder: Path, queue: Sequence[Queued] | None, now: float | None = None) -> State:
+def state_of(folder: Path, queue: Sequence[Queued] | None, now: float | None = None) -> RunState:
     """`queue`: what SLURM has of this user's jobs; None: not known, since there is no SLURM here or it does not answer.
 
     What counts, in this order: a living process, unless it has said its last word; then SLURM; then that word; then its absence.
@@ -52,22 +52,22 @@ def state_of(folder: Path, queue: Sequence[Queued] | None, now: float | None = N
         return _living(holder, entry, now)
     working = next((queued[job] for job in jobs if job in queued and queued[job].state in ("RUNNING", "SUSPENDED", "STOPPED")), None)
     if working is not None and not (outcome and _started(working, now) < _number(outcome.get("time"))):
-        return State("suspended", f"job {working.job}") if working.state != "RUNNING" else State("starting", f"for {working.elapsed}")
+        return RunState("suspended", f"job {working.job}") if working.state != "RUNNING" else RunState("starting", f"for {working.elapsed}")
     waiting = next((queued[job] for job in jobs if job in queued and queued[job].state not in _WORKING), None)
     if waiting is not None:
-        return State("queued", waiting.reason)
+        return RunState("queued", waiting.reason)
     if outcome:
         return _ended(folder, outcome, jobs, queued, known)
     if begun.came_later(folder, holder):
         if not known and now - begun.began < _BEGINS_S:
-            return State("starting", f"{begun.words}; whether it still runs is not known here")
-        return State("lost", f"{begun.words} and ended before a rank had joined, without a word; see its log", "killed")
+            return RunState("starting", f"{begun.words}; whether it still runs is not known here")
+        return RunState("lost", f"{begun.words} and ended before a rank had joined, without a word; see its log", "killed")
     if holder.attempts:
         lost = _lost(folder, holder, now)
         return replace(lost, detail=f"{lost.detail}; whether SLURM will start it again is not known") if jobs and not known else lost
     if jobs:
-        return State("submitted", "but not in the queue" if known else "whether it is still in the queue is not known")
-    return State("new", "")
+        return RunState("submitted", "but not in the queue" if known else "whether it is still in the queue is not known")
+    return RunState("new", "")
 
 
 def last_word(folder: Path, holder: Holder) -> dict[str, Any]:
@@ -132,30 +132,30 @@ def _lives(holder: Holder, begun: _Begun, entry: Queued | None, gone: bool) -> b
     return holder.alive
 
 
-def _living(holder: Holder, entry: Queued | None, now: float) -> State:
+def _living(holder: Holder, entry: Queued | None, now: float) -> RunState:
     if holder.stopped or (entry is not None and entry.state in ("SUSPENDED", "STOPPED")):
-        return State("suspended", f"job {entry.job}" if entry is not None else f"process {holder.pid} stands still (SIGSTOP)")
+        return RunState("suspended", f"job {entry.job}" if entry is not None else f"process {holder.pid} stands still (SIGSTOP)")
     silent_s = now - holder.heard_of if holder.heard_of is not None else 0.0
-    return State("running", f"no sign of life for {span(silent_s)}" if silent_s > SILENT_S else "")
+    return RunState("running", f"no sign of life for {span(silent_s)}" if silent_s > SILENT_S else "")
 
 
-def _ended(folder: Path, outcome: dict[str, Any], jobs: Sequence[str], queued: dict[str, Queued], known: bool) -> State:
+def _ended(folder: Path, outcome: dict[str, Any], jobs: Sequence[str], queued: dict[str, Queued], known: bool) -> RunState:
     reason, cause = outcome.get("reason"), outcome.get("cause")
     detail = reason if isinstance(reason, str) else ""
     lost = outcome.get("lost_steps")
     submitted = read_object(folder / JOB)
     if known and jobs and not queued and submitted.get("outcome_before") == mark(folder / OUTCOME):
         detail = f"{detail}; job {jobs[-1]}, submitted since, is not in the queue" if detail else detail
-    return State(str(outcome["state"]), detail, cause if isinstance(cause, str) else None,
+    return RunState(str(outcome["state"]), detail, cause if isinstance(cause, str) else None,
                  lost if isinstance(lost, int) and not isinstance(lost, bool) else None)
 
 
-def _lost(folder: Path, holder: Holder, now: float) -> State:
+def _lost(folder: Path, holder: Holder, now: float) -> RunState:
     so_far = reached(folder)
     words = [f"attempt {holder.attempts} ended without a word" + (f" after step {so_far.step}" if so_far.step else "")]
     if holder.heard_of is not None:
         words.append(f"last heard of {span(max(now - holder.heard_of, 0.0))} ago")
-    return State("lost", ", ".join(words) + (f"; {so_far.words}" if so_far.words else ""), "killed", so_far.lost)
+    return RunState("lost", ", ".join(words) + (f"; {so_far.words}" if so_far.words else ""), "killed", so_far.lost)
 
 
 def _started(entry: Queued, now: float) -> float:

@@ -9,7 +9,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vitscale.cluster.runfolder import (
+from vitscale.cluster.slurm import Queued
+from vitscale.cluster.state import RunState, jobs_of, span, state_of
+from vitscale.errors import ClusterError, RecipeError
+from vitscale.metrics.system import SPEED
+from vitscale.recipe import Duration
+from vitscale.recipe.text import read_yaml
+from vitscale.runfolder import (
     BEGUN,
     ENVIRONMENT,
     JOB,
@@ -22,12 +28,6 @@ from vitscale.cluster.runfolder import (
     printable,
     read_object,
 )
-from vitscale.cluster.slurm import Queued
-from vitscale.cluster.state import State, jobs_of, span, state_of
-from vitscale.errors import ClusterError, RecipeError
-from vitscale.metrics.system import SPEED
-from vitscale.recipe import Duration
-from vitscale.recipe.text import read_yaml
 
 MARKS = (JOB, BEGUN, OUTCOME, METRICS, RECIPE)      # a folder with one of these is a run's
 
@@ -73,7 +73,7 @@ def status_of(folder: Path, queue: Sequence[Queued] | None, now: float | None = 
     return Status(
         run=folder.name, state=state.name, detail=state.detail, cause=state.cause, lost_steps=state.lost_steps,
         step=None if step is None else int(step), done_ratio=done, images_per_second=speed,
-        eta_s=left / speed if left is not None and speed and state == State("running", "") else None, loss=_number(row.get("loss")),
+        eta_s=left / speed if left is not None and speed and state == RunState("running", "") else None, loss=_number(row.get("loss")),
         restarts=max(highest_lease(folder) - 1, 0), checkpoint_age_s=_checkpoint_age(folder / "checkpoints", now),
         step_age_s=None if timestamp is None else max(now - timestamp, 0.0), job=queued[0].job if queued else jobs[-1] if jobs else None)
 

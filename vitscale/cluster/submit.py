@@ -8,8 +8,7 @@ from pathlib import Path
 from vitscale.cluster import slurm
 from vitscale.cluster.attempt import RunOver
 from vitscale.cluster.bill import Bill, bill, links_needed, ranks_per_node
-from vitscale.cluster.going_on import look
-from vitscale.cluster.runfolder import JOB, OUTCOME, mark, run_folder, write_object
+from vitscale.cluster.resumable import look
 from vitscale.cluster.script import Job, pattern_of, render
 from vitscale.cluster.site import Site
 from vitscale.cluster.state import jobs_of
@@ -17,6 +16,7 @@ from vitscale.errors import EXIT_DONE, ClusterError, RecipeError
 from vitscale.recipe import find_recipe, load_recipe
 from vitscale.recipe.known import Note
 from vitscale.recipe.load import check_section
+from vitscale.runfolder import JOB, OUTCOME, mark, run_folder, write_object
 
 MOST_LINKS = 100        # more are a slip of the pen
 

@@ -31,10 +31,10 @@ from typing import Literal
 
 from vitscale.cluster.ended import Ended, Mark, ended
 from vitscale.cluster.ending import TAKEN
-from vitscale.cluster.enough import in_words
-from vitscale.cluster.runfolder import ATTEMPTS, JOB, OUTCOME, furthest_checkpoint, mark, read_object, rows_backwards
+from vitscale.cluster.restart_limit import in_words
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT, UserError
 from vitscale.files import fsync_folder, names_in, write_atomically
+from vitscale.runfolder import ATTEMPTS, JOB, OUTCOME, furthest_checkpoint, mark, read_object, rows_backwards
 
 FOLDER = "tries"
 VARIABLE = "VITSCALE_TRY"

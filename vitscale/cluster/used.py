@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitscale.cluster.runfolder import RECIPE, printable
 from vitscale.errors import RecipeError
 from vitscale.files import patiently, read_bytes, write_atomically
 from vitscale.recipe.bound import Change, changes, settings_of
 from vitscale.recipe.text import write_yaml
+from vitscale.runfolder import RECIPE, printable
 
 FILE = "settings.jsonl"
 
@@ -25,13 +25,13 @@ class Used:
     """What one attempt trained with."""
 
     attempt: int
-    step: int                       # of the checkpoint that it went on from: its own steps come after; 0: from the start
+    step: int                       # of the checkpoint that it resumed from: its own steps come after; 0: from the start
     recipe: Mapping[str, Any]       # every key, credentials hidden
 
 
 @dataclass(frozen=True)
 class Changed:
-    """What an attempt did otherwise than the one whose steps it went on from."""
+    """What an attempt did otherwise than the one whose steps it resumed from."""
 
     attempt: int
     step: int                       # the first made so
@@ -58,7 +58,7 @@ def used_in(folder: Path) -> list[Used]:
 
 
 def lasting(rows: Sequence[Used]) -> list[Used]:
-    """Those whose steps stand: what an attempt made after the checkpoint that a later one went on from was made again."""
+    """Those whose steps stand: what an attempt made after the checkpoint that a later one resumed from was made again."""
     found: list[Used] = []
     for row in rows:
         while found and found[-1].step >= row.step:
@@ -87,7 +87,7 @@ def _changed(rows: Sequence[Used]) -> list[Changed]:
 def note_used(folder: Path, new: Used, before: Mapping[str, Any] | None = None) -> None:
     """Write the row of an attempt that has begun to train, and its settings as recipe.yaml.  Only for the holder of the run folder.
 
-    before: the settings of the checkpoint that it went on from, for a run whose earlier attempts are not known here.  Raises OSError.
+    before: the settings of the checkpoint that it resumed from, for a run whose earlier attempts are not known here.  Raises OSError.
     """
     rows = [one for one in used_in(folder) if one.attempt != new.attempt]
     if not rows and before is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitscale.data.batch import Fetcher, MicroBatch, Plan, Report
+from vitscale.data.batch import Fetcher, MicroBatch, ReadReport, SamplePlan
 from vitscale.data.shards_ahead import ShardsAhead
 from vitscale.errors import EXIT_REQUEUE, DataError
 
@@ -25,33 +25,33 @@ class Ahead:
     Threads, not processes: decoding leaves Python's lock, and nothing has to be copied between them.  Bad samples are counted when they
     are handed out, so the count does not depend on how far ahead the threads are.
 
-    late: take() leaves it to coming() to have further ones begun.  What many threads do around decoding takes Python's lock from a host
+    on_request: take() leaves it to peek() to have further ones begun.  What many threads do around decoding takes Python's lock from a host
     that is handing its work to a GPU; once it has, it would only wait.
     """
 
     def __init__(
         self, fetcher: Fetcher, *, workers: int, depth: int, pin: bool, max_bad_fraction: float, on_bad: OnBad | None,
-        late: bool = False,
+        on_request: bool = False,
     ) -> None:
         self.fetcher, self.workers, self.depth, self.pin = fetcher, workers, depth, pin
-        self._late = late
+        self._late = on_request
         self.max_bad_fraction, self.on_bad = max_bad_fraction, on_bad
         self.fetched = 0                            # tasks that the threads have ended: it grows as long as reading gets on
         self.read = 0                               # samples handed out, replaced and masked ones included
         self.bytes = 0                              # of their image files
         self.skipped: Counter[str] = Counter()      # bad ones among them, by reason
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        self._plans: Iterator[Plan] = iter(())
+        self._plans: Iterator[SamplePlan] = iter(())
         self._shards = ShardsAhead(fetcher.reader) if fetcher.reader.caches else None
         self._made = 0                              # plans that are or were under way
-        self._queue: deque[tuple[MicroBatch, list[Future[Report]]]] = deque()
+        self._queue: deque[tuple[MicroBatch, list[Future[ReadReport]]]] = deque()
 
     @property
     def wants_shards(self) -> bool:
         """Whether it is of use to give follow() the shards."""
         return self._shards is not None
 
-    def follow(self, plans: Iterator[Plan], shards: Iterator[NDArray[np.int64]]) -> None:
+    def follow(self, plans: Iterator[SamplePlan], shards: Iterator[NDArray[np.int64]]) -> None:
         """Forget what is under way and follow these plans from now on.  shards: of each of them, as ShardsAhead takes them."""
         for _, tasks in self._queue:
             for task in tasks:
@@ -81,7 +81,7 @@ class Ahead:
             self._shards.reached(self._made - 1)
         return micro
 
-    def coming(self) -> MicroBatch | None:
+    def peek(self) -> MicroBatch | None:
         """Begin further ones; what take() gives next, if it is there by now and nothing went wrong with it."""
         self._top_up()
         if not self._queue:
@@ -114,10 +114,10 @@ class Ahead:
                 task.add_done_callback(self._fetched)
             self._queue.append((micro, tasks))
 
-    def _fetched(self, task: Future[Report]) -> None:
+    def _fetched(self, task: Future[ReadReport]) -> None:
         self.fetched += 1
 
-    def _book(self, report: Report) -> None:
+    def _book(self, report: ReadReport) -> None:
         self.read += report.read
         self.bytes += report.bytes
         for bad in report.bad:

@@ -18,11 +18,11 @@ from vitscale.data.cache import ShardCache
 from vitscale.data.crop import CentreCrop, RandomCrop
 from vitscale.data.crumbs import SPLITS, Watching
 from vitscale.data.decode import decode
+from vitscale.data.decoded_before import DecodedImages, sum_of
 from vitscale.data.index import SetIndex
 from vitscale.data.labels import LabelRule, labels_of
 from vitscale.data.mix import Mix
 from vitscale.data.reader import ShardReader
-from vitscale.data.sound import SoundImages, sum_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class StepBatch:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplePlan:
     """Which samples with which draws a micro-batch is to hold; m <= b of them are no dummies."""
 
     step: int
@@ -119,7 +119,7 @@ def moved(given: _Tensors | None, move: Callable[[Tensor], Tensor]) -> _Tensors 
 
 
 @dataclass
-class Report:
+class ReadReport:
     """What happened to the slots of one task: samples read, the bytes of their images, and what is wrong with those not to be used."""
 
     read: int = 0
@@ -139,13 +139,13 @@ class Fetcher:
         self.index, self.reader = index, ShardReader(index, cache=cache, stopping=self.stopping)
         self.label, self.classes, self.image, self.channels, self.group, self.crop = label, classes, image, channels, group, crop
         self.exif, self.targets = exif, classes if label is not None and label.several else 0
-        self.sound = SoundImages(index.num_samples)
+        self.sound = DecodedImages(index.num_samples)
         self.crumbs, self.split = crumbs, SPLITS.index(split)
 
-    def fill(self, plan: Plan, micro: MicroBatch, low: int, high: int) -> Report:
+    def fill(self, plan: SamplePlan, micro: MicroBatch, low: int, high: int) -> ReadReport:
         """Fill the slots [low, high), whole groups.  A sample that cannot be used is replaced by the next of its group that can; if there
         is none, its weight stays 0.  Raises DataError for labels that are missing or outside the classes, and for changed shards."""
-        report = Report()
+        report = ReadReport()
         for start in range(low, high, self.group):
             slots = range(start, min(start + self.group, high))
             good = []
@@ -172,7 +172,7 @@ class Fetcher:
                         continue
         return report
 
-    def _put(self, plan: Plan, micro: MicroBatch, slot: int, source: int) -> int:
+    def _put(self, plan: SamplePlan, micro: MicroBatch, slot: int, source: int) -> int:
         """The sample planned for `source`, by the draws of `slot`, into `slot`; returns the bytes of its image's file."""
         shard, number = int(plan.shard[source]), int(plan.number[source])
         labels: list[int] = []
@@ -185,7 +185,7 @@ class Fetcher:
         draws: Sequence[float] = () if plan.crop is None else plan.crop[slot].tolist()
         data, sample = self.reader.pread(shard, *image[1:]), int(plan.ids[source])
         known, marks = sum_of(data), self.sound.marks(sample)
-        sound = self.sound.knows(sample, known)
+        sound = self.sound.contains(sample, known)
         crumb: AbstractContextManager[None] = nullcontext()
         if self.crumbs is not None:
             self.crumbs.refuse(data, known)
@@ -200,7 +200,7 @@ class Fetcher:
         micro.weight.numpy()[slot] = 1
         return len(data)
 
-    def _describe(self, plan: Plan, slot: int, error: BadSample) -> dict[str, Any]:
+    def _describe(self, plan: SamplePlan, slot: int, error: BadSample) -> dict[str, Any]:
         shard, number = int(plan.shard[slot]), int(plan.number[slot])
         # a server that gave no image gives no key
         silent = error.reason in ("read", "storage") and remote.is_remote(self.index.urls[shard])

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from vitscale.data import remote
 from vitscale.data.descriptors import NONE_LEFT
-from vitscale.data.remote import Facts
+from vitscale.data.remote import ShardFacts
 from vitscale.errors import DataError
 from vitscale.recipe.redact import redact
 
@@ -40,7 +40,7 @@ class ShardCache:
         self._lock = Lock()
         self._warned = False
 
-    def open(self, url: str, facts: Facts, stop: Event | None = None) -> int | None:
+    def open(self, url: str, facts: ShardFacts, stop: Event | None = None) -> int | None:
         """Raises FileNotFoundError and DataError as remote.read does, and OSError where no descriptor is left; trouble with the disk is
         warned of once and gives None."""
         name = hashlib.sha256(url.encode()).hexdigest()
@@ -64,7 +64,7 @@ class ShardCache:
             return None
         return descriptor
 
-    def fetch(self, url: str, facts: Facts, stop: Event | None = None) -> int | None:
+    def fetch(self, url: str, facts: ShardFacts, stop: Event | None = None) -> int | None:
         """Have a shard here that is not wanted yet.  A descriptor keeps it here; None if it was here already, or unless there is room for
         two, so that whoever wants another now still finds some.  Raises OSError, also for trouble with the disk, and DataError as
         remote.read does."""
@@ -89,7 +89,7 @@ class ShardCache:
             log.warning("the shard cache %s cannot take more (%s): other shards are read straight from their URLs, again in every epoch; "
                         "free some space, or see data.cache_dir and data.cache_bytes", self._folder or self._given, why)
 
-    def _ready(self, folder: Path, name: str, facts: Facts, check: bool) -> int | None:
+    def _ready(self, folder: Path, name: str, facts: ShardFacts, check: bool) -> int | None:
         """The shard if it is there and sound.  check: read it through if this process has not yet."""
         try:
             note = json.loads((folder / f"{name}.json").read_bytes())
@@ -117,7 +117,7 @@ class ShardCache:
         os.close(descriptor)
         return None
 
-    def _fetch(self, folder: Path, name: str, url: str, facts: Facts, stop: Event | None, spare: int = 0) -> int | None:
+    def _fetch(self, folder: Path, name: str, url: str, facts: ShardFacts, stop: Event | None, spare: int = 0) -> int | None:
         for left in folder.glob(f"{name}.*.part"):          # by a process that was killed: we hold the lock of this name
             left.unlink(missing_ok=True)
         part = folder / f"{name}.{os.getpid()}-{os.urandom(4).hex()}.part"

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from vitscale.data.bad import BadSample
+from vitscale.data.decoded_before import sum_of
 from vitscale.data.index import SetIndex
 from vitscale.data.reader import ShardReader
-from vitscale.data.sound import sum_of
 from vitscale.errors import DataError
 from vitscale.files import write_atomically
 

@@ -29,9 +29,11 @@ def decode(
     exif: the box is drawn in the image as its EXIF orientation has it looked at.  It is cut out of the stored pixels, and only the resized
     square is turned: as right, and nothing large is copied.
 
-    sound: these bytes were decoded before and nothing was wrong with them (sound.py).  Then what lies below the crop is left out, which
-    takes less time and gives the same pixels; else it is read too, since damage is told only at an image's end.  marks: of these bytes
-    (sound.py); written unless sound, read if sound, by which most of what lies above the crop is left out too.
+    sound: these bytes were decoded before and nothing was wrong with them (decoded_before.py).  Then what lies below the crop is left
+    out, which takes less time and gives the same pixels; else it is read too, since damage is told only at an image's end.
+
+    marks: of these bytes (decoded_before.py); written unless sound, read if sound, by which most of what lies above the crop is left out
+    too.
 
     A JPEG is done by the native decoder where that was built and takes it; else by simplejpeg and torch, to the same pixels.
     """

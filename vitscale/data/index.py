@@ -21,10 +21,10 @@ from safetensors.numpy import save
 
 from vitscale.data import remote
 from vitscale.data.descriptors import HELD, mapped
-from vitscale.data.group import GroupMembers, group
+from vitscale.data.members import GroupMembers, group
 from vitscale.data.shards import Homes, expand, locked, publish_index, stat_shards, unreadable
 from vitscale.data.survive import looking_at
-from vitscale.data.tar import Damage, Link, Member, ReadAt, Walk, compression, split_name, walk
+from vitscale.data.tar import Damage, Link, ReadAt, TarMember, Walk, compression, split_name, walk
 from vitscale.errors import DataError, UserError
 from vitscale.files import patiently
 from vitscale.recipe.redact import redact
@@ -149,7 +149,7 @@ class SetIndex:
         try:
             with reading(self.urls[shard], total, int(self.mtime_ns[shard])) as read_at:
                 for item in walk(lambda offset, size: read_at(start + offset, size), total - start, Walk()):
-                    if isinstance(item, Member) and start + item.offset == int(entry.offset[member]):
+                    if isinstance(item, TarMember) and start + item.offset == int(entry.offset[member]):
                         return (split_name(item.name) or ("?", ""))[0]
                     if isinstance(item, Link) or start + item.offset > int(entry.offset[member]):
                         break
@@ -263,7 +263,7 @@ def _build_set(
 def reading(path: str, size: int, stamp: int) -> Iterator[ReadAt]:
     """Ranges of one shard's bytes, local or remote, for one thread.  Raises OSError; remote ones also DataError."""
     if remote.is_remote(path):
-        yield remote.Ranges(path, remote.Facts(size, stamp))
+        yield remote.Ranges(path, remote.ShardFacts(size, stamp))
         return
     with HELD.room(lambda: open(path, "rb", buffering=0), path) as file:
         yield lambda offset, size: patiently(path, lambda: os.pread(file.fileno(), size, offset))

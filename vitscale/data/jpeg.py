@@ -49,7 +49,7 @@ def pixels(data: bytes, channels: int, header: Header, scale: int = 1) -> NDArra
 def pixels_above(data: bytes, channels: int, header: Header, scale: int, bottom: int) -> NDArray[np.uint8]:
     """The rows [0, bottom) of pixels(), the same to the bit, and perhaps some below.
 
-    For an image of a common kind that pixels() has taken: this looks for no damage.  libjpeg-turbo passes over codes that are none, and
+    For an image of a common kind that pixels() has taken: this looks for no damage.  libjpeg-turbo passes over invalid codes, and
     warns mostly when the data does not last just as long as the blocks; but here the copy that is decoded has a frame header which states
     a smaller height, so that no time goes into what lies below, and the rest of the data is one warning, always.
     """
@@ -72,7 +72,7 @@ def _sides(header: Header, scale: int) -> tuple[int, int]:
 
 
 @dataclass
-class _Tables:
+class _HuffmanTables:
     """What decides how zero bits decode."""
 
     sequential: bool = False
@@ -93,7 +93,7 @@ def zeroed(data: bytes, header: Header) -> int | None:
     words = np.frombuffer(data, np.uint64, (len(data) - start) // 8, start)
     if words.all() or data.find(bytes(_SHORTEST), start) < 0:   # a run holds a whole word, and those are looked for several times as fast
         return None
-    tables, at = _Tables(), 2
+    tables, at = _HuffmanTables(), 2
     while at + 4 <= len(data):
         if data[at] != 0xFF:
             return None                                         # lost; the decoder will say so
@@ -135,7 +135,7 @@ def _read_huffman(segment: bytes, first: dict[int, tuple[int, int]]) -> None:
         at += 17 + sum(counts)
 
 
-def _sequential_limit(header: bytes, tables: _Tables) -> int | None:
+def _sequential_limit(header: bytes, tables: _HuffmanTables) -> int | None:
     """Zero bytes that must hold a whole impossible block of this scan (its header: B.2.3), or None if all that zeros give is legal."""
     whole, flat = 0, 0                                          # bits of the longest such block; of all legal ones in an MCU
     count = header[0]
@@ -157,7 +157,7 @@ def _sequential_limit(header: bytes, tables: _Tables) -> int | None:
     return max((2 * whole + flat + 14) // 8, _SHORTEST)
 
 
-def _progressive_limit(header: bytes, tables: _Tables) -> int | None:
+def _progressive_limit(header: bytes, tables: _HuffmanTables) -> int | None:
     """The same for an AC scan of a progressive image (G.1.2.2, G.1.2.3): zeros give each coefficient that was 0 the value -(2^s - 1) and
     correct none of the others.  A band may be one coefficient wide, so four whole blocks are asked for.  DC scans may be all zero."""
     ac = tables.first.get(0x10 | (header[2] & 15))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vitscale.data import remote
 from vitscale.data.ahead import Ahead, OnBad
 from vitscale.data.augment import Erase, Ops
-from vitscale.data.batch import Fetcher, MicroBatch, Plan, StepBatch
+from vitscale.data.batch import Fetcher, MicroBatch, SamplePlan, StepBatch
 from vitscale.data.cache import ShardCache
 from vitscale.data.crop import CentreCrop, RandomCrop
 from vitscale.data.crumbs import Watching
@@ -38,18 +38,18 @@ _VAL = 1        # the same of an evaluation
 def open_stream(
     recipe: Recipe, index: SetIndex, split: Literal["train"] = "train", *, rank: int, world: int, micro_batch: int,
     drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
-    late: bool = False, crumbs: Watching | None = None,
+    on_request: bool = False, crumbs: Watching | None = None,
 ) -> "Stream": ...
 @overload
 def open_stream(
     recipe: Recipe, index: SetIndex, split: Literal["val"], *, rank: int, world: int, micro_batch: int,
     drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
-    late: bool = False, crumbs: Watching | None = None,
+    on_request: bool = False, crumbs: Watching | None = None,
 ) -> "EvalStream": ...
 def open_stream(
     recipe: Recipe, index: SetIndex, split: Literal["train", "val"] = "train", *, rank: int, world: int, micro_batch: int,
     drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
-    late: bool = False, crumbs: Watching | None = None,
+    on_request: bool = False, crumbs: Watching | None = None,
 ) -> "Stream | EvalStream":
     """The stream of one rank.
 
@@ -57,7 +57,7 @@ def open_stream(
     branches (2L).  num_draws: uniforms that the objective wants for each sample.  local_ranks: ranks on this machine, which share its
     cores.  pin: page-locked memory, for a GPU.
     on_bad: called for each sample that could not be used, with step, position, id, shard, key, reason and detail.
-    late: further batches are begun when Stream.coming() is called, and only then as long as one is left (ahead.py).
+    on_request: further batches are begun when Stream.peek() is called, and only then as long as one is left (ahead.py).
     crumbs: where samples are written down while they are decoded, and which must not be.
     Raises DataError when batch, lanes, group and ranks do not suit the samples or each other.
     """
@@ -82,7 +82,7 @@ def open_stream(
         num_micro = math.ceil(math.ceil(index.num_samples / world) / micro_batch)
     ahead = Ahead(
         fetcher, workers=workers, depth=max(data.prefetch, num_micro if train else 1), pin=pin,
-        max_bad_fraction=data.max_bad_fraction, on_bad=on_bad, late=late,
+        max_bad_fraction=data.max_bad_fraction, on_bad=on_bad, on_request=on_request,
     )
     if train:
         return Stream(
@@ -134,9 +134,9 @@ class Stream:
         epoch = batch.start // self.order.num_samples
         return StepBatch(batch.step, batch.start, batch.end, epoch, batch.size, [one for one in micro if one is not None])
 
-    def coming(self) -> MicroBatch | None:
+    def peek(self) -> MicroBatch | None:
         """The first micro-batch of the next step, if it is there by now.  Nothing is handed out by that."""
-        return self._ahead.coming()
+        return self._ahead.peek()
 
     def ends_at(self, images: int) -> bool:
         """Whether no step is left that starts before `images` have been seen; skipped ones do not count."""
@@ -220,7 +220,7 @@ class Stream:
             for micro in range(self.num_micro):
                 yield shard[micro * self.micro_batch:(micro + 1) * self.micro_batch]
 
-    def _plans(self, batch: Batch) -> Iterator[Plan]:
+    def _plans(self, batch: Batch) -> Iterator[SamplePlan]:
         order, augment = self.order, self._augment
         index = order.share(batch, self._rank, self._world)
         ids, epochs, copies = (of(batch.start, index) for of in (order.sample_ids, order.epochs, order.copies))
@@ -237,7 +237,7 @@ class Stream:
             kept = None if keep is None else keep[:, part]
             if self._drop_rates is not None and self._drop_group is not None:
                 kept = keep_of_groups(self._drop_rates.tolist(), order.seed, batch.epoch, places[part], self._drop_group, self.micro_batch)
-            yield Plan(
+            yield SamplePlan(
                 batch.step, batch.start, self.micro_batch, index[part], ids[part], shard[part], number[part],
                 draws[part, CROP], draws[part, FLIP] < augment.flip, kept,
                 Ops.of(operations(augment, draws[part], self._image)),
@@ -294,7 +294,7 @@ class EvalStream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _plans(self) -> Iterator[Plan]:
+    def _plans(self) -> Iterator[SamplePlan]:
         each, more = divmod(self.num_samples, self._world)
         start = self._rank * each + min(self._rank, more)
         stop = start + each + (self._rank < more)
@@ -302,7 +302,7 @@ class EvalStream:
             low = start + micro * self.micro_batch
             ids = np.arange(low, max(low, min(low + self.micro_batch, stop)))
             shard = np.searchsorted(self._first_ids, ids, side="right") - 1
-            yield Plan(
+            yield SamplePlan(
                 0, 0, self.micro_batch, ids, ids, shard, ids - self._first_ids[shard], None, np.zeros(len(ids), bool), None,
                 draws=uniforms(self._seed, _VAL, 0, ids, 0, self._num_draws, first=TASK) if self._num_draws else None,
             )

@@ -22,7 +22,7 @@ from vitscale.data.foreign import NATIVE, kind_of, to_png
 from vitscale.data.header import read_header
 from vitscale.data.image import decode_whole
 from vitscale.data.index import SeveralImages, image_member
-from vitscale.data.sources import CLASSES, Entry, Source
+from vitscale.data.sources import CLASSES, Source, SourceSample
 from vitscale.data.survive import looking_at
 from vitscale.errors import DataError
 from vitscale.files import write_atomically
@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]       # (samples done, samples in all)
 
 
 @dataclass(frozen=True)
-class Options:
+class PackOptions:
     """What decides the bytes of the shards, besides the source."""
 
     prefix: str = "shard"
@@ -57,7 +57,7 @@ class Packed:
     classes: Counter[int]               # samples of each class number, where the source knows it before it is read
 
 
-def pack(source: Source, out: Path, options: Options, *, workers: int, on_progress: Progress | None = None) -> Packed:
+def pack(source: Source, out: Path, options: PackOptions, *, workers: int, on_progress: Progress | None = None) -> Packed:
     """Write OUT/PREFIX-000000.tar and on, SHA256SUMS, classes.txt, pack.json and, if entries were bad, bad.jsonl.
 
     Run again after a stop, it keeps the shards that are whole.  Raises DataError when OUT holds another pack or cannot be written, or
@@ -85,7 +85,7 @@ def pack(source: Source, out: Path, options: Options, *, workers: int, on_progre
         lock.release()
 
 
-def _check(options: Options) -> None:
+def _check(options: PackOptions) -> None:
     if (options.shard_samples is None) == (options.shard_bytes is None):
         raise DataError("give one of --shard-samples and --shard-bytes")
     if not options.prefix or "/" in options.prefix or options.prefix.startswith("."):
@@ -98,7 +98,7 @@ def _check(options: Options) -> None:
             raise DataError(f"--{name}: wants a whole number from 1{f' to {high}' if high else ''}, got {value}")
 
 
-def _cut(entries: list[Entry], options: Options) -> list[list[Entry]]:
+def _cut(entries: list[SourceSample], options: PackOptions) -> list[list[SourceSample]]:
     """The entries of each shard: in mixed order if asked for, cut by number or by bytes."""
     if options.shuffle is not None:
         entries = [entries[place] for place in inside_permutation(options.shuffle, 0, 0, len(entries)).tolist()]
@@ -110,7 +110,7 @@ def _cut(entries: list[Entry], options: Options) -> list[list[Entry]]:
     return [entries[low:high] for low, high in pairwise(cuts)]
 
 
-def _plan_hash(parts: list[list[Entry]], source: Source, options: Options) -> str:
+def _plan_hash(parts: list[list[SourceSample]], source: Source, options: PackOptions) -> str:
     sha = hashlib.sha256(json.dumps([VERSION, source.classes, vars(options)]).encode())
     for part in parts:
         for entry in part:
@@ -138,7 +138,7 @@ def _claim(out: Path, plan: dict[str, Any], prefix: str) -> None:
 
 
 def _write_all(
-    parts: list[list[Entry]], source: Source, out: Path, options: Options, workers: int, on_progress: Progress | None,
+    parts: list[list[SourceSample]], source: Source, out: Path, options: PackOptions, workers: int, on_progress: Progress | None,
 ) -> Packed:
     if options.resize:
         import torch
@@ -181,7 +181,7 @@ def _write_all(
     return Packed(len(whole), sum(row["samples"] for row in whole), sum(row["bytes"] for row in whole), kept, bad, classes)
 
 
-def _name(options: Options, shard: int) -> str:
+def _name(options: PackOptions, shard: int) -> str:
     return f"{options.prefix}-{shard:06d}.tar"
 
 
@@ -208,7 +208,8 @@ class _Hashed:
 
 
 def _write_shard(
-    entries: list[Entry], out: Path, name: str, options: Options, image: str | None, tick: Callable[[int], None], stopping: Event,
+    entries: list[SourceSample], out: Path, name: str, options: PackOptions, image: str | None, tick: Callable[[int], None],
+    stopping: Event,
 ) -> dict[str, Any]:
     """Write one shard under another name, then rename it, then write its row: whatever stops it, it is whole or done again."""
     from webdataset import TarWriter  # imports torch, so only here
@@ -235,7 +236,7 @@ def _write_shard(
     return row
 
 
-def _members(entry: Entry, options: Options, image: str | None) -> dict[str, bytes]:
+def _members(entry: SourceSample, options: PackOptions, image: str | None) -> dict[str, bytes]:
     """The members of a sample, its image checked and made smaller if asked for.  Raises BadSample."""
     members = entry.read()
     try:
@@ -250,7 +251,7 @@ def _members(entry: Entry, options: Options, image: str | None) -> dict[str, byt
         return _checked(members, name, options)
 
 
-def _checked(members: dict[str, bytes], name: str, options: Options) -> dict[str, bytes]:
+def _checked(members: dict[str, bytes], name: str, options: PackOptions) -> dict[str, bytes]:
     """_members() of those read, of which `name` is the image."""
     name = _as_shards_hold_it(members, name)
     pixels = decode_whole(members[name])

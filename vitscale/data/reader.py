@@ -20,7 +20,7 @@ READ_PATIENCE_S = 30.0      # for the file system of a shard to come back
 _IDLE_S = 30        # a remote shard unused for so long is let go of, so that the cache may evict it
 
 
-class _File:
+class _OpenShard:
     """An open shard.  Closes itself when nobody reads from it any more, so that dropping it from a cache cannot pull it from a thread."""
 
     def __init__(self, descriptor: int) -> None:
@@ -36,7 +36,7 @@ class _Ranged:
 
     descriptor = -1
 
-    def __init__(self, url: str, facts: remote.Facts, stopping: Event | None) -> None:
+    def __init__(self, url: str, facts: remote.ShardFacts, stopping: Event | None) -> None:
         self.url, self.facts, self.stopping = url, facts, stopping
         self.used_s = 0.0
         self._lock = Lock()
@@ -128,7 +128,7 @@ class ShardReader:
         if self.cache is None or not remote.is_remote(url):
             return None
         descriptor = self.cache.fetch(url, self._facts(shard), self.stopping)
-        return None if descriptor is None else _File(descriptor)
+        return None if descriptor is None else _OpenShard(descriptor)
 
     def is_open(self, shard: int) -> bool:
         return (self._owner, shard) in self._held
@@ -136,8 +136,8 @@ class ShardReader:
     def close(self) -> None:
         self._held.forget(self._owner)
 
-    def _opened(self, shard: int) -> _File | _Ranged:
-        found: _File | _Ranged | None = self._held.get((self._owner, shard))
+    def _opened(self, shard: int) -> _OpenShard | _Ranged:
+        found: _OpenShard | _Ranged | None = self._held.get((self._owner, shard))
         if found is None:
             if self._away:
                 self._held.forget(self._owner, unused_since=time.monotonic() - _IDLE_S)
@@ -148,25 +148,25 @@ class ShardReader:
             found.used_s = time.monotonic()
         return found
 
-    def _open(self, shard: int) -> _File | _Ranged:
+    def _open(self, shard: int) -> _OpenShard | _Ranged:
         return self._remote(shard) if remote.is_remote(self.index.urls[shard]) else self._local(shard)
 
-    def _local(self, shard: int) -> _File:
+    def _local(self, shard: int) -> _OpenShard:
         path = self.index.urls[shard]
-        file = _File(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        remote.same(path, remote.Facts(os.fstat(file.descriptor).st_size, 0), remote.Facts(int(self.index.bytes[shard]), 0))
+        file = _OpenShard(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        remote.same(path, remote.ShardFacts(os.fstat(file.descriptor).st_size, 0), remote.ShardFacts(int(self.index.bytes[shard]), 0))
         return file
 
-    def _remote(self, shard: int) -> _File | _Ranged:
+    def _remote(self, shard: int) -> _OpenShard | _Ranged:
         url, facts = self.index.urls[shard], self._facts(shard)
         descriptor = self.cache.open(url, facts, self.stopping) if self.cache else None
-        return _Ranged(url, facts, self.stopping) if descriptor is None else _File(descriptor)
+        return _Ranged(url, facts, self.stopping) if descriptor is None else _OpenShard(descriptor)
 
-    def _facts(self, shard: int) -> remote.Facts:
-        return remote.Facts(int(self.index.bytes[shard]), int(self.index.mtime_ns[shard]))
+    def _facts(self, shard: int) -> remote.ShardFacts:
+        return remote.ShardFacts(int(self.index.bytes[shard]), int(self.index.mtime_ns[shard]))
 
 
-def _pread(file: _File | _Ranged, offset: int, size: int) -> bytes:
+def _pread(file: _OpenShard | _Ranged, offset: int, size: int) -> bytes:
     """Raises OSError, remote.Unreachable, BadSample."""
     if isinstance(file, _Ranged):
         return file.read(offset, size)

@@ -46,7 +46,7 @@ PATIENCE = Patience()
 
 
 @dataclass(frozen=True)
-class Facts:
+class ShardFacts:
     """What tells one version of a shard from another.  stamp: a hash of its ETag or date, 0 where the store gives none."""
 
     size: int
@@ -100,12 +100,12 @@ def matches(url: str) -> list[str]:
     return [f"{scheme}://{path}" for path in found]
 
 
-def facts_of(urls: Sequence[str]) -> list[Facts | None]:
+def facts_of(urls: Sequence[str]) -> list[ShardFacts | None]:
     """The facts of each shard, None for one that is not there.  Many at once; a folder of many is listed instead.  Raises DataError."""
     folders = Counter(url.rpartition("/")[0] for url in urls if not url.lower().startswith("http"))
     listings = {folder: _listing(folder) for folder, count in folders.items() if count >= _LISTED}
 
-    def look(url: str) -> Facts | None:
+    def look(url: str) -> ShardFacts | None:
         folder = url.rpartition("/")[0]
         if folder in listings:
             return listings[folder].get(url)
@@ -122,24 +122,24 @@ def facts_of(urls: Sequence[str]) -> list[Facts | None]:
             raise
 
 
-def facts(url: str, stop: Event | None = None) -> Facts:
+def facts(url: str, stop: Event | None = None) -> ShardFacts:
     """Raises FileNotFoundError, DataError."""
     scheme = url.partition("://")[0].lower()
     if EXTRAS[scheme] == "http":
         answer = _get(url, 0, 1, stop)
-        return Facts(answer.size, answer.stamp)
+        return ShardFacts(answer.size, answer.stamp)
     fs = _filesystem(scheme)
     return _facts(url, _insist(url, lambda: fs.info(url), stop))
 
 
-def read(url: str, offset: int, size: int, expected: Facts, stop: Event | None = None) -> bytes:
+def read(url: str, offset: int, size: int, expected: ShardFacts, stop: Event | None = None) -> bytes:
     """`size` bytes at `offset`, all of them.  Raises FileNotFoundError, Unreachable, DataError for a shard that is another by now."""
     if size == 0:
         return b""
     scheme = url.partition("://")[0].lower()
     if EXTRAS[scheme] == "http":
         answer = _get(url, offset, offset + size, stop)
-        same(url, Facts(answer.size, answer.stamp), expected)
+        same(url, ShardFacts(answer.size, answer.stamp), expected)
         data = answer.data[:size]
     else:
         fs = _filesystem(scheme)
@@ -154,7 +154,7 @@ def read(url: str, offset: int, size: int, expected: Facts, stop: Event | None =
     return data
 
 
-def same(url: str, found: Facts, expected: Facts) -> None:
+def same(url: str, found: ShardFacts, expected: ShardFacts) -> None:
     """Raises DataError unless the shard is the one that was indexed."""
     if found.size != expected.size:
         what = f"has {found.size} bytes, but had {expected.size} when it was indexed"
@@ -168,7 +168,7 @@ def same(url: str, found: Facts, expected: Facts) -> None:
 class Ranges:
     """`read_at` for a walk over headers: reads ahead while the steps are small, and skips over large members.  For one thread."""
 
-    def __init__(self, url: str, expected: Facts) -> None:
+    def __init__(self, url: str, expected: ShardFacts) -> None:
         self.url, self.expected = url, expected
         self.start, self.bytes = 0, b""
 
@@ -213,14 +213,14 @@ def _insist(url: str, attempt: Callable[[], _T], stop: Event | None) -> _T:
     raise Unreachable(f"{shown}: cannot be read, tried {number + 1} times; the last try ended with {why}")
 
 
-def _facts(url: str, info: dict[str, Any]) -> Facts:
+def _facts(url: str, info: dict[str, Any]) -> ShardFacts:
     if info.get("type") == "directory" or info.get("size") is None:
         raise DataError(f"{url}: is a folder; give its shards, such as '{url.rstrip('/')}/*.tar'")
     version = next((info[key] for key in ("ETag", "etag", "generation", "mtime", "LastModified", "updated") if info.get(key)), None)
-    return Facts(int(info["size"]), web.stamp_of(None if version is None else str(version)))
+    return ShardFacts(int(info["size"]), web.stamp_of(None if version is None else str(version)))
 
 
-def _listing(folder: str) -> dict[str, Facts]:
+def _listing(folder: str) -> dict[str, ShardFacts]:
     """{URL: facts} of the objects right in a folder of a store; empty where there is none."""
     fs = _filesystem(folder.partition("://")[0].lower())
     try:

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
-from vitscale.data.pack import BAD, Options, Packed
+from vitscale.data.pack import BAD, Packed, PackOptions
 from vitscale.data.sources import Source
 from vitscale.data.stats import Stats
-from vitscale.data.verify import Verdict
+from vitscale.data.verify import Findings
 
 _ROWS = 40              # faults shown; --json has them all
 _ENDS = 5               # classes shown from either end
@@ -26,7 +26,7 @@ def console() -> Console:
     return wide if wide.is_terminal else Console(width=_PLAIN_WIDTH)
 
 
-def show_packed(split: str, source: Source, packed: Packed, out: Path, options: Options, max_left_out: float, skip_bad: bool) -> bool:
+def show_packed(split: str, source: Source, packed: Packed, out: Path, options: PackOptions, max_left_out: float, skip_bad: bool) -> bool:
     """What was packed, which number each class has, what was left out and why; -> whether it is what the user must have wanted.
 
     It is not if images were bad or a class folder gave none (unless skip_bad), or more than `max_left_out` of the files are no images."""
@@ -74,7 +74,7 @@ def _show_numbers(source: Source, packed: Packed, screen: Console) -> None:
         screen.print(f"  {row}", highlight=False)
 
 
-def show_verdict(verdict: Verdict) -> None:
+def show_verdict(verdict: Findings) -> None:
     """A table of faults, then one line."""
     out = console()
     if verdict.faults:

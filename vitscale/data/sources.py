@@ -10,9 +10,9 @@ from pathlib import Path
 
 from vitscale.data.bad import BadSample
 from vitscale.data.folder import class_folders, look_through, splits_of
-from vitscale.data.group import GroupMembers
 from vitscale.data.index import IMAGES, SetIndex, open_index
 from vitscale.data.manifest import number_labels, read_manifest
+from vitscale.data.members import GroupMembers
 from vitscale.data.reader import ShardReader
 from vitscale.errors import DataError
 
@@ -21,7 +21,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_/-]")        # what may not stand in a key: a
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class SourceSample:
     """One sample to be packed."""
 
     name: str               # for messages: its path, or shard:key
@@ -34,7 +34,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Source:
-    entries: list[Entry]
+    entries: list[SourceSample]
     classes: tuple[str, ...]    # names in the order of their numbers; () where labels came as numbers, or there are none
     mixed: bool                 # entries come in no order that would harm training
     image: str | None = None    # the member that is the image; None: the one with the ending of an image
@@ -128,7 +128,7 @@ def _shards(url: str, group_members: GroupMembers, image: str | None) -> Source:
             members = index.shard(shard).members(number)
             key = index.key_of(shard, number)
             size, version = sum(size for _, _, size in members), f"{index.header_sha256[shard]} {index.mtime_ns[shard]} {number}"
-            entries.append(Entry(
+            entries.append(SourceSample(
                 f"{index.paths[shard]}:{key}", keys.unique(key), size, version,
                 lambda shard=shard, number=number: reader.read(shard, number),      # type: ignore[misc]
             ))
@@ -143,7 +143,7 @@ def class_names(index: SetIndex) -> tuple[str, ...]:
         return ()
 
 
-def _files(paths: list[Path], names: list[str], labels: list[int] | list[None]) -> list[Entry]:
+def _files(paths: list[Path], names: list[str], labels: list[int] | list[None]) -> list[SourceSample]:
     keys = _Keys()
     entries = []
     for path, name, label in zip(paths, names, labels, strict=True):
@@ -154,7 +154,7 @@ def _files(paths: list[Path], names: list[str], labels: list[int] | list[None]) 
             size, version = 0, "missing"            # told when it is packed
         stem = _UNSAFE.sub("_", os.path.splitext(name)[0]).lstrip("/")
         read = lambda path=path, label=label: _read(path, label)      # noqa: E731  binds the two of this turn
-        entries.append(Entry(name, keys.unique(stem), size, f"{version} {label}", read, label))
+        entries.append(SourceSample(name, keys.unique(stem), size, f"{version} {label}", read, label))
     return entries
 
 

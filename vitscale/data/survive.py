@@ -145,7 +145,7 @@ def looking_at(shard: str, key: str, data: bytes) -> Iterator[None]:
     if _watch is None:
         yield
         return
-    from vitscale.data.sound import sum_of
+    from vitscale.data.decoded_before import sum_of
 
     found = sum_of(data)
     _refuse(_watch, data, found)

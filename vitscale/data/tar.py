@@ -23,7 +23,7 @@ ReadAt = Callable[[int, int], bytes]    # (offset, size) -> at most size bytes; 
 
 
 @dataclass(frozen=True)
-class Member:
+class TarMember:
     """One regular file: its name as the tar gives it, where its header and its data lie (bytes)."""
 
     name: str
@@ -75,7 +75,7 @@ def compression(head: bytes) -> str | None:
     return next((name for magic, name in _COMPRESSED if head.startswith(magic)), None)
 
 
-def walk(read_at: ReadAt, total: int, state: Walk) -> Iterator[Member | Link | Damage]:
+def walk(read_at: ReadAt, total: int, state: Walk) -> Iterator[TarMember | Link | Damage]:
     """Yield regular members and links in file order, and each Damage at its place among them; fill `state` on the way.
 
     Understands ustar, GNU long names and pax records of path, linkpath and size (POSIX.1-2017, pax, "Interchange Format"), and base-256
@@ -117,7 +117,7 @@ def walk(read_at: ReadAt, total: int, state: Walk) -> Iterator[Member | Link | D
                 yield sparse
             if kind in _NO_DATA or data + size <= total:
                 if regular:
-                    yield Member(name, start, data, size)
+                    yield TarMember(name, start, data, size)
                 elif kind in b"12":
                     yield Link(name, start, _target(name, records.get("linkpath", _text(block[157:257])), kind == b"1"))
                 at = start = data + (0 if kind in _NO_DATA else _padded(size))

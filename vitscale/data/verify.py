@@ -12,14 +12,14 @@ from typing import Any
 
 from vitscale.data import remote
 from vitscale.data.bad import BadSample
-from vitscale.data.group import GroupMembers, Sample, group
 from vitscale.data.image import decode_whole
 from vitscale.data.index import SeveralImages, image_member, reading
 from vitscale.data.labels import LabelRule, classes_in
+from vitscale.data.members import GroupMembers, Sample, group
 from vitscale.data.pack import SUMS
 from vitscale.data.shards import expand, unreadable
 from vitscale.data.survive import looking_at
-from vitscale.data.tar import Damage, Member, ReadAt, Walk, compression, walk
+from vitscale.data.tar import Damage, ReadAt, TarMember, Walk, compression, walk
 from vitscale.errors import DataError
 from vitscale.recipe.redact import redact
 
@@ -43,7 +43,7 @@ class Fault:
 
 
 @dataclass
-class Verdict:
+class Findings:
     """What was looked at, and what is wrong with it."""
 
     shards: int = 0
@@ -65,7 +65,7 @@ class Verdict:
 def verify(
     urls: str | Sequence[str], *, label: str = "cls", class_map: str | None = None, classes: int | None = None, multi_label: bool = False,
     group_members: GroupMembers = "adjacent", image: str | None = None, workers: int = 1, on_progress: Progress | None = None,
-) -> Verdict:
+) -> Findings:
     """Look at every byte of the shards.  Faults come in the order of the shards, and of the bytes in them.
 
     label, class_map, multi_label, group_members, image: as in `data` of a recipe.  If no sample of the set has the label's member, the
@@ -81,7 +81,7 @@ def verify(
     facts = [known[path] if path in known else _facts(path) for path in paths]
     sizes = [one.size if one else 0 for one in facts]
     done = 0
-    verdict = Verdict(shards=len(paths), bytes=sum(sizes))
+    verdict = Findings(shards=len(paths), bytes=sum(sizes))
     unlabelled: list[Fault] = []
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
         looks = [pool.submit(_look, path, one, sums[os.path.dirname(path)].get(os.path.basename(path)), rule, classes,
@@ -124,16 +124,16 @@ def _sums(path: Path) -> dict[str, str]:
     return {name[1:]: sha for sha, _, name in parts if len(name) > 1 and "/" not in name}        # "  name" or " *name"
 
 
-def _facts(path: str) -> remote.Facts | None:
-    return remote.Facts(os.path.getsize(path), 0) if os.path.isfile(path) else None
+def _facts(path: str) -> remote.ShardFacts | None:
+    return remote.ShardFacts(os.path.getsize(path), 0) if os.path.isfile(path) else None
 
 
 def _look(
-    path: str, facts: remote.Facts | None, sha: str | None, rule: LabelRule, classes: int | None, group_members: GroupMembers,
+    path: str, facts: remote.ShardFacts | None, sha: str | None, rule: LabelRule, classes: int | None, group_members: GroupMembers,
     image: str | None,
-) -> tuple[Verdict, list[Fault]]:
+) -> tuple[Findings, list[Fault]]:
     """One shard -> what is wrong with it, and apart from that its samples without a label."""
-    part = Verdict()
+    part = Findings()
     without: list[Fault] = []
     url, path = path, redact(path)
     total = facts.size if facts else 0
@@ -167,7 +167,7 @@ def _sha256(read_at: ReadAt) -> str:
     return sha.hexdigest()
 
 
-def _samples(path: str, read_at: ReadAt, total: int, part: Verdict, group_members: GroupMembers) -> list[Sample]:
+def _samples(path: str, read_at: ReadAt, total: int, part: Findings, group_members: GroupMembers) -> list[Sample]:
     """Walk the headers; what is damaged goes into `part`."""
     if not total:
         part.faults.append(Fault(path, TAR, "is an empty file", offset=0))
@@ -177,7 +177,7 @@ def _samples(path: str, read_at: ReadAt, total: int, part: Verdict, group_member
         return []
     state = Walk()
     items = list(walk(read_at, total, state))
-    headers = {item.name: item.header for item in items if isinstance(item, Member)}
+    headers = {item.name: item.header for item in items if isinstance(item, TarMember)}
     known = len(state.damage)
     samples, lost = group(items, state, group_members)
     for number, damage in enumerate(state.damage):
@@ -199,7 +199,7 @@ def _faults(path: str, read_at: ReadAt, sample: Sample, rule: LabelRule, classes
     """What is wrong with one sample: its image, its label."""
     faults = []
 
-    def fault(member: Member, reason: str, detail: str) -> None:
+    def fault(member: TarMember, reason: str, detail: str) -> None:
         faults.append(Fault(path, reason, f"{member.name.rpartition('/')[2]}: {detail}", sample.key, member.header))
 
     first = next(iter(sample.members.values()))

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from vitscale.checkpoint.load import Loaded, load
-from vitscale.cluster.runfolder import METRICS, last_row, read_object
 from vitscale.errors import RecipeError
 from vitscale.evaluate.evaluate import FILE
 from vitscale.metrics.of_objectives import TOP1
 from vitscale.metrics.system import EVALUATED_IMAGES, SPEED
 from vitscale.plan.forecast import known_forward_flops
+from vitscale.runfolder import METRICS, last_row, read_object
 
 WARM_UP, ROUNDS = 2, 5          # forward passes before the clock runs, and batches that are timed
 
 
 @dataclass(frozen=True)
-class Entry:
+class ComparedModel:
     """One model, measured.  None: not measured."""
 
     name: str
@@ -41,7 +41,7 @@ class Entry:
     peak_bytes: int                 # parameters and activations of a batch, in the forward pass
 
 
-def compare(runs: Sequence[str], device: torch.device, batch: int = 64, checkpoint: str = "last") -> list[Entry]:
+def compare(runs: Sequence[str], device: torch.device, batch: int = 64, checkpoint: str = "last") -> list[ComparedModel]:
     """Measure each model here, in turn.  Raises RecipeError for fewer than two, CheckpointError for what cannot be loaded."""
     if len(runs) < 2:
         raise RecipeError("compare wants two models at least")
@@ -53,11 +53,11 @@ def compare(runs: Sequence[str], device: torch.device, batch: int = 64, checkpoi
             for run, loaded, latency, taken, images in zip(runs, models, latencies, times, inputs, strict=True)]
 
 
-def _entry(run: str, loaded: Loaded, latency_s: float, images_per_s: float, peak: int) -> Entry:
+def _entry(run: str, loaded: Loaded, latency_s: float, images_per_s: float, peak: int) -> ComparedModel:
     folder = loaded.source.parent.parent.parent if loaded.recipe else loaded.source.parent
     top1, interval, judged = _accuracy(folder, loaded)
     flops, seen = known_forward_flops(loaded.section), _images_seen(loaded)
-    return Entry(
+    return ComparedModel(
         name=loaded.recipe.name if loaded.recipe else Path(run).name, family=loaded.section.family, image=loaded.transform.image, top1=top1,
         interval=interval, judged=judged, parameters=sum(parameter.numel() for parameter in loaded.model.parameters()), flops=flops,
         images_seen=seen, training_flops=3.0 * flops * seen if flops is not None and seen is not None else None,
@@ -132,11 +132,11 @@ def _training_speed(folder: Path, loaded: Loaded) -> float | None:
     return statistics.median(speeds) if speeds else None
 
 
-def as_json(entries: Sequence[Entry], device: torch.device, batch: int) -> dict[str, Any]:
+def as_json(entries: Sequence[ComparedModel], device: torch.device, batch: int) -> dict[str, Any]:
     return {"device": str(device), "threads": torch.get_num_threads(), "batch": batch, "models": [asdict(entry) for entry in entries]}
 
 
-def show(entries: Sequence[Entry], device: torch.device, batch: int) -> None:
+def show(entries: Sequence[ComparedModel], device: torch.device, batch: int) -> None:
     """The table on the terminal, a row for each model, and who is best at what."""
     from rich.table import Table
 
@@ -164,7 +164,7 @@ def _or(value: Any, form: str) -> str:
     return "not measured" if value is None else form.format(value)
 
 
-def verdict(entries: Sequence[Entry]) -> list[str]:
+def verdict(entries: Sequence[ComparedModel]) -> list[str]:
     """In words: who is right most often, and whether the gap is more than chance; who is fastest; who was not trained on as much."""
     judged = sorted((entry for entry in entries if entry.top1 is not None), key=lambda entry: -(entry.top1 or 0))
     said = []
@@ -181,7 +181,7 @@ def verdict(entries: Sequence[Entry]) -> list[str]:
     return said
 
 
-def draw(entries: Sequence[Entry], path: Path) -> None:
+def draw(entries: Sequence[ComparedModel], path: Path) -> None:
     """Accuracy against parameters, FLOPs and speed, as PNG, SVG or PDF by the file's name.  Raises RecipeError if none was judged."""
     import matplotlib
 
@@ -192,7 +192,7 @@ def draw(entries: Sequence[Entry], path: Path) -> None:
     if not judged:
         raise RecipeError("--figure: no model has an accuracy to draw; run `vitscale eval` on them first")
     families = list(dict.fromkeys(entry.family for entry in entries))
-    axes: list[tuple[str, Callable[[Entry], float | None]]] = [
+    axes: list[tuple[str, Callable[[ComparedModel], float | None]]] = [
         ("parameters", lambda entry: entry.parameters), ("FLOP of an image", lambda entry: entry.flops),
         ("images/s in batches", lambda entry: entry.images_per_s), ("latency of one image, ms", lambda entry: entry.latency_s * 1e3)]
     axes = [(label, value) for label, value in axes if any(value(entry) is not None for entry in judged)]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vitscale.errors import DataError, RecipeError
-from vitscale.evaluate.images import Batch
+from vitscale.evaluate.images import ImageBatch
 
 POOLS = ("none", "mean")
 
@@ -36,7 +36,7 @@ def features(model: nn.Module, images: Tensor, layers: Sequence[str], pool: str 
             for name, value in ((layer, found[layer].float().cpu()) for layer in layers)}
 
 
-def embed(model: nn.Module, parts: Iterator[Batch], layers: Sequence[str], pool: str = "mean",
+def embed(model: nn.Module, parts: Iterator[ImageBatch], layers: Sequence[str], pool: str = "mean",
           ) -> tuple[list[str], dict[str, NDArray[np.float32]], list[tuple[str, str]]]:
     """(names, features by layer, (name, why) of what could not be read).  Raises DataError if nothing could be."""
     names, bad, rows = [], [], {layer: [] for layer in layers}      # type: ignore[var-annotated]

@@ -12,7 +12,6 @@ import numpy as np
 
 import vitscale
 from vitscale.checkpoint.load import Loaded, load
-from vitscale.cluster.runfolder import EVALUATION, write_object
 from vitscale.data.index import open_index
 from vitscale.data.labels import LabelRule
 from vitscale.errors import DataError, RecipeError
@@ -22,6 +21,7 @@ from vitscale.evaluate.metrics import accuracy, corrupted, several_labels, share
 from vitscale.evaluate.outputs import Outputs, outputs
 from vitscale.evaluate.sets import Set, corruptions_in, judge, read_mapping, summary
 from vitscale.parallel.world import World
+from vitscale.runfolder import EVALUATION, write_object
 
 WHAT = ("accuracy", "knn", "linear", "few-shot", "retrieval")
 NEED_TRAINING = ("knn", "linear", "few-shot")

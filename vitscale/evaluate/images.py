@@ -26,7 +26,7 @@ CACHE_BYTES = 50_000_000_000
 
 
 @dataclass(frozen=True)
-class Batch:
+class ImageBatch:
     """Some images, and those that stood among them and could not be read."""
 
     names: list[str]                    # of the images
@@ -34,7 +34,7 @@ class Batch:
     bad: list[tuple[str, str]]          # (name, why)
 
 
-class Files:
+class ImageFiles:
     """Image files, in the order given; folders are walked, sorted."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -86,14 +86,14 @@ class Samples:
 class Several:
     """Sources one after the other."""
 
-    def __init__(self, sources: Sequence["Files | Samples"]) -> None:
+    def __init__(self, sources: Sequence["ImageFiles | Samples"]) -> None:
         self.sources = list(sources)
         self._ends = np.cumsum([len(source) for source in sources])
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def _of(self, number: int) -> tuple["Files | Samples", int]:
+    def _of(self, number: int) -> tuple["ImageFiles | Samples", int]:
         which = int(np.searchsorted(self._ends, number, side="right"))
         return self.sources[which], number - int(self._ends[which] - len(self.sources[which]))
 
@@ -108,18 +108,18 @@ class Several:
 
 def open_images(given: Sequence[str], index_dir: str | None = None) -> Several:
     """Paths, folders, globs and shards (*.tar, brace URLs) -> one source.  Raises DataError for what is not there at all."""
-    sources: list[Files | Samples] = []
+    sources: list[ImageFiles | Samples] = []
     files: list[Path] = []
     for one in given:
         path = Path(one)
         if is_remote(one) or one.endswith((".tar", ".tar}")) or (".tar" in one and not path.exists()):
-            sources += [Files(files)] * bool(files) + [Samples(open_index((one,), index_dir))]
+            sources += [ImageFiles(files)] * bool(files) + [Samples(open_index((one,), index_dir))]
             files = []
         elif path.is_dir():
             found = _below(path)
             shards = sorted(path.glob("*.tar"))
             if not found and shards:
-                sources += [Files(files)] * bool(files) + [Samples(open_index(tuple(map(str, shards)), index_dir))]
+                sources += [ImageFiles(files)] * bool(files) + [Samples(open_index(tuple(map(str, shards)), index_dir))]
                 files = []
             elif not found:
                 raise DataError(f"{one}: holds no images ({', '.join(IMAGES)}) and no shards (*.tar)")
@@ -131,7 +131,7 @@ def open_images(given: Sequence[str], index_dir: str | None = None) -> Several:
             if not matches:
                 raise DataError(f"{one}: matches no file")
             files += [match for match in matches if match.is_file()]
-    return Several([*sources, *([Files(files)] if files else [])])
+    return Several([*sources, *([ImageFiles(files)] if files else [])])
 
 
 def _below(folder: Path) -> list[Path]:
@@ -142,8 +142,8 @@ def _below(folder: Path) -> list[Path]:
     return found
 
 
-def batches(source: Several | Files | Samples, transform: Transform, size: int, device: torch.device | str = "cpu",
-            workers: int | None = None, numbers: Sequence[int] | None = None) -> Iterator[Batch]:
+def batches(source: Several | ImageFiles | Samples, transform: Transform, size: int, device: torch.device | str = "cpu",
+            workers: int | None = None, numbers: Sequence[int] | None = None) -> Iterator[ImageBatch]:
     """The images of a source, or those at `numbers`, decoded ahead by threads, in order, `size` at a time."""
     def pixels(number: int) -> NDArray[np.uint8] | BadSample:
         try:
@@ -165,4 +165,4 @@ def batches(source: Several | Files | Samples, transform: Transform, size: int, 
             bad = [(name, f"{value.reason}: {value}") for name, value in found if isinstance(value, BadSample)]
             stacked = torch.from_numpy(np.stack([value for _, value in good])) if good else torch.empty(
                 0, transform.image, transform.image, transform.channels, dtype=torch.uint8)
-            yield Batch([name for name, _ in good], transform.normalised(stacked.to(device)), bad)
+            yield ImageBatch([name for name, _ in good], transform.normalised(stacked.to(device)), bad)

@@ -12,7 +12,7 @@ from vitscale.errors import EXIT_DONE
 from vitscale.evaluate.evaluate import FILE, Request, evaluate, lines, write_results
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.parallel.launch import hold_lifeline, launch, rank_command
-from vitscale.parallel.place import Place, place_from_environment
+from vitscale.parallel.rank_info import RankInfo, rank_info_from_environment
 from vitscale.parallel.world import joined
 from vitscale.recipe import Parallel
 
@@ -20,14 +20,14 @@ from vitscale.recipe import Parallel
 def run(requests: Sequence[Request], processes: int, device: str, out: Path | None) -> int:
     """One model after the other; results are shown and written to `out`, or into each run's folder.  Returns the exit code."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    place = place_from_environment()
+    place = rank_info_from_environment()
     if place is None and processes > 1:
         with tempfile.TemporaryDirectory(prefix="vitscale-eval-") as logs:
             return launch(rank_command(sys.argv[1:]), processes, Path(logs), time.time()).code
     hold_lifeline()
     setup_logging(make_console() if place is None or place.rank == 0 else None, level=logging.WARNING)
     parallel = Parallel.model_validate({"device": device})
-    with joined(parallel, place or Place()) as world:
+    with joined(parallel, place or RankInfo()) as world:
         for request in requests:
             found = evaluate(request, world)
             if found is not None:

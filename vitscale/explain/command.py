@@ -12,7 +12,7 @@ from vitscale.checkpoint.load import Loaded
 from vitscale.data.bad import BadSample
 from vitscale.evaluate.images import Several
 from vitscale.explain.features import feature_colours
-from vitscale.explain.figures import Files, attention_sheet, distance_chart, filter_sheet, image_sheet, position_sheet
+from vitscale.explain.figures import FigureFolder, attention_sheet, distance_chart, filter_sheet, image_sheet, position_sheet
 from vitscale.explain.filters import embedding_filters, position_similarity
 from vitscale.explain.flow import seconds_of
 from vitscale.explain.look import Unexplained, View, attending, check_head, check_layer, num_heads, view_of
@@ -38,7 +38,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExplainRequest:
     """A wish, checked against the model."""
 
     methods: list[str]
@@ -47,7 +47,7 @@ class Plan:
     target: int | None
 
 
-def plan(loaded: Loaded, wish: Wish) -> Plan:
+def plan(loaded: Loaded, wish: Wish) -> ExplainRequest:
     """Raises Unexplained for a method, a layer, a head or a class that the model has not got, naming those that it has."""
     model, names = loaded.model, loaded.class_names
     methods = check_methods(model, wish.methods)
@@ -70,7 +70,7 @@ def plan(loaded: Loaded, wish: Wish) -> Plan:
     elif not wish.methods:
         _say(f"{type(model).__name__} is explained through its gradients and features ({', '.join(methods)}): methods of attention want "
              "every token to look at every other")
-    return Plan(methods, layers, heads, None if wish.target is None else _class(wish.target, names))
+    return ExplainRequest(methods, layers, heads, None if wish.target is None else _class(wish.target, names))
 
 
 def _class(wanted: str, names: Sequence[str]) -> int:
@@ -88,7 +88,7 @@ def explain(loaded: Loaded, title: str, images: Several, wish: Wish, out: Path) 
     Raises Unexplained before anything is written.
     """
     wanted = plan(loaded, wish)
-    files, names, view = Files(out), loaded.class_names, view_of(loaded.model)
+    files, names, view = FigureFolder(out), loaded.class_names, view_of(loaded.model)
     bad: list[tuple[str, str]] = []
     studies: list[Study] = []
     entries: list[dict[str, Any]] = []
@@ -136,7 +136,7 @@ def _about(loaded: Loaded, view: View, grid: tuple[int, int]) -> str:
     return f"{section.family}{inside}; images of {section.image} x {section.image} pixels, {grid[0]} x {grid[1]} places{step}"
 
 
-def _of_the_model(loaded: Loaded, wanted: Plan, wish: Wish, studies: Sequence[Study], files: Files) -> None:
+def _of_the_model(loaded: Loaded, wanted: ExplainRequest, wish: Wish, studies: Sequence[Study], files: FigureFolder) -> None:
     model, section = loaded.model, loaded.section
     for method, draw in (("filters", lambda: filter_sheet(*embedding_filters(model))),
                          ("positions", lambda: position_sheet(position_similarity(model)))):

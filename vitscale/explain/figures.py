@@ -26,7 +26,7 @@ _INK, _FAINT, _EDGE = "#22252a", "#6b7280", "#d1d5db"
 _DPI = 110
 
 
-class Files:
+class FigureFolder:
     """A folder that figures go to, each under a name of its own.  Raises UserError for one that cannot be made or written."""
 
     def __init__(self, folder: Path) -> None:
@@ -62,7 +62,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Panel:
+class FigurePanel:
     """One picture of a figure, and what stands over and under it."""
 
     picture: Picture
@@ -70,7 +70,7 @@ class Panel:
     note: str = ""
 
 
-def panels(rows: Sequence[Sequence[Panel]], title: str, side: float = 1.9, left: Sequence[str] = ()) -> Figure:
+def panels(rows: Sequence[Sequence[FigurePanel]], title: str, side: float = 1.9, left: Sequence[str] = ()) -> Figure:
     """Pictures in rows, each `side` inches wide, under their titles where these differ from the row above; `left`: of each row."""
     across, gap, over = max(len(row) for row in rows), 0.1, 0.22
     under = 0.19 if any(panel.note for row in rows for panel in row) else 0.0
@@ -114,19 +114,19 @@ def image_sheet(studies: Sequence[Study], names: Sequence[str], methods: Sequenc
     for number, one in enumerate(studies):
         picture = as_picture(one.pixels)
         said = f"{names[one.top[0][0]]}, {one.top[0][1]:.0%}" if one.top else ""
-        row = [Panel(enlarged(picture), _short(one.name), said)]
+        row = [FigurePanel(enlarged(picture), _short(one.name), said)]
         if "patches" in methods:
-            row.append(Panel(visualize_patches(picture, patch), "Patches", f"{one.grid[0]} x {one.grid[1]} places"))
+            row.append(FigurePanel(visualize_patches(picture, patch), "Patches", f"{one.grid[0]} x {one.grid[1]} places"))
         for method in methods:
             if METHODS[method].heat:
                 heat = one.heat(method)
                 note = f"for {names[one.classes[0]]}" if METHODS[method].by_class else ""
-                row.append(Panel(heated(picture, heat), METHODS[method].title, note if heat.max() > 0 else f"{note}: nothing"))
+                row.append(FigurePanel(heated(picture, heat), METHODS[method].title, note if heat.max() > 0 else f"{note}: nothing"))
         if colours is not None:
-            row.append(Panel(in_colours(picture, colours[number]), METHODS["pca"].title, "equal colours, equal features"))
+            row.append(FigurePanel(in_colours(picture, colours[number]), METHODS["pca"].title, "equal colours, equal features"))
         if one.similarity is not None:
             middle = (one.grid[0] // 2) * one.grid[1] + one.grid[1] // 2
-            row.append(Panel(heated(picture, one.similarity[middle].clamp(min=0).unflatten(0, one.grid), top=1.0),
+            row.append(FigurePanel(heated(picture, one.similarity[middle].clamp(min=0).unflatten(0, one.grid), top=1.0),
                              METHODS["similarity"].title, "to the middle place"))
         rows.append(row)
     return panels(rows, "What the model looks at; bright is much, each map against its own maximum")
@@ -140,7 +140,7 @@ def attention_sheet(one: Study, names: Sequence[str], layers: Sequence[int], hea
     for layer in layers:
         by_head = (one.reading @ one.attention[layer])[list(heads), len(view.tokens):].unflatten(1, one.grid)
         every = {"mean": by_head.mean(dim=0)} | {f"head {head}": heat for head, heat in zip(heads, by_head, strict=True)}
-        rows.append([Panel(heated(picture, heat), name, f"up to {heat.max():.1%}") for name, heat in every.items()])
+        rows.append([FigurePanel(heated(picture, heat), name, f"up to {heat.max():.1%}") for name, heat in every.items()])
     said = f" ({names[one.top[0][0]]}, {one.top[0][1]:.0%})" if one.top else ""
     return panels(rows, f"{_short(one.name, 40)}{said}: what {view.reader} attends to", 1.2, [f"layer {layer}" for layer in layers])
 
@@ -148,7 +148,7 @@ def attention_sheet(one: Study, names: Sequence[str], layers: Sequence[int], hea
 def filter_sheet(filters: Tensor, shares: Tensor) -> Figure:
     """filters (n, C, P, P): grey is zero, each stretched by its own largest number; shares of the variance (n,) below them."""
     across = min(len(filters), 7)
-    every = [Panel(_signed(one), note=f"{share:.1%}") for one, share in zip(filters, shares, strict=True)]
+    every = [FigurePanel(_signed(one), note=f"{share:.1%}") for one, share in zip(filters, shares, strict=True)]
     rows = [every[first:first + across] for first in range(0, len(every), across)]
     return panels(rows, "Embedding filters: principal components and shares of the variance", side=1.1)
 
@@ -158,7 +158,7 @@ def position_sheet(similarity: Tensor) -> Figure:
     down, across = similarity.shape[:2]
     step = max(math.ceil(max(down, across) / 14), 1)        # of larger grids every second patch, or third
     colours = colormaps["viridis"]
-    rows = [[Panel((colours((similarity[row, column].numpy() + 1) / 2)[:, :, :3] * 255).round().astype(np.uint8))
+    rows = [[FigurePanel((colours((similarity[row, column].numpy() + 1) / 2)[:, :, :3] * 255).round().astype(np.uint8))
              for column in range(0, across, step)] for row in range(0, down, step)]
     figure = panels(rows, "Positions: each patch's cosine with all others", 0.45 if len(rows) > 7 else 0.9)
     width, height = figure.get_size_inches()

@@ -81,7 +81,7 @@ class Look:
         self._maps = [f"blocks.{layer}.attention" for layer in range(len(model.blocks))] if isinstance(model, VisionTransformer) else []
         self._last, self._cam = _places(model)
         with torch.enable_grad():
-            self.found = model.forward_features(self.images, None, {*self._maps, self._last, self._cam, *model.answers_from})
+            self.found = model.forward_features(self.images, None, {*self._maps, self._last, self._cam, *model.head_inputs})
             self.logits = model.answer(self.found)              # (B, classes)
         shape = self.found[self._last].shape
         if not self.attends and (len(shape) != 4 or any(images.shape[-1] % side for side in shape[1:3])):

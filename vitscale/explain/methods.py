@@ -74,7 +74,7 @@ METHODS: dict[str, Method] = {
 def check_methods(model: Backbone, names: Sequence[str]) -> list[str]:
     """The names, or where there are none those of all methods that the model can do.
 
-    Raises Unexplained for a name that is none, listing all, and for one that wants what the model lacks, naming what works.
+    Raises Unexplained for an unknown name, listing all, and for one that wants what the model lacks, naming what works.
     """
     for name in names:
         if name not in METHODS:

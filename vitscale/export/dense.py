@@ -47,7 +47,7 @@ class PyramidConfig(BackboneConfigMixin, PreTrainedConfig):
 class PyramidBackbone(BackboneMixin, PreTrainedModel):
     """forward(pixel_values (B, C, height, width)).feature_maps: one (B, channels[i], h, w) for each level, the finest first.
 
-    It begins at first values; take() gives it what a model has learned.
+    It begins at initial values; take() gives it what a model has learned.
     """
 
     config_class = PyramidConfig
@@ -77,7 +77,7 @@ class PyramidBackbone(BackboneMixin, PreTrainedModel):
                                                  if name in self.out_features))
 
     def _init_weights(self, module: nn.Module) -> None:
-        """First values are ours; only buffers, which no file holds, are filled again where transformers built the model on `meta`."""
+        """Initial values are ours; only buffers, which no file holds, are filled again where transformers built the model on `meta`."""
         if isinstance(module, Backbone):
             module.reset_buffers()
 

@@ -57,7 +57,7 @@ def parameter_shapes(model: Model) -> dict[str, tuple[int, ...]]:
 
 
 def create_vit_model(size: str, seed: int = 0, **options: Any) -> VisionTransformer:
-    """A Vision Transformer of a named size with its first values; `options` are keys of a recipe's model section.
+    """A Vision Transformer of a named size with its initial values; `options` are keys of a recipe's model section.
 
     create_vit_model("base", patch=16, classes=10).  Raises RecipeError, naming every option that is wrong.
     """

@@ -120,7 +120,7 @@ def _classifiers(found: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
     for name in [name for name in found if name in CLASSIFIERS and shapes.get(name) != tuple(found[name].shape)]:
         classes = len(found.pop(name))
         if name.endswith("weight"):
-            now = f"of {shapes[name][0]} classes begins at first values" if name in shapes else "is not there any more"
+            now = f"of {shapes[name][0]} classes begins at initial values" if name in shapes else "is not there any more"
             notes.append(f"the head was of {classes} classes; this one {now}")
     if absent := [name for name in shapes if name.startswith((*HEAD, "head")) and name not in found]:
-        notes.append(f"these begin at first values: {', '.join(absent)}")
+        notes.append(f"these begin at initial values: {', '.join(absent)}")

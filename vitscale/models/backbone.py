@@ -33,13 +33,13 @@ class Backbone(nn.Module):
     """
 
     drop_rates: tuple[float, ...]       # probability of dropping each residual branch (R); the rows of `keep`
-    # First values that are one number, by the end of the parameter's name; the rest is initial_value's.
+    # Initial values that are one number, by the end of the parameter's name; the rest is initial_value's.
     constants: Mapping[str, float]
-    answers_from: tuple[str, ...] = ("pooled",)     # the intermediates that answer() reads
+    head_inputs: tuple[str, ...] = ("pooled",)     # the intermediates that answer() reads
 
     # muP: the base's width over this model's, by which the learning rate of matrices is scaled; 1: as usual.
     width_scale: float
-    base_width: int | None          # muP: the width whose first values positions and tokens have; None: as usual
+    base_width: int | None          # muP: the width whose initial values positions and tokens have; None: as usual
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Backbone(nn.Module):
             raise ValueError(f"keep wants the shape {wanted}, got {tuple(keep.shape)}")
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        return self.answer(self.forward_features(images, keep, self.answers_from))
+        return self.answer(self.forward_features(images, keep, self.head_inputs))
 
     @abstractmethod
     def forward_features(self, images: Tensor, keep: Tensor | None = None, names: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ class Backbone(nn.Module):
 
     @abstractmethod
     def answer(self, found: Mapping[str, Tensor]) -> Tensor:
-        """Intermediates, those of `answers_from` among them -> what evaluation takes as forward's output."""
+        """Intermediates, those of `head_inputs` among them -> what evaluation takes as forward's output."""
 
     @abstractmethod
     def units(self) -> Sequence[nn.Module]:

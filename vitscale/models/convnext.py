@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vitscale.models.backbone import Backbone, Wanted
 from vitscale.models.drop_path import add_branch
 from vitscale.recipe.schema import ConvNext
-from vitscale.shapes.convnext import KERNEL, MLP_RATIO, STEM, Stage, layer_scale_of, stages_of
+from vitscale.shapes.convnext import KERNEL, MLP_RATIO, STEM, ConvNextStageShape, layer_scale_of, stages_of
 from vitscale.shapes.drop_path import drop_rates
 
 EPS = 1e-6
@@ -80,7 +80,7 @@ class Downsample(nn.Sequential):
 class ConvNextStage(nn.Module):
     """Downsampling, but in the first stage, then blocks."""
 
-    def __init__(self, before: int | None, stage: Stage, model: ConvNext, rates: Sequence[float]) -> None:
+    def __init__(self, before: int | None, stage: ConvNextStageShape, model: ConvNext, rates: Sequence[float]) -> None:
         super().__init__()
         self.downsample = nn.Identity() if before is None else Downsample(
             nn.LayerNorm(before, eps=EPS), nn.Conv2d(before, stage.width, kernel_size=2, stride=2))
@@ -124,7 +124,7 @@ class ConvNeXt(Backbone):
 
         `keep` (L, B), 1.0 or 0.0: row l the block l; None keeps all.
         """
-        return self.answer(self.forward_features(images, keep, self.answers_from))
+        return self.answer(self.forward_features(images, keep, self.head_inputs))
 
     def answer(self, found: Mapping[str, Tensor]) -> Tensor:
         return self.head.fc(found["pooled"])

@@ -13,7 +13,7 @@ from vitscale.shapes.vit import shape_of
 class DistilledVisionTransformer(VisionTransformer):
     """The distillation token follows the class tokens.  Parameter names are timm's."""
 
-    answers_from = ("norm", "pooled")
+    head_inputs = ("norm", "pooled")
 
     def __init__(self, model: Deit) -> None:
         """Raises RecipeError when the section contradicts itself."""
@@ -30,7 +30,7 @@ class DistilledVisionTransformer(VisionTransformer):
 
         images and keep as VisionTransformer's.  Where classes is 0: the class token's features (B, D).
         """
-        found = self.forward_features(images, keep, self.answers_from)
+        found = self.forward_features(images, keep, self.head_inputs)
         return self._both(found) if self.training and not isinstance(self.head, nn.Identity) else self.answer(found)
 
     def answer(self, found: Mapping[str, Tensor]) -> Tensor:

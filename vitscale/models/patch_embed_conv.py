@@ -78,7 +78,7 @@ class Stem(nn.Module):
         return F.max_pool2d(same(F.relu(self.norm(self.conv(images))), 3, 2), 3, 2)      # zeros are never the largest but where all are
 
 
-class Downsample(nn.Module):
+class ResNetDownsample(nn.Module):
     """The residual branch's way to other widths and sizes."""
 
     def __init__(self, incoming: int, outgoing: int, stride: int) -> None:
@@ -96,7 +96,7 @@ class Bottleneck(nn.Module):
     def __init__(self, incoming: int, outgoing: int, stride: int) -> None:
         super().__init__()
         narrow = outgoing // 4
-        self.downsample = Downsample(incoming, outgoing, stride) if incoming != outgoing else nn.Identity()
+        self.downsample = ResNetDownsample(incoming, outgoing, stride) if incoming != outgoing else nn.Identity()
         self.conv1, self.norm1 = StandardConv(incoming, narrow, 1), nn.GroupNorm(HYBRID_GROUPS, narrow)
         self.conv2, self.norm2 = StandardConv(narrow, narrow, 3, stride), nn.GroupNorm(HYBRID_GROUPS, narrow)
         self.conv3, self.norm3 = StandardConv(narrow, outgoing, 1), nn.GroupNorm(HYBRID_GROUPS, outgoing)
@@ -107,7 +107,7 @@ class Bottleneck(nn.Module):
         return F.relu(self.downsample(image) + self.norm3(self.conv3(branch)))
 
 
-class Stage(nn.Module):
+class ResNetStage(nn.Module):
     """Bottlenecks, of which the first changes width and size."""
 
     def __init__(self, incoming: int, outgoing: int, depth: int, stride: int) -> None:
@@ -128,7 +128,7 @@ class ResNet(nn.Module):
         self.stem = Stem(channels, width)
         widths = (width, *(4 * width * 2**stage for stage in range(len(depths))))
         self.stages = nn.Sequential(*(
-            Stage(widths[stage], widths[stage + 1], depth, 2 if stage else 1) for stage, depth in enumerate(depths)))
+            ResNetStage(widths[stage], widths[stage + 1], depth, 2 if stage else 1) for stage, depth in enumerate(depths)))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.stages(self.stem(images))

@@ -92,7 +92,7 @@ class StagePyramid(FeaturePyramid):
 def build_pyramid(backbone: Backbone, channels: int = 256, scales: Sequence[float] = SCALES, seed: int = 0) -> FeaturePyramid:
     """The pyramid that suits a backbone: `channels` and `scales` are for plain Vision Transformers, whose maps have neither by nature.
 
-    The backbone's numbers stay; what is new begins at He's first values (He et al. 2015) drawn by the seed, and zeros.  Raises
+    The backbone's numbers stay; what is new begins at He's initial values (He et al. 2015) drawn by the seed, and zeros.  Raises
     RecipeError for a backbone of another package.
     """
     if isinstance(backbone, VisionTransformer):

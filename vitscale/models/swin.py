@@ -14,7 +14,7 @@ from vitscale.models.exact import exact, keep_exact_, reset_exact_
 from vitscale.models.mlp import MLP
 from vitscale.recipe.schema import Swin
 from vitscale.shapes.drop_path import drop_rates
-from vitscale.shapes.swin import HIDDEN, MLP_RATIO, Stage, stages_of
+from vitscale.shapes.swin import HIDDEN, MLP_RATIO, SwinStageShape, stages_of
 
 Grid = tuple[int, int]
 MAX_SCALE = math.log(100)       # of version 2's learned temperature: as in CLIP, cosines are multiplied by 100 at most
@@ -126,7 +126,7 @@ class WindowAttention(nn.Module):
 class SwinBlock(nn.Module):
     """Window attention and MLP, each a residual branch: normed before (version 1) or after (version 2, section 3.2) what it does."""
 
-    def __init__(self, stage: Stage, shift: int, version: int, rate: float) -> None:
+    def __init__(self, stage: SwinStageShape, shift: int, version: int, rate: float) -> None:
         super().__init__()
         self.window, self.shift, self.version, self.rate = stage.window, shift, version, rate
         self.norm1 = nn.LayerNorm(stage.width, eps=1e-5)
@@ -181,7 +181,7 @@ class PatchMerging(nn.Module):
 class SwinStage(nn.Module):
     """Merging, but in the first stage, then blocks whose windows are shifted every second time."""
 
-    def __init__(self, stage: Stage, version: int, rates: Sequence[float], merge: bool) -> None:
+    def __init__(self, stage: SwinStageShape, version: int, rates: Sequence[float], merge: bool) -> None:
         super().__init__()
         self.window, self.shift = stage.window, stage.shift
         self.downsample = PatchMerging(stage.width // 2, version) if merge else nn.Identity()
@@ -249,7 +249,7 @@ class SwinTransformer(Backbone):
 
         `keep` (2 L, B), 1.0 or 0.0: row 2 l the attention of block l, row 2 l + 1 its MLP; None keeps all.
         """
-        return self.answer(self.forward_features(images, keep, self.answers_from))
+        return self.answer(self.forward_features(images, keep, self.head_inputs))
 
     def answer(self, found: Mapping[str, Tensor]) -> Tensor:
         return self.head(found["pooled"])

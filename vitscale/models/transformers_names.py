@@ -56,7 +56,7 @@ _QKV = ("query", "key", "value")
 
 
 @dataclass(frozen=True)
-class Kind:
+class Architecture:
     """One of transformers' architectures, as its files have it."""
 
     architecture: str               # the class with a classifier
@@ -66,21 +66,21 @@ class Kind:
     parts: tuple[str, str, str] = _QKV      # what queries, keys and values are called
 
 
-KINDS: dict[str, Kind] = {          # by transformers' model_type
-    "vit": Kind("ViTForImageClassification", "ViTModel", "vit.", (*_VIT, (r"^head\.", "classifier."))),
-    "vit_mae": Kind("ViTMAEForPreTraining", "ViTMAEModel", "vit.", _VIT),
-    "deit": Kind("DeiTForImageClassificationWithTeacher", "DeiTModel", "deit.",
+KINDS: dict[str, Architecture] = {          # by transformers' model_type
+    "vit": Architecture("ViTForImageClassification", "ViTModel", "vit.", (*_VIT, (r"^head\.", "classifier."))),
+    "vit_mae": Architecture("ViTMAEForPreTraining", "ViTMAEModel", "vit.", _VIT),
+    "deit": Architecture("DeiTForImageClassificationWithTeacher", "DeiTModel", "deit.",
                  ((r"^head\.", "cls_classifier."), (r"^head_dist\.", "distillation_classifier."), *_VIT)),
-    "dinov2": Kind("Dinov2ForImageClassification", "Dinov2Model", "dinov2.", (*_DINO, (r"^head\.", "classifier."))),
-    "dinov2_with_registers": Kind("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersModel", "dinov2_with_registers.",
+    "dinov2": Architecture("Dinov2ForImageClassification", "Dinov2Model", "dinov2.", (*_DINO, (r"^head\.", "classifier."))),
+    "dinov2_with_registers": Architecture("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersModel", "dinov2_with_registers.",
                                   (*_DINO, (r"^head\.", "classifier."))),
-    "beit": Kind("BeitForImageClassification", "BeitModel", "beit.", (*_BEIT, (r"^head\.", "classifier."))),
-    "siglip": Kind("SiglipForImageClassification", "SiglipVisionModel", "vision_model.", (*_SIGLIP, (r"^head\.", "classifier.")),
+    "beit": Architecture("BeitForImageClassification", "BeitModel", "beit.", (*_BEIT, (r"^head\.", "classifier."))),
+    "siglip": Architecture("SiglipForImageClassification", "SiglipVisionModel", "vision_model.", (*_SIGLIP, (r"^head\.", "classifier.")),
                    ("q", "k", "v")),
-    "swin": Kind("SwinForImageClassification", "SwinModel", "swin.", _SWIN),
-    "swinv2": Kind("Swinv2ForImageClassification", "Swinv2Model", "swinv2.", _SWIN),
-    "convnext": Kind("ConvNextForImageClassification", "ConvNextModel", "convnext.", _CONVNEXT),
-    "convnextv2": Kind("ConvNextV2ForImageClassification", "ConvNextV2Model", "convnextv2.", _CONVNEXT),
+    "swin": Architecture("SwinForImageClassification", "SwinModel", "swin.", _SWIN),
+    "swinv2": Architecture("Swinv2ForImageClassification", "Swinv2Model", "swinv2.", _SWIN),
+    "convnext": Architecture("ConvNextForImageClassification", "ConvNextModel", "convnext.", _CONVNEXT),
+    "convnextv2": Architecture("ConvNextV2ForImageClassification", "ConvNextV2Model", "convnextv2.", _CONVNEXT),
 }
 _CLASSIFIERS = ("classifier.", "cls_classifier.", "distillation_classifier.")
 

@@ -50,10 +50,10 @@ class Board:
         """Bytes."""
         return 8 * _CELLS * len(ranks)
 
-    def writer(self, rank: int) -> "Writer":
+    def writer(self, rank: int) -> "CellWriter":
         """For the process of that rank."""
         start = self.ranks.index(rank) * _CELLS
-        return Writer(self._cells[start:start + _CELLS])
+        return CellWriter(self._cells[start:start + _CELLS])
 
     def of_rank(self, rank: int) -> dict[str, float]:
         """{name: value} of the metrics with the one label `rank`, those that were ever set."""
@@ -76,7 +76,7 @@ class Board:
         return counts, total
 
 
-class Writer:
+class CellWriter:
     """One rank's own cells."""
 
     def __init__(self, cells: "memoryview[float]") -> None:

@@ -39,7 +39,7 @@ def make_console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-class _File(logging.FileHandler):
+class _RankLog(logging.FileHandler):
     """A rank's log.  What is wrong with it costs its lines and one word on the console; each later line tries anew, also to open it."""
 
     def __init__(self, path: Path) -> None:
@@ -80,7 +80,7 @@ def setup_logging(console: Console | None, file: Path | None = None, level: int 
     if file is not None:
         with contextlib.suppress(OSError):      # then the file cannot be opened, which says so
             file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(_File(file))
+        handlers.append(_RankLog(file))
         handlers[-1].setFormatter(logging.Formatter(_FILE))
     logging.basicConfig(level=logging.WARNING, handlers=handlers or [logging.NullHandler()], force=True)
     logging.getLogger("vitscale").setLevel(level)
@@ -91,7 +91,7 @@ def setup_logging(console: Console | None, file: Path | None = None, level: int 
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
-class Progress:
+class ProgressDisplay:
     """Rank 0's display.  Feed it the rows of metrics.jsonl; use it as a context manager.
 
     On a terminal a bar and two lines of numbers stay at the bottom, below a line for each evaluation.  Elsewhere a line is printed at most
@@ -115,7 +115,7 @@ class Progress:
         self._eta_s: float | None = None
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4) if console.is_terminal else None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressDisplay":
         if self._live:
             self._live.start()
         return self

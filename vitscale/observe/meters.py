@@ -71,7 +71,7 @@ class Meters:
                 self._open.pop()
             self._on_change(self._open[-1] if self._open else "")
 
-    def further(self) -> None:
+    def mark_progress(self) -> None:
         """The phase under way has come to its next part: nothing is booked, but who watches is told."""
         self._on_change(self._open[-1] if self._open else "")
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitscale.cluster.runfolder import ENVIRONMENT, METRICS, OUTCOME, RECIPE, last_row, printable, read_object
 from vitscale.cluster.status import LARGEST_RECIPE_BYTES
 from vitscale.cluster.used import FILE as SETTINGS
 from vitscale.cluster.used import changed_in
@@ -16,6 +15,7 @@ from vitscale.metrics.metric import Unit
 from vitscale.metrics.system import EVALUATED_IMAGES, EVALUATION_LOSS
 from vitscale.recipe.redact import redact, redacted
 from vitscale.recipe.text import read_yaml, write_yaml
+from vitscale.runfolder import ENVIRONMENT, METRICS, OUTCOME, RECIPE, last_row, printable, read_object
 
 Result = tuple[str, str, float, Unit]        # what the Hub calls a number, its name for people, value
 FILE = "README.md"

@@ -19,7 +19,7 @@ FOLDER = "profile"
 SUMMARY = "summary.md"
 
 
-class Profile:
+class StepProfiler:
     """Called at the borders of every step; does nothing outside of `steps`, and nothing at all where they are None."""
 
     def __init__(self, steps: Steps | None, run_folder: Path, world: World, nodes: Sequence[str]) -> None:
@@ -59,7 +59,7 @@ class Profile:
                 (self._folder / SUMMARY).write_text(page(found, self._nodes, str(self._steps)), encoding="utf-8")
                 log.info("profile of %s: %s", self._steps, self._folder / SUMMARY)
 
-    def __enter__(self) -> "Profile":
+    def __enter__(self) -> "StepProfiler":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

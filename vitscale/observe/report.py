@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 
-from vitscale.cluster.runfolder import METRICS
 from vitscale.errors import ClusterError
 from vitscale.files import write_atomically
 from vitscale.observe.dashboard.assets import SCRIPTS, SHEETS, asset, document
 from vitscale.observe.dashboard.folder import Runs
 from vitscale.observe.dashboard.table import Table
 from vitscale.observe.dashboard.view import run_facts, run_view
+from vitscale.runfolder import METRICS
 
 FILE = "report.html"
 _POINTS = 700

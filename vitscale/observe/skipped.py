@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vitscale.cluster.runfolder import printable
+from vitscale.runfolder import printable
 
 log = logging.getLogger(__name__)
 NAMED = 5           # of an attempt, each once, however often it comes

@@ -10,12 +10,12 @@ from typing import Any
 
 import msgspec
 
-from vitscale.cluster.runfolder import cut_by
 from vitscale.files import write_atomically
 from vitscale.metrics import is_evaluation
 from vitscale.metrics.metric import EVALUATED
 from vitscale.metrics.system import EVALUATION_LOSS
 from vitscale.observe.jsonl import parse_row, rows_from
+from vitscale.runfolder import cut_by
 
 log = logging.getLogger(__name__)
 FILE = "logs/totals.json"

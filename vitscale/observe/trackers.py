@@ -68,7 +68,7 @@ class Trackers:
                 hand.put((numbers, row["step"]))
 
     def go_back(self, step: int) -> None:
-        """The run goes on from `step`: later ones are made again, and their rows no longer count."""
+        """The run resumes from `step`: later ones are made again, and their rows no longer count."""
         for hand in self._hands:
             hand.put((None, step))
 

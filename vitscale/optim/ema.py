@@ -19,7 +19,7 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-class Ema:
+class WeightAverage:
     """average <- decay * average + (1 - decay) * weight after each update (Polyak & Juditsky 1992 with exponential weights).
 
     Make it after sharding and after the weights are set: the average starts from them.  The weights must be the fp32 master weights.

@@ -25,7 +25,7 @@ class Replicated(Engine):
         self._lays_out = self.world.size > 2    # the sum of two does not depend on their order
 
     def lay_out_(self, *inputs: Any) -> None:
-        """Before the first step that goes on from a checkpoint, a forward and backward pass whose gradients are thrown away.
+        """Before the first step that resumes from a checkpoint, a forward and backward pass whose gradients are thrown away.
 
         After its first exchange, DDP lays the gradients out anew, in the order in which they came, and where one lies in a bucket
         decides in which order ranks add it up.  So the first step of an attempt would not be, to the last bit, the same step of a run

@@ -65,7 +65,7 @@ class Engine(ABC):
     def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
         """Take the model and its optimizer over; ZeRO shards here."""
 
-    def agreed(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def sync_inputs(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What was read of a micro-batch, alike on all ranks that are given the same samples: one of them may have failed to read one."""
         return tensors
 
@@ -104,7 +104,7 @@ class Engine(ABC):
         load_named_state(self.model, self.optimizer, shapes, fill)
 
     def begin_anew(self, value_of: ValueOf) -> None:
-        """Forget all training: first values, and an optimizer that has seen no gradient.  Collective."""
+        """Forget all training: initial values, and an optimizer that has seen no gradient.  Collective."""
         self.restore({name: tensor.shape for name, tensor in self.tensors().items()}, lambda targets: fill_first_(targets, value_of))
 
 

@@ -78,7 +78,7 @@ class FsdpEngine(Engine):
         super().restore(shapes, fill)
         self.weights_changed()
 
-    def agreed(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def sync_inputs(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         if self._tensor is None:
             return tensors
         same = tuple(tensor.contiguous() for tensor in tensors)

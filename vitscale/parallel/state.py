@@ -20,7 +20,7 @@ def fill_parameters_(model: nn.Module, value_of: ValueOf) -> None:
 
 
 def fill_first_(targets: Mapping[str, Tensor], value_of: ValueOf) -> None:
-    """Let a state's tensors, zero until now, be that of a model with its first values and an optimizer that has seen no gradient."""
+    """Let a state's tensors, zero until now, be that of a model with its initial values and an optimizer that has seen no gradient."""
     for name, target in targets.items():
         if name.startswith("model."):
             _put(target, value_of(name.removeprefix("model."), target.shape))

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from vitscale.errors import ClusterError
-from vitscale.parallel.meet import meet
-from vitscale.parallel.place import Place
+from vitscale.parallel.rank_info import RankInfo
+from vitscale.parallel.rendezvous import rendezvous
 from vitscale.recipe import Parallel
 from vitscale.recipe.axes import Axes, axes_of, check_nodes
 
@@ -106,7 +106,7 @@ def wait_as_long_as_it_takes() -> None:
             dist.distributed_c10d._set_pg_timeout(timedelta(days=30), group)
 
 
-def choose_device(parallel: Parallel, place: Place) -> torch.device:
+def choose_device(parallel: Parallel, place: RankInfo) -> torch.device:
     """`auto` is a GPU where there is one.  Raises ClusterError if a GPU is asked for and absent, or there are too few for the ranks."""
     count = torch.cuda.device_count() if parallel.device != "cpu" else 0
     if parallel.device == "cuda" and count == 0:
@@ -126,7 +126,7 @@ def refuse_uneven_nodes(world: World) -> None:
 
 
 @contextlib.contextmanager
-def joined(parallel: Parallel, place: Place, timeout_s: float = 600.0) -> Iterator[World]:
+def joined(parallel: Parallel, place: RankInfo, timeout_s: float = 600.0) -> Iterator[World]:
     """Connect to the other ranks for the length of a `with` block.  Raises Absent, which names them, if some do not come;
     RecipeError, if they do not form the groups that the recipe wants."""
     # what each rank can tell by itself: how many are on the other nodes, none knows yet
@@ -138,7 +138,7 @@ def joined(parallel: Parallel, place: Place, timeout_s: float = 600.0) -> Iterat
     group = None
     # fsdp, zero and accelerate want a process group even for one rank
     if place.size > 1 or parallel.engine != "ddp":
-        store, timeout = meet(place, timeout_s), timedelta(seconds=timeout_s)
+        store, timeout = rendezvous(place, timeout_s), timedelta(seconds=timeout_s)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=timeout,
                                 device_id=device if device.type == "cuda" else None)

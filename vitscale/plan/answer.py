@@ -67,7 +67,7 @@ class Flops:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PlannedBatch:
     global_batch: int
     per_gpu: int
     micro_batch: int
@@ -132,7 +132,7 @@ class Demand:
 
 
 @dataclass(frozen=True)
-class Bottleneck:
+class Limit:
     name: str
     sentence: str
 
@@ -183,13 +183,13 @@ class Plan:
     parameters: Parameters
     flops: Flops
     growth: Growth
-    batch: Batch
+    batch: PlannedBatch
     memory: MemoryPlan
     time: Time
     step: StepParts | None
     operations: tuple[roofline.Operation, ...]      # of one image
     demand: Demand | None
-    bottleneck: Bottleneck | None
+    bottleneck: Limit | None
     scaling: Scaling | None
     cost: Cost
     checkpoint: Checkpoints
@@ -240,7 +240,7 @@ def plan_run(recipe: Recipe, fleet: Fleet, assumptions: Assumptions | None = Non
         parameters=Parameters(sum(parts.params.values()), dict(parts.params)),
         flops=Flops(3 * forward, forward, dict(parts.flops), None if time.images is None else 3.0 * forward * time.images),
         growth=growth(recipe),
-        batch=Batch(recipe.global_batch, shares(recipe, fleet), found.micro_batch, found.micro_steps,
+        batch=PlannedBatch(recipe.global_batch, shares(recipe, fleet), found.micro_batch, found.micro_steps,
                     "planned" if recipe.micro_batch is None else "recipe"),
         memory=_memory(recipe, fleet, found), time=time, step=_step(found.pace),
         operations=found.pace.operations if found.pace else (),
@@ -302,12 +302,12 @@ def _demand(recipe: Recipe, fleet: Fleet, found: Pace | None, supply: Supply) ->
                   recipe.global_batch / found.step_s * supply.image_bytes, None if samples is None else samples * supply.image_bytes)
 
 
-def _bottleneck(recipe: Recipe, fleet: Fleet, found: Pace | None) -> Bottleneck | None:
+def _bottleneck(recipe: Recipe, fleet: Fleet, found: Pace | None) -> Limit | None:
     if found is None:
         return None
     name = found.bottleneck
     exposed = found.exposed_s / found.device_s
-    return Bottleneck(name, {
+    return Limit(name, {
         "storage": "the storage reads fewer bytes a second than the GPUs could take",
         "loader": f"the {fleet.cores} cores of a node decode fewer images than its GPUs could take: more cores, or smaller stored images "
                   "(vitscale data pack --resize)",

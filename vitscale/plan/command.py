@@ -17,7 +17,7 @@ from vitscale.recipe.known import Note
 
 
 @dataclass(frozen=True)
-class Options:
+class PlanOptions:
     """The command line's; sizes in its units."""
 
     on: str
@@ -32,7 +32,7 @@ class Options:
     gpu: Path | None = None                 # a file that describes the device
 
 
-def assumptions_of(options: Options) -> Assumptions:
+def assumptions_of(options: PlanOptions) -> Assumptions:
     """Raises RecipeError when a number makes no sense."""
     for name, value in (("--price", options.price), ("--storage", options.storage_gb), ("--image-kb", options.image_kb),
                         ("--images-per-core", options.images_per_core), ("--mtbf", options.mtbf), ("--mfu", options.mfu)):
@@ -48,12 +48,13 @@ def assumptions_of(options: Options) -> Assumptions:
     return Assumptions(options.price, options.mfu, measured, supply, options.mtbf or MTBF_HOURS)
 
 
-def fleet_from(options: Options) -> Fleet:
+def fleet_from(options: PlanOptions) -> Fleet:
     """Raises ClusterError, RecipeError."""
     return find_fleet(options.on, read_described(options.gpu) if options.gpu else None)
 
 
-def plan_command(recipe: str, overrides: Sequence[str], options: Options, tell: Callable[[Note], None] | None = None) -> tuple[Plan, int]:
+def plan_command(recipe: str, overrides: Sequence[str], options: PlanOptions,
+                 tell: Callable[[Note], None] | None = None) -> tuple[Plan, int]:
     """The plan, and the exit code: 2 where the recipe does not fit, whatever else would.  `tell`: as load_recipe() has it.
     Raises UserError."""
     read = load_recipe(recipe, overrides, tell)

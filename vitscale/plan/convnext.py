@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from vitscale.plan.anatomy import Anatomy, Unit
 from vitscale.recipe.schema import ConvNext
-from vitscale.shapes.convnext import KERNEL, MLP_RATIO, STEM, Stage, stages_of
+from vitscale.shapes.convnext import KERNEL, MLP_RATIO, STEM, ConvNextStageShape, stages_of
 
 
 def anatomy(model: ConvNext) -> Anatomy:
@@ -50,7 +50,7 @@ def _mlp_params(width: int) -> int:
     return (width * hidden + hidden) + (hidden * width + width)
 
 
-def _unit(model: ConvNext, stage: Stage) -> Unit:
+def _unit(model: ConvNext, stage: ConvNextStageShape) -> Unit:
     """Numbers per place: input of the convolution D, of the norm D, of the MLP D, of GELU 4 D, of the second layer 4 D; version 1 keeps
     LayerScale's input D, version 2 the input of the response norm 4 D."""
     places, width, hidden = stage.grid**2, stage.width, MLP_RATIO * stage.width

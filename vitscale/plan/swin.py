@@ -2,7 +2,7 @@
 
 from vitscale.plan.anatomy import Anatomy, Unit
 from vitscale.recipe.schema import Swin
-from vitscale.shapes.swin import HIDDEN, MLP_RATIO, Stage, stages_of
+from vitscale.shapes.swin import HIDDEN, MLP_RATIO, SwinStageShape, stages_of
 
 
 def anatomy(model: Swin) -> Anatomy:
@@ -16,7 +16,7 @@ def anatomy(model: Swin) -> Anatomy:
     )
 
 
-def _attention_params(model: Swin, stage: Stage) -> int:
+def _attention_params(model: Swin, stage: SwinStageShape) -> int:
     width = stage.width
     linear = 3 * width * width + width * width + width              # queries, keys, values, projection with its bias
     if model.version == 1:
@@ -30,7 +30,7 @@ def _mlp_params(width: int) -> int:
     return (width * hidden + hidden) + (hidden * width + width)
 
 
-def _params(model: Swin, stages: tuple[Stage, ...]) -> dict[str, int]:
+def _params(model: Swin, stages: tuple[SwinStageShape, ...]) -> dict[str, int]:
     first, last = stages[0].width, stages[-1].width
     merged = [(4 * stage.width * 2 * stage.width) + 2 * (4 if model.version == 1 else 2) * stage.width for stage in stages[:-1]]
     return {
@@ -43,7 +43,7 @@ def _params(model: Swin, stages: tuple[Stage, ...]) -> dict[str, int]:
     }
 
 
-def _flops(model: Swin, stages: tuple[Stage, ...]) -> dict[str, int]:
+def _flops(model: Swin, stages: tuple[SwinStageShape, ...]) -> dict[str, int]:
     """A token attends to the M x M tokens of its window: N M^2 D, not N^2 D (Liu et al. 2021, equation 2)."""
     tokens = [stage.grid**2 for stage in stages]
     linear = sum(n * stage.depth * 4 * 2 * stage.width**2 for n, stage in zip(tokens, stages, strict=True))
@@ -60,7 +60,7 @@ def _flops(model: Swin, stages: tuple[Stage, ...]) -> dict[str, int]:
     }
 
 
-def _moved(model: Swin, stages: tuple[Stage, ...]) -> dict[str, int]:
+def _moved(model: Swin, stages: tuple[SwinStageShape, ...]) -> dict[str, int]:
     """As of a ViT's block (vitscale/plan/vit.py); shifting and cutting into windows read and write the stream twice more."""
     first, hidden = stages[0], MLP_RATIO
     numbers = [stage.depth * stage.grid**2 * stage.width for stage in stages]
@@ -74,7 +74,7 @@ def _moved(model: Swin, stages: tuple[Stage, ...]) -> dict[str, int]:
     }
 
 
-def _unit(model: Swin, stage: Stage) -> Unit:
+def _unit(model: Swin, stage: SwinStageShape) -> Unit:
     """As a block of a ViT (vitscale/plan/vit.py); version 2 keeps besides the normed queries and keys, and what it norms is not what
     the next layer gets, so as many numbers of D."""
     tokens, width = stage.grid**2, stage.width

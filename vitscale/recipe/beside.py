@@ -29,7 +29,7 @@ class Unreached(DataError):
 def class_lists(urls: Sequence[str], far: bool = True) -> dict[str, tuple[str, ...]]:
     """{file: names} of each classes.txt that lies beside the first shard of some brace URL, glob or path in `urls`; {} if there is none.
 
-    far: also ask stores and web servers.  Raises Unreached where one does not answer, DataError for headers that are none.
+    far: also ask stores and web servers.  Raises Unreached where one does not answer, DataError for damaged headers.
     """
     places = dict.fromkeys(place for url in urls[:_FOLDERS] if (place := _place(url)))
     found = {}

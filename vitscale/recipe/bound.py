@@ -70,7 +70,7 @@ def refuse_changes(found: Sequence[Change], since: str, remedy: str, accept: boo
     if order or (training and not accept):
         listed = "\n".join(f"  {change}" for change in [*training, *order])
         anew = f"start another run with them: name=NEW{f' (init={remedy} gives it these weights)' if remedy else ''}"
-        ways = f"undo this, {anew}, or go on with this run all the same: --accept-changes"
+        ways = f"undo this, {anew}, or resume this run all the same: --accept-changes"
         ways += " and a longer duration, since it is done" if done else ""
         if order:       # the position in one order means nothing in another
             ways = (f"undo this, or {anew}; --accept-changes cannot help, since what a run began with, and which sample comes when, stays "
@@ -80,7 +80,7 @@ def refuse_changes(found: Sequence[Change], since: str, remedy: str, accept: boo
 
 
 def tell_changes(found: Sequence[Change], since: str) -> None:
-    """Say in the log what the run goes on with from here."""
+    """Say in the log what the run continues with from here."""
     for change in found:
         if change.kind != "free":
             log.warning("accepted change since %s: %s", since, change)
@@ -93,7 +93,7 @@ def read_settings(recipe: Mapping[str, Any], index_hash: str | None, source: str
     try:
         return settings_of(recipe, index_hash, source)
     except RecipeError as error:
-        raise CheckpointError(f"{error}; go on with the version that wrote it, or start anew under another name (name=NEW)") from None
+        raise CheckpointError(f"{error}; resume with the version that wrote it, or start anew under another name (name=NEW)") from None
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

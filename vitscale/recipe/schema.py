@@ -78,7 +78,7 @@ class Vit(Model):
     drop_path_group: Count | None = None    # stochastic depth leaves out a share of each so many images, uncomputed; null: by chance
     layer_scale: Positive | None = None     # initial value of LayerScale's gamma (Touvron et al. 2021); null: none
     norm_eps: Positive = 1e-6               # of every LayerNorm: that of the papers' JAX code and of timm; transformers' default is 1e-12
-    mup_base_width: Count | None = None     # muP (Yang et al. 2022): optim.lr and first values are those of this width; null: standard
+    mup_base_width: Count | None = None     # muP (Yang et al. 2022): optim.lr and initial values are those of this width; null: standard
     mup_base_head_width: Count | None = None    # of muP: where heads are as wide as this, attention is scaled as usual; null: as these are
 
 
@@ -249,14 +249,14 @@ class MixSet(Section):
 
     shards: Urls                            # brace URLs or globs
     weight: Positive = 1.0                  # its share of every batch is in proportion to it
-    num_samples: Count | None = None        # what opens no shards believes it
+    num_samples: Count | None = None        # `plan` takes it from here
 
 
 class Data(Section):
     train: Urls | None = None               # brace URLs or globs of WebDataset shards
     mix: Annotated[tuple[MixSet, ...], BeforeValidator(pair)] = ()   # or sets, each in epochs of its own; no durations in epochs then
     val: Urls | None = None
-    num_samples: Count | None = None        # training samples; what opens no shards believes it, `train` compares it
+    num_samples: Count | None = None        # training samples; `plan` takes it from here, `train` compares it
     lanes: Count | None = None              # parallel streams through the dataset; null: see recipe.check.default_lanes
     group: Count | None = None              # consecutive positions that may be mixed with each other; null: 1 unless something mixes
     index_dir: str | None = None            # null: beside the shards if writable, else a per-user cache

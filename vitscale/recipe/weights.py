@@ -32,7 +32,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Preprocessing:
     """How images are prepared for a model."""
 
     crop: float = 0.875
@@ -82,11 +82,11 @@ def _of_run(facts: Path) -> Known:
         names = read_names(Path(data.class_map)) if data.class_map else read_names(facts.parents[2] / CLASSES)
         names = names or next(iter(class_lists(train_urls(recipe), far=False).values()), ())
     values = _values(model.image, model.channels, getattr(model, "patch", None), model.classes if labelled else None,
-                     Prepared(recipe.evaluate.crop, data.augment.mean, data.augment.std))
+                     Preprocessing(recipe.evaluate.crop, data.augment.mean, data.augment.std))
     return Known(values, names if len(names) == model.classes else (), model.family)
 
 
-def _values(image: int, channels: int, patch: int | None, classes: int | None, prepared: Prepared) -> dict[str, Any]:
+def _values(image: int, channels: int, patch: int | None, classes: int | None, prepared: Preprocessing) -> dict[str, Any]:
     found = {"model.image": image, "model.channels": channels, "model.patch": patch, "model.classes": classes or None,
              "data.augment.mean": list(prepared.mean), "data.augment.std": list(prepared.std), "evaluate.crop": prepared.crop}
     return {key: value for key, value in found.items() if value is not None}
@@ -95,7 +95,7 @@ def _values(image: int, channels: int, patch: int | None, classes: int | None, p
 def _of_folder(folder: Path, config: Mapping[str, Any]) -> Known:
     if "vitscale" in config:
         model, given = config["model"], config["transform"]
-        prepared = Prepared(float(given["crop"]), colour(given["mean"], 0.5), colour(given["std"], 0.5))
+        prepared = Preprocessing(float(given["crop"]), colour(given["mean"], 0.5), colour(given["std"], 0.5))
         names = tuple(map(str, config["class_names"]))
         return Known(_values(model["image"], model["channels"], model.get("patch"), model["classes"], prepared), _named(names),
                      model["family"])
@@ -141,20 +141,20 @@ def _named(names: tuple[str, ...]) -> tuple[str, ...]:
     return () if names in (tuple(map(str, numbers)), tuple(f"LABEL_{number}" for number in numbers)) else names
 
 
-def prepared_by_transformers(given: Mapping[str, Any], image: int) -> Prepared:
+def prepared_by_transformers(given: Mapping[str, Any], image: int) -> Preprocessing:
     """preprocessor_config.json.  Square images are cut from the middle here, where some of their processors squeeze the whole image."""
     size, box = given.get("size", image), given.get("crop_size", image)
     side = box if isinstance(box, int) else box.get("height", image)
     short = size if isinstance(size, int) else size.get("shortest_edge", side)
     crop = given.get("crop_pct") or (side / short if given.get("do_center_crop", True) else 1.0)
-    return Prepared(min(float(crop), 1.0), colour(given.get("image_mean"), 0.5), colour(given.get("image_std"), 0.5),
+    return Preprocessing(min(float(crop), 1.0), colour(given.get("image_mean"), 0.5), colour(given.get("image_std"), 0.5),
                     _RESAMPLING.get(given.get("resample", 3), "bicubic"))
 
 
-def prepared_by_timm(config: Mapping[str, Any]) -> Prepared:
+def prepared_by_timm(config: Mapping[str, Any]) -> Preprocessing:
     """timm's config.json."""
     given = {**(config.get("pretrained_cfg") or {}), **config}
-    return Prepared(float(given.get("crop_pct") or 0.875), colour(given.get("mean"), 0.5), colour(given.get("std"), 0.5),
+    return Preprocessing(float(given.get("crop_pct") or 0.875), colour(given.get("mean"), 0.5), colour(given.get("std"), 0.5),
                     str(given.get("interpolation") or "bicubic"))
 
 

@@ -33,7 +33,7 @@ FLOOR = 0.01
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RollBack:
     """Roll back.  The same on every rank, as the numbers are that it comes from."""
 
     cause: Literal["nonfinite", "spike"]
@@ -65,7 +65,7 @@ class Guard:
         """What a checkpoint must hold so that a resumed run comes to the same verdicts."""
         return {"losses": list(self._accepted), "scale": self._scale, "updated": self.ever_updated}
 
-    def judge(self, step: int, start: int, end: int, loss: float, applied: bool) -> Verdict | None:
+    def judge(self, step: int, start: int, end: int, loss: float, applied: bool) -> RollBack | None:
         """Take in a step: its number (the first is 1), its batch's positions [start, end), its loss, and whether the update was made."""
         seen = _Seen(step, start, loss)
         finite = applied and math.isfinite(loss)
@@ -84,16 +84,16 @@ class Guard:
             self._updated, self._any_update = (step, start), True
         return verdict
 
-    def judge_end(self, step: int, start: int, end: int, is_sound: bool) -> Verdict | None:
+    def judge_end(self, step: int, start: int, end: int, is_sound: bool) -> RollBack | None:
         """Whether the run may end with this step, the last that judge() was given: not within a streak of refused updates, nor with weights
         that are not finite (`is_sound` False), which the next step would have shown."""
         if self._nonfinite:
             return self._verdict(end, at_end=True)
         if not is_sound:
-            return Verdict("nonfinite", step, (start, end), f"the weights are not finite after step {step}, the last")
+            return RollBack("nonfinite", step, (start, end), f"the weights are not finite after step {step}, the last")
         return None
 
-    def _verdict(self, end: int, at_end: bool = False) -> Verdict | None:
+    def _verdict(self, end: int, at_end: bool = False) -> RollBack | None:
         spiked = self._spike is not None and len(self._high) >= self._spike.in_a_row
         if not spiked and len(self._nonfinite) < (1 if at_end else self._max_nonfinite):
             return None
@@ -106,7 +106,7 @@ class Guard:
             first = self._nonfinite[0].start
             # but if no update has been made since the beginning, it was not good to begin from
             step = self._nonfinite[0].step if self._any_update else step
-        return Verdict("spike" if spiked else "nonfinite", step, (first, end), reason)
+        return RollBack("spike" if spiked else "nonfinite", step, (first, end), reason)
 
     def _limit(self) -> float:
         """Above it a loss is suspicious."""

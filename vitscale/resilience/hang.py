@@ -23,14 +23,14 @@ class Sighting:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Culprit:
     """Who is at fault, and the line that says so."""
 
     ranks: tuple[int, ...]
     reason: str
 
 
-def judge(sightings: Mapping[int, Sighting], nodes: Sequence[str]) -> Verdict | None:
+def judge(sightings: Mapping[int, Sighting], nodes: Sequence[str]) -> Culprit | None:
     """Who holds the others up; None: nobody for longer than is allowed where they stand.
 
     `sightings` of the ranks that answer, the judge's own among them; `nodes` of all ranks.
@@ -42,7 +42,7 @@ def judge(sightings: Mapping[int, Sighting], nodes: Sequence[str]) -> Verdict | 
     if silent:
         one = next(iter(sightings.values()))
         does = "does" if len(silent) == 1 else "do"
-        return Verdict(silent, f"{_named(silent, nodes)} {does} not answer: stopped, or blocked in a call that holds Python's lock; "
+        return Culprit(silent, f"{_named(silent, nodes)} {does} not answer: stopped, or blocked in a call that holds Python's lock; "
                                f"{_rest(len(sightings))} waited {max(s.idle_s for s in sightings.values()):.0f} s {_place(one)}; {_ENDING}")
     least = min((sighting.step, sighting.changes) for sighting in sightings.values())
     behind = [sighting for sighting in sightings.values() if (sighting.step, sighting.changes) == least]
@@ -54,10 +54,10 @@ def judge(sightings: Mapping[int, Sighting], nodes: Sequence[str]) -> Verdict | 
     ranks = tuple(sighting.rank for sighting in behind)
     first, idle_s = behind[0], max(sighting.idle_s for sighting in behind)
     if len(ranks) == len(nodes) > 1:
-        return Verdict(ranks, f"all {len(ranks)} ranks have been {_place(first)} for {idle_s:.0f} s and none stands out; {_ENDING}")
+        return Culprit(ranks, f"all {len(ranks)} ranks have been {_place(first)} for {idle_s:.0f} s and none stands out; {_ENDING}")
     have, others = "has" if len(ranks) == 1 else "have", len(nodes) - len(ranks)
     wait = f"; the other {others} ranks wait for {'it' if len(ranks) == 1 else 'them'}" if others > 1 else "; the other rank waits for it"
-    return Verdict(ranks, f"{_named(ranks, nodes)} {have} been {_place(first)} for {idle_s:.0f} s{wait if others else ''}; {_ENDING}")
+    return Culprit(ranks, f"{_named(ranks, nodes)} {have} been {_place(first)} for {idle_s:.0f} s{wait if others else ''}; {_ENDING}")
 
 
 def blocked(rank: int, node: str, idle_s: float, place: str) -> str:

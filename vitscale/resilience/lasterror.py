@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.cluster.ended import LOST_PEER
-from vitscale.cluster.runfolder import BEGUN, OUTCOME, highest_lease, mark, read_object
 from vitscale.errors import EXIT_FAILED, EXIT_REQUEUE, UserError, said
 from vitscale.files import write_atomically
 from vitscale.resilience.failures import Kind, classify, signature
 from vitscale.resilience.outcome import read_outcome, write_outcome
+from vitscale.runfolder import BEGUN, OUTCOME, highest_lease, mark, read_object
 
 log = logging.getLogger(__name__)
 ECHO_S = 1.5        # for the file of the rank that failed to be seen, which it wrote before it let go of the others

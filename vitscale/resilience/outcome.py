@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.cluster.ending import NEAR_S, ending
-from vitscale.cluster.runfolder import OUTCOME as FILE
-from vitscale.cluster.runfolder import reached, read_object
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_WRONG_INPUT
 from vitscale.files import write_json
 from vitscale.metrics.system import CAUSES
 from vitscale.processes import moment
+from vitscale.runfolder import OUTCOME as FILE
+from vitscale.runfolder import reached, read_object
 
 log = logging.getLogger(__name__)
 STATES = {EXIT_DONE: "done", EXIT_WRONG_INPUT: "wrong input", EXIT_FAILED: "failed", EXIT_REQUEUE: "stopped early"}
@@ -43,14 +43,14 @@ def write_outcome(run_folder: Path, exit_code: int, reason: str, *, cause: str |
 
 
 @dataclass(frozen=True)
-class Asked:
+class StopReason:
     """Why a run was asked to stop: one of CAUSES, and that in words."""
 
     cause: str
     reason: str
 
 
-def why_stopped(sent: str | None, when: str = "", ask: bool = True) -> Asked:
+def why_stopped(sent: str | None, when: str = "", ask: bool = True) -> StopReason:
     """Why the signal `sent` came (None: another rank, or the launcher, received it), and `when`: "before the first step".
 
     If this process is the one to `ask`, SLURM is asked in a job of it, for a few seconds at most: a person who cancels, an administrator
@@ -59,16 +59,16 @@ def why_stopped(sent: str | None, when: str = "", ask: bool = True) -> Asked:
     """
     reason = f"asked to stop by {sent or 'a signal to another rank'}{f' {when}' if when else ''}"
     if sent == "SIGXCPU":       # a limit of CPU time
-        return Asked("time_limit", reason)
+        return StopReason("time_limit", reason)
     if sent in ("SIGINT", "SIGHUP") or "SLURM_JOB_ID" not in os.environ:      # from a keyboard, from a terminal that is gone
-        return Asked("signal", reason)
+        return StopReason("signal", reason)
     found = ending() if ask else None
     if found is not None:
-        return Asked(found.cause, f"{reason}: {found.words}")
+        return StopReason(found.cause, f"{reason}: {found.words}")
     end = os.environ.get("SLURM_JOB_END_TIME", "")
     if end.isdigit():
-        return Asked("time_limit" if float(end) - time.time() < NEAR_S else "preemption", reason)
-    return Asked("time_limit" if sent in ("SIGUSR1", "SIGUSR2") else "preemption", reason)
+        return StopReason("time_limit" if float(end) - time.time() < NEAR_S else "preemption", reason)
+    return StopReason("time_limit" if sent in ("SIGUSR1", "SIGUSR2") else "preemption", reason)
 
 
 def read_outcome(run_folder: Path) -> dict[str, Any]:

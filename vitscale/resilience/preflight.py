@@ -15,7 +15,7 @@ from vitscale.data.index import SetIndex
 from vitscale.data.report import size
 from vitscale.errors import EXIT_REQUEUE, ClusterError
 from vitscale.objectives import num_parameters
-from vitscale.parallel.place import node_name
+from vitscale.parallel.rank_info import node_name
 from vitscale.parallel.world import World
 from vitscale.recipe import Recipe
 from vitscale.recipe.external import package_of
@@ -40,7 +40,7 @@ class BadNode(ClusterError):
 
 
 @dataclass(frozen=True)
-class Report:
+class RankReport:
     """What one rank says of itself."""
 
     rank: int
@@ -57,7 +57,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PreflightResult:
     """The findings of all ranks, and the nodes that are at fault."""
 
     findings: list[Finding]
@@ -81,7 +81,7 @@ def preflight(recipe: Recipe, folder: Path, indexes: Sequence[SetIndex], world: 
     judge(verdict, exclude_slow=recipe.resilience.exclude_bad_nodes)
 
 
-def judge(verdict: Verdict, exclude_slow: bool) -> None:
+def judge(verdict: PreflightResult, exclude_slow: bool) -> None:
     """Raises as preflight() says."""
     failed = verdict.of("failed")
     if verdict.dead or any(finding.name == "all-reduce" for finding in failed):
@@ -103,7 +103,7 @@ def measured(finding: Finding) -> str:
     return f"{value} {finding.unit}".strip()
 
 
-def look(world: World, recipe: Recipe, folder: Path | None, indexes: Sequence[SetIndex]) -> Verdict:
+def look(world: World, recipe: Recipe, folder: Path | None, indexes: Sequence[SetIndex]) -> PreflightResult:
     """Every check, on every rank.  Collective; the same verdict on every rank.  `folder` None: no run is meant, the disk is left out."""
     mine = _survey(world, recipe, folder, indexes)
     verdict = world.broadcast(compare(reports, recipe.resilience.straggler_ratio) if (reports := world.gather(mine)) else None)
@@ -116,7 +116,7 @@ def look(world: World, recipe: Recipe, folder: Path | None, indexes: Sequence[Se
     return verdict
 
 
-def _survey(world: World, recipe: Recipe, folder: Path | None, indexes: Sequence[SetIndex]) -> Report:
+def _survey(world: World, recipe: Recipe, folder: Path | None, indexes: Sequence[SetIndex]) -> RankReport:
     first_of_node = world.local_rank == 0
     findings: list[Finding] = []
     facts = checks.versions(recipe.parallel.engine) | package_of(recipe.model) | {"recipe": checks.recipe_digest(recipe)}
@@ -136,7 +136,7 @@ def _survey(world: World, recipe: Recipe, folder: Path | None, indexes: Sequence
     began = time.monotonic()
     world.barrier()
     now, spread = checks.clock(), time.monotonic() - began
-    where = Report(world.rank, node_name(), [], facts, flops, now, spread)
+    where = RankReport(world.rank, node_name(), [], facts, flops, now, spread)
     return replace(where, findings=[replace(finding, where=where.where) for finding in findings])
 
 
@@ -191,7 +191,7 @@ def _exchange(world: World, recipe: Recipe) -> Finding:
     return Finding("all-reduce", "ok", bandwidth / 1e9, "GB/s", words, where)
 
 
-def compare(reports: Sequence[Report], slow_ratio: float) -> Verdict:
+def compare(reports: Sequence[RankReport], slow_ratio: float) -> PreflightResult:
     """What all ranks found, and what only shows beside each other: slow devices, other versions, clocks, recipes and shards."""
     findings = merge([finding for report in reports for finding in report.findings])
     dead = sorted({report.node for report in reports if report.flops is None})
@@ -206,10 +206,10 @@ def compare(reports: Sequence[Report], slow_ratio: float) -> Verdict:
                     "GEMM", "warning", middle / report.flops, "times slower", f"than the median of the ranks (named from "
                     f"{slow_ratio:g} on): heat, power, or other work on the node? It holds all others back", report.where))
     findings += _differences(reports)
-    return Verdict(findings, dead, sorted(set(slow)))
+    return PreflightResult(findings, dead, sorted(set(slow)))
 
 
-def _differences(reports: Sequence[Report]) -> list[Finding]:
+def _differences(reports: Sequence[RankReport]) -> list[Finding]:
     findings: list[Finding] = []
     for name in dict.fromkeys(name for report in reports for name in report.facts):
         values = [report.facts.get(name, "none") for report in reports]

@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitscale.cluster.runfolder import ATTEMPTS as FILE
 from vitscale.errors import CheckpointError
 from vitscale.files import patiently, read_bytes, write_atomically
 from vitscale.resilience.outcome import read_outcome
+from vitscale.runfolder import ATTEMPTS as FILE
 
 log = logging.getLogger(__name__)
 EARLIER = "attempts.earlier.jsonl"
@@ -35,7 +35,7 @@ class Attempt:
     attempt: int                # the number of its lease
     started: float              # the program, seconds since 1970
     time: float                 # this row
-    step: int                   # of the checkpoint it goes on from; 0: none
+    step: int                   # of the checkpoint it resumes from; 0: none
     images: int
     ranks: int
     cause: str | None           # one of metrics.system.CAUSES

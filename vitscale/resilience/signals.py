@@ -75,7 +75,7 @@ def listening() -> Iterator[StopFlag]:
     ours, theirs = os.pipe()
     os.set_blocking(theirs, False)
     threading.Thread(target=flag._leave_early, args=(ours,), name="signals", daemon=True).start()
-    os.register_at_fork(after_in_child=functools.partial(_be_deaf, numbers))    # a request to a forked helper is none to us
+    os.register_at_fork(after_in_child=functools.partial(_ignore, numbers))    # a request to a forked helper is none to us
     signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)     # the number of each signal is written there at once
     for number in numbers:
         signal.signal(number, flag._receive)
@@ -88,7 +88,7 @@ def listening() -> Iterator[StopFlag]:
         os.close(theirs)
 
 
-def _be_deaf(numbers: Sequence[signal.Signals]) -> None:
+def _ignore(numbers: Sequence[signal.Signals]) -> None:
     signal.set_wakeup_fd(-1)
     for number in numbers:
         signal.signal(number, signal.SIG_DFL)

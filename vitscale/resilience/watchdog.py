@@ -23,7 +23,7 @@ from vitscale.checkpoint.lease import Lease, LeaseLost
 from vitscale.errors import EXIT_REQUEUE
 from vitscale.recipe.schema import Resilience
 from vitscale.resilience.backstop import Backstop, Of
-from vitscale.resilience.hang import Sighting, Verdict, judge, place_of
+from vitscale.resilience.hang import Culprit, Sighting, judge, place_of
 from vitscale.resilience.outcome import read_outcome, write_outcome
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Watchdog:
         """What shows that waiting for data gets on: a number that changes, and how long it may stand still beyond the limit."""
         self._sign, self._read_slack_s = sign, slack_s
 
-    def give_way(self) -> None:
+    def defer_to_hang(self) -> None:
         """For a main thread that fails: if another rank was ended for a hang, this one ends with the same words and not with its own."""
         if not self.is_on:
             return
@@ -285,7 +285,7 @@ class Watchdog:
             return str(outcome["reason"])
         return None
 
-    def _tell(self, verdict: Verdict, mine: Sighting) -> None:
+    def _tell(self, verdict: Culprit, mine: Sighting) -> None:
         stuck = [{"rank": rank, "node": self.nodes[rank]} for rank in verdict.ranks]
         try:
             Lease(self.run_folder / "lease", self.attempt).check()

@@ -12,14 +12,14 @@ from vitscale.scaling.backtest import Backtest, backtest, budgets_in, log_error,
 from vitscale.scaling.fit import OUTLIER, Fit, fit
 from vitscale.scaling.form import Form
 from vitscale.scaling.forms import FORMS
-from vitscale.scaling.intervals import LEVEL, Draws, Profile, bootstrap, influence, outer_of, profile
+from vitscale.scaling.intervals import LEVEL, Draws, LikelihoodProfile, bootstrap, influence, outer_of, profile
 from vitscale.scaling.points import Points
 
 APPROACHES = ("chinchilla1", "chinchilla2")
 
 
 @dataclass(frozen=True)
-class Asked:
+class FitRequest:
     """What a user may ask of a fit; None and empty: by the data."""
 
     forms: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class Analysis:
     held_out: Points | None
     fits: dict[str, Fit]
     draws: dict[str, Draws]
-    profiles: dict[str, dict[str, Profile]]
+    profiles: dict[str, dict[str, LikelihoodProfile]]
     tested: Backtest | None
     chosen: str | None
     approaches: dict[str, dict[str, Any]]
@@ -73,7 +73,7 @@ def split(points: Points, share: float) -> tuple[Points, Points | None]:
     return points.take(order <= edge), points.take(order > edge)
 
 
-def analyse(points: Points, asked: Asked, held_out: Points | None = None) -> Analysis:
+def analyse(points: Points, asked: FitRequest, held_out: Points | None = None) -> Analysis:
     """Raises DataError when nothing can be fitted."""
     check_forms(asked.forms)
     if held_out is None:
@@ -110,7 +110,7 @@ def analyse(points: Points, asked: Asked, held_out: Points | None = None) -> Ana
         points = points.take([i for i in range(len(points)) if i not in out])
         fits = {name: fit(one.form, points, delta=asked.delta, fixed=fixed[name]) for name, one in fits.items()}
     drawn: dict[str, Draws] = {}
-    profiles: dict[str, dict[str, Profile]] = {}
+    profiles: dict[str, dict[str, LikelihoodProfile]] = {}
     shown: dict[str, Any] = {}
     wanted = list(fits) if asked.forms else [name for name in fits if name == chosen]
     for name, found in fits.items():
@@ -170,7 +170,7 @@ def judge_points(fits: Mapping[str, Fit], tested: Backtest | None, held_out: Poi
     return told
 
 
-def _profiles(found: Fit, draws: Draws) -> dict[str, Profile]:
+def _profiles(found: Fit, draws: Draws) -> dict[str, LikelihoodProfile]:
     """Profiles of every free parameter; of a positive one over its logarithm."""
     told = {}
     for name in found.form.params:
@@ -186,7 +186,7 @@ def _coordinate(form: Form, name: str, of: Any) -> Any:
     return (lambda theta: np.log(of(theta))) if name in form.positive else of
 
 
-def describe(found: Fit, draws: Draws | None, profiles: Mapping[str, Profile] | None) -> dict[str, Any]:
+def describe(found: Fit, draws: Draws | None, profiles: Mapping[str, LikelihoodProfile] | None) -> dict[str, Any]:
     """One fit as fit.json has it."""
     form = found.form
     params: dict[str, Any] = {}

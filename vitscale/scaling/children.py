@@ -1,4 +1,4 @@
-"""The runs of a sweep as processes of this machine: forks of one that has imported torch (train/nursery.py)."""
+"""The runs of a sweep as processes of this machine: forks of one that has imported torch (train/fork_server.py)."""
 
 import contextlib
 import ctypes
@@ -22,7 +22,7 @@ class Child:
         self.code: int | None = None
 
 
-class Nursery:
+class ForkServer:
     """Starts runs, and knows how they ended.  If it dies itself, its runs count as stopped, and the next start makes a new one."""
 
     def __init__(self, log: Path) -> None:
@@ -83,7 +83,7 @@ class Nursery:
         try:
             with open(self._log, "ab") as output:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "vitscale", "job", "nursery"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
+                    [sys.executable, "-m", "vitscale", "job", "fork-server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
                     start_new_session=True, preexec_fn=_end_with_parent if sys.platform == "linux" else None)
         except OSError as error:
             raise ClusterError(f"no process can be started ({error.strerror})") from None

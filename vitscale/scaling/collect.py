@@ -59,7 +59,7 @@ def largest_of(name: str) -> tuple[list[str], list[str]]:
     left_out = [f"{row['run']}: {row['reason']}" for row in largest if row["reason"] is not None]
     if not done:
         raise DataError(
-            f"{folder}: of its largest budget no run is done: `vitscale sweep` goes on with it; or name the run folders\n  "
+            f"{folder}: of its largest budget no run is done: `vitscale sweep` resumes it; or name the run folders\n  "
             + "\n  ".join(left_out)
         )
     return done, left_out

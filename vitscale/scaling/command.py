@@ -11,7 +11,7 @@ from typing import Any
 
 from vitscale.errors import DataError
 from vitscale.processes import usable_cores
-from vitscale.scaling.analyse import Analysis, Asked, analyse, check_forms
+from vitscale.scaling.analyse import Analysis, FitRequest, analyse, check_forms
 from vitscale.scaling.files import write_csv, write_json
 from vitscale.scaling.optimum import PLANNED, best_for, budget_of, flops_per_sample
 from vitscale.scaling.points import Columns, Points, read_csv, read_number
@@ -58,7 +58,7 @@ def columns_of(
 def fit_csv(
     path: Path,
     columns: Columns,
-    asked: Asked,
+    asked: FitRequest,
     out: Path,
     by: str | None = None,
     split_by: str | None = None,
@@ -105,7 +105,7 @@ def fit_csv(
     console.print(f"written to {out}", markup=False, highlight=False)
 
 
-def _group(points: Points, asked: Asked, split_by: str | None) -> dict[str, Any] | str:
+def _group(points: Points, asked: FitRequest, split_by: str | None) -> dict[str, Any] | str:
     """What fit.json says of one group, or why there is nothing to say."""
     try:
         return _analysed(points, asked, split_by).told
@@ -113,7 +113,7 @@ def _group(points: Points, asked: Asked, split_by: str | None) -> dict[str, Any]
         return str(error)
 
 
-def _analysed(points: Points, asked: Asked, split_by: str | None) -> Analysis:
+def _analysed(points: Points, asked: FitRequest, split_by: str | None) -> Analysis:
     if split_by is None:
         return analyse(points, asked)
     train = [value.strip().lower() in ("1", "1.0", "true", "train", "yes") for value in points.groups[split_by]]
@@ -125,7 +125,7 @@ def _analysed(points: Points, asked: Asked, split_by: str | None) -> Analysis:
 
 
 def _one(
-    points: Points, asked: Asked, out: Path, split_by: str | None, figures: bool, budget: tuple[float, str] | None, serve: float
+    points: Points, asked: FitRequest, out: Path, split_by: str | None, figures: bool, budget: tuple[float, str] | None, serve: float
 ) -> None:
     found = _analysed(points, asked, split_by)
     write_analysis(found, out)

@@ -15,7 +15,7 @@ from vitscale.recipe import Recipe
 from vitscale.recipe.load import check_recipe, find_recipe, read_values
 from vitscale.recipe.text import write_yaml
 from vitscale.recipe.upgrade import renamed_to, upgrade
-from vitscale.scaling.shapes import Member, members, shapes
+from vitscale.scaling.shapes import SweepMember, members, shapes
 from vitscale.scaling.sweep import Sweep
 from vitscale.shapes.vit import Shape
 
@@ -53,7 +53,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """All runs in the order of their FLOPs, and those that were not worth making."""
 
     sweep: Sweep
@@ -69,7 +69,7 @@ class Plan:
         return tuple(run for run in self.runs if run.held_out)
 
 
-def expand(sweep: Sweep, source: Path, folder: Path) -> Plan:
+def expand(sweep: Sweep, source: Path, folder: Path) -> SweepPlan:
     """The runs of a sweep; run folders are `folder`/runs/NAME.  Raises RecipeError for whatever one of the recipes has wrong."""
     beside = source.parent / sweep.base
     base_path = beside if beside.is_file() else find_recipe(sweep.base)
@@ -100,14 +100,14 @@ def expand(sweep: Sweep, source: Path, folder: Path) -> Plan:
     ordered = [replace(run, held_out=_level(run) in largest) for run in ordered]
     if sweep.cooldown is not None:
         ordered = _branches(sweep, ordered)
-    return Plan(sweep, tuple(ordered), tuple(pruned))
+    return SweepPlan(sweep, tuple(ordered), tuple(pruned))
 
 
 class _Pruned(Exception):
     """A run, and why it is not made."""
 
 
-def combinations(sweep: Sweep) -> Iterator[tuple[Member, float | None, int | None, dict[str, Any]]]:
+def combinations(sweep: Sweep) -> Iterator[tuple[SweepMember, float | None, int | None, dict[str, Any]]]:
     """(model, budget, samples, values of the other axes) of every run, by the mode."""
     sizes = members(sweep)
     axes = {key: values for key in _AXES if (values := getattr(sweep.axes, key)) is not None}
@@ -140,7 +140,7 @@ def _run(
     values: dict[str, Any],
     source: Path,
     folder: Path,
-    member: Member,
+    member: SweepMember,
     budget: float | None,
     samples: int | None,
     axes: dict[str, Any],
@@ -219,7 +219,7 @@ def _expanded(url: str) -> list[str]:
     ]
 
 
-def _name(member: Member, images: int, axes: dict[str, Any], seed: int, sweep: Sweep) -> str:
+def _name(member: SweepMember, images: int, axes: dict[str, Any], seed: int, sweep: Sweep) -> str:
     parts = [member.name, f"d{images}"]
     letters = {"unique_shards": "u", "patch": "p", "image": "i", "lr": "lr", "batch": "b"}
     parts += [f"{letters[key]}{value:g}" for key, value in axes.items() if len(getattr(sweep.axes, key)) > 1]

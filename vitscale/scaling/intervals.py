@@ -80,7 +80,7 @@ def log_prediction(fit: Fit, x: Mapping[str, float]) -> Quantity:
 
 
 @dataclass(frozen=True)
-class Profile:
+class LikelihoodProfile:
     """Test statistics, 1 where the limit is, along a grid of values of one quantity."""
 
     values: Array
@@ -93,7 +93,7 @@ class Profile:
         return self.low is not None and self.high is not None
 
 
-def profile(fit: Fit, draws: Draws, of: Quantity, around: float, reach: float, level: float = LEVEL) -> Profile:
+def profile(fit: Fit, draws: Draws, of: Quantity, around: float, reach: float, level: float = LEVEL) -> LikelihoodProfile:
     """The values of a quantity at which the best constrained fit is not significantly worse.
 
     `around` is its fitted value; the ends are sought from a quarter of `reach` to eight times it, to either side.
@@ -107,7 +107,7 @@ def profile(fit: Fit, draws: Draws, of: Quantity, around: float, reach: float, l
     limit = float(student.ppf((1 + level) / 2, freedom) ** 2)
     factor = _likelihood(fit, freedom)
     if factor is None:  # without noise there is nothing to be unsure of
-        return Profile(np.array([around]), np.zeros(1), around, around)
+        return LikelihoodProfile(np.array([around]), np.zeros(1), around, around)
 
     # Begin where the draws say that the other parameters go with this one.
     drawn = np.real(of(draws.theta)) - around
@@ -137,7 +137,7 @@ def profile(fit: Fit, draws: Draws, of: Quantity, around: float, reach: float, l
                 end = float(grid[i - side] + (grid[i] - grid[i - side]) * (1 - low) / max(high - low, 1e-12))
                 break
         ends.append(end)
-    return Profile(grid, heights, ends[0], ends[1])
+    return LikelihoodProfile(grid, heights, ends[0], ends[1])
 
 
 def _likelihood(fit: Fit, freedom: int) -> float | None:

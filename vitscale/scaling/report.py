@@ -17,7 +17,7 @@ from vitscale.plan.params import count_params
 from vitscale.recipe import Recipe, load_recipe
 from vitscale.recipe.load import check_recipe
 from vitscale.recipe.text import write_yaml
-from vitscale.scaling.analyse import Analysis, Asked, analyse
+from vitscale.scaling.analyse import Analysis, FitRequest, analyse
 from vitscale.scaling.approaches import lowest
 from vitscale.scaling.collect import points_of, rows_of
 from vitscale.scaling.command import write_analysis
@@ -35,13 +35,13 @@ EACH = f"--by model --x d --loss {EVALUATION_LOSS.column}"  # a law for each arc
 BEYOND = 4.0  # the next budget, if none is given: so many times the largest
 
 
-def _asked(sweep: Sweep, given: Asked | None = None) -> Asked:
+def _asked(sweep: Sweep, given: FitRequest | None = None) -> FitRequest:
     """Options of the command line, and where there are none those of the sweep."""
-    given = given or Asked()
+    given = given or FitRequest()
     return replace(given, forms=given.forms or sweep.fit.forms, delta=given.delta if given.delta is not None else sweep.fit.delta)
 
 
-def fit_points(folder: Path, given: Asked | None = None) -> tuple[Analysis, list[dict[str, Any]], Sweep]:
+def fit_points(folder: Path, given: FitRequest | None = None) -> tuple[Analysis, list[dict[str, Any]], Sweep]:
     """The runs that are not held out, fitted.  Raises DataError."""
     rows = rows_of(folder)
     sweep = Sweep.model_validate(manifest(folder)["sweep"])
@@ -109,11 +109,11 @@ def show_runs(folder: Path, console: Console) -> None:
 
 def fit_now(folder: Path, console: Console) -> None:
     """All that a finished sweep can say, with the sweep's own options."""
-    fit_sweep(folder, Asked(), folder, None, 0.0, True, console)
+    fit_sweep(folder, FitRequest(), folder, None, 0.0, True, console)
 
 
 def fit_sweep(
-    folder: Path, given: Asked, out: Path, budget: str | None, serve: float, figures: bool, console: Console | None = None
+    folder: Path, given: FitRequest, out: Path, budget: str | None, serve: float, figures: bool, console: Console | None = None
 ) -> None:
     """runs.csv, fit.json, backtest.csv, plan.json, recommended.yaml, verdict.json, figures/, report.html.  Raises DataError."""
     console = console or new_console()

@@ -16,19 +16,19 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from vitscale.cluster.runfolder import METRICS, OUTCOME, last_row, read_object
 from vitscale.errors import EXIT_REQUEUE, EXIT_WRONG_INPUT, ClusterError
 from vitscale.files import write_json
 from vitscale.metrics import JUDGES
 from vitscale.recipe.bound import BRANCH
-from vitscale.scaling.children import Child, Nursery
+from vitscale.runfolder import METRICS, OUTCOME, last_row, read_object
+from vitscale.scaling.children import Child, ForkServer
 from vitscale.scaling.expand import Run
 from vitscale.scaling.files import read_json
 from vitscale.stopping import heard
 
 
 @dataclass
-class State:
+class MemberState:
     """How one run is doing."""
 
     run: Run
@@ -49,35 +49,35 @@ def is_done(folder: Path) -> bool:
     return outcome_of(folder).get("state") == "done"
 
 
-def run_all(runs: Sequence[Run], folder: Path, jobs: int, retries: int, console: Console) -> dict[str, State]:
+def run_all(runs: Sequence[Run], folder: Path, jobs: int, retries: int, console: Console) -> dict[str, MemberState]:
     """Run what is not done, `jobs` at a time; trunks before what branches off them.  Raises ClusterError naming the runs that failed.
 
     A run that stopped early goes on; one that failed is tried `retries` times more; one whose recipe or data are wrong once.
     """
-    states = {run.name: State(run, folder / "runs" / run.name) for run in runs}
+    states = {run.name: MemberState(run, folder / "runs" / run.name) for run in runs}
     for state in states.values():
         if is_done(state.folder):
             state.state = "done"
     with _shown(states, console) as refresh, _ended_together() as stopping:
-        nursery = Nursery(folder / "logs" / "nursery.log")
+        fork_server = ForkServer(folder / "logs" / "fork-server.log")
         try:
             while any(state.state in ("waits", "runs") for state in states.values()):
-                nursery.look()
+                fork_server.look()
                 for state in states.values():
                     if state.child is not None and state.child.code is not None:
                         _ended(state, retries)
                 free = sorted(set(range(jobs)) - {state.slot for state in states.values() if state.state == "runs"})
                 ready = [one for one in states.values() if one.state == "waits" and _may_start(one, states)]
                 for slot, state in zip(free, ready, strict=False):
-                    _start(state, nursery, folder, slot, jobs)
+                    _start(state, fork_server, folder, slot, jobs)
                 refresh()
                 if stopping():
                     break
                 time.sleep(0.05)
         finally:
-            nursery.close()
+            fork_server.close()
     if stopping():
-        raise _Stopped("stopped; what ran has saved, and the same command goes on from there")
+        raise _Stopped("stopped; what ran has saved, and the same command resumes from there")
     failed = [state for state in states.values() if state.state == "failed"]
     if failed:
         lines = "\n".join(f"  {state.run.name}: {state.note}" for state in failed)
@@ -85,7 +85,7 @@ def run_all(runs: Sequence[Run], folder: Path, jobs: int, retries: int, console:
     return states
 
 
-def _may_start(state: State, states: Mapping[str, State]) -> bool:
+def _may_start(state: MemberState, states: Mapping[str, MemberState]) -> bool:
     trunk = states.get(state.run.trunk or "")
     return (trunk is None or trunk.state in ("done", "failed")) and not still_held(state.folder)
 
@@ -103,7 +103,7 @@ def still_held(folder: Path) -> bool:
     return started[0] not in "ZX" and started[19] == holder.get("start")
 
 
-def _start(state: State, nursery: Nursery, folder: Path, slot: int, jobs: int) -> None:
+def _start(state: MemberState, fork_server: ForkServer, folder: Path, slot: int, jobs: int) -> None:
     branch_off(state.run, folder)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))       # before torch is imported by the first run's process
@@ -111,12 +111,12 @@ def _start(state: State, nursery: Nursery, folder: Path, slot: int, jobs: int) -
     log = folder / "logs" / f"{state.run.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {}
-    state.child = nursery.start(folder / "recipes" / f"{state.run.name}.yaml", log, environment)
+    state.child = fork_server.start(folder / "recipes" / f"{state.run.name}.yaml", log, environment)
     state.state, state.slot, state.attempts = "runs", slot, state.attempts + 1
 
 
 def branch_off(run: Run, folder: Path) -> None:
-    """Give a branch its trunk's checkpoint to go on from, if it has none yet; without one it trains from the start, which is as right."""
+    """Give a branch its trunk's checkpoint to resume from, if it has none yet; without one it trains from the start, which is as right."""
     if run.trunk is None or run.branch_step is None:
         return
     target = folder / "runs" / run.name / "checkpoints"
@@ -145,13 +145,13 @@ def _link(source: str, target: str) -> str:
     return target
 
 
-def _ended(state: State, retries: int) -> None:
+def _ended(state: MemberState, retries: int) -> None:
     assert state.child is not None
     code, state.child = state.child.code, None
     if code == 0 and is_done(state.folder):
         state.state = "done"
     elif state.attempts <= (min(retries, 1) if code == EXIT_WRONG_INPUT else retries):      # 2 also: an orphan took the folder first
-        state.state = "waits"  # it goes on from its last checkpoint
+        state.state = "waits"  # it resumes from its last checkpoint
     else:
         state.state = "failed"
         state.note = str(outcome_of(state.folder).get("reason") or f"exit code {code}; see logs/{state.run.name}.log")
@@ -182,7 +182,7 @@ class _Stopped(ClusterError):
 
 
 @contextlib.contextmanager
-def _shown(states: Mapping[str, State], console: Console) -> Iterator[Callable[[], None]]:
+def _shown(states: Mapping[str, MemberState], console: Console) -> Iterator[Callable[[], None]]:
     """A live table on a terminal; elsewhere a line for each change."""
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4) as live:

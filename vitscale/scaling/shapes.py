@@ -13,7 +13,7 @@ SOVIT = {"width": 0.22, "depth": 0.45, "mlp": 0.6}
 
 
 @dataclass(frozen=True)
-class Member:
+class SweepMember:
     """A model of a sweep."""
 
     name: str
@@ -21,21 +21,21 @@ class Member:
     shape: Shape | None  # by `sizes`
 
 
-def members(sweep: Sweep) -> list[Member]:
+def members(sweep: Sweep) -> list[SweepMember]:
     """In the order of the sweep recipe."""
     if sweep.models is not None:
-        return [Member(name, section, None) for name, section in sweep.models.items()]
+        return [SweepMember(name, section, None) for name, section in sweep.models.items()]
     assert sweep.sizes is not None  # sweep.py refuses a sweep without both
     known = shapes(sweep.sizes)
     alike = [sum((one.width, one.depth) == (shape.width, shape.depth) for one in known) for shape in known]
     return [
-        Member(f"w{shape.width}-l{shape.depth}" + (f"-m{shape.mlp}" if count > 1 else ""), {"size": None} | asdict(shape), shape)
+        SweepMember(f"w{shape.width}-l{shape.depth}" + (f"-m{shape.mlp}" if count > 1 else ""), {"size": None} | asdict(shape), shape)
         for shape, count in zip(known, alike, strict=True)
     ]
 
 
 def shapes(sizes: Sizes) -> list[Shape]:
-    """In the order of the rule's list.  Raises RecipeError for a name that is none."""
+    """In the order of the rule's list.  Raises RecipeError for an unknown name."""
     if sizes.rule == "aspect":
         return [aspect(width, sizes) for width in sizes.widths or ()]
     if sizes.rule == "sovit":

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from vitscale.cluster.bill import bill
-from vitscale.cluster.runfolder import JOB
 from vitscale.cluster.site import Site
 from vitscale.cluster.slurm import queue
 from vitscale.cluster.state import jobs_of
@@ -20,7 +19,8 @@ from vitscale.plan.hardware import DEVICES
 from vitscale.recipe.bound import changes, settings_of
 from vitscale.recipe.load import read_values
 from vitscale.recipe.text import write_yaml
-from vitscale.scaling.expand import Plan, Run, expand
+from vitscale.runfolder import JOB
+from vitscale.scaling.expand import Run, SweepPlan, expand
 from vitscale.scaling.files import read_json, write_json, write_text
 from vitscale.scaling.report import fit_now, predict_now, show_runs
 from vitscale.scaling.runner import branch_off, is_done, run_all
@@ -66,7 +66,7 @@ def sweep(name: str, out: Path | None, jobs: int, submit: bool, dry_run: bool, s
     return 0
 
 
-def bill_of(plan: Plan, site: Site) -> Table:
+def bill_of(plan: SweepPlan, site: Site) -> Table:
     """What the sweep costs, budget by budget, before anything starts."""
     bills = {run.name: bill(run.recipe, site) for run in plan.runs}
     price, gpu = site.price_per_gpu_hour, site.gpu
@@ -125,7 +125,7 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def lay_out(plan: Plan, folder: Path, source: Path) -> None:
+def lay_out(plan: SweepPlan, folder: Path, source: Path) -> None:
     """sweep.json and a recipe for each run.  Raises RecipeError when the folder holds runs of another sweep."""
     told: dict[str, Any] = {
         "format": 1,
@@ -167,7 +167,7 @@ def _changes(run: Run, folder: Path) -> list[str]:
     ]
 
 
-def pass_gate(plan: Plan, folder: Path, console: Console) -> None:
+def pass_gate(plan: SweepPlan, folder: Path, console: Console) -> None:
     """With transfer mup: the coordinate check over the widths, once.  Raises ClusterError when it fails."""
     widths: dict[int, Run] = {}
     for run in plan.runs:

@@ -42,7 +42,7 @@ class Sizes(Section):
     sizes: Annotated[tuple[str | Explicit, ...], BeforeValidator(_tuple), Field(min_length=1)] | None = None  # list: names or numbers
 
 
-class Axes(Section):
+class SweepAxes(Section):
     """What varies besides the size; what is not given stays as the base recipe has it."""
 
     samples: Counts | None = None  # images seen; of a run with a budget they follow from it
@@ -67,7 +67,7 @@ class Sweep(Section):
     sizes: Sizes | None = None  # models of one family, larger and smaller
     # or architectures side by side: model sections by name, which take images, channels and classes from the base
     models: Annotated[dict[ModelName, dict[str, Any]], Field(min_length=2)] | None = None
-    axes: Axes = Axes()
+    axes: SweepAxes = SweepAxes()
     budgets: Positives | None = None  # FLOPs of a training; isoflop: each with every size, ladder: one with each size
     hold_out: CountOrZero = 0  # the largest so many budgets (or samples x size) are predicted first and run last
     seeds: Annotated[tuple[CountOrZero, ...], BeforeValidator(_tuple), Field(min_length=1)] = (0,)
@@ -115,7 +115,7 @@ def _contradictions(sweep: Sweep) -> list[tuple[str, str]]:
         found.append(("budgets", f"mode {sweep.mode} has none: give axes.samples"))
     if sweep.mode == "isoflop" and sweep.axes.samples is not None:
         found.append(("axes.samples", "follow from the budgets in mode isoflop"))
-    if sweep.mode == "star" and not any(getattr(sweep.axes, key) for key in Axes.model_fields) and len(_listed(sizes)) < 2:
+    if sweep.mode == "star" and not any(getattr(sweep.axes, key) for key in SweepAxes.model_fields) and len(_listed(sizes)) < 2:
         found.append(("axes", "a star wants an axis"))
     if sweep.epochs[0] >= sweep.epochs[1]:
         found.append(("epochs", "wants a least and a most"))

@@ -11,7 +11,7 @@ MLP_RATIO = 4
 
 
 @dataclass(frozen=True)
-class Stage:
+class ConvNextStageShape:
     """Blocks of one resolution."""
 
     width: int
@@ -56,14 +56,14 @@ def problems(model: ConvNext) -> list[tuple[str, str]]:
     return found
 
 
-def stages_of(model: ConvNext) -> tuple[Stage, ...]:
+def stages_of(model: ConvNext) -> tuple[ConvNextStageShape, ...]:
     """The stages from high resolution to low.  Raises RecipeError when the section contradicts itself."""
     found = problems(model)
     if found:
         raise RecipeError("\n".join(f"{key}: {sentence}" for key, sentence in found))
     named = SIZES[model.size] if model.size else ((), ())
     widths, depths = model.widths or named[0], model.depths or named[1]
-    return tuple(Stage(width, depth, model.image // (STEM * 2**number))
+    return tuple(ConvNextStageShape(width, depth, model.image // (STEM * 2**number))
                  for number, (width, depth) in enumerate(zip(widths, depths, strict=True)))
 
 

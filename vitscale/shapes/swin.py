@@ -10,7 +10,7 @@ MLP_RATIO = 4
 
 
 @dataclass(frozen=True)
-class Stage:
+class SwinStageShape:
     """Blocks of one resolution."""
 
     width: int
@@ -69,7 +69,7 @@ def _fits(model: Swin, window: int, stages: int) -> bool:
     return all(grid <= window or grid % window == 0 for grid in grids)
 
 
-def stages_of(model: Swin) -> tuple[Stage, ...]:
+def stages_of(model: Swin) -> tuple[SwinStageShape, ...]:
     """The stages from high resolution to low.  Raises RecipeError when the section contradicts itself."""
     found = problems(model)
     if found:
@@ -81,5 +81,5 @@ def stages_of(model: Swin) -> tuple[Stage, ...]:
     for number, (depth, count) in enumerate(zip(depths, heads, strict=True)):
         grid = model.image // (model.patch * 2**number)
         window = min(model.window, grid)
-        stages.append(Stage(width * 2**number, depth, count, grid, window, window // 2 if window < grid else 0))
+        stages.append(SwinStageShape(width * 2**number, depth, count, grid, window, window // 2 if window < grid else 0))
     return tuple(stages)

@@ -22,7 +22,7 @@ def coordinate_check(recipes: Sequence[Recipe], steps: int = STEPS, seeds: int =
     """Train the models of different width for `steps` steps on one fixed batch at the recipes' rate; compare how far coordinates move.
 
     All have the depth of the first, so that the width alone differs.  What is compared is the root mean square of the change since the
-    first values, of each block's output and of the logits: under muP its slope over the width (in logarithms) is near 0.
+    initial values, of each block's output and of the logits: under muP its slope over the width (in logarithms) is near 0.
     -> {passed, verdict, limit, widths, slopes {what: slope}, sizes {what: [size at each width]}}
     """
     first = recipes[0].model

@@ -22,7 +22,7 @@ from vitscale.errors import EXIT_DONE, EXIT_WRONG_INPUT, DataError, RecipeError
 from vitscale.objectives import num_parameters
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.parallel.launch import hold_lifeline, launch, rank_command
-from vitscale.parallel.place import Place, node_name, place_from_environment
+from vitscale.parallel.rank_info import RankInfo, node_name, rank_info_from_environment
 from vitscale.parallel.world import World, joined
 from vitscale.plan.forecast import forecast
 from vitscale.processes import usable_cores
@@ -43,7 +43,7 @@ def doctor(recipe: Recipe, is_meant: bool, as_json: bool) -> int:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")     # as train does
     setup_logging(make_console(), level=logging.WARNING)
-    place = place_from_environment()
+    place = rank_info_from_environment()
     if place is not None:
         hold_lifeline()
         return _as_rank(recipe, place, is_meant, as_json)
@@ -52,12 +52,12 @@ def doctor(recipe: Recipe, is_meant: bool, as_json: bool) -> int:
     gpus = torch.cuda.device_count() if recipe.parallel.device != "cpu" else 0
     processes = recipe.parallel.processes or gpus or 2
     if processes == 1:
-        return _as_rank(recipe, Place(), is_meant, as_json)
+        return _as_rank(recipe, RankInfo(), is_meant, as_json)
     with tempfile.TemporaryDirectory(prefix="vitscale-doctor-") as logs:
         return launch(rank_command(sys.argv[1:]), processes, Path(logs), time.time()).code
 
 
-def _as_rank(recipe: Recipe, place: Place, is_meant: bool, as_json: bool) -> int:
+def _as_rank(recipe: Recipe, place: RankInfo, is_meant: bool, as_json: bool) -> int:
     prepared, data = _data(recipe) if is_meant else (None, [])
     with joined(recipe.parallel, place) as world:
         indexes = [index for index in (prepared.train, prepared.val) if index is not None] if prepared else []

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from vitscale.cluster.runfolder import ENVIRONMENT
 from vitscale.files import write_json
 from vitscale.objectives import num_parameters
 from vitscale.parallel.world import World
 from vitscale.plan.forecast import forecast
 from vitscale.recipe import Recipe
 from vitscale.recipe.external import package_of
+from vitscale.runfolder import ENVIRONMENT
 from vitscale.train.facts import versions
 from vitscale.train.prepare import Prepared
 

@@ -11,7 +11,7 @@ from vitscale.objectives import Task
 from vitscale.parallel.engine import Engine
 from vitscale.recipe import Augment
 from vitscale.resilience.signals import StopFlag
-from vitscale.train.step import agreed, device_inputs
+from vitscale.train.step import device_inputs, sync_inputs
 
 VOTE_EVERY = 8      # batches between two questions whether to leave: an evaluation takes minutes, who preempts a job gives it seconds
 
@@ -37,7 +37,7 @@ def evaluate(
         if number % VOTE_EVERY == 0 and world.any(bool(stop)):
             raise EvaluationLeft
         seen, weight, _ = device_inputs(micro, world.device, augment)
-        seen, weight = agreed(engine, seen, weight)
+        seen, weight = sync_inputs(engine, seen, weight)
         images, *more = task.inputs(seen)
         output = engine.forward(images, None, *more)
         told = task.measured(task.numbers.evaluation, output, seen)

@@ -18,17 +18,17 @@ from vitscale.errors import RecipeError
 from vitscale.models import Backbone
 from vitscale.objectives import Seen, Task, build_task
 from vitscale.optim.build import build_optimizer
-from vitscale.optim.ema import Ema
+from vitscale.optim.ema import WeightAverage
 from vitscale.parallel.engine import Engine, Work
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.fsdp import FsdpEngine
 from vitscale.parallel.world import World
 from vitscale.plan.answer import Exact, Plan
-from vitscale.plan.command import Options
+from vitscale.plan.command import PlanOptions
 from vitscale.recipe import Recipe, load_recipe
 
 
-def hold_against(plan: Plan, recipe: str, overrides: Sequence[str], options: Options) -> Plan:
+def hold_against(plan: Plan, recipe: str, overrides: Sequence[str], options: PlanOptions) -> Plan:
     """The plan with what the tracker says of the same micro-batch.  Raises RecipeError for what cannot be tracked."""
     started = time.perf_counter()
     tracked = track(load_recipe(recipe, overrides), plan.hardware.gpus, plan.batch.micro_batch, plan.batch.micro_steps,
@@ -81,7 +81,7 @@ def _track(recipe: Recipe, engine: Engine, task: Task, built: Backbone, buckets:
     keep = torch.ones(len(model.drop_rates), work.micro_batch) if any(model.drop_rates) else None
     outside = 0
     if recipe.ema is not None:
-        outside = sum(_bytes(tensor) for tensor in Ema(engine.model, recipe.ema.decay).tensors().values())
+        outside = sum(_bytes(tensor) for tensor in WeightAverage(engine.model, recipe.ema.decay).tensors().values())
     tracker: MemTracker
     if isinstance(engine, FsdpEngine):
         tracker = FSDPMemTracker(model, optimizer)

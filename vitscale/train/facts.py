@@ -5,7 +5,7 @@ import platform
 import torch
 
 import vitscale
-from vitscale.checkpoint.store import Facts
+from vitscale.checkpoint.store import RunFacts
 from vitscale.data import Stream
 from vitscale.parallel.world import World
 from vitscale.recipe import Recipe
@@ -15,15 +15,16 @@ from vitscale.train.prepare import Prepared
 from vitscale.train.state import Progress
 
 
-def facts_of(recipe: Recipe, prepared: Prepared, world: World, progress: Progress, stream: Stream) -> Facts:
+def facts_of(recipe: Recipe, prepared: Prepared, world: World, progress: Progress, stream: Stream) -> RunFacts:
     """The facts at the step boundary `progress` stands at."""
     # the stream knows the position up to which batches were handed out, which is where progress stands
     data = stream.state_dict()
     assert data["position"] == progress.now.images
     engine = recipe.parallel.engine + (f" stage {recipe.parallel.zero_stage}" if recipe.parallel.engine == "zero" else "")
-    return Facts(step=progress.now.step, data=data, recipe=redacted(recipe.model_dump(mode="json")), engine=engine, world_size=world.size,
-                 best=progress.best, stopping=progress.stopping, guard=progress.guard, owes_evaluation=progress.owes_evaluation,
-                 versions=versions() | package_of(recipe.model))
+    return RunFacts(
+        step=progress.now.step, data=data, recipe=redacted(recipe.model_dump(mode="json")), engine=engine, world_size=world.size,
+        best=progress.best, stopping=progress.stopping, guard=progress.guard, owes_evaluation=progress.owes_evaluation,
+        versions=versions() | package_of(recipe.model))
 
 
 def versions() -> dict[str, str]:

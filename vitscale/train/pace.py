@@ -39,7 +39,7 @@ class Probe:
             torch.cuda.synchronize(self._device)
 
 
-class Pace:
+class RankPace:
     """Rank 0's view of all ranks' own times."""
 
     def __init__(self, nodes: Sequence[str], ratio: float) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitscale.cluster.runfolder import run_folder
 from vitscale.data.index import SetIndex, open_index
 from vitscale.data.labels import check_labels
 from vitscale.data.mixture import order_of
@@ -17,6 +16,7 @@ from vitscale.observe.trackers import check_trackers
 from vitscale.optim.schedule import Schedule
 from vitscale.recipe import Recipe
 from vitscale.recipe.check import train_urls
+from vitscale.runfolder import run_folder
 
 log = logging.getLogger(__name__)
 _LOOKS = 256            # samples of a set that are looked at before a run

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 
 from vitscale.checkpoint.lease import Lease, LeaseLost
-from vitscale.cluster.runfolder import ENVIRONMENT, RECIPE, last_row
 from vitscale.cluster.used import Used, note_used, write_recipe
 from vitscale.data import StepBatch, Stream
 from vitscale.errors import EXIT_REQUEUE
 from vitscale.files import write_atomically
 from vitscale.metrics import metrics_of
 from vitscale.metrics.system import EVALUATION_LOSS
-from vitscale.observe.console import Progress as Display
+from vitscale.observe.console import ProgressDisplay as Display
 from vitscale.observe.console import make_console
 from vitscale.observe.goodput import Goodput, goodput_ratio
 from vitscale.observe.jsonl import JsonLines, cut_after
@@ -42,14 +41,15 @@ from vitscale.recipe import Recipe
 from vitscale.recipe.beside import CLASSES
 from vitscale.recipe.known import known_names
 from vitscale.recipe.redact import redacted
-from vitscale.resilience.guard import Verdict
+from vitscale.resilience.guard import RollBack
 from vitscale.resilience.outcome import write_outcome
 from vitscale.resilience.restarts import attempts_of, restarts_by_cause
 from vitscale.resilience.skips import rollbacks
+from vitscale.runfolder import ENVIRONMENT, RECIPE, last_row
 from vitscale.train.environment import write_environment
 from vitscale.train.facts import versions
 from vitscale.train.metrics import RankMetrics
-from vitscale.train.pace import Pace
+from vitscale.train.pace import RankPace
 from vitscale.train.prepare import Prepared
 from vitscale.train.restore import is_held
 from vitscale.train.size import device_peak_flops
@@ -70,7 +70,7 @@ class Recorder:
     def __init__(self, recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, meters: Meters,
                  goodput: Goodput | None, start: Moment, nodes: Sequence[str], engine: Engine, stream: Stream,
                  before: Mapping[str, Any] | None = None) -> None:
-        """`start`: where this attempt goes on from; `before`: the settings that the checkpoint there was written with."""
+        """`start`: where this attempt resumes from; `before`: the settings that the checkpoint there was written with."""
         self.recipe, self.prepared, self.world, self.lease, self.meters, self.goodput = recipe, prepared, world, lease, meters, goodput
         self._steps_since_row, self._checkpoint_failures = 0, 0
         peak_flops = 0.0
@@ -78,7 +78,7 @@ class Recorder:
             peak_flops = device_peak_flops(recipe, world)
         known = forecast(recipe)
         meters.rate(known.flops_per_image if known else 0, peak_flops, world.size)
-        self._pace = Pace(nodes, recipe.resilience.straggler_ratio) if world.is_first and world.size > 1 else None
+        self._pace = RankPace(nodes, recipe.resilience.straggler_ratio) if world.is_first and world.size > 1 else None
         self._open = contextlib.ExitStack()
         self._stream, self._metrics = stream, None
         if recipe.observe.exporter:
@@ -145,7 +145,7 @@ class Recorder:
             "eta_seconds": eta_s, "images_per_second_per_device": self.meters.images_per_second / self.world.size,
             "nonfinite_steps_total": files.totals.nonfinite, **self._goodput("run_seconds_total")})
 
-    def rollback(self, verdict: Verdict, now: Moment, to: Moment, skips: list[tuple[int, int]]) -> None:
+    def rollback(self, verdict: RollBack, now: Moment, to: Moment, skips: list[tuple[int, int]]) -> None:
         """Book that the run goes back from `now` to `to`, from where it passes over `skips` (merged)."""
         log.warning("rolled back from step %d to step %d, passing over images %d to %d: %s", now.step, to.step, *verdict.skip,
                     verdict.reason)

@@ -1,4 +1,4 @@
-"""Where training begins: at the newest good checkpoint or at first values; at an attempt's start, and again after a rollback."""
+"""Where training begins: at the newest good checkpoint or at initial values; at an attempt's start, and again after a rollback."""
 
 import contextlib
 import logging
@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitscale.checkpoint.facts import FACTS, Damaged, Facts
+from vitscale.checkpoint.facts import FACTS, Damaged, RunFacts
 from vitscale.checkpoint.lease import Lease
 from vitscale.checkpoint.resume import newest_whole, set_aside, set_aside_damaged
 from vitscale.checkpoint.store import STATE, checkpoints_in, read_facts, read_into, shapes_in, step_of
 from vitscale.checkpoint.weights import read_saved, read_start
-from vitscale.cluster.going_on import meant
+from vitscale.cluster.resumable import meant
 from vitscale.data import Stream
 from vitscale.errors import CheckpointError
 from vitscale.models import initial_value
 from vitscale.models.lora import BASE, UP
 from vitscale.objectives import Task
-from vitscale.optim.ema import Ema
+from vitscale.optim.ema import WeightAverage
 from vitscale.parallel.engine import Engine, ValueOf
 from vitscale.parallel.world import World
 from vitscale.recipe import Recipe
@@ -39,8 +39,8 @@ class Start:
     """Where this attempt begins, or goes back to, as rank 0 found it."""
 
     attempt: int
-    checkpoint: Path | None     # None: first values
-    facts: Facts | None
+    checkpoint: Path | None     # None: initial values
+    facts: RunFacts | None
     skips: list[tuple[int, int]]
 
 
@@ -49,7 +49,7 @@ class NothingGood(CheckpointError):
 
 
 def find_start(recipe: Recipe, prepared: Prepared, lease: Lease, accept_changes: bool) -> Start:
-    """The newest good checkpoint of this very run, or first values.  For rank 0."""
+    """The newest good checkpoint of this very run, or initial values.  For rank 0."""
     start = newest_good(prepared.folder, lease)
     if start.checkpoint is not None and start.facts is not None:
         read_saved(start.facts.recipe, start.checkpoint / FACTS)        # names what is not known here
@@ -61,11 +61,11 @@ def find_start(recipe: Recipe, prepared: Prepared, lease: Lease, accept_changes:
                 log.warning("%s was written with %s %s, and %s is installed now: another version may build another model",
                             start.checkpoint.name, package, before, version)
         if recipe.init is not None:
-            log.info("going on from %s; init=%s was for the first weights only", start.checkpoint.name, recipe.init)
+            log.info("resuming from %s; init=%s was for the first weights only", start.checkpoint.name, recipe.init)
     return start
 
 
-def _changes(checkpoint: Path, facts: Facts, recipe: Recipe, prepared: Prepared) -> list[Change]:
+def _changes(checkpoint: Path, facts: RunFacts, recipe: Recipe, prepared: Prepared) -> list[Change]:
     """What differs from the settings that a checkpoint of this run stands for."""
     then = read_settings(meant(prepared.folder, facts.step, facts.recipe), facts.data["index_hash"], str(checkpoint / FACTS))
     return changes(then, settings_of(recipe.model_dump(mode="json"), prepared.train.hash))
@@ -114,7 +114,7 @@ def _lacking(checkpoint: Path) -> str | None:
     return f"{FACTS} says nothing of {', '.join(f'data.{name}' for name in missing)}" if missing else None
 
 
-def first_values(recipe: Recipe, task: Task, start: Start) -> ValueOf:
+def initial_values(recipe: Recipe, task: Task, start: Start) -> ValueOf:
     """Each parameter's first value: from `init`, or drawn by (seed, name) and so the same on every rank and engine."""
     with torch.device("meta"):
         skeleton = task.build()
@@ -180,10 +180,10 @@ def _naming(path: Path) -> Iterator[None]:
         raise error if str(path.parent) in str(error) else CheckpointError(f"{path}: {error}") from None
 
 
-def restore(start: Start, engine: Engine, ema: Ema | None, stream: Stream, anew: Callable[[], ValueOf] | None = None) -> Progress:
+def restore(start: Start, engine: Engine, ema: WeightAverage | None, stream: Stream, anew: Callable[[], ValueOf] | None = None) -> Progress:
     """Put weights, optimizer, averages and data to where the checkpoint left them, or where training begins.  Collective.
 
-    `anew`: where first values come from if there is no checkpoint; None: the weights have them already.
+    `anew`: where initial values come from if there is no checkpoint; None: the weights have them already.
     """
     if start.checkpoint is None or start.facts is None:
         if anew is not None:
@@ -205,6 +205,6 @@ def restore(start: Start, engine: Engine, ema: Ema | None, stream: Stream, anew:
         stream.load_state_dict(facts.data | {"skips": start.skips})
     progress = Progress(Moment(facts.step, facts.data["position"]), facts.best, dict(facts.stopping), dict(facts.guard),
                         facts.owes_evaluation)
-    log.info("going on from %s: step %d, %d images seen; it was written by %s on %d rank(s)", start.checkpoint.name,
+    log.info("resuming from %s: step %d, %d images seen; it was written by %s on %d rank(s)", start.checkpoint.name,
              facts.step, progress.now.images, facts.engine, facts.world_size)
     return progress

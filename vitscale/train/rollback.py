@@ -4,17 +4,17 @@ from vitscale.checkpoint.lease import Lease
 from vitscale.errors import UserError
 from vitscale.parallel.world import World
 from vitscale.recipe import Recipe
-from vitscale.resilience.guard import Verdict
+from vitscale.resilience.guard import RollBack
 from vitscale.resilience.skips import remember, rollbacks
 from vitscale.train.prepare import Prepared
 from vitscale.train.restore import NothingGood, Start, newest_good
 
 
-def decide(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, verdict: Verdict) -> Start | str:
-    """Where to go on from, or, in words, why the run ends instead.  Collective; no checkpoint may be half written.
+def decide(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, verdict: RollBack) -> Start | str:
+    """Where to resume from, or, in words, why the run ends instead.  Collective; no checkpoint may be half written.
 
     The line in skips.jsonl is the rollback: what an attempt does after it, the next attempt does too if this one is killed meanwhile.
-    Killed before it, the run goes on from a checkpoint and meets the same losses again.
+    Killed before it, the run resumes from a checkpoint and meets the same losses again.
     """
     answer: Start | str | UserError | None = None
     if lease is not None:
@@ -29,7 +29,7 @@ def decide(recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None
     return answer
 
 
-def _decide(recipe: Recipe, prepared: Prepared, lease: Lease, verdict: Verdict) -> Start | str:
+def _decide(recipe: Recipe, prepared: Prepared, lease: Lease, verdict: RollBack) -> Start | str:
     most, made = recipe.resilience.max_rollbacks, rollbacks(prepared.folder)
     if len(made) >= most:
         before = "; ".join(row["reason"] for row in made)

@@ -12,8 +12,8 @@ import torch
 
 from vitscale.checkpoint.lease import Lease, LeaseLost, refuse_if_held
 from vitscale.checkpoint.room import Unwritten
-from vitscale.checkpoint.store import Writer
-from vitscale.cluster import going_on
+from vitscale.checkpoint.store import CheckpointWriter
+from vitscale.cluster import resumable
 from vitscale.cluster.tries import RestartLoop, Tries
 from vitscale.data import StepBatch, open_stream
 from vitscale.data.crumbs import Crumbs
@@ -28,17 +28,17 @@ from vitscale.objectives import build_task
 from vitscale.observe.console import make_console, setup_logging
 from vitscale.observe.goodput import Goodput
 from vitscale.observe.meters import Meters
-from vitscale.observe.profile import Profile
+from vitscale.observe.profile import StepProfiler
 from vitscale.optim.build import build_optimizer
-from vitscale.optim.ema import Ema
+from vitscale.optim.ema import WeightAverage
 from vitscale.optim.groups import freeze_
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.launch import hold_lifeline
-from vitscale.parallel.place import Place, node_name
+from vitscale.parallel.rank_info import RankInfo, node_name
 from vitscale.parallel.state import all_finite
 from vitscale.parallel.world import World, joined, wait_as_long_as_it_takes
 from vitscale.recipe import Duration, Recipe
-from vitscale.resilience.guard import Guard, Verdict
+from vitscale.resilience.guard import Guard, RollBack
 from vitscale.resilience.lasterror import ECHO_S, LastError, most_telling, note_error, say, tell
 from vitscale.resilience.outcome import why_stopped, write_outcome
 from vitscale.resilience.preflight import preflight
@@ -52,7 +52,7 @@ from vitscale.train.facts import facts_of
 from vitscale.train.pace import PROBE_EVERY, Probe
 from vitscale.train.prepare import Prepared, prepare
 from vitscale.train.record import Recorder
-from vitscale.train.restore import Start, find_start, first_values, restore, restore_newest
+from vitscale.train.restore import Start, find_start, initial_values, restore, restore_newest
 from vitscale.train.rollback import decide
 from vitscale.train.size import size_up
 from vitscale.train.state import Moment, SaveClock, due
@@ -62,8 +62,8 @@ from vitscale.train.teacher import give_teacher
 log = logging.getLogger(__name__)
 
 
-def run(recipe: Recipe, place: Place, stop: StopFlag, accept_changes: bool = False) -> int:
-    """Train, or go on training, as one rank of `place.size`; returns the exit code of the run.  Raises UserError, on every rank alike."""
+def run(recipe: Recipe, place: RankInfo, stop: StopFlag, accept_changes: bool = False) -> int:
+    """Train, or resume training, as one rank of `place.size`; returns the exit code of the run.  Raises UserError, on every rank alike."""
     hold_lifeline()
     raise_limit()
     meters = Meters()
@@ -150,15 +150,15 @@ class Session:
         self.task = build_task(recipe.model, recipe.objective)
         give_teacher(self.task, recipe, world.device)
         build = functools.partial(with_adapters, self.task.build, recipe.lora) if recipe.lora else self.task.build
-        model = self.engine.materialise(build, first_values(recipe, self.task, start))
+        model = self.engine.materialise(build, initial_values(recipe, self.task, start))
         if frozen := freeze_(model, recipe.optim.freeze):
-            log.info("optim.freeze=%s: %s numbers stay as they are", recipe.optim.freeze, f"{frozen:,}")
+            log.info("optim.freeze=%s: %s parameters are frozen", recipe.optim.freeze, f"{frozen:,}")
         drop_rates = model.drop_rates
         self.engine.adopt(model, build_optimizer(model, recipe.optim))
-        self.ema = Ema(self.engine.model, recipe.ema.decay) if recipe.ema else None
+        self.ema = WeightAverage(self.engine.model, recipe.ema.decay) if recipe.ema else None
         self.stream = stack.enter_context(open_stream(
-            recipe, self.prepared.train, "train", drop_rates=drop_rates, late=self.on_gpu, **self._share(self.bad)))
-        self.inputs = Inputs(world.device, recipe.data.augment, self.stream.coming if self.on_gpu else None)
+            recipe, self.prepared.train, "train", drop_rates=drop_rates, on_request=self.on_gpu, **self._share(self.bad)))
+        self.inputs = Inputs(world.device, recipe.data.augment, self.stream.peek if self.on_gpu else None)
 
     def resume(self, start: Start, stack: contextlib.ExitStack) -> None:
         """Everything to where `start` left it, and open what records the run from there."""
@@ -170,8 +170,8 @@ class Session:
         self.guard = Guard(recipe.resilience, self.progress.now.step, self.progress.guard)
         self.record = stack.enter_context(Recorder(recipe, prepared, world, self.lease, self.meters, self.goodput, self.progress.now,
                                                    self.dog.nodes, self.engine, self.stream, start.facts.recipe if start.facts else None))
-        self.profile = stack.enter_context(Profile(recipe.profile, prepared.folder, world, self.dog.nodes))
-        self.writer = stack.enter_context(Writer(
+        self.profile = stack.enter_context(StepProfiler(recipe.profile, prepared.folder, world, self.dog.nodes))
+        self.writer = stack.enter_context(CheckpointWriter(
             prepared.folder / "checkpoints", rank=world.rank, lease=self.lease, attempt=start.attempt, settings=recipe.checkpoint,
             on_published=self.record.checkpoint_published, on_failed=self.record.checkpoint_failed))
         if start.checkpoint is not None:
@@ -291,7 +291,7 @@ class Session:
                 tensors |= {f"ema.{name}": value for name, value in self.ema.tensors().items()}
             self.writer.save(tensors, facts_of(self.recipe, self.prepared, self.world, self.progress, self.stream), again)
 
-    def roll_back(self, verdict: Verdict) -> int | None:
+    def roll_back(self, verdict: RollBack) -> int | None:
         """To before the update at fault; returns the exit code where the run ends instead."""
         with self.meters.phase("restore"):
             self.writer.settle()
@@ -301,7 +301,7 @@ class Session:
                 _, self.progress = restore_newest(
                     again, self.recipe, self.prepared, self.world, self.lease,
                     lambda found: restore(found, self.engine, self.ema, self.stream,
-                                          anew=lambda: first_values(self.recipe, self.task, found)))
+                                          anew=lambda: initial_values(self.recipe, self.task, found)))
                 self.progress.owes_evaluation = False       # made up when the attempt that began there did
                 self.guard = Guard(self.recipe.resilience, self.progress.now.step, self.progress.guard)
                 self.writer.last_step = None    # a checkpoint of that step would now be another one
@@ -314,8 +314,8 @@ class Session:
         return None
 
     def leave(self) -> int:
-        """Because someone asked: another attempt goes on from here."""
-        if self.guard.calm and self.is_sound():     # else the checkpoint before is the better one to go on from
+        """Because someone asked: another attempt resumes from here."""
+        if self.guard.calm and self.is_sound():     # else the checkpoint before is the better one to resume from
             self.save()
         asked = why_stopped(self.stop.reason, ask=self.world.is_first)
         return self._end(EXIT_REQUEUE, asked.reason, asked.cause)
@@ -352,21 +352,21 @@ class Session:
         return due(every, before, self.progress.now, self.prepared.train.num_samples)
 
 
-def _prepared(recipe: Recipe, place: Place, accept_changes: bool) -> Prepared | str:
+def _prepared(recipe: Recipe, place: RankInfo, accept_changes: bool) -> Prepared | str:
     """What training needs to know before ranks join, or, in words, that the run is done.  Raises UserError, on every rank alike."""
     if place.prepared:
         return prepare(recipe, look=False)
-    if (over := going_on.look(recipe, accept_changes)) is not None:
+    if (over := resumable.look(recipe, accept_changes)) is not None:
         return over
     prepared = prepare(recipe, look=place.rank == 0)
-    return going_on.look(recipe, accept_changes, prepared.train.hash, prepared.schedule.total) or prepared
+    return resumable.look(recipe, accept_changes, prepared.train.hash, prepared.schedule.total) or prepared
 
 
 def _note_failure(error: Exception, recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, dog: Watchdog,
                   start: Start) -> LastError:
     """Write down what ended this attempt, for whoever starts the next; returns what most tells why, which may be another rank's."""
     if not isinstance(error, UserError):
-        dog.give_way()
+        dog.defer_to_hang()
     failed = note_error(prepared.folder, error, rank=world.rank, size=world.size, node=dog.nodes[world.rank], attempt=start.attempt,
                         step=dog.steps, exclude=recipe.resilience.exclude_bad_nodes)
     with contextlib.suppress(LeaseLost, StorageError):      # who has lost the lease must not write, nor can who cannot look

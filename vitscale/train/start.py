@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitscale.cluster.going_on import look
+from vitscale.cluster.resumable import look
 from vitscale.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 from vitscale.files import storage_errors
 from vitscale.observe.console import make_console, setup_logging
@@ -33,7 +33,7 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
     # one other busy process that cost a factor of ten.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     setup_logging(make_console())
-    from vitscale.parallel.place import how_started
+    from vitscale.parallel.rank_info import how_started
 
     found = how_started(os.environ)
     place = found.place
@@ -53,7 +53,7 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
         _say_where_to_look(recipe)
     if place is None:
         from vitscale.checkpoint.lease import refuse_if_held
-        from vitscale.cluster.runfolder import run_folder
+        from vitscale.runfolder import run_folder
         from vitscale.train.prepare import prepare
 
         refuse_if_held(run_folder(recipe))
@@ -66,20 +66,20 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
         log.info("%s: starting %d rank(s) here", found.told, processes)
         if processes > 1 or keep_going:
             return _start_ranks(prepared.folder, processes, recipe.resilience.max_restarts, keep_going, stop)
-    from vitscale.parallel.place import Place
+    from vitscale.parallel.rank_info import RankInfo
     from vitscale.train.run import run
 
     try:
         with storage_errors():
-            return run(recipe, place or Place(prepared=True), stop, accept_changes)
+            return run(recipe, place or RankInfo(prepared=True), stop, accept_changes)
     except UserError:
         raise
     except Exception as error:
-        from vitscale.cluster.runfolder import run_folder
-        from vitscale.parallel.place import node_name
+        from vitscale.parallel.rank_info import node_name
         from vitscale.resilience.lasterror import note_error, say
+        from vitscale.runfolder import run_folder
 
-        place = place or Place(prepared=True)
+        place = place or RankInfo(prepared=True)
         failed = note_error(run_folder(recipe), error, rank=place.rank, size=place.size, node=node_name())
         say(error, failed)
         return failed.code
@@ -90,7 +90,7 @@ def _tell(note: Note) -> None:
 
 
 def _say_where_to_look(recipe: Recipe) -> None:
-    from vitscale.cluster.runfolder import MONITOR_PORT, page_id
+    from vitscale.runfolder import MONITOR_PORT, page_id
 
     log.info("watch it: `vitscale monitor %s`, then http://127.0.0.1:%d/#/run/%s", shlex.quote(recipe.runs_dir), MONITOR_PORT,
              page_id(recipe.name))
@@ -104,13 +104,13 @@ def _start_ranks(folder: Path, processes: int, max_restarts: int, keep_going: bo
     """
     from vitscale.checkpoint.lease import refuse_if_held
     from vitscale.cluster.ended import ended, word_of
-    from vitscale.cluster.runfolder import marks
     from vitscale.cluster.tries import VARIABLE, RestartLoop, Tries
     from vitscale.observe.goodput import process_started
     from vitscale.parallel.launch import launch, rank_command
     from vitscale.resilience.lasterror import tell_if_nobody_did
     from vitscale.resilience.outcome import read_outcome, why_stopped, write_outcome
     from vitscale.resilience.restarts import attempts_of
+    from vitscale.runfolder import marks
 
     setup_logging(make_console(), folder / "logs" / "rank-0.log")      # how ranks ended, and that they start again, is of the run's story
     started, tries, again = process_started(), Tries(folder, max_restarts), False

@@ -44,7 +44,7 @@ class Inputs:
     """
 
     def __init__(self, device: torch.device, settings: Augment, coming: Callable[[], MicroBatch | None] | None = None) -> None:
-        """coming: the first micro-batch of the next step, if it is there (Stream.coming)."""
+        """coming: the first micro-batch of the next step, if it is there (Stream.peek)."""
         self._device, self._settings, self._coming = device, settings, coming
         self._ahead: tuple[MicroBatch, Moved] | None = None
 
@@ -79,9 +79,9 @@ def device_inputs(micro: MicroBatch, device: torch.device, settings: Augment) ->
     return seen, weight, None if micro.keep is None else move(micro.keep)
 
 
-def agreed(engine: Engine, seen: Seen, weight: Tensor) -> tuple[Seen, Tensor]:
+def sync_inputs(engine: Engine, seen: Seen, weight: Tensor) -> tuple[Seen, Tensor]:
     """The samples as every rank that is given them sees them."""
-    images, labels, weight = engine.agreed(seen.images, seen.labels, weight)
+    images, labels, weight = engine.sync_inputs(seen.images, seen.labels, weight)
     return dataclasses.replace(seen, images=images, labels=labels), weight
 
 
@@ -109,12 +109,12 @@ def train_step(
         last = number == len(batch.micro) - 1
         with meters.phase("compute"), engine.micro_step(last):
             started = time.perf_counter()
-            seen, weight = agreed(engine, seen, weight)
+            seen, weight = sync_inputs(engine, seen, weight)
             images, *more = task.inputs(seen)
             losses, numbers = _answered(task, engine.forward(images, keep, *more), seen)
             loss = _sum(losses, weight)
             forward_s += time.perf_counter() - started
-            meters.further()        # so that a watchdog can tell who computes from who waits in the reduction
+            meters.mark_progress()        # so that a watchdog can tell who computes from who waits in the reduction
             engine.backward(loss * (world.data_size / batch.size))
             total += loss.detach()
             for column, values in numbers.items():

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from vitscale.cluster.runfolder import printable, read_object
 from vitscale.metrics import JUDGES
 from vitscale.observe.dashboard.declared import place
 from vitscale.observe.dashboard.table import inside, known, number
 from vitscale.observe.dashboard.thin import plain
+from vitscale.runfolder import printable, read_object
 
 _CURVE = 60             # places of a curve
 _MOST = 40              # laws, parameters, runs of a verdict, warnings

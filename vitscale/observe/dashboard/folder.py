@@ -6,7 +6,15 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
-from vitscale.cluster.runfolder import (
+from vitscale.cluster.slurm import Queued, queue
+from vitscale.cluster.state import jobs_of
+from vitscale.cluster.status import MARKS, status_of
+from vitscale.errors import ClusterError
+from vitscale.metrics.system import EVALUATION_LOSS, MFU, SPEED
+from vitscale.observe.dashboard.declared import JUDGED
+from vitscale.observe.dashboard.table import number, sampled
+from vitscale.observe.meters import data_wait_share
+from vitscale.runfolder import (
     BEGUN,
     ENVIRONMENT,
     JOB,
@@ -19,14 +27,6 @@ from vitscale.cluster.runfolder import (
     page_id,
     printable,
 )
-from vitscale.cluster.slurm import Queued, queue
-from vitscale.cluster.state import jobs_of
-from vitscale.cluster.status import MARKS, status_of
-from vitscale.errors import ClusterError
-from vitscale.metrics.system import EVALUATION_LOSS, MFU, SPEED
-from vitscale.observe.dashboard.declared import JUDGED
-from vitscale.observe.dashboard.table import number, sampled
-from vitscale.observe.meters import data_wait_share
 
 SWEEP_MARKS = ("sweep.json", "fit.json", "runs.csv")      # `vitscale sweep` has its runs in a folder `runs` beside these
 _SPARKS = 48            # points of the small picture of a run's speed
@@ -35,7 +35,7 @@ _MOVING = ("running", "starting", "queued", "suspended", "lost")      # what is 
 
 
 @dataclass(frozen=True)
-class Place:
+class RunFolder:
     """A run folder, or a folder of runs (a sweep)."""
 
     id: str             # of the path below the runs folder: hexadecimal, so that nothing that a name holds gets into an address
@@ -56,12 +56,12 @@ class Runs:
         self._lines: dict[str, tuple[object, dict[str, Any]]] = {}
         self._queue: tuple[float, list[Queued] | None] = (-_QUEUE_S, None)
 
-    def places(self) -> tuple[list[Place], list[Place], list[str]]:
+    def places(self) -> tuple[list[RunFolder], list[RunFolder], list[str]]:
         """(runs, folders of runs, what else lies there and could not be shown).  Looks two levels deep."""
         if _is_run(self.root):
             return [self._place(self.root, None)], [], []
-        runs: list[Place] = []
-        groups: list[Place] = []
+        runs: list[RunFolder] = []
+        groups: list[RunFolder] = []
         others: list[str] = []
         if _is_sweep(self.root):
             groups.append(self._place(self.root, None))
@@ -81,17 +81,17 @@ class Runs:
                 others.append(f"{printable(path.name)}: holds no run")
         return runs, groups, others
 
-    def find(self, wanted: str) -> Place | None:
+    def find(self, wanted: str) -> RunFolder | None:
         """The run with this id."""
         return next((place for place in self.places()[0] if place.id == wanted), None)
 
-    def find_group(self, wanted: str) -> Place | None:
+    def find_group(self, wanted: str) -> RunFolder | None:
         """The folder of runs with this id."""
         return next((place for place in self.places()[1] if place.id == wanted), None)
 
-    def _place(self, path: Path, group: str | None) -> Place:
+    def _place(self, path: Path, group: str | None) -> RunFolder:
         name = path.name if path != self.root else self.root.absolute().name
-        return Place(page_id(str(path.relative_to(self.root))), path, printable(name), group)
+        return RunFolder(page_id(str(path.relative_to(self.root))), path, printable(name), group)
 
     def overview(self) -> dict[str, Any]:
         runs, groups, others = self.places()
@@ -115,7 +115,7 @@ class Runs:
         finally:
             self._asking.release()
 
-    def line(self, place: Place, jobs: list[Queued] | None) -> dict[str, Any]:
+    def line(self, place: RunFolder, jobs: list[Queued] | None) -> dict[str, Any]:
         """A run in the overview.  One that rests and whose files are as they were is not looked into again."""
         folder = place.path
         now = time.time()

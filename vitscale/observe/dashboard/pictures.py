@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vitscale.cluster.runfolder import ENVIRONMENT, RECIPE, read_object
 from vitscale.cluster.status import LARGEST_RECIPE_BYTES
 from vitscale.data import pillow
 from vitscale.data.bad import BadSample
@@ -17,10 +16,11 @@ from vitscale.data.header import read_header, still
 from vitscale.data.image import decode_whole
 from vitscale.data.index import IMAGES
 from vitscale.data.shards import expand
-from vitscale.data.tar import Member, Walk, split_name, walk
+from vitscale.data.tar import TarMember, Walk, split_name, walk
 from vitscale.errors import DataError, RecipeError
 from vitscale.observe.dashboard.view import QUARANTINE, read_lines
 from vitscale.recipe.text import read_yaml
+from vitscale.runfolder import ENVIRONMENT, RECIPE, read_object
 
 SIDE = 192                      # pixels of the longer side
 _MOST_BYTES = 32 << 20          # of an image that is looked at
@@ -68,7 +68,7 @@ def _drawn(shard: str, key: str, version: int) -> bytes | str:
             return os.pread(file.fileno(), size, offset)
 
         for member in walk(read_at, os.fstat(file.fileno()).st_size, Walk()):
-            if isinstance(member, Member):
+            if isinstance(member, TarMember):
                 name = split_name(member.name)
                 if name is not None and name[0] == key and name[1].rpartition(".")[2] in IMAGES:
                     return _encoded(read_at(member.offset, min(member.size, _MOST_BYTES)))

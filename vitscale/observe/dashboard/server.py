@@ -24,13 +24,13 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vitscale.cluster.runfolder import METRICS
 from vitscale.errors import ClusterError
 from vitscale.observe.dashboard.assets import ASSETS, asset, index_page
 from vitscale.observe.dashboard.folder import Runs
 from vitscale.observe.dashboard.sweep import sweep_view
 from vitscale.observe.dashboard.table import Table
 from vitscale.observe.dashboard.view import fingerprint, run_facts, run_view
+from vitscale.runfolder import METRICS
 
 log = logging.getLogger(__name__)
 COOKIE = "vitscale"
@@ -41,7 +41,7 @@ _PIECE_S = 0.3              # of reading between two such answers
 _MOST_ROWS = 8_000_000      # recorded rows held in memory, 220 bytes each; the runs looked at longest ago make room
 
 
-class _Tables:
+class _Views:
     """What has been read of the runs that were looked at."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class _Tables:
 
 def make_app(runs: Runs, *, hosts: frozenset[str] | None, token: str | None) -> Starlette:
     """`hosts`: what a Host header may say, without the port; None: anything.  `token`: asked for, as ?token=, then as a cookie."""
-    tables = _Tables()
+    tables = _Views()
 
     def overview(request: Request) -> Response:
         return _json(runs.overview())

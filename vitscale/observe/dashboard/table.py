@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vitscale.cluster.runfolder import cut_by
 from vitscale.metrics import OF_STEPS, is_evaluation
+from vitscale.runfolder import cut_by
 
 COLUMNS = (*(metric.column for metric in OF_STEPS), "attempt", "applied")
 _CHUNK = 4 << 20

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 import vitscale
-from vitscale.cluster.runfolder import ENVIRONMENT, EVALUATION, GOODPUT, OUTCOME, RECIPE, printable, read_object
 from vitscale.cluster.status import LARGEST_RECIPE_BYTES
 from vitscale.metrics import OF_EVALUATIONS, OF_STEPS, is_evaluation
 from vitscale.metrics.system import BUCKETS, PHASES, SLOWEST
@@ -21,6 +20,7 @@ from vitscale.observe.dashboard.evaluated import evaluation
 from vitscale.observe.dashboard.table import Table, number, sampled
 from vitscale.observe.dashboard.thin import Floats, chosen, last_of_each, plain, thin
 from vitscale.recipe.redact import redact
+from vitscale.runfolder import ENVIRONMENT, EVALUATION, GOODPUT, OUTCOME, RECIPE, printable, read_object
 
 CURVES = tuple(metric.column for metric in OF_STEPS if metric.curve is not None)
 ATTEMPTS, QUARANTINE = "attempts.jsonl", "quarantine.jsonl"

@@ -4,7 +4,7 @@ import posixpath
 from dataclasses import dataclass
 from typing import Literal
 
-from vitscale.data.tar import BLOCK, Damage, Link, Member, Walk, split_name
+from vitscale.data.tar import BLOCK, Damage, Link, TarMember, Walk, split_name
 
 GroupMembers = Literal["adjacent", "anywhere"]
 
@@ -14,12 +14,12 @@ class Sample:
     """The members of one key, by extension."""
 
     key: str
-    members: dict[str, Member]
+    members: dict[str, TarMember]
     suspect: bool = False       # next to damage: kept if it has what every other sample has
     broken: bool = False        # one of its members is known to be cut
 
 
-def group(items: list[Member | Link | Damage], state: Walk, members: GroupMembers = "adjacent") -> tuple[list[Sample], set[str]]:
+def group(items: list[TarMember | Link | Damage], state: Walk, members: GroupMembers = "adjacent") -> tuple[list[Sample], set[str]]:
     """Consecutive members of equal key make a sample (webdataset's rule); -> (samples to keep, keys of those known to be lost).
 
     Where webdataset raises for a member that comes twice, a new sample starts and the damage is noted; so is a key whose members stand
@@ -30,7 +30,7 @@ def group(items: list[Member | Link | Damage], state: Walk, members: GroupMember
     samples: list[Sample] = []
     lost: set[str] = set()
     latest: dict[str, Sample] = {}
-    apart: list[tuple[Member, Sample]] = []
+    apart: list[tuple[TarMember, Sample]] = []
     after_damage = False
     for item in _followed(items, state):
         parts = split_name(item.name) if item.name else None
@@ -67,7 +67,7 @@ def group(items: list[Member | Link | Damage], state: Walk, members: GroupMember
     return kept, lost
 
 
-def _stand_apart(item: Member, before: Sample, count: int) -> Damage:
+def _stand_apart(item: TarMember, before: Sample, count: int) -> Damage:
     """One remark for all keys of a shard: a tar with all images before all labels has nothing else."""
     ext = item.name.rpartition("/")[2].partition(".")[2]
     return Damage(item.header, item.offset, f"members of one key stand apart, {count} times; of {before.key!r} {', '.join(before.members)} "
@@ -75,23 +75,23 @@ def _stand_apart(item: Member, before: Sample, count: int) -> Damage:
                   "them", apart=True)
 
 
-def _followed(items: list[Member | Link | Damage], state: Walk) -> list[Member | Damage]:
+def _followed(items: list[TarMember | Link | Damage], state: Walk) -> list[TarMember | Damage]:
     """Links as the members that they stand for, wherever these lie in the shard."""
     if not any(isinstance(item, Link) for item in items):
         return items            # type: ignore[return-value]
     named = {posixpath.normpath(item.name): item for item in items if not isinstance(item, Damage)}
-    found: list[Member | Damage] = []
+    found: list[TarMember | Damage] = []
     for item in items:
         if not isinstance(item, Link):
             found.append(item)
             continue
-        target: Member | Link | None = item
+        target: TarMember | Link | None = item
         for _ in range(len(named)):         # a link to a link, but not round and round
             if not isinstance(target, Link):
                 break
             target = named.get(target.target)
-        if isinstance(target, Member):
-            found.append(Member(item.name, item.header, target.offset, target.size))
+        if isinstance(target, TarMember):
+            found.append(TarMember(item.name, item.header, target.offset, target.size))
         elif split_name(item.name):
             why = f"{item.name!r} is a link to {item.target!r}, which is no file in this shard; pack the file itself"
             damage = Damage(item.header, item.header + BLOCK, why, item.name)

@@ -14,7 +14,7 @@ from vitscale.awake import Awake
 from vitscale.cluster import slurm
 from vitscale.errors import EXIT_REQUEUE, ClusterError
 from vitscale.parallel.launch import STORE_VARIABLE
-from vitscale.parallel.place import Place, node_name
+from vitscale.parallel.rank_info import RankInfo, node_name
 
 log = logging.getLogger(__name__)
 PATIENCE_S = 30.0       # until the ranks that are waited for are named in the log, and again and again
@@ -33,7 +33,7 @@ class Absent(ClusterError):
         self.facts = {"cause": "bad_node", "nodes": list(nodes)}
 
 
-def meet(place: Place, timeout_s: float) -> dist.Store:
+def rendezvous(place: RankInfo, timeout_s: float) -> dist.Store:
     """The store through which ranks find each other, once all have come.  Raises Absent naming those that have not in `timeout_s`."""
     if place.size == 1:
         return dist.HashStore()
@@ -101,7 +101,7 @@ def who_is_missing(came: Mapping[int, str], size: int, nodes: Sequence[str]) -> 
     return f"{said}; ranks came from {', '.join(sorted(set(came.values())))}", absent
 
 
-def _store(place: Place, timeout_s: float) -> dist.Store:
+def _store(place: RankInfo, timeout_s: float) -> dist.Store:
     """The meeting point of all ranks.  Raises ClusterError, and Absent if rank 0 does not open it."""
     if STORE_VARIABLE in os.environ:
         return dist.FileStore(os.environ[STORE_VARIABLE], place.size)

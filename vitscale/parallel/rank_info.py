@@ -12,7 +12,7 @@ from vitscale.parallel.launch import STORE_VARIABLE
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """A rank as the environment states it, before any connection is made."""
 
     rank: int = 0
@@ -27,7 +27,7 @@ class Place:
 class Started:
     """What the environment says of how this process was started."""
 
-    place: Place | None             # None: by hand, so that it starts the ranks of this machine itself
+    place: RankInfo | None             # None: by hand, so that it starts the ranks of this machine itself
     told: str                       # that in a line, to which a process started by hand adds how many ranks it starts
     notes: tuple[str, ...] = ()     # variables that were passed over, and why
 
@@ -60,7 +60,7 @@ def node_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def place_from_environment() -> Place | None:
+def rank_info_from_environment() -> RankInfo | None:
     """The rank that a launcher gave this process; None when started by hand.  Raises ClusterError."""
     return how_started(os.environ).place
 
@@ -91,7 +91,7 @@ def how_started(env: Mapping[str, str]) -> Started:
     return Started(None, f"started by hand{_whereabouts(env)}", tuple(notes))
 
 
-def _step(env: Mapping[str, str]) -> Place | None:
+def _step(env: Mapping[str, str]) -> RankInfo | None:
     """The task of a SLURM step; None outside of one, and in the one task of a shell on a node (`srun --pty bash`, an interactive step)."""
     number = env.get("SLURM_STEP_ID", "")
     if "SLURM_PROCID" not in env or not number.isdigit() or int(number) >= _FIRST_SPECIAL_STEP:
@@ -111,7 +111,7 @@ def _is_terminals_shell(env: Mapping[str, str]) -> bool:
     return "SLURM_PTY_PORT" in env and env.get("SLURM_PROCID") == "0" and os.getpgrp() != os.getsid(0)
 
 
-def _by_torch_variables(env: Mapping[str, str], step: Place | None) -> Started:
+def _by_torch_variables(env: Mapping[str, str], step: RankInfo | None) -> Started:
     if _TORCH.size not in env:
         raise ClusterError(f"the launcher's environment is incomplete: RANK is {env['RANK']!r} but there is no WORLD_SIZE; to start by "
                            "hand in a shell in which RANK is left over: `unset RANK`")
@@ -141,7 +141,7 @@ def _by_torch_variables(env: Mapping[str, str], step: Place | None) -> Started:
     return Started(place, _words(place))
 
 
-def _place(env: Mapping[str, str], names: _Names, launcher: str, local_size: int | None = None) -> Place:
+def _place(env: Mapping[str, str], names: _Names, launcher: str, local_size: int | None = None) -> RankInfo:
     """By the variables of one launcher; `local_size` where they do not say it."""
     wanted = (names.rank, names.size, *names.local_rank[:1], *names.local_size[:1])
     try:
@@ -156,7 +156,7 @@ def _place(env: Mapping[str, str], names: _Names, launcher: str, local_size: int
     if not local_rank < local_size <= size:
         raise ClusterError(f"the launcher's environment contradicts itself: local rank {local_rank} of {local_size} on this machine, "
                            f"of {size} in all ({', '.join(wanted)})")
-    return Place(rank, size, local_rank, local_size, prepared=STORE_VARIABLE in env, launcher=launcher)
+    return RankInfo(rank, size, local_rank, local_size, prepared=STORE_VARIABLE in env, launcher=launcher)
 
 
 def _first(env: Mapping[str, str], names: Iterable[str], otherwise: str) -> str:
@@ -186,7 +186,7 @@ def _refuse_what_cannot_work(env: Mapping[str, str]) -> None:
                            "`pbsdsh -- torchrun --nnodes=NODES --node-rank=$PBS_NODENUM ... --no-python vitscale ...`")
 
 
-def _words(place: Place) -> str:
+def _words(place: RankInfo) -> str:
     return f"ranks: {place.size} of {place.launcher}, this is rank {place.rank} on node {node_name()}"
 
 

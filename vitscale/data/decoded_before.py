@@ -17,7 +17,7 @@ def sum_of(data: bytes) -> int:
     return (int(words.sum()) + tail + len(data)) % 2**64 or 1
 
 
-class SoundImages:
+class DecodedImages:
     """A table of sums, one place for each sample id (modulo its length).  Memory is taken as it fills.  Safe for many threads.
 
     The decoder can only tell damage by reading an image to its end.  Once it has, bytes that are the same need no second telling, so what a
@@ -29,7 +29,7 @@ class SoundImages:
         self._sums = np.zeros(min(num_samples, _MOST), np.uint64)
         self._marks = np.zeros((num_samples, _MARKS, MARK_WORDS), np.uint32) if num_samples <= _MOST_MARKED else None
 
-    def knows(self, sample: int, found: int) -> bool:
+    def contains(self, sample: int, found: int) -> bool:
         """Whether the sample had this sum when it was last noted."""
         return int(self._sums[sample % len(self._sums)]) == found
 

@@ -1,4 +1,4 @@
-"""Whether a run may go on with the recipe that it is given, asked before anything of the run is touched.  Needs no torch."""
+"""Whether a run may be resumed with the recipe that it is given, asked before anything of the run is touched.  Needs no torch."""
 
 import time
 from collections.abc import Mapping
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitscale.cluster.runfolder import CHECKPOINTS, RECIPE, holder_of, read_object, run_folder
 from vitscale.cluster.state import last_word
 from vitscale.errors import EXIT_DONE, CheckpointError, RecipeError, StorageError
 from vitscale.files import names_in
@@ -14,6 +13,7 @@ from vitscale.recipe import Recipe
 from vitscale.recipe.bound import BRANCH, changes, read_settings, refuse_changes, settings_of
 from vitscale.recipe.redact import redacted
 from vitscale.recipe.text import read_yaml
+from vitscale.runfolder import CHECKPOINTS, RECIPE, holder_of, read_object, run_folder
 
 FACTS = "run.json"          # of a checkpoint: vitscale/checkpoint/facts.py
 
