@@ -43,7 +43,7 @@ class Fault:
     step: int | None = None         # as metrics.jsonl counts: the first batch is step 1, and skipped batches count
     until: int | None = None        # the last step, if there are several
     rank: int | None = None         # None: every rank
-    before: str | None = None       # a function or method of the program: "vitscale.checkpoint.store:Writer._publish"
+    before: str | None = None       # a function or method of the program: "vitscale.checkpoint.store:CheckpointWriter._publish"
     after: str | None = None        # the same, when it has returned
     nth: int = 1                    # which call of it, in one process
     seconds: float = 0.0

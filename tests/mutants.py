@@ -125,7 +125,8 @@ MUTANTS = (
            ("scaling/test_law.py", "scaling/test_fit_csv.py")),
     Mutant("a checkpoint is due a step late", "train/state.py", "return after.step // every.amount > before.step // every.amount",
            "return (after.step - 1) // every.amount > (before.step - 1) // every.amount", ("train/test_state.py",)),
-    Mutant("a falling loss is worse", "train/state.py", 'return value < than - by if COLUMNS[metric].better == "lower" else value > than + by',
+    Mutant("a falling loss is worse", "train/state.py",
+           'return value < than - by if COLUMNS[metric].better == "lower" else value > than + by',
            "return value > than + by", ("train/test_state.py",)),
     Mutant("the mean pace of all time", "train/pace.py", "self._count += 1", "self._count += 2", ("train/test_pace.py",)),
 )

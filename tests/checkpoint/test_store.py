@@ -347,13 +347,13 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import torch
-from vitscale.checkpoint.store import Facts, Writer, checkpoints_in
+from vitscale.checkpoint.store import RunFacts, CheckpointWriter, checkpoints_in
 from vitscale.checkpoint.table import Reader
 from vitscale.errors import CheckpointError
 from vitscale.recipe import Checkpoint
 folder = Path(sys.argv[1])
-writer = Writer(folder, rank=0, lease=None, attempt=1, settings=Checkpoint())
-facts = lambda step: Facts(step, {}, {}, "ddp", 1)
+writer = CheckpointWriter(folder, rank=0, lease=None, attempt=1, settings=Checkpoint())
+facts = lambda step: RunFacts(step, {}, {}, "ddp", 1)
 writer.save({"model.w": torch.ones(10)}, facts(1))
 writer.wait()
 for step, (limit, dtype) in enumerate([(100_000, torch.float32), (300_000, torch.bfloat16)], 2):

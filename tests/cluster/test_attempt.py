@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from disks import small_disk
 
+from vitscale import runfolder
 from vitscale.checkpoint.lease import STALE_S, Lease
-from vitscale.cluster import runfolder
 from vitscale.cluster.attempt import JobStopped, RunOver, Unwritable, begin, end
 from vitscale.cluster.ended import LOST_PEER, PRESENT
 from vitscale.cluster.tries import VARIABLE, RestartLoop

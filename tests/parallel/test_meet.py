@@ -14,16 +14,16 @@ from vitscale.parallel.rendezvous import _slurm_port, who_is_missing
 RANK = """
 import logging, sys, time
 from vitscale.parallel import rendezvous
-from vitscale.parallel.rank_info import Place
+from vitscale.parallel.rank_info import RankInfo
 logging.basicConfig(format="%(message)s")
-meet.PATIENCE_S = 0.3
+rendezvous.PATIENCE_S = 0.3
 try:
     rank, size = int(sys.argv[1]), int(sys.argv[2])
-    store = meet.rendezvous(Place(rank, size), float(sys.argv[3]))
+    store = rendezvous.rendezvous(RankInfo(rank, size), float(sys.argv[3]))
     print("all here")
     if store.add("left", 1) < size and rank == 0:       # it holds the store
         time.sleep(2)
-except meet.Absent as error:
+except rendezvous.Absent as error:
     print(f"{error.exit_code} {error}")
 """
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from vitscale.errors import ClusterError
-from vitscale.parallel import place as place_module
+from vitscale.parallel import rank_info
 from vitscale.parallel.rank_info import RankInfo, how_started, rank_info_from_environment
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -201,7 +201,7 @@ def test_the_shell_of_a_step_of_several_tasks_is_no_rank(environment, monkeypatc
 
 def test_a_pod_of_several_gpus_is_told_what_to_do(environment, monkeypatch):
     environment(POD)
-    monkeypatch.setattr(place_module, "_gpus", lambda env: ["nvidia0", "nvidia1"])
+    monkeypatch.setattr(rank_info, "_gpus", lambda env: ["nvidia0", "nvidia1"])
     with pytest.raises(ClusterError, match=r"2 GPUs are here: start `torchrun --nnodes=NODES .* or set CUDA_VISIBLE_DEVICES to the one"):
         how_started(os.environ)
     monkeypatch.undo()

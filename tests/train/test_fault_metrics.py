@@ -28,7 +28,7 @@ def scraped(target: Path) -> dict[str, float]:
 def test_a_restart_and_checkpoints_that_fail_are_counted_with_their_cause(place: Path) -> None:
     process = start(place, *SMALL, "name=h", "duration=4000 steps", "parallel.processes=2", "--keep-going", "observe.exporter=true",
                     environment=faults(place, Fault("kill", step=12, rank=1),
-                                       Fault("raise", before="vitscale.checkpoint.store:Writer._publish", always=True)))
+                                       Fault("raise", before="vitscale.checkpoint.store:CheckpointWriter._publish", always=True)))
     deadline, found = time.monotonic() + TIMEOUT_S, dict[str, float]()
     try:
         while not found.get("vitscale_checkpoint_failures_total") or not found['vitscale_restarts_total{cause="killed"}']:

@@ -102,7 +102,7 @@ def test_what_takes_long_is_no_hang_and_a_slow_rank_is_named(place: Path) -> Non
         Fault("sleep", step=5, until=60, rank=1, seconds=0.2, always=True),
         Fault("sleep", before="vitscale.train.evaluate:device_inputs", nth=1, rank=0, seconds=HANG_S + 1),
         *(Fault("sleep", before="vitscale.train.evaluate:device_inputs", nth=nth, rank=1, seconds=1) for nth in range(2, 7)),
-        Fault("sleep", before="vitscale.checkpoint.store:Writer._publish", rank=0, seconds=HANG_S + 1),
+        Fault("sleep", before="vitscale.checkpoint.store:CheckpointWriter._publish", rank=0, seconds=HANG_S + 1),
     ]
     process = start(place, *SMALL, "name=s", "duration=44 steps", "checkpoint.every=40 steps", "checkpoint.background=false", *TWO,
                     f"resilience.hang_timeout={HANG_S}", environment=faults(place, *slow))

@@ -89,8 +89,8 @@ def test_every_file_that_only_tells_fails_and_the_console_is_full(spoil, launche
 CALLS = ("vitscale.train.record:device_peak_flops", "vitscale.train.record:write_environment", "vitscale.train.record:metrics_of",
          "vitscale.train.metrics:withdraw", "vitscale.train.metrics:RankMetrics.step",
          "vitscale.observe.exporter:Exporter.update", "vitscale.observe.exporter:Exporter.close", "vitscale.observe.readings:host_memory",
-         "vitscale.observe.console:Progress.__enter__", "vitscale.observe.console:Progress.step",
-         "vitscale.observe.console:Progress.evaluated", "vitscale.observe.console:Progress.__exit__",
+         "vitscale.observe.console:ProgressDisplay.__enter__", "vitscale.observe.console:ProgressDisplay.step",
+         "vitscale.observe.console:ProgressDisplay.evaluated", "vitscale.observe.console:ProgressDisplay.__exit__",
          "vitscale.observe.trackers:Trackers.row", "vitscale.observe.trackers:Trackers.__exit__",
          "vitscale.observe.profile:glance", "vitscale.observe.papers:write_report", "vitscale.observe.papers:write_card",
          "vitscale.observe.goodput:write_atomically")

@@ -32,7 +32,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Panel:
+class GrafanaPanel:
     """One picture."""
 
     title: str
@@ -55,21 +55,21 @@ class Dashboard:
     uid: str
     title: str
     help: str
-    rows: Mapping[str, Sequence[Panel]]
+    rows: Mapping[str, Sequence[GrafanaPanel]]
     variables: Mapping[str, str]
 
 
-def one(title: str, expr: str, unit: str = "short", **more: Any) -> Panel:
+def one(title: str, expr: str, unit: str = "short", **more: Any) -> GrafanaPanel:
     """A number."""
-    return Panel(title, (Query(expr),), unit, **{"kind": "stat", "width": 4, "height": 4, **more})
+    return GrafanaPanel(title, (Query(expr),), unit, **{"kind": "stat", "width": 4, "height": 4, **more})
 
 
-def line(title: str, *queries: tuple[str, str], unit: str = "short", **more: Any) -> Panel:
+def line(title: str, *queries: tuple[str, str], unit: str = "short", **more: Any) -> GrafanaPanel:
     """Curves over time: (PromQL, legend) each."""
-    return Panel(title, tuple(Query(*query) for query in queries), unit, **more)
+    return GrafanaPanel(title, tuple(Query(*query) for query in queries), unit, **more)
 
 
-def _learning() -> Iterator[Panel]:
+def _learning() -> Iterator[GrafanaPanel]:
     """Those of the page that show how training goes, what objectives tell among it; averaged weights have no series."""
     units = {"ratio": "percentunit", "bytes": "bytes", "seconds": "s", "number": "short"}
     for panel, drawn in curves().items():
@@ -244,7 +244,7 @@ def _restarts() -> dict[str, Any]:
             "titleFormat": "an attempt of {{run}} begins"}
 
 
-def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
+def _panel(panel: GrafanaPanel, number: int, place: dict[str, int]) -> dict[str, Any]:
     defaults: dict[str, Any] = {"unit": panel.unit, "mappings": []}
     if panel.decimals is not None:
         defaults["decimals"] = panel.decimals
