@@ -19,7 +19,7 @@ from vitscale.cluster import attempt
 from vitscale.cluster.attempt import RunOver, Unwritable, begin, end
 from vitscale.cluster.ended import ended
 from vitscale.cluster.ending import TAKEN
-from vitscale.cluster.tries import PATIENCE, VARIABLE, RestartLoop, Tries
+from vitscale.cluster.tries import PATIENCE, VARIABLE, RestartLoop, Tries, Try
 from vitscale.errors import RecipeError
 from vitscale.metrics.system import CAUSES
 from vitscale.resilience.outcome import read_outcome, write_outcome
@@ -196,3 +196,13 @@ def test_it_ends_whatever_is_lost(tmp_path: Path, clock: list[float], seed: int)
         assert code == 3, story.told[-1]
         assert story.fruitless <= N, story.told[-1]
         assert story.in_row <= PATIENCE, story.told[-1]
+
+
+@pytest.mark.parametrize(("name", "begins"), [
+    ("000001.step-0.new.a", True), ("000007.step-40.hand.a", False), ("000007.step-40.restart.4711-2-9f3c", False),
+    ("000007.step-40.restart+2.4711-2-9f3c", True), ("000007.step-40.restart+0.4711-0-9f3c", True), ("000007.step-40.refused.a", False)])
+def test_a_series_begins_anew_with_a_new_run_and_with_the_first_of_a_job(name: str, begins: bool) -> None:
+    """So that what an earlier job got nowhere with does not count against one that was submitted after it."""
+    found = Try.named(name)
+    assert found is not None
+    assert (found.name, found.begins) == (name, begins)

@@ -10,11 +10,11 @@ from truths import CHINCHILLA, PLANE, points_of
 
 from vitscale.errors import DataError
 from vitscale.scaling.analyse import FitRequest, analyse, split
-from vitscale.scaling.backtest import backtest, budgets_in
+from vitscale.scaling.backtest import backtest, budgets_in, order_of, origins
 from vitscale.scaling.command import write_analysis
 from vitscale.scaling.fit import fit
 from vitscale.scaling.forms import FORMS
-from vitscale.scaling.intervals import bootstrap, influence, log_prediction, outer_of, profile
+from vitscale.scaling.intervals import Draws, bootstrap, influence, log_prediction, outer_of, profile
 from vitscale.scaling.optimum import best_for, budget_of, flops_per_sample, most_informative
 from vitscale.scaling.points import Points
 
@@ -31,6 +31,21 @@ def test_bootstrap_and_profile_agree_with_least_squares_where_that_is_known() ->
     assert draws.deviation(of) == pytest.approx(error, rel=0.25)
     known = profile(found, draws, of, found.params["c"], 2 * error)
     assert (known.high - known.low) / 2 == pytest.approx(2.0 * error, rel=0.02)  # Student's t of 58 degrees of freedom
+
+
+def test_an_interval_leaves_out_as_much_on_either_side() -> None:
+    fitted = fit(FORMS["m1"], points_of("m1", {"beta": 50, "c": 0.25}, {"x": np.geomspace(1e3, 1e9, 10)}))
+    draws = Draws(fitted, np.arange(1001.0)[:, None])
+    assert draws.interval(lambda theta: theta[:, 0]) == pytest.approx((25, 975))
+    assert draws.interval(lambda theta: theta[:, 0], level=0.5) == pytest.approx((250, 750))
+
+
+def test_a_backtest_leaves_something_to_judge() -> None:
+    line = points_of("m1", {"beta": 50, "c": 0.25}, {"x": np.geomspace(1e3, 1e9, 9)})
+    for points in (points_of("chinchilla3", CHINCHILLA, PLANE), line):
+        order, at = order_of(points), origins(points, 3)
+        assert at
+        assert all((order <= level).sum() >= 3 and (order > level).any() for level in at)
 
 
 def test_points_of_one_run_are_one_draw() -> None:

@@ -1,13 +1,14 @@
 """A step of training by itself."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from vitscale.data import open_index, open_stream, pack_digits
-from vitscale.objectives import build_task
+from vitscale.objectives import Seen, build_task
 from vitscale.observe.meters import Meters
 from vitscale.optim.build import build_optimizer
 from vitscale.parallel.engine import Work
@@ -65,3 +66,30 @@ def test_inputs_of_a_batch_that_does_not_come_are_dropped(tmp_path: Path) -> Non
         inputs.look_ahead(last=True)
         for micro in (first, second):
             assert torch.equal(inputs.of(micro)[0].labels, micro.labels)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_step_is_the_mean_over_the_samples_that_count(tmp_path: Path, micro_batches: int) -> None:
+    """Against plain torch: the places of a batch that no sample fills have weight 0 and a loss."""
+    recipe = load_recipe("quickstart", ["model.width=16", "model.heads=2", "model.mlp=24", "model.depth=1", "data.prepare=null",
+                                        "parallel.device=cpu", "optim.name=sgd", "optim.betas=[0.0, 0.9]", "optim.weight_decay=0"])
+    world, task, generator = World(0, 1, 0, 1, torch.device("cpu"), None), build_task(recipe.model, recipe.objective), torch.Generator()
+    engine = open_engine(recipe.parallel, world, Work(4, micro_batches, None))
+    value_of = lambda name, shape: torch.randn(shape, generator=generator.manual_seed(len(name))) / 10     # noqa: E731
+    engine.adopt(model := engine.materialise(task.build, value_of), build_optimizer(model, recipe.optim))
+    size = 4 * micro_batches - 1        # the last place is empty
+    images = torch.rand(4 * micro_batches, recipe.model.channels, recipe.model.image, recipe.model.image, generator=generator)
+    labels = torch.arange(4 * micro_batches) % recipe.model.classes
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    wanted = torch.nn.functional.cross_entropy(model(images[:size]), labels[:size])
+    gradients = torch.autograd.grad(wanted, list(model.parameters()))
+    images[size] = 50
+    weight = (torch.arange(4 * micro_batches) < size).float()
+    inputs = ((Seen(images[at:at + 4], labels[at:at + 4]), weight[at:at + 4], None) for at in range(0, 4 * micro_batches, 4))
+    given = SimpleNamespace(of=lambda _: next(inputs), look_ahead=lambda _: None)
+    meters = Meters()
+    meters.begin()
+    result = train_step(engine, SimpleNamespace(micro=[None] * micro_batches, size=size), task, given, 0.5, False, 0, meters)
+    assert result.loss == pytest.approx(wanted.item(), rel=1e-5)
+    for (name, parameter), gradient in zip(model.named_parameters(), gradients, strict=True):
+        assert torch.allclose(parameter, before[name] - 0.5 * gradient, rtol=1e-4, atol=1e-6), name
