@@ -27,7 +27,8 @@ from vitscale.objectives import Seen, build_task
 from vitscale.plan import count_params, forward_flops
 from vitscale.plan.families import BY_LABEL
 from vitscale.recipe import Vit
-from vitscale.recipe.schema import ConvNext, Deit, Mae, Model, Objective, Swin
+from vitscale.recipe.objectives import Mae, Objective
+from vitscale.recipe.schema import ConvNext, Deit, Model, Swin
 
 BEGIN, END = "<!-- zoo -->\n", "<!-- /zoo -->"
 Outputs = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]

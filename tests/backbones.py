@@ -13,19 +13,8 @@ from vitscale.parallel.engine import Work
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.world import World
 from vitscale.recipe import Classification, Optim, Parallel, Vit
-from vitscale.recipe.schema import (
-    ConvNext,
-    Deit,
-    Distillation,
-    Inpainting,
-    Jigsaw,
-    Mae,
-    MaeDecoder,
-    Model,
-    Objective,
-    Rotation,
-    Swin,
-)
+from vitscale.recipe.objectives import Distillation, Inpainting, Jigsaw, Mae, MaeDecoder, Objective, Rotation
+from vitscale.recipe.schema import ConvNext, Deit, Model, Swin
 from vitscale.shapes.drop_path import kept_of_group
 
 IMAGE, CLASSES, BATCH = 16, 5, 4

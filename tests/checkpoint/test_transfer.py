@@ -13,7 +13,7 @@ from vitscale.errors import CheckpointError
 from vitscale.models import build_model, initialise
 from vitscale.objectives import build_task
 from vitscale.recipe import Checkpoint, Vit
-from vitscale.recipe.schema import Inpainting, Jigsaw, Mae, MaeDecoder, Objective, Rotation
+from vitscale.recipe.objectives import Inpainting, Jigsaw, Mae, MaeDecoder, Objective, Rotation
 
 MODEL = Vit(width=16, depth=2, heads=2, mlp=24, patch=4, image=16, classes=7)
 MAE = Mae(name="mae", decoder=MaeDecoder(width=8, depth=1, heads=2))

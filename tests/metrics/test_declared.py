@@ -27,7 +27,7 @@ from vitscale.metrics.guide import written
 from vitscale.metrics.metric import EVALUATED, evaluated, trained
 from vitscale.metrics.of_objectives import declare
 from vitscale.metrics.system import ACCURACY, BESIDE, LEARNED, PHASES
-from vitscale.recipe.schema import OBJECTIVES
+from vitscale.recipe.objectives import OBJECTIVES
 
 PACKAGE = Path(vitscale.__file__).parent
 

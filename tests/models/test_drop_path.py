@@ -13,7 +13,7 @@ from vitscale.models.vit import VisionTransformer
 from vitscale.objectives import Seen, build_task
 from vitscale.plan import flops_by_component, training_flops_per_image
 from vitscale.recipe import Vit
-from vitscale.recipe.schema import Inpainting, Mae, MaeDecoder
+from vitscale.recipe.objectives import Inpainting, Mae, MaeDecoder
 from vitscale.shapes.drop_path import drop_rates, kept_of_group
 
 

@@ -12,7 +12,7 @@ from vitscale.models.simmim import Inpainter
 from vitscale.objectives import Seen, build_task
 from vitscale.plan import anatomy_of, count_params, forward_flops
 from vitscale.recipe import Vit
-from vitscale.recipe.schema import Inpainting, Mae, MaeDecoder
+from vitscale.recipe.objectives import Inpainting, Mae, MaeDecoder
 
 transformers = pytest.importorskip("transformers")
 vit_mae = pytest.importorskip("transformers.models.vit_mae.modeling_vit_mae")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from vitscale.objectives import Seen, build_task, multilabel_hits, per_sample_loss, topk_correct
 from vitscale.recipe import Classification, Vit
-from vitscale.recipe.schema import Distillation
+from vitscale.recipe.objectives import Distillation
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

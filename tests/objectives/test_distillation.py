@@ -10,7 +10,8 @@ from vitscale.errors import RecipeError
 from vitscale.objectives import Seen, build_task
 from vitscale.objectives.distillation import teacher_loss
 from vitscale.recipe.check import contradictions
-from vitscale.recipe.schema import Deit, Distillation, Recipe
+from vitscale.recipe.objectives import Distillation
+from vitscale.recipe.schema import Deit, Recipe
 from vitscale.recipe.teacher import teacher_classes
 
 MODEL = Deit(family="deit", width=16, depth=1, heads=2, mlp=24, patch=4, image=8, classes=7)

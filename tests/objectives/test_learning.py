@@ -8,7 +8,7 @@ from torch import Tensor
 from vitscale.models import initialise
 from vitscale.objectives import Seen, Task, build_task
 from vitscale.recipe import Vit
-from vitscale.recipe.schema import Inpainting, Jigsaw, Mae, MaeDecoder, Objective, Rotation
+from vitscale.recipe.objectives import Inpainting, Jigsaw, Mae, MaeDecoder, Objective, Rotation
 
 MODEL = Vit(width=32, depth=2, heads=2, mlp=64, patch=2, image=8, channels=1)
 

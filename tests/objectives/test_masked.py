@@ -10,7 +10,7 @@ from vitscale.objectives import Seen, build_task
 from vitscale.objectives.masked import patches_of
 from vitscale.recipe import Vit
 from vitscale.recipe.load import check_recipe
-from vitscale.recipe.schema import Inpainting, Mae
+from vitscale.recipe.objectives import Inpainting, Mae
 
 MODEL = Vit(width=16, depth=1, heads=2, mlp=24, patch=2, image=8, channels=1)
 LABELS = torch.zeros(3, dtype=torch.int64)

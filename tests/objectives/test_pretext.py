@@ -10,7 +10,8 @@ from vitscale.objectives import Seen, build_task
 from vitscale.objectives.pretext import laid, permutations
 from vitscale.plan import count_params, forward_flops
 from vitscale.recipe import Vit
-from vitscale.recipe.schema import ConvNext, Jigsaw, Rotation, Swin
+from vitscale.recipe.objectives import Jigsaw, Rotation
+from vitscale.recipe.schema import ConvNext, Swin
 
 MODEL = Vit(width=16, depth=1, heads=2, mlp=24, patch=2, image=8, channels=1)
 ROTATION, JIGSAW = Rotation(name="rotation"), Jigsaw(name="jigsaw")

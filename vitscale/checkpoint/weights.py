@@ -14,7 +14,8 @@ from vitscale.errors import CheckpointError, RecipeError
 from vitscale.models.adapt import adapted
 from vitscale.models.lora import has_adapters, merged
 from vitscale.models.names import CLASSIFIERS, HEAD, PIXEL_DECODER
-from vitscale.recipe.schema import OBJECTIVES, Model
+from vitscale.recipe.objectives import OBJECTIVES
+from vitscale.recipe.schema import Model
 from vitscale.recipe.upgrade import Understood, listed, understood
 
 log = logging.getLogger(__name__)

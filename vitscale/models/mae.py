@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from vitscale.models.position import resample, sincos
 from vitscale.models.vit import Block, VisionTransformer
 from vitscale.recipe.check_objective import num_visible
-from vitscale.recipe.schema import Mae, Vit
+from vitscale.recipe.objectives import Mae
+from vitscale.recipe.schema import Vit
 from vitscale.shapes.masked import decoder_section, encoder_section, num_pixels
 from vitscale.shapes.vit import shape_of
 

@@ -10,7 +10,8 @@ from vitscale.objectives.distillation import Distilling
 from vitscale.objectives.masked import Inpaint, MaskedAutoencoding
 from vitscale.objectives.pretext import Puzzling, Rotating
 from vitscale.objectives.task import Seen, Task
-from vitscale.recipe.schema import Model, Objective
+from vitscale.recipe.objectives import Objective
+from vitscale.recipe.schema import Model
 
 OBJECTIVES: dict[str, Callable[[Any, Any], Task]] = {
     "classification": Classifying, "distillation": Distilling, "mae": MaskedAutoencoding, "inpainting": Inpaint, "rotation": Rotating,

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from vitscale.models import Backbone, build_model
 from vitscale.objectives.task import Seen, Task
-from vitscale.recipe.schema import Classification, Model
+from vitscale.recipe.objectives import Classification
+from vitscale.recipe.schema import Model
 
 Loss = Literal["cross_entropy", "binary_cross_entropy"]
 

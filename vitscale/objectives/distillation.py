@@ -8,7 +8,8 @@ from torch import Tensor
 
 from vitscale.objectives.classification import Classifying, per_sample_loss
 from vitscale.objectives.task import Seen
-from vitscale.recipe.schema import Distillation, Model
+from vitscale.recipe.objectives import Distillation
+from vitscale.recipe.schema import Model
 
 Teacher = Callable[[Tensor], Tensor]        # images (b, C, S, S) as the student sees them -> logits (b, classes); keeps no gradient
 

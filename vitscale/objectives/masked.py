@@ -8,7 +8,8 @@ from vitscale.models.mae import MaskedAutoencoder
 from vitscale.models.simmim import Inpainter
 from vitscale.objectives.task import Seen, Task
 from vitscale.recipe.check_objective import num_masked, num_visible
-from vitscale.recipe.schema import Inpainting, Mae, Vit
+from vitscale.recipe.objectives import Inpainting, Mae
+from vitscale.recipe.schema import Vit
 from vitscale.shapes.vit import grid
 
 NORM_EPS = 1e-6     # beside the variance of a patch's pixels (He et al. 2022, the code's)

@@ -11,8 +11,9 @@ from torch import Tensor
 from vitscale.models import Backbone, build_model
 from vitscale.objectives.classification import per_sample_loss, topk_correct
 from vitscale.objectives.task import Seen, Task
-from vitscale.recipe.schema import Jigsaw, Model, Rotation
-from vitscale.shapes.families import TURNS, trained_section
+from vitscale.recipe.objectives import Jigsaw, Rotation
+from vitscale.recipe.schema import Model
+from vitscale.shapes.families import trained_section
 
 CANDIDATES = 10_000     # permutations to choose from, where there are more
 
@@ -70,7 +71,7 @@ class Puzzling(_Guessing):
 def turned(images: Tensor, quarters: Tensor) -> Tensor:
     """images (b, C, S, S), quarters (b,) -> each turned counter-clockwise by so many quarters."""
     found = images
-    for number in range(1, TURNS):
+    for number in range(1, 4):
         found = torch.where((quarters == number)[:, None, None, None], images.rot90(number, (2, 3)), found)
     return found
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitscale.metrics import Metric, Numbers, numbers_of
 from vitscale.models import Backbone
-from vitscale.recipe.schema import Objective
+from vitscale.recipe.objectives import Objective
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from typing import Any
 from vitscale.errors import RecipeError
 from vitscale.plan import convnext, masked, swin, vit
 from vitscale.plan.anatomy import Anatomy
-from vitscale.recipe.schema import Classification, Inpainting, Mae, Model, Objective, Vit
+from vitscale.recipe.objectives import Classification, Inpainting, Mae, Objective
+from vitscale.recipe.schema import Model, Vit
 from vitscale.shapes.families import check_model, trained_section
 
 # family -> the section taken apart; one that is not here trains all the same, but what it costs is not known (plan/forecast.py)

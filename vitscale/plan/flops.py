@@ -1,7 +1,8 @@
 """How many floating-point operations an image costs.  Exact: equal to torch's FlopCounterMode on the built model."""
 
 from vitscale.plan.families import BY_LABEL, anatomy_of
-from vitscale.recipe.schema import Model, Objective
+from vitscale.recipe.objectives import Objective
+from vitscale.recipe.schema import Model
 
 
 def flops_by_component(model: Model, objective: Objective = BY_LABEL) -> dict[str, int]:

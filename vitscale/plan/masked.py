@@ -5,7 +5,8 @@ from dataclasses import replace
 from vitscale.plan import vit
 from vitscale.plan.anatomy import Anatomy
 from vitscale.recipe.check_objective import num_visible
-from vitscale.recipe.schema import Inpainting, Mae, Vit
+from vitscale.recipe.objectives import Inpainting, Mae
+from vitscale.recipe.schema import Vit
 from vitscale.shapes.masked import decoder_section, encoder_section, num_pixels
 from vitscale.shapes.vit import grid, num_placed, shape_of
 

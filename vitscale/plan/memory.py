@@ -10,7 +10,8 @@ from vitscale.plan.anatomy import Anatomy, Unit
 from vitscale.plan.families import anatomy_of
 from vitscale.recipe.axes import Axes, axes_of
 from vitscale.recipe.check import default_group
-from vitscale.recipe.schema import Model, Objective, Recipe
+from vitscale.recipe.objectives import Objective
+from vitscale.recipe.schema import OPTIMIZERS, Model, Recipe
 
 USABLE = 0.9                    # of a device's memory; the rest is left to fragmentation
 CONTEXT = 600 * 2**20           # bytes that CUDA, its kernels and cuBLAS's workspace hold.  An assumption, not measured
@@ -164,7 +165,7 @@ class _States:
         self.before = list(accumulate(self.blocks, initial=0))
         self.again = [parallel.recompute != "none" and number % parallel.recompute_every == 0 for number in range(len(self.blocks))]
         self.remade = sum(block for block, again in zip(self.blocks, self.again, strict=True) if again)
-        moments = self.n * (4 if recipe.optim.name in ("lion", "sgd") else 8)
+        moments = self.n * 4 * OPTIMIZERS[recipe.optim.name]
         master = parallel.engine == "zero" and self.element == 2
         self.optimizer = 0 if parallel.zero_offload else self._share(moments + (4 * self.n if master else 0))
         self.ema = 0 if recipe.ema is None else self._share(4 * self.n)

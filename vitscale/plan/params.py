@@ -1,7 +1,8 @@
 """How many parameters a model has, component by component.  Exact: equal to the built model's."""
 
 from vitscale.plan.families import BY_LABEL, anatomy_of
-from vitscale.recipe.schema import Model, Objective
+from vitscale.recipe.objectives import Objective
+from vitscale.recipe.schema import Model
 
 
 def params_by_component(model: Model, objective: Objective = BY_LABEL) -> dict[str, int]:

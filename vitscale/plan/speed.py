@@ -9,7 +9,7 @@ from vitscale.plan.flops import training_flops_per_image
 from vitscale.plan.memory import cached_anatomy
 from vitscale.plan.roofline import BANDWIDTH, Operation, operations
 from vitscale.recipe.axes import axes_of
-from vitscale.recipe.schema import Recipe
+from vitscale.recipe.schema import OPTIMIZERS, Recipe
 
 IMAGES_PER_CORE = 865.0     # decoded, cropped and resized to 224 pixels in a second of one core: benchmarks/rows/data-crop.json
 IMAGE_BYTES = 110_000       # of a stored image: ImageNet-1k's mean
@@ -88,7 +88,7 @@ def pace(recipe: Recipe, fleet: Fleet, micro_batch: int, micro_steps: int, suppl
 
     n = sum(parts.params.values())
     own = n / axes.copy_size
-    moments = 1 if recipe.optim.name in ("lion", "sgd") else 2
+    moments = OPTIMIZERS[recipe.optim.name]
     # gradient read and scaled for clipping (3 x 4); read gradient, weight and moments, write weight and moments; an average besides
     update = own * (12 + 4 * (3 + 2 * moments) + (12 if recipe.ema else 0)) / (BANDWIDTH * device.memory_bandwidth)
     if recipe.parallel.zero_offload:

@@ -2,20 +2,8 @@
 
 from vitscale.recipe.duration import Duration
 from vitscale.recipe.load import RECIPES, find_recipe, load_recipe, parse_override, recipe_files
-from vitscale.recipe.schema import (
-    Augment,
-    Checkpoint,
-    Classification,
-    Data,
-    Evaluate,
-    Model,
-    Objective,
-    Observe,
-    Optim,
-    Parallel,
-    Recipe,
-    Vit,
-)
+from vitscale.recipe.objectives import Classification, Objective
+from vitscale.recipe.schema import Augment, Checkpoint, Data, Evaluate, Model, Observe, Optim, Parallel, Recipe, Vit
 
 __all__ = [
     "RECIPES", "Augment", "Checkpoint", "Classification", "Data", "Duration", "Evaluate", "Model", "Objective", "Observe", "Optim",

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vitscale.errors import RecipeError
-from vitscale.recipe.schema import Classification, Parallel, Recipe, Vit
+from vitscale.recipe.objectives import Classification
+from vitscale.recipe.schema import Parallel, Recipe, Vit
 
 
 def _axis(own_samples: bool) -> Any:

@@ -6,7 +6,8 @@ from vitscale.errors import RecipeError
 from vitscale.recipe.axes import axis_contradictions
 from vitscale.recipe.check_model import model_contradictions
 from vitscale.recipe.check_objective import objective_contradictions
-from vitscale.recipe.schema import Augment, Distillation, Recipe, Vit
+from vitscale.recipe.objectives import Classification, Distillation
+from vitscale.recipe.schema import Augment, Recipe, Vit
 from vitscale.recipe.teacher import teacher_classes
 
 
@@ -214,16 +215,17 @@ def _augment(augment: Augment) -> list[tuple[str, str]]:
 
 def _labels(recipe: Recipe) -> list[tuple[str, str]]:
     """What cannot be a label, or is missing one."""
-    label, found = recipe.data.label, []
+    label, objective, found = recipe.data.label, recipe.objective, []
     if label is None:
         if recipe.data.class_map:
             found.append(("data.class_map", "names the classes of labels, but data.label is null"))
         if recipe.data.multi_label:
             found.append(("data.multi_label", "is about labels, but data.label is null"))
         return found
-    if recipe.data.multi_label and recipe.objective.name == "classification" and recipe.objective.loss != "binary_cross_entropy":
+    distils = isinstance(objective, Distillation)
+    if recipe.data.multi_label and isinstance(objective, Classification) and not distils and objective.loss != "binary_cross_entropy":
         found.append(("data.multi_label", "several labels, or none, are no distribution over classes: it wants objective.loss "
-                      f"binary_cross_entropy, got {recipe.objective.loss}"))
+                      f"binary_cross_entropy, got {objective.loss}"))
     fields = label.removeprefix("json:").split(".") if label.startswith("json:") else []
     if not all(fields) or (not fields and (not label or not label.isascii() or "." in label or "/" in label)):
         found.append(("data.label", f"wants the extension of a member, such as cls, or json:path.to.field, got {label!r}"))

@@ -4,7 +4,8 @@ import math
 
 from vitscale.metrics import numbers_of
 from vitscale.metrics.system import EVALUATION_LOSS
-from vitscale.recipe.schema import Inpainting, Jigsaw, Mae, Recipe, Vit
+from vitscale.recipe.objectives import Inpainting, Jigsaw, Mae
+from vitscale.recipe.schema import Recipe, Vit
 
 
 def num_visible(patches: int, mask_ratio: float) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from vitscale.errors import RecipeError
 from vitscale.recipe.beside import Unreached, class_lists, read_names
-from vitscale.recipe.schema import OBJECTIVES
+from vitscale.recipe.objectives import OBJECTIVES
 from vitscale.recipe.upgrade import is_given, put, understood
 from vitscale.recipe.weights import checkpoint_of, known_of, read_object
 

@@ -1,7 +1,7 @@
 """Every section and key of a recipe: its type, its unit, its default.  Components import their section; never the reverse."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -24,6 +24,7 @@ from vitscale.recipe.fields import (
     plain,
     whole,
 )
+from vitscale.recipe.objectives import OBJECTIVES, Classification, OneObjective
 from vitscale.recipe.steps import Steps
 
 if TYPE_CHECKING:
@@ -128,82 +129,11 @@ class External(Model):
 EXTERNAL = "external"       # stands for the families of other packages where the section of a family is looked up
 
 
-class Objective(Section):
-    """What every objective has.  `name` says which of OBJECTIVES the section is."""
-
-    name: str
-
-    wants_labels: ClassVar[bool] = True     # else they are not even read
-
-
-class Classification(Objective):
-    name: Literal["classification"] = "classification"
-    # an evaluation's loss is the cross-entropy of the labels as they are, whatever is trained with; with data.multi_label the binary one
-    loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
-    label_smoothing: Rate = 0.0             # in training only
-
-
-class Distillation(Classification):
-    """A frozen teacher's answers beside, or instead of, the labels (Touvron et al. 2021, DeiT, section 3)."""
-
-    name: Literal["distillation"]  # type: ignore[assignment]
-    teacher: str                            # a run folder, or a folder of transformers' with config.json and model.safetensors
-    kind: Literal["hard", "soft"] = "hard"  # the teacher's choice as a label, or its distribution
-    alpha: Fraction = 0.5                   # the teacher's share of the loss; DeiT: 0.5 hard, 0.1 soft
-    temperature: Positive = 3.0             # of soft: logits are divided by it
-
-
-class MaeDecoder(Section):
-    """A small Transformer that is thrown away after pretraining; its MLP is 4 times as wide as its tokens."""
-
-    width: Count = 512
-    depth: Count = 8                        # number of blocks
-    heads: Count = 16                       # divides the width
-
-
-class Mae(Objective):
-    """Masked autoencoding (He et al. 2022).  Defaults are the paper's (section 4, table 1)."""
-
-    name: Literal["mae"]
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75     # share of the patches that the encoder never sees
-    norm_pix: bool = False                  # each patch's pixels are to be told as deviations from its own mean (tables 1d and 3: better)
-    decoder: MaeDecoder = MaeDecoder()
-
-    wants_labels: ClassVar[bool] = False
-
-
-class Inpainting(Objective):
-    """Masked patches are told from the others (Pathak et al. 2016) by masked tokens and one layer (Xie et al. 2022, SimMIM)."""
-
-    name: Literal["inpainting"]
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6      # share of the squares that are masked
-    mask_patch: Count = 32                  # pixels on a side of what is masked as one: a multiple of model.patch; divides the image
-
-    wants_labels: ClassVar[bool] = False
-
-
-class Rotation(Objective):
-    """By which quarter turn an image was rotated (Gidaris et al. 2018): four classes."""
-
-    name: Literal["rotation"]
-
-    wants_labels: ClassVar[bool] = False
-
-
-class Jigsaw(Objective):
-    """In which of some permutations the tiles of an image were laid (Noroozi & Favaro 2016)."""
-
-    name: Literal["jigsaw"]
-    grid: Annotated[int, Field(ge=2), BeforeValidator(whole)] = 2      # tiles on a side; divides the image into whole patches
-    permutations: Annotated[int, Field(ge=2, le=1000), BeforeValidator(whole)] = 24    # that are told apart; of 2 x 2 tiles there are 24
-
-    wants_labels: ClassVar[bool] = False
-
-
-OBJECTIVES: dict[str, type[Objective]] = {
-    "classification": Classification, "distillation": Distillation, "mae": Mae, "inpainting": Inpainting, "rotation": Rotation,
-    "jigsaw": Jigsaw,
-}
+OPTIMIZERS = {"adamw": 2, "lamb": 2, "lion": 1, "sgd": 1}       # how many moments of each parameter they keep, in fp32
+if TYPE_CHECKING:
+    OneOptimizer = str
+else:
+    OneOptimizer = Literal[tuple(OPTIMIZERS)]
 
 
 class RandAugment(Section):
@@ -278,7 +208,7 @@ class Data(Section):
 
 
 class Optim(Section):
-    name: Literal["adamw", "lamb", "lion", "sgd"] = "adamw"
+    name: OneOptimizer = "adamw"
     lr: NotNegative                         # peak learning rate
     betas: Annotated[tuple[Rate, Rate], BeforeValidator(pair)] = (0.9, 0.999)     # of lion usually (0.9, 0.99); sgd's momentum: the first
     eps: Positive = 1e-8                    # of adamw and lamb
@@ -402,10 +332,7 @@ class Recipe(Section):
         | Annotated[External, Tag(EXTERNAL)],
         Discriminator(_family)]
     data: Data
-    objective: Annotated[
-        Annotated[Classification, Tag("classification")] | Annotated[Distillation, Tag("distillation")] | Annotated[Mae, Tag("mae")]
-        | Annotated[Inpainting, Tag("inpainting")] | Annotated[Rotation, Tag("rotation")] | Annotated[Jigsaw, Tag("jigsaw")],
-        _chosen("name", "classification")] = Classification()
+    objective: Annotated[OneObjective, _chosen("name", "classification")] = Classification()
     optim: Optim
     global_batch: Count                     # samples of one optimizer step over all ranks
     micro_batch: Count | None = None        # samples of one forward pass of one rank; null: what fits in memory

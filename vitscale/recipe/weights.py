@@ -10,7 +10,7 @@ from typing import Any
 from vitscale.errors import RecipeError
 from vitscale.recipe.beside import CLASSES, class_lists, read_names
 from vitscale.recipe.check import train_urls
-from vitscale.recipe.schema import OBJECTIVES
+from vitscale.recipe.objectives import OBJECTIVES
 from vitscale.recipe.upgrade import understood
 
 RUN, CONFIG, PREPROCESSOR = "run.json", "config.json", "preprocessor_config.json"

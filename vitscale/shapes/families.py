@@ -4,14 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 from vitscale.errors import RecipeError
-from vitscale.recipe.schema import Jigsaw, Model, Objective, Rotation
+from vitscale.recipe.objectives import Objective
+from vitscale.recipe.schema import Model
 from vitscale.shapes import convnext, swin, vit
 
 # family -> (dotted key, sentence) for what shows only once the size is known; of a family that is not here nothing does
 PROBLEMS: dict[str, Callable[[Any], list[tuple[str, str]]]] = {
     "vit": vit.problems, "deit": vit.problems, "swin": swin.problems, "convnext": convnext.problems,
 }
-TURNS = 4       # classes of rotation: quarter turns
 
 
 def check_model(model: Model) -> None:
@@ -23,6 +23,5 @@ def check_model(model: Model) -> None:
 
 def trained_section(model: Model, objective: Objective) -> Model:
     """The section with as many classes as the objective tells apart."""
-    if isinstance(objective, Rotation):
-        return model.model_copy(update={"classes": TURNS})
-    return model.model_copy(update={"classes": objective.permutations}) if isinstance(objective, Jigsaw) else model
+    own = objective.own_classes
+    return model if own is None else model.model_copy(update={"classes": own})

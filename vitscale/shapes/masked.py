@@ -1,6 +1,7 @@
 """The model sections that masked image modelling trains: an encoder, and MAE's decoder."""
 
-from vitscale.recipe.schema import Mae, Vit
+from vitscale.recipe.objectives import Mae
+from vitscale.recipe.schema import Vit
 
 
 def encoder_section(model: Vit) -> Vit:

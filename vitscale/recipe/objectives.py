@@ -1,0 +1,102 @@
+"""The objective section of a recipe: which objectives there are, and the keys of each."""
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias, Union
+
+from pydantic import BeforeValidator, Field, Tag
+
+from vitscale.recipe.fields import Count, Fraction, Positive, Rate, Section, whole
+
+
+class Objective(Section):
+    """What every objective has.  `name` says which of OBJECTIVES the section is."""
+
+    name: str
+
+    wants_labels: ClassVar[bool] = True     # else they are not even read
+
+    @property
+    def own_classes(self) -> int | None:
+        """How many classes it tells apart by itself; None: those of the labels, or none."""
+        return None
+
+
+class Classification(Objective):
+    name: Literal["classification"] = "classification"
+    # an evaluation's loss is the cross-entropy of the labels as they are, whatever is trained with; with data.multi_label the binary one
+    loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
+    label_smoothing: Rate = 0.0             # in training only
+
+
+class Distillation(Classification):
+    """A frozen teacher's answers beside, or instead of, the labels (Touvron et al. 2021, DeiT, section 3)."""
+
+    name: Literal["distillation"]  # type: ignore[assignment]
+    teacher: str                            # a run folder, or a folder of transformers' with config.json and model.safetensors
+    kind: Literal["hard", "soft"] = "hard"  # the teacher's choice as a label, or its distribution
+    alpha: Fraction = 0.5                   # the teacher's share of the loss; DeiT: 0.5 hard, 0.1 soft
+    temperature: Positive = 3.0             # of soft: logits are divided by it
+
+
+class MaeDecoder(Section):
+    """A small Transformer that is thrown away after pretraining; its MLP is 4 times as wide as its tokens."""
+
+    width: Count = 512
+    depth: Count = 8                        # number of blocks
+    heads: Count = 16                       # divides the width
+
+
+class Mae(Objective):
+    """Masked autoencoding (He et al. 2022).  Defaults are the paper's (section 4, table 1)."""
+
+    name: Literal["mae"]
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75     # share of the patches that the encoder never sees
+    norm_pix: bool = False                  # each patch's pixels are to be told as deviations from its own mean (tables 1d and 3: better)
+    decoder: MaeDecoder = MaeDecoder()
+
+    wants_labels: ClassVar[bool] = False
+
+
+class Inpainting(Objective):
+    """Masked patches are told from the others (Pathak et al. 2016) by masked tokens and one layer (Xie et al. 2022, SimMIM)."""
+
+    name: Literal["inpainting"]
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6      # share of the squares that are masked
+    mask_patch: Count = 32                  # pixels on a side of what is masked as one: a multiple of model.patch; divides the image
+
+    wants_labels: ClassVar[bool] = False
+
+
+class Rotation(Objective):
+    """By which quarter turn an image was rotated (Gidaris et al. 2018): four classes."""
+
+    name: Literal["rotation"]
+
+    wants_labels: ClassVar[bool] = False
+
+    @property
+    def own_classes(self) -> int:
+        return 4
+
+
+class Jigsaw(Objective):
+    """In which of some permutations the tiles of an image were laid (Noroozi & Favaro 2016)."""
+
+    name: Literal["jigsaw"]
+    grid: Annotated[int, Field(ge=2), BeforeValidator(whole)] = 2      # tiles on a side; divides the image into whole patches
+    permutations: Annotated[int, Field(ge=2, le=1000), BeforeValidator(whole)] = 24    # that are told apart; of 2 x 2 tiles there are 24
+
+    wants_labels: ClassVar[bool] = False
+
+    @property
+    def own_classes(self) -> int:
+        return self.permutations
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "classification": Classification, "distillation": Distillation, "mae": Mae, "inpainting": Inpainting, "rotation": Rotation,
+    "jigsaw": Jigsaw,
+}
+if TYPE_CHECKING:
+    OneObjective: TypeAlias = Objective
+else:
+    OneObjective = Union[tuple(Annotated[section, Tag(name)] for name, section in OBJECTIVES.items())]      # noqa: UP007
