@@ -19,7 +19,7 @@ def test_a_checkpoint_that_is_never_finished(place: Path, unbroken: Run) -> None
         Fault("kill", before="vitscale.train.evaluate:evaluate", rank=1): (16, False),           # at 20
         Fault("kill", before=f"{store}:fsync_tree", rank=0, nth=2): (20, True),                  # of 24, whole but for its name
         Fault("kill", before=f"{store}:fsync_folder", rank=0, nth=2): (32, False),               # it has its name, not yet for good
-        Fault("kill", before=f"{store}:Writer._retain", rank=0, nth=2): (48, False),             # nothing old is deleted yet
+        Fault("kill", before=f"{store}:CheckpointWriter._retain", rank=0, nth=2): (48, False),             # nothing old is deleted yet
     }
     arguments = [*SMALL, "name=c", "duration=60 steps", "evaluate.every=20 steps"]
     two = [*arguments, "parallel.engine=fsdp", "parallel.processes=2"]
