@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitscale.checkpoint.load import Loaded, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Loaded", "__version__", "load"]
 
 

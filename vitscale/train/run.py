@@ -95,18 +95,18 @@ def run(recipe: Recipe, place: RankInfo, stop: StopFlag, accept_changes: bool = 
         if mistake is not None:
             raise mistake       # no rank waits for one that is gone
         nodes = world.broadcast(world.gather(node_name()))
-        dog = stack.enter_context(Watchdog(prepared.folder, rank=world.rank, nodes=nodes, attempt=start.attempt,
+        watchdog = stack.enter_context(Watchdog(prepared.folder, rank=world.rank, nodes=nodes, attempt=start.attempt,
                                            settings=recipe.resilience))
-        meters.watch(dog.changed)
+        meters.watch(watchdog.changed)
         try:
             if recipe.resilience.preflight:
                 preflight(recipe, prepared.folder, [index for index in (prepared.train, prepared.val) if index is not None], world)
             with storage_errors(), contextlib.closing(Crumbs.open(prepared.folder, world.rank, crashers)) as crumbs:
-                return Session(recipe, prepared, world, lease, stop, meters, goodput, dog, crumbs).run(start)
+                return Session(recipe, prepared, world, lease, stop, meters, goodput, watchdog, crumbs).run(start)
         except Exception as error:
             if stop.cut_short:          # that has been told, and is why
                 raise
-            failed = _note_failure(error, recipe, prepared, world, lease, dog, start)
+            failed = _note_failure(error, recipe, prepared, world, lease, watchdog, start)
             if isinstance(error, UserError):
                 raise
             say(error, failed)
@@ -118,10 +118,10 @@ class Session:
     roll_back, leave or finish.  All are collective."""
 
     def __init__(self, recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, stop: StopFlag, meters: Meters,
-                 goodput: Goodput | None, dog: Watchdog, crumbs: Crumbs) -> None:
+                 goodput: Goodput | None, watchdog: Watchdog, crumbs: Crumbs) -> None:
         """lease, goodput: rank 0's alone."""
         self.recipe, self.prepared, self.world, self.lease, self.stop = recipe, prepared, world, lease, stop
-        self.meters, self.goodput, self.dog, self.crumbs = meters, goodput, dog, crumbs
+        self.meters, self.goodput, self.watchdog, self.crumbs = meters, goodput, watchdog, crumbs
         self.on_gpu = world.device.type == "cuda"
         self.bad: list[dict[str, Any]] = []     # unreadable samples of the step that this rank answers for
         self.save_owed = False          # a checkpoint is due, and waits until the guard is calm
@@ -163,14 +163,15 @@ class Session:
     def resume(self, start: Start, stack: contextlib.ExitStack) -> None:
         """Everything to where `start` left it, and open what records the run from there."""
         recipe, prepared, world = self.recipe, self.prepared, self.world
-        self.dog.reading(lambda: self.stream.progress, slack_s=PATIENCE.silence_s if self.stream.is_remote else 0.0)
+        self.watchdog.reading(lambda: self.stream.progress, slack_s=PATIENCE.silence_s if self.stream.is_remote else 0.0)
         with self.meters.phase("restore"):
             start, self.progress = restore_newest(start, recipe, prepared, world, self.lease,
                                                   lambda found: restore(found, self.engine, self.ema, self.stream))
         self.guard = Guard(recipe.resilience, self.progress.now.step, self.progress.guard)
-        self.record = stack.enter_context(Recorder(recipe, prepared, world, self.lease, self.meters, self.goodput, self.progress.now,
-                                                   self.dog.nodes, self.engine, self.stream, start.facts.recipe if start.facts else None))
-        self.profile = stack.enter_context(StepProfiler(recipe.profile, prepared.folder, world, self.dog.nodes))
+        self.record = stack.enter_context(Recorder(
+            recipe, prepared, world, self.lease, self.meters, self.goodput, self.progress.now, self.watchdog.nodes, self.engine, self.stream,
+            start.facts.recipe if start.facts else None))
+        self.profile = stack.enter_context(StepProfiler(recipe.profile, prepared.folder, world, self.watchdog.nodes))
         self.writer = stack.enter_context(CheckpointWriter(
             prepared.folder / "checkpoints", rank=world.rank, lease=self.lease, attempt=start.attempt, settings=recipe.checkpoint,
             on_published=self.record.checkpoint_published, on_failed=self.record.checkpoint_failed))
@@ -181,11 +182,11 @@ class Session:
 
     def train(self) -> int:
         """Step by step to the end; returns the exit code.  Raises EvaluationLeft."""
-        if self.dog.is_on:
+        if self.watchdog.is_on:
             wait_as_long_as_it_takes()
         self.meters.begin()
         self.stop.begin()
-        self.dog.begin(self.progress.now.step)
+        self.watchdog.begin(self.progress.now.step)
         self.probe = Probe(self.world.device) if self.world.size > 1 else None
         if self.progress.owes_evaluation and self.prepared.val is not None:
             self.evaluate()
@@ -218,7 +219,7 @@ class Session:
         result = train_step(self.engine, batch, self.task, self.inputs, lr, bool(self.stop), len(self.bad), self.meters,
                             self.probe if batch.step % PROBE_EVERY == 0 else None, save=self.clock.due)
         now = self.progress.now = Moment(batch.step + 1, batch.end)
-        self.dog.step_ended(now.step)
+        self.watchdog.step_ended(now.step)
         if self.ema is not None and result.applied:
             self.ema.update()
         self.record.step(batch, result, lr, now, self.bad)
@@ -254,12 +255,12 @@ class Session:
         assert self.prepared.val is not None
         unusable: list[dict[str, Any]] = []
         with self.meters.phase("evaluate"), open_stream(_patient(self.recipe), self.prepared.val, "val", **self._share(unusable)) as val:
-            result = evaluate(self.engine, self.dog.over(val), self.task, self.recipe.data.augment, self.stop)
+            result = evaluate(self.engine, self.watchdog.over(val), self.task, self.recipe.data.augment, self.stop)
             found = list(unusable)
             if self.ema is not None:
                 with self.ema.swapped():
                     self.engine.weights_changed()
-                    averaged = evaluate(self.engine, self.dog.over(val), self.task, self.recipe.data.augment, self.stop)
+                    averaged = evaluate(self.engine, self.watchdog.over(val), self.task, self.recipe.data.augment, self.stop)
                 self.engine.weights_changed()
                 result |= {COLUMNS[column].averaged: value for column, value in averaged.items()}
         readable = result[EVALUATED_IMAGES.column]
@@ -309,7 +310,7 @@ class Session:
                 self.world.barrier()            # no rank counts on from there before all do
         if isinstance(again, str):
             return self._end(EXIT_FAILED, again, verdict.cause)
-        self.dog.begin(self.progress.now.step)
+        self.watchdog.begin(self.progress.now.step)
         self.save_owed, self.patience_over = False, self.progress.out_of_patience(self.recipe.evaluate.early_stopping)
         return None
 
@@ -362,13 +363,13 @@ def _prepared(recipe: Recipe, place: RankInfo, accept_changes: bool) -> Prepared
     return resumable.look(recipe, accept_changes, prepared.train.hash, prepared.schedule.total) or prepared
 
 
-def _note_failure(error: Exception, recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, dog: Watchdog,
+def _note_failure(error: Exception, recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None, watchdog: Watchdog,
                   start: Start) -> LastError:
     """Write down what ended this attempt, for whoever starts the next; returns what most tells why, which may be another rank's."""
     if not isinstance(error, UserError):
-        dog.defer_to_hang()
-    failed = note_error(prepared.folder, error, rank=world.rank, size=world.size, node=dog.nodes[world.rank], attempt=start.attempt,
-                        step=dog.steps, exclude=recipe.resilience.exclude_bad_nodes)
+        watchdog.defer_to_hang()
+    failed = note_error(prepared.folder, error, rank=world.rank, size=world.size, node=watchdog.nodes[world.rank], attempt=start.attempt,
+                        step=watchdog.steps, exclude=recipe.resilience.exclude_bad_nodes)
     with contextlib.suppress(LeaseLost, StorageError):      # who has lost the lease must not write, nor can who cannot look
         if lease is not None:
             lease.check()
