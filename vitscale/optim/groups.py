@@ -43,7 +43,7 @@ def decay_groups(model: Backbone, weight_decay: float, layer_decay: float = 1.0)
 def freeze_(model: Backbone, what: int | Literal["backbone"]) -> int:
     """Let the first blocks (of Swin and ConvNeXt: stages), and what stands before them, or all but the head, stay as they are.
 
-    Call it before the optimizer is built and before an engine adopts the model.  Returns how many parameters are frozen.  Raises RecipeError.
+    Call it before the optimizer is built and before an engine adopts the model.  Returns how many numbers are frozen.  Raises RecipeError.
     """
     if what == 0:
         return 0

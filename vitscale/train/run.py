@@ -169,8 +169,8 @@ class Session:
                                                   lambda found: restore(found, self.engine, self.ema, self.stream))
         self.guard = Guard(recipe.resilience, self.progress.now.step, self.progress.guard)
         self.record = stack.enter_context(Recorder(
-            recipe, prepared, world, self.lease, self.meters, self.goodput, self.progress.now, self.watchdog.nodes, self.engine, self.stream,
-            start.facts.recipe if start.facts else None))
+            recipe, prepared, world, self.lease, self.meters, self.goodput, self.progress.now, self.watchdog.nodes, self.engine,
+            self.stream, start.facts.recipe if start.facts else None))
         self.profile = stack.enter_context(StepProfiler(recipe.profile, prepared.folder, world, self.watchdog.nodes))
         self.writer = stack.enter_context(CheckpointWriter(
             prepared.folder / "checkpoints", rank=world.rank, lease=self.lease, attempt=start.attempt, settings=recipe.checkpoint,
