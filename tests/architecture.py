@@ -28,6 +28,8 @@ def tree(package: Path) -> str:
             name = path.relative_to(package).as_posix()
             if path.name == "__init__.py" and path.parent.name == room:
                 lines += ["", f"**{room}/** {first_line(path)}", ""]
+            elif name == path.name and any(line.startswith("**") for line in lines):      # a file between two rooms
+                lines += ["", f"**{name}** {first_line(path)}"]
             else:
                 lines.append(f"* `{name}` {first_line(path)}")
     assert not rooms, f"rooms that are on no floor: {', '.join(rooms)}"

@@ -4,7 +4,7 @@ Sources: the CUDA runtime API's `cudaError` and the driver's `CUresult` (docs.nv
 catalogue of Xid errors (docs.nvidia.com/deploy/xid-errors) and what it advises (RESTART_APP, RESET_GPU, ...); `ncclResult_t` (NCCL's
 documentation, API, Types) and its troubleshooting; `cudnnStatus_t` and `cublasStatus_t`; c10d's and gloo's own messages in torch's source.
 
-Whatever asks for another attempt is bounded: resilience/restarts.py refuses one after some in a row got no further.
+Whatever asks for another attempt is bounded: cluster/tries.py refuses one after some in a row got no further.
 """
 
 import re
