@@ -119,7 +119,7 @@ def test_changed_settings_are_refused_before_anything_is_touched(here: Path, don
                 assert found.exit_code == 2
                 assert f"\n  {line}" in str(found)
                 assert "name=NEW" in str(found)
-                assert ("on with this run all the same: --accept-changes" in str(found)) == (override not in NEVER)
+                assert ("resume this run all the same: --accept-changes" in str(found)) == (override not in NEVER)
             if override in NEVER:
                 assert all(isinstance(found, CheckpointError) for found in every_way(override, accept=True))
         both = str(every_way("optim.lr=7", "duration=12 steps", "data.label=txt")[0])
