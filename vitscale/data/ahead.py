@@ -34,7 +34,7 @@ class Ahead:
         on_request: bool = False,
     ) -> None:
         self.fetcher, self.workers, self.depth, self.pin = fetcher, workers, depth, pin
-        self._late = on_request
+        self._on_request = on_request
         self.max_bad_fraction, self.on_bad = max_bad_fraction, on_bad
         self.fetched = 0                            # tasks that the threads have ended: it grows as long as reading gets on
         self.read = 0                               # samples handed out, replaced and masked ones included
@@ -68,14 +68,14 @@ class Ahead:
 
     def take(self) -> MicroBatch | None:
         """The next micro-batch, waited for; None after the last plan.  Raises what a thread raised, and DataError past max_bad_fraction."""
-        if not (self._late and self._queue):
+        if not (self._on_request and self._queue):
             self._top_up()
         if not self._queue:
             return None
         micro, tasks = self._queue.popleft()
         for task in tasks:
             self._book(task.result())
-        if not self._late:
+        if not self._on_request:
             self._top_up()
         if self._shards:            # only now, so that what is wanted at once comes first
             self._shards.reached(self._made - 1)

@@ -54,7 +54,7 @@ class Mixture(Order):
     """Endless batches, each with the same share of every set: set s owns lanes [first_s, first_s + lanes_s) and runs through epochs of its
     own there, each in the order that an Order of its shards and lanes_s lanes has.  A batch is never partial.
 
-    counts: for each set the samples of each of its shards; ids resume from one set to the next.
+    counts: for each set the samples of each of its shards; ids continue from one set to the next.
     """
 
     def __init__(

@@ -37,15 +37,15 @@ Moved = tuple[Seen, Tensor, Tensor | None]
 
 
 class Inputs:
-    """Brings micro-batches to the device: the first of a step during the step before, if there is a `coming` to tell it.
+    """Brings micro-batches to the device: the first of a step during the step before, if there is a `peek` to tell it.
 
     When a host has handed a step's work to a GPU, it waits for its end.  What the next step begins with is copied and augmented in that
     time, behind the work under way, so that the GPU does not wait for the host in turn.
     """
 
-    def __init__(self, device: torch.device, settings: Augment, coming: Callable[[], MicroBatch | None] | None = None) -> None:
-        """coming: the first micro-batch of the next step, if it is there (Stream.peek)."""
-        self._device, self._settings, self._coming = device, settings, coming
+    def __init__(self, device: torch.device, settings: Augment, peek: Callable[[], MicroBatch | None] | None = None) -> None:
+        """peek: the first micro-batch of the next step, if it is there (Stream.peek)."""
+        self._device, self._settings, self._peek = device, settings, peek
         self._ahead: tuple[MicroBatch, Moved] | None = None
 
     def of(self, micro: MicroBatch) -> Moved:
@@ -57,9 +57,9 @@ class Inputs:
 
     def look_ahead(self, last: bool) -> None:
         """A micro-batch's work, the `last` of the step perhaps, has been handed to the device."""
-        if self._coming is None:
+        if self._peek is None:
             return
-        micro = self._coming()
+        micro = self._peek()
         if last and micro is not None:
             self._ahead = micro, device_inputs(micro, self._device, self._settings)
 
