@@ -168,7 +168,7 @@ def test_an_export_that_differs_is_not_called_good(tmp_path):
 def test_foreign_folders_that_cannot_be_read_say_why(tmp_path):
     write_transformers(shaken(Vit(**VIT)), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    for change, words in (({"model_type": "resnet"}, "model_type 'resnet'"), ({"hidden_act": "relu"}, "hidden_act 'relu'"),
+    for change, words in (({"model_type": "resnet"}, "model_type 'resnet'"), ({"hidden_act": "relu"}, "hidden_act  'relu'"),
                           ({"hidden_size": 30}, "model.heads|heads")):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         with pytest.raises((CheckpointError, RecipeError), match=words):

@@ -14,8 +14,8 @@ from vitscale.data.transform import Transform
 from vitscale.errors import CheckpointError, RecipeError, UserError, said
 from vitscale.models import parameter_shapes
 from vitscale.models.timm_config import from_timm, section_of_timm
-from vitscale.models.transformers_config import section_of
 from vitscale.models.transformers_names import from_transformers
+from vitscale.models.transformers_section import section_of
 from vitscale.recipe import Model
 from vitscale.recipe.load import check_section
 from vitscale.recipe.schema import FAMILIES, External
@@ -36,6 +36,7 @@ class Folder:
     transform: Transform
     class_names: tuple[str, ...]        # () where the folder names none
     source: Path
+    idle: tuple[str, ...] = ()          # tensors of the file that no answer depends on
 
 
 def is_foreign_folder(path: Path) -> bool:
@@ -63,7 +64,7 @@ def _read_folder(folder: Path) -> Folder:
     library = library_of(folder)
     if library == "vitscale":
         return _own(folder, config)
-    is_timm = library == "timm"
+    is_timm, idle = library == "timm", list[str]()
     section = section_of_timm(config, str(folder / CONFIG)) if is_timm else section_of(config, str(folder / CONFIG))
     _refuse_absurd(section, folder)
     theirs, source = _tensors(folder)
@@ -73,7 +74,7 @@ def _read_folder(folder: Path) -> Folder:
         weights, names = from_timm(section, theirs), config.get("label_names") or ()
     else:
         shapes = parameter_shapes(section)
-        weights = from_transformers(str(config["model_type"]), section, theirs, shapes)
+        weights, idle = from_transformers(str(config["model_type"]), section, theirs, shapes)
         heads = [name for name in shapes if name.startswith("head") and "norm" not in name]
         if any(name not in weights for name in heads):
             log.info("%s: its classifier is not one of ours; the backbone alone is read", folder)
@@ -84,7 +85,8 @@ def _read_folder(folder: Path) -> Folder:
         transform = Transform(section.image, section.channels, prepared.crop, prepared.mean, prepared.std)
         labels = config.get("id2label") or {}
         names = [labels.get(str(number), str(number)) for number in range(section.classes)] if labels else ()
-    return Folder(section, {name: value.float() for name, value in weights.items()}, transform, tuple(map(str, names)), source)
+    return Folder(section, {name: value.float() for name, value in weights.items()}, transform, tuple(map(str, names)), source,
+                  tuple(idle))
 
 
 def _own(folder: Path, config: Mapping[str, Any]) -> Folder:

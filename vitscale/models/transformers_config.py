@@ -1,12 +1,10 @@
-"""Which of transformers' architectures expresses a model section, or a section one of theirs, and their config.json of it."""
+"""Which of transformers' architectures expresses a model section, and their config.json of it."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from vitscale.errors import CheckpointError, RecipeError
+from vitscale.errors import RecipeError
 from vitscale.models.transformers_names import KINDS
-from vitscale.recipe.load import check_section
-from vitscale.recipe.schema import FAMILIES, ConvNext, Model, Swin, Vit
+from vitscale.recipe.schema import ConvNext, Model, Swin, Vit
 from vitscale.shapes import convnext, swin
 from vitscale.shapes.vit import shape_of
 
@@ -106,7 +104,9 @@ def _vit(kind: str, section: Model) -> dict[str, Any]:
         del config["intermediate_size"]
     if kind == "siglip":
         config["vision_use_head"] = False
+        del config["qkv_bias"], config["hidden_dropout_prob"]
     if kind == "beit":
+        del config["qkv_bias"]
         relative = section.position == "relative"
         config |= {"use_relative_position_bias": relative, "use_absolute_position_embeddings": not relative, "use_mean_pooling": True,
                    "layer_scale_init_value": section.layer_scale or 0.0, "use_mask_token": False, "drop_path_rate": section.drop_path}
@@ -140,55 +140,3 @@ def _convnext(section: ConvNext) -> dict[str, Any]:
               "hidden_sizes": [stage.width for stage in stages], "depths": [stage.depth for stage in stages], "hidden_act": "gelu",
               "layer_norm_eps": 1e-6, "drop_path_rate": section.drop_path}
     return config if scale is None else config | {"layer_scale_init_value": scale}
-
-
-def section_of(config: Mapping[str, Any], where: str) -> Model:
-    """Their config.json -> the model section that expresses it.  Raises CheckpointError for what ours cannot express."""
-    kind = str(config.get("model_type"))
-    if kind not in KINDS:
-        raise CheckpointError(f"{where}: model_type {kind!r} is none that is known here; known are {', '.join(KINDS)}")
-    body = dict(config.get("vision_config", config)) if kind == "siglip" else dict(config)
-    if body.get("hidden_act", "gelu") != "gelu":
-        raise CheckpointError(f"{where}: hidden_act {body['hidden_act']!r} is not expressed here: every model here has the exact gelu")
-    classified = any("ForImageClassification" in name for name in config.get("architectures") or ())
-    classes = len(config["id2label"]) if "id2label" in config else int(config.get("num_labels", 2))
-    try:
-        values = _values(kind, body) | {"classes": classes if classified else 0}
-        return check_section(FAMILIES[values["family"]], values, where)
-    except KeyError as error:
-        raise CheckpointError(f"{where}: lacks {error}, which says what model it is of") from None
-    except RecipeError as error:
-        raise CheckpointError(str(error)) from None
-
-
-def _values(kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    common = {"image": body.get("image_size", 224), "channels": body.get("num_channels", 3)}
-    if kind.startswith("swin"):
-        return common | {"family": "swin", "version": 1 if kind == "swin" else 2, "width": body["embed_dim"], "depths": body["depths"],
-                         "heads": body["num_heads"], "window": body["window_size"], "patch": body.get("patch_size", 4)}
-    if kind.startswith("convnext"):
-        scale = {"layer_scale": body.get("layer_scale_init_value", 1e-6)} if kind == "convnext" else {}
-        return common | scale | {"family": "convnext", "version": 1 if kind == "convnext" else 2, "widths": body["hidden_sizes"],
-                                 "depths": body["depths"]}
-    width = body["hidden_size"]
-    values = common | {
-        "family": "deit" if kind == "deit" else "vit", "width": width, "depth": body["num_hidden_layers"],
-        "heads": body["num_attention_heads"], "mlp": body.get("intermediate_size", 4 * width), "patch": body.get("patch_size", 16),
-        "qkv_bias": body.get("qkv_bias", True), "norm_eps": body.get("layer_norm_eps", 1e-6 if kind.startswith("dino") else 1e-12),
-        "dropout": body.get("hidden_dropout_prob", 0.0),
-    }
-    if kind.startswith("dino"):
-        gated = body.get("use_swiglu_ffn", False)
-        values |= {"layer_scale": body.get("layerscale_value", 1.0), "gated": gated, "qkv_bias": body.get("qkv_bias", True),
-                   "mlp": dino_mlp(width, body.get("mlp_ratio", 4), gated),
-                   "registers": body.get("num_register_tokens", 4) if kind.endswith("registers") else 0}
-    if kind == "siglip":
-        values |= {"pool": "mean", "qkv_bias": True}
-    if kind == "beit":
-        values |= {"pool": "mean", "pool_norm": True, "registers": 1, "qkv_bias": True,
-                   "position": "relative" if body.get("use_relative_position_bias") else "learned",
-                   "layer_scale": body.get("layer_scale_init_value", 0.1) or None}
-        both = body.get("use_relative_position_bias") and body.get("use_absolute_position_embeddings")
-        if both or body.get("use_shared_relative_position_bias") or not body.get("use_mean_pooling", True):
-            raise KeyError("use_mean_pooling with either a bias of each block's own or a table of positions")
-    return values

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vitscale.errors import CheckpointError
+from vitscale.models.foreign_keys import ForeignTensors
 from vitscale.models.position import sincos
 from vitscale.recipe.schema import Model, Vit
 from vitscale.shapes.vit import grid, num_placed, shape_of
@@ -53,6 +55,9 @@ _CONVNEXT: Names = (
     (r"mlp\.grn\.", "grn."), (r"\.gamma$", ".layer_scale_parameter"), (r"(layers\.\d+)\.norm\.", r"\1.layernorm."),
 )
 _QKV = ("query", "key", "value")
+_MASKED = (r"embeddings\.mask_token", r"decoder\..*", r"lm_head\..*")           # of pretraining on hidden patches
+_POOLER = (*_MASKED, r"pooler\..*")         # a layer behind the class token of classes without a classifier, which classifiers go without
+_INDEX = (r".*\.relative_position_index", r".*\.relative_coords_table", r".*\.attn_mask")       # buffers that older versions wrote down
 
 
 @dataclass(frozen=True)
@@ -64,21 +69,23 @@ class Architecture:
     prefix: str                     # of all names but the classifiers', in files of the former
     names: Names
     parts: tuple[str, str, str] = _QKV      # what queries, keys and values are called
+    idle: tuple[str, ...] = ()              # patterns of tensors, without the prefix, that no answer of ours depends on
 
 
 KINDS: dict[str, Architecture] = {          # by transformers' model_type
-    "vit": Architecture("ViTForImageClassification", "ViTModel", "vit.", (*_VIT, (r"^head\.", "classifier."))),
-    "vit_mae": Architecture("ViTMAEForPreTraining", "ViTMAEModel", "vit.", _VIT),
+    "vit": Architecture("ViTForImageClassification", "ViTModel", "vit.", (*_VIT, (r"^head\.", "classifier.")), idle=_POOLER),
+    "vit_mae": Architecture("ViTMAEForPreTraining", "ViTMAEModel", "vit.", _VIT, idle=_MASKED),
     "deit": Architecture("DeiTForImageClassificationWithTeacher", "DeiTModel", "deit.",
-                 ((r"^head\.", "cls_classifier."), (r"^head_dist\.", "distillation_classifier."), *_VIT)),
-    "dinov2": Architecture("Dinov2ForImageClassification", "Dinov2Model", "dinov2.", (*_DINO, (r"^head\.", "classifier."))),
+                         ((r"^head\.", "cls_classifier."), (r"^head_dist\.", "distillation_classifier."), *_VIT), idle=_POOLER),
+    "dinov2": Architecture("Dinov2ForImageClassification", "Dinov2Model", "dinov2.", (*_DINO, (r"^head\.", "classifier.")), idle=_MASKED),
     "dinov2_with_registers": Architecture("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersModel", "dinov2_with_registers.",
-                                  (*_DINO, (r"^head\.", "classifier."))),
-    "beit": Architecture("BeitForImageClassification", "BeitModel", "beit.", (*_BEIT, (r"^head\.", "classifier."))),
+                                          (*_DINO, (r"^head\.", "classifier.")), idle=_MASKED),
+    "beit": Architecture("BeitForImageClassification", "BeitModel", "beit.", (*_BEIT, (r"^head\.", "classifier.")),
+                         idle=(*_MASKED, *_INDEX)),
     "siglip": Architecture("SiglipForImageClassification", "SiglipVisionModel", "vision_model.", (*_SIGLIP, (r"^head\.", "classifier.")),
-                   ("q", "k", "v")),
-    "swin": Architecture("SwinForImageClassification", "SwinModel", "swin.", _SWIN),
-    "swinv2": Architecture("Swinv2ForImageClassification", "Swinv2Model", "swinv2.", _SWIN),
+                           ("q", "k", "v"), (r"text_model\..*", r"logit_(scale|bias)", r"embeddings\.position_ids", r"head\..*")),
+    "swin": Architecture("SwinForImageClassification", "SwinModel", "swin.", _SWIN, idle=(*_MASKED, *_INDEX)),
+    "swinv2": Architecture("Swinv2ForImageClassification", "Swinv2Model", "swinv2.", _SWIN, idle=(*_MASKED, *_INDEX)),
     "convnext": Architecture("ConvNextForImageClassification", "ConvNextModel", "convnext.", _CONVNEXT),
     "convnextv2": Architecture("ConvNextV2ForImageClassification", "ConvNextV2Model", "convnextv2.", _CONVNEXT),
 }
@@ -113,23 +120,31 @@ def to_transformers(kind: str, section: Model, weights: Mapping[str, Tensor]) ->
     return theirs
 
 
-def from_transformers(kind: str, section: Model, theirs: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Weights:
-    """transformers' weights under our names, for those of `shapes` (our names) that theirs has; the others lack."""
+def from_transformers(kind: str, section: Model, theirs: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> tuple[
+        Weights, list[str]]:
+    """(transformers' weights under our names, for those of `shapes` (our names) that theirs has; what of theirs no answer depends on).
+
+    Raises CheckpointError naming what is left over.
+    """
     prefix, ours = KINDS[kind].prefix, {}
-    known = {name.removeprefix(prefix): value for name, value in theirs.items()}
+    known = ForeignTensors({name.removeprefix(prefix): value for name, value in theirs.items()})
+    if len(known) < len(theirs):
+        raise CheckpointError(f"has tensors of the same name with {prefix!r} before it and without; only one can be meant")
     for name in shapes:
         names = their_names(kind, name, isinstance(section, Vit) and section.gated)
         parts = [known.get(one) for one in names]
         if kind.startswith("dino") and name.startswith("head."):
             continue            # it looks at the patches' mean besides the class token
-        some = next((part for part in parts if part is not None), None)
-        if some is not None:
-            ours[name] = torch.cat([torch.zeros_like(some) if part is None else part for part in parts]).reshape(
-                *_our_shape(kind, name, some, len(parts)))
+        if kind == "beit" and names[0].endswith("query.bias") and parts[0] is not None:
+            parts[1] = torch.zeros_like(parts[0])       # its keys have none
+        whole = [part for part in parts if part is not None]
+        if len(whole) == len(names):
+            ours[name] = torch.cat(whole).reshape(*_our_shape(kind, name, whole[0], len(whole)))
+    left = known.close((*KINDS[kind].idle, *(one.replace(".", r"\.") + ".*" for one in _CLASSIFIERS)))
     if kind == "beit" and "pos_embed" in ours:      # its class token has a place, our register in its stead has none
         ours["reg_token"] = ours["reg_token"] + ours["pos_embed"][:, :1]
         ours["pos_embed"] = ours["pos_embed"][:, 1:]
-    return ours
+    return ours, left
 
 
 def _filled(kind: str, section: Vit, weights: Mapping[str, Tensor]) -> Weights:

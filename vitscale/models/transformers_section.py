@@ -1,0 +1,203 @@
+"""transformers' config.json -> the model section that expresses it: every key of it is used, without effect, or refused by name.
+
+The defaults are those of transformers' configuration classes, which files on the hub rely on; a test compares them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vitscale.errors import CheckpointError, RecipeError
+from vitscale.models.foreign_keys import ForeignKeys
+from vitscale.models.transformers_config import dino_mlp
+from vitscale.recipe.load import check_section
+from vitscale.recipe.schema import FAMILIES, Model
+
+Reader = Callable[[ForeignKeys], dict[str, Any]]
+
+# of any model of transformers', of this version or an older one: what it writes down, and what generates text, which these do not
+_GENERAL = """
+    model_type transformers_version architectures dtype torch_dtype id2label label2id num_labels problem_type finetuning_task
+    _name_or_path name_or_path _commit_hash _attn_implementation _attn_implementation_internal _attn_implementation_autoset
+    attn_implementation experts_implementation output_hidden_states output_attentions return_dict torchscript use_bfloat16 use_cache
+    gradient_checkpointing chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size
+    tie_word_embeddings tie_encoder_decoder tf_legacy_loss max_length min_length do_sample early_stopping num_beams num_beam_groups
+    diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores return_dict_in_generate forced_bos_token_id
+    forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens bos_token_id
+    pad_token_id eos_token_id sep_token_id decoder_start_token_id prefix task_specific_params tokenizer_class initializer_range
+    initializer_factor""".split()    # noqa: SIM905  (a hundred quotes)
+_AS_BACKBONE = ("out_features", "out_indices", "stage_names", "reshape_hidden_states", "apply_layernorm")    # of AutoBackbone alone
+
+
+def section_of(config: Mapping[str, Any], where: str) -> Model:
+    """The section.  Raises CheckpointError naming every key that ours cannot follow."""
+    kind = str(config.get("model_type"))
+    if kind not in READERS:
+        raise CheckpointError(f"{where}: model_type {kind!r} is none that is known here; known are {', '.join(READERS)}")
+    keys = ForeignKeys(config)
+    classes = _classes(keys)
+    try:
+        values = READERS[kind](keys) | {"classes": classes}
+        general(keys)
+        keys.close(where)
+        return check_section(FAMILIES[values["family"]], values, where)
+    except (RecipeError, CheckpointError) as error:
+        raise CheckpointError(str(error) if where in str(error) else f"{where}: {error}") from None
+
+
+def _classes(keys: ForeignKeys) -> int:
+    """Of the classifier; 0 where the class that wrote the file has none."""
+    labels, number = keys.take("id2label", None), keys.take("num_labels", 2)
+    classified = any("ForImageClassification" in str(name) for name in keys.take("architectures", None) or ())
+    return (int(number) if labels is None else len(labels)) if classified else 0
+
+
+def general(keys: ForeignKeys) -> None:
+    """What any configuration of transformers' may say besides."""
+    keys.must("pruned_heads", {}, None)
+    keys.idle(*_GENERAL)
+
+
+def side(keys: ForeignKeys, key: str, default: int) -> Any:
+    """A number of pixels, or a list with the same twice."""
+    value = keys.take(key, default)
+    if isinstance(value, (list, tuple)) and value and all(one == value[0] for one in value):
+        return value[0]
+    if isinstance(value, (list, tuple)):
+        keys.refuse(key, f"{value!r} is not square")
+        return default
+    return value
+
+
+def images(keys: ForeignKeys, patch: int = 16) -> dict[str, Any]:
+    """What images a model takes, and in patches of what size."""
+    return {"image": side(keys, "image_size", 224), "channels": keys.take("num_channels", 3), "patch": side(keys, "patch_size", patch)}
+
+
+def activation(keys: ForeignKeys, default: str = "gelu") -> None:
+    """Every model here has the exact GELU."""
+    if (value := keys.take("hidden_act", default)) != "gelu":
+        keys.refuse("hidden_act", f"{value!r} is not expressed here; only 'gelu' is")
+
+
+def transformer(keys: ForeignKeys, eps: float = 1e-12) -> dict[str, Any]:
+    """What all their plain Vision Transformers have."""
+    keys.idle("attention_probs_dropout_prob", "attention_dropout")       # in training alone
+    return images(keys) | {
+        "family": "vit", "width": keys.take("hidden_size", 768), "depth": keys.take("num_hidden_layers", 12),
+        "heads": keys.take("num_attention_heads", 12), "norm_eps": keys.take("layer_norm_eps", eps)}
+
+
+def _vit(keys: ForeignKeys) -> dict[str, Any]:
+    activation(keys)
+    keys.idle("encoder_stride", "pooler_output_size", "pooler_act")      # of other tasks than ours
+    return transformer(keys) | {"mlp": keys.take("intermediate_size", 3072), "qkv_bias": keys.take("qkv_bias", True),
+                                "dropout": keys.take("hidden_dropout_prob", 0.0)}
+
+
+def _deit(keys: ForeignKeys) -> dict[str, Any]:
+    return _vit(keys) | {"family": "deit"}
+
+
+def _mae(keys: ForeignKeys) -> dict[str, Any]:
+    keys.idle("decoder_num_attention_heads", "decoder_hidden_size", "decoder_num_hidden_layers", "decoder_intermediate_size", "mask_ratio",
+              "norm_pix_loss")
+    return _vit(keys)
+
+
+def _dino(keys: ForeignKeys) -> dict[str, Any]:
+    values = transformer(keys, eps=1e-6)
+    gated = keys.take("use_swiglu_ffn", False)
+    if gated:
+        keys.idle("hidden_act")
+    else:
+        activation(keys)
+    keys.idle("use_mask_token", *_AS_BACKBONE)
+    return values | {
+        "layer_scale": keys.take("layerscale_value", 1.0), "gated": gated, "qkv_bias": keys.take("qkv_bias", True),
+        "mlp": dino_mlp(values["width"], keys.take("mlp_ratio", 4), gated), "dropout": keys.take("hidden_dropout_prob", 0.0),
+        "drop_path": keys.take("drop_path_rate", 0.0)}
+
+
+def _dinov2(keys: ForeignKeys) -> dict[str, Any]:
+    return _dino(keys) | {"patch": side(keys, "patch_size", 14)}
+
+
+def _dinov2_with_registers(keys: ForeignKeys) -> dict[str, Any]:
+    return _dino(keys) | {"registers": keys.take("num_register_tokens", 4)}
+
+
+def _beit(keys: ForeignKeys) -> dict[str, Any]:
+    activation(keys)
+    keys.must("use_shared_relative_position_bias", False)
+    keys.must("use_mean_pooling", True)
+    keys.idle("vocab_size", "use_mask_token", "pool_scales", "use_auxiliary_head", "auxiliary_loss_weight", "auxiliary_channels",
+              "auxiliary_num_convs", "auxiliary_concat_input", "semantic_loss_ignore_index", "add_fpn", "segmentation_indices",
+              "qkv_bias", *_AS_BACKBONE)        # the class has always biases; exports of older versions of ours name them
+    relative, absolute = keys.take("use_relative_position_bias", False), keys.take("use_absolute_position_embeddings", False)
+    if relative and absolute:
+        keys.refuse("use_absolute_position_embeddings", "is not expressed here together with use_relative_position_bias")
+    return transformer(keys) | {
+        "pool": "mean", "pool_norm": True, "registers": 1, "qkv_bias": True, "mlp": keys.take("intermediate_size", 3072),
+        "position": "relative" if relative else "learned" if absolute else "none", "dropout": keys.take("hidden_dropout_prob", 0.0),
+        "layer_scale": keys.take("layer_scale_init_value", 0.1) or None, "drop_path": keys.take("drop_path_rate", 0.1)}
+
+
+def _siglip_vision(keys: ForeignKeys) -> dict[str, Any]:
+    activation(keys, "gelu_pytorch_tanh")
+    keys.idle("vision_use_head", "hidden_dropout_prob", "qkv_bias")     # the latter two stand in exports of older versions of ours
+    return transformer(keys, eps=1e-6) | {"pool": "mean", "mlp": keys.take("intermediate_size", 3072)}
+
+
+def _siglip(keys: ForeignKeys) -> dict[str, Any]:
+    keys.idle("text_config", "initializer_factor")
+    inner = keys.inner("vision_config")
+    general(inner)
+    return _siglip_vision(inner)
+
+
+def _swin(keys: ForeignKeys) -> dict[str, Any]:
+    activation(keys)
+    keys.must("mlp_ratio", 4.0)
+    keys.must("qkv_bias", True)
+    keys.must("use_absolute_embeddings", False)
+    keys.must("layer_norm_eps", 1e-5)
+    keys.must("hidden_dropout_prob", 0.0, why="(dropout in training) is not expressed here")
+    keys.idle("attention_probs_dropout_prob", "encoder_stride", "num_layers", "hidden_size", "path_norm", *_AS_BACKBONE)
+    return images(keys, patch=4) | {
+        "family": "swin", "version": 1, "width": keys.take("embed_dim", 96), "depths": keys.take("depths", [2, 2, 6, 2]),
+        "heads": keys.take("num_heads", [3, 6, 12, 24]), "window": keys.take("window_size", 7),
+        "drop_path": keys.take("drop_path_rate", 0.1)}
+
+
+def _swinv2(keys: ForeignKeys) -> dict[str, Any]:
+    values = _swin(keys)
+    given = keys.take("pretrained_window_sizes", [0, 0, 0, 0])
+    if any(given):
+        keys.refuse("pretrained_window_sizes", f"{given!r} is not expressed here: offsets are counted in the model's own window")
+    return values | {"version": 2}
+
+
+def _convnext(keys: ForeignKeys) -> dict[str, Any]:
+    activation(keys)
+    keys.must("layer_norm_eps", 1e-12, 1e-6)
+    keys.idle("num_stages", *_AS_BACKBONE)
+    values = images(keys, patch=4)
+    del values["patch"]
+    keys.must("patch_size", 4, [4, 4])
+    return values | {
+        "family": "convnext", "version": 1, "widths": keys.take("hidden_sizes", [96, 192, 384, 768]),
+        "depths": keys.take("depths", [3, 3, 9, 3]), "layer_scale": keys.take("layer_scale_init_value", 1e-6),
+        "drop_path": keys.take("drop_path_rate", 0.0)}
+
+
+def _convnextv2(keys: ForeignKeys) -> dict[str, Any]:
+    values = _convnext(keys) | {"version": 2}
+    del values["layer_scale"]
+    return values
+
+
+READERS: dict[str, Reader] = {          # by model_type
+    "vit": _vit, "vit_mae": _mae, "deit": _deit, "dinov2": _dinov2, "dinov2_with_registers": _dinov2_with_registers, "beit": _beit,
+    "siglip": _siglip, "swin": _swin, "swinv2": _swinv2, "convnext": _convnext, "convnextv2": _convnextv2,
+}
