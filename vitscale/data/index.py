@@ -21,10 +21,10 @@ from safetensors.numpy import save
 
 from vitscale.data import remote
 from vitscale.data.descriptors import HELD, mapped
-from vitscale.data.members import GroupMembers, group
+from vitscale.data.formats import FORMATS, HEAD, compression, format_of
+from vitscale.data.members import Damage, GroupMembers, Link, Member, ReadAt, Walk, group, split_name
 from vitscale.data.shards import Homes, expand, locked, publish_index, stat_shards, unreadable
 from vitscale.data.survive import looking_at
-from vitscale.data.tar import Damage, Link, ReadAt, TarMember, Walk, compression, split_name, walk
 from vitscale.errors import DataError, UserError
 from vitscale.files import patiently
 from vitscale.recipe.redact import redact
@@ -48,6 +48,7 @@ class ShardIndex:
     ext: NDArray[np.uint16]         # (M,) into extensions
     first: NDArray[np.int64]        # (S + 1,)
     extensions: tuple[str, ...]
+    format: str                     # of FORMATS
     damage: tuple[Damage, ...]
     row: dict[str, Any]             # this shard's columns of the set file
 
@@ -69,7 +70,7 @@ class SeveralImages(DataError):
 def image_member(extensions: Sequence[str], chosen: str | None = None) -> str | None:
     """Which member is the image: `chosen` (data.image), else the one named as an image (`jpg`), else the one that ends so (`left.png`).
 
-    Raises SeveralImages where there are two such and none is chosen: which comes first in the tar must not decide."""
+    Raises SeveralImages where there are two such and none is chosen: which comes first in the shard must not decide."""
     if chosen is not None:
         return chosen if chosen in extensions else None
     found = [ext for ext in extensions if ext in IMAGES] or [ext for ext in extensions if ext.rpartition(".")[2] in IMAGES]
@@ -140,23 +141,24 @@ class SetIndex:
         return found
 
     def key_of(self, shard: int, index: int) -> str:
-        """The key of a sample, read again from the tar for a message; '?' if it cannot be read."""
+        """The key of a sample, read again from its shard for a message; '?' if it cannot be read."""
         total = int(self.bytes[shard])
         entry = self.shard(shard)
-        member = int(entry.first[index])
+        walk, member = FORMATS[entry.format].walk, int(entry.first[index])
+        offset = int(entry.offset[member])
         # members lie one behind the other, but for links and joined ones, for which the whole shard is walked
-        start = 0 if member == 0 else int(entry.offset[member - 1] + -(-entry.size[member - 1] // 512) * 512)
+        start = int(entry.offset[member - 1] + entry.size[member - 1]) if member else 0
         try:
             with reading(self.urls[shard], total, int(self.mtime_ns[shard])) as read_at:
-                for item in walk(lambda offset, size: read_at(start + offset, size), total - start, Walk()):
-                    if isinstance(item, TarMember) and start + item.offset == int(entry.offset[member]):
+                for item in walk(read_at, total, Walk(), start):
+                    if isinstance(item, Member) and item.offset == offset:
                         return (split_name(item.name) or ("?", ""))[0]
-                    if isinstance(item, Link) or start + item.offset > int(entry.offset[member]):
+                    if isinstance(item, Link) or item.offset > offset:
                         break
                 state = Walk()
-                samples, _ = group(list(walk(read_at, total, state)), state, self.group_members)
+                samples, _ = group(list(walk(read_at, total, state, 0)), state, self.group_members)
                 first = next(iter(samples[index].members.values()))
-                return samples[index].key if first.offset == int(entry.offset[member]) else "?"        # else the content has moved
+                return samples[index].key if first.offset == offset else "?"        # else the content has moved
         except (OSError, IndexError, remote.Unreachable):
             return "?"
 
@@ -196,7 +198,7 @@ def open_index(
     index_dir: where the index lies; None: beside the shards in .vitscale-index/ if that can be written, else the user's cache.
     check: compare every shard's size and mtime; False believes the set file, for ranks whose launcher has just checked.
     group_members, image: as in `data` of a recipe: which members of a shard make a sample, and which of these is the image.
-    Raises DataError naming the shard that is missing, no tar, or without images.
+    Raises DataError naming the shard that is missing, of no known format, or without images.
     """
     paths, homes = expand(urls), Homes(index_dir, "" if group_members == "adjacent" else group_members)
     sets = homes.sets(paths)
@@ -270,15 +272,15 @@ def reading(path: str, size: int, stamp: int) -> Iterator[ReadAt]:
 
 
 def _build_sidecar(place: Path, path: str, size: int, mtime_ns: int, how: GroupMembers) -> dict[str, Any]:
-    """Walk one shard, write its sidecar, return its row of the set file.  Raises DataError for what is no tar or has no images."""
+    """Walk one shard, write its sidecar, return its row of the set file.  Raises DataError for what is no shard or has no images."""
     state = Walk()
     with looking_at(redact(path), "", b""), reading(path, size, mtime_ns) as read_at:
-        path = redact(path)
-        samples, lost = group(list(walk(read_at, size, state)), state, how)
+        path, form = redact(path), format_of(path, read_at(0, HEAD))
+        samples, lost = group(list(FORMATS[form].walk(read_at, size, state, 0)), state, how)
         if not samples and (size == 0 or state.damage):
-            packed = compression(read_at(0, 8))
+            packed = compression(read_at(0, HEAD)) if form == "tar" else None
             why = f"compressed ({packed}); decompress it, since samples are read at their offsets" if packed else (
-                "an empty file" if size == 0 else f"no tar, or no whole sample is left in it ({state.damage[0].reason})")
+                "an empty file" if size == 0 else f"no {form}, or no whole sample is left in it ({state.damage[0].reason})")
             raise DataError(f"{path}: {why}" + ("" if packed else "; remove it from the list, or pack it again"))
     names = sorted({ext for sample in samples for ext in sample.members})
     images = sum(any(ext.rpartition(".")[2] in IMAGES for ext in sample.members) for sample in samples)
@@ -293,7 +295,7 @@ def _build_sidecar(place: Path, path: str, size: int, mtime_ns: int, how: GroupM
         "damaged": sum(not damage.apart for damage in state.damage), "lost": len(lost), "header_sha256": state.sha.hexdigest(),
     }
     damage = [asdict(damage) for damage in sorted(state.damage, key=lambda damage: damage.offset)]
-    meta = {"version": VERSION, "extensions": names, "damage": damage, **row}
+    meta = {"version": VERSION, "format": form, "extensions": names, "damage": damage, **row}
     arrays: dict[str, NDArray[Any]] = {
         "offset": np.array([member.offset for _, member in members], np.int64),
         "size": np.array([member.size for _, member in members], np.int64),
@@ -317,7 +319,8 @@ def _load_sidecar(places: Sequence[Path], path: str, size: int, mtime_ns: int, n
             (length,) = struct.unpack("<Q", view[:8].tobytes())
             header = json.loads(view[8:8 + length].tobytes())
             meta = json.loads(header.pop("__metadata__")["vitscale"])
-            if (meta["version"], meta["bytes"], meta["mtime_ns"]) != (VERSION, size, mtime_ns):
+            form = meta.get("format", "tar")        # none is named in those from before there were others
+            if (meta["version"], meta["bytes"], meta["mtime_ns"]) != (VERSION, size, mtime_ns) or form not in FORMATS:
                 continue
             arrays = {name: _array(view, 8 + length, header[name]) for name in ("offset", "size", "ext", "first")}
         except (ValueError, KeyError, TypeError, struct.error):
@@ -330,7 +333,7 @@ def _load_sidecar(places: Sequence[Path], path: str, size: int, mtime_ns: int, n
             continue
         damage = tuple(Damage(**item) for item in meta["damage"])
         row = {name: meta[name] for name in _COLUMNS}
-        return ShardIndex(redact(path), **arrays, extensions=tuple(meta["extensions"]), damage=damage, row=row)
+        return ShardIndex(redact(path), **arrays, extensions=tuple(meta["extensions"]), format=form, damage=damage, row=row)
     if refused is not None and needed:
         raise refused
     return None

@@ -1,12 +1,59 @@
-"""Which members of a shard make a sample: webdataset's rule, or one key anywhere in the shard, and what damage costs."""
+"""What a walk over a shard finds, and which members make a sample: webdataset's rule, or one key anywhere; and what damage costs."""
 
+import hashlib
 import posixpath
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal
 
-from vitscale.data.tar import BLOCK, Damage, Link, TarMember, Walk, split_name
-
+_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")      # webdataset 1.0.2, tariterators.base_plus_ext
+_META = re.compile(r"__[^/]*__($|/)")                   # webdataset 1.0.2, tariterators.tar_file_iterator, skip_meta
 GroupMembers = Literal["adjacent", "anywhere"]
+ReadAt = Callable[[int, int], bytes]    # (offset, size) -> at most size bytes; fewer only at the end
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file in a shard: its name as the archive gives it, where its header and its data lie (bytes)."""
+
+    name: str
+    header: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Link:
+    """A hard or symbolic link: its name, where its header lies, the archive's name of what it stands for."""
+
+    name: str
+    header: int
+    target: str
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Bytes [offset, end) of a shard that could not be understood, and why; the name of the member that is lost, where it is known."""
+
+    offset: int
+    end: int
+    reason: str
+    name: str | None = None
+    apart: bool = False         # nothing is lost: members of one key do not stand together
+
+
+@dataclass
+class Walk:
+    """Progress of a walk: what was damaged, and the hash over every header seen, by which one content is told from another."""
+
+    damage: list[Damage] = field(default_factory=list)
+    sha: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+
+    def note(self, damage: Damage) -> Damage:
+        """The damage, kept."""
+        self.damage.append(damage)
+        return damage
 
 
 @dataclass
@@ -14,12 +61,18 @@ class Sample:
     """The members of one key, by extension."""
 
     key: str
-    members: dict[str, TarMember]
+    members: dict[str, Member]
     suspect: bool = False       # next to damage: kept if it has what every other sample has
     broken: bool = False        # one of its members is known to be cut
 
 
-def group(items: list[TarMember | Link | Damage], state: Walk, members: GroupMembers = "adjacent") -> tuple[list[Sample], set[str]]:
+def split_name(name: str) -> tuple[str, str] | None:
+    """Member name -> (key, extension in lower case) by webdataset's rule; None for a member that belongs to no sample."""
+    match = None if _META.match(name) else _NAME.match(name)
+    return (match[1], match[2].lower()) if match else None
+
+
+def group(items: list[Member | Link | Damage], state: Walk, members: GroupMembers = "adjacent") -> tuple[list[Sample], set[str]]:
     """Consecutive members of equal key make a sample (webdataset's rule); -> (samples to keep, keys of those known to be lost).
 
     Where webdataset raises for a member that comes twice, a new sample starts and the damage is noted; so is a key whose members stand
@@ -30,7 +83,7 @@ def group(items: list[TarMember | Link | Damage], state: Walk, members: GroupMem
     samples: list[Sample] = []
     lost: set[str] = set()
     latest: dict[str, Sample] = {}
-    apart: list[tuple[TarMember, Sample]] = []
+    apart: list[tuple[Member, Sample]] = []
     after_damage = False
     for item in _followed(items, state):
         parts = split_name(item.name) if item.name else None
@@ -48,7 +101,7 @@ def group(items: list[TarMember | Link | Damage], state: Walk, members: GroupMem
         sample = latest.get(key)
         if sample is None or ext in sample.members or (members == "adjacent" and sample is not samples[-1]):
             if sample is not None and ext in sample.members:
-                state.damage.append(Damage(item.header, item.offset, f"key {key!r} comes twice; both samples are kept"))
+                state.note(Damage(item.header, item.offset, f"key {key!r} comes twice; both samples are kept"))
             elif sample is not None:
                 apart.append((item, sample))
             sample = latest[key] = Sample(key, {}, suspect=after_damage)
@@ -56,7 +109,7 @@ def group(items: list[TarMember | Link | Damage], state: Walk, members: GroupMem
         sample.members[ext] = item
         after_damage = False
     if apart:
-        state.damage.append(_stand_apart(*apart[0], len(apart)))
+        state.note(_stand_apart(*apart[0], len(apart)))
     if members == "anywhere" and any(isinstance(item, Damage) for item in items):
         for sample in samples:
             sample.suspect = True
@@ -67,7 +120,7 @@ def group(items: list[TarMember | Link | Damage], state: Walk, members: GroupMem
     return kept, lost
 
 
-def _stand_apart(item: TarMember, before: Sample, count: int) -> Damage:
+def _stand_apart(item: Member, before: Sample, count: int) -> Damage:
     """One remark for all keys of a shard: a tar with all images before all labels has nothing else."""
     ext = item.name.rpartition("/")[2].partition(".")[2]
     return Damage(item.header, item.offset, f"members of one key stand apart, {count} times; of {before.key!r} {', '.join(before.members)} "
@@ -75,26 +128,24 @@ def _stand_apart(item: TarMember, before: Sample, count: int) -> Damage:
                   "them", apart=True)
 
 
-def _followed(items: list[TarMember | Link | Damage], state: Walk) -> list[TarMember | Damage]:
+def _followed(items: list[Member | Link | Damage], state: Walk) -> list[Member | Damage]:
     """Links as the members that they stand for, wherever these lie in the shard."""
     if not any(isinstance(item, Link) for item in items):
         return items            # type: ignore[return-value]
     named = {posixpath.normpath(item.name): item for item in items if not isinstance(item, Damage)}
-    found: list[TarMember | Damage] = []
+    found: list[Member | Damage] = []
     for item in items:
         if not isinstance(item, Link):
             found.append(item)
             continue
-        target: TarMember | Link | None = item
+        target: Member | Link | None = item
         for _ in range(len(named)):         # a link to a link, but not round and round
             if not isinstance(target, Link):
                 break
             target = named.get(target.target)
-        if isinstance(target, TarMember):
-            found.append(TarMember(item.name, item.header, target.offset, target.size))
+        if isinstance(target, Member):
+            found.append(Member(item.name, item.header, target.offset, target.size))
         elif split_name(item.name):
             why = f"{item.name!r} is a link to {item.target!r}, which is no file in this shard; pack the file itself"
-            damage = Damage(item.header, item.header + BLOCK, why, item.name)
-            state.damage.append(damage)
-            found.append(damage)
+            found.append(state.note(Damage(item.header, item.header, why, item.name)))
     return found

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vitscale.data.bad import BadSample
 from vitscale.data.folder import class_folders, look_through, splits_of
+from vitscale.data.formats import shards_in
 from vitscale.data.index import IMAGES, SetIndex, open_index
 from vitscale.data.manifest import number_labels, read_manifest
 from vitscale.data.members import GroupMembers
@@ -87,8 +88,8 @@ def _folder(root: Path, classes: Sequence[str]) -> Source:
     """ROOT/CLASS/**/IMAGE, as torchvision's ImageFolder: classes are the folders sorted by name; a class map may name more of them."""
     names = class_folders(root)
     if not names:
-        shards = any(root.glob("*.tar"))
-        raise DataError(f"{root}: no class folders in it; " + (f"give its shards, such as '{root}/*.tar'" if shards else
+        shards = shards_in(root)
+        raise DataError(f"{root}: no class folders in it; " + (f"give its shards, such as '{root}/*{Path(shards[0]).suffix}'" if shards else
                         "wanted is a folder per class, such as cats/ and dogs/, or a manifest or shards"))
     number = _number(classes or names, names, str(root))
     found = look_through(root, names)

@@ -1,12 +1,11 @@
 """Walk the headers of a plain tar, damaged or not.  Reads no member's data and never turns a member's name into a path."""
 
-import hashlib
 import posixpath
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import numpy as np
+
+from vitscale.data.members import Damage, Link, Member, ReadAt, Walk
 
 BLOCK = 512
 _WINDOW = 1 << 18           # bytes read at once while members are small
@@ -14,79 +13,24 @@ _SCAN = 1 << 22             # bytes read at once while looking for the next head
 _LONGEST_NAME = 1 << 20     # bytes of an extended header that are believed
 _NO_DATA = b"123456"        # links, devices, directories, FIFOs: nothing follows the header, whatever its size field says
 _REGULAR = b"0\x007"
-_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")      # webdataset 1.0.2, tariterators.base_plus_ext
-_COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"(\xb5/\xfd", "zstd"), (b"\x04\"M\x18", "lz4"),
-               (b"LZIP", "lzip"), (b"PK\x03\x04", "zip"), (b"7z\xbc\xaf\x27\x1c", "7z"))
-_META = re.compile(r"__[^/]*__($|/)")                   # webdataset 1.0.2, tariterators.tar_file_iterator, skip_meta
-
-ReadAt = Callable[[int, int], bytes]    # (offset, size) -> at most size bytes; fewer only at the end
-
-
-@dataclass(frozen=True)
-class TarMember:
-    """One regular file: its name as the tar gives it, where its header and its data lie (bytes)."""
-
-    name: str
-    header: int
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True)
-class Link:
-    """A hard or symbolic link: its name, where its header lies, the archive's name of what it stands for."""
-
-    name: str
-    header: int
-    target: str
-
-
-@dataclass(frozen=True)
-class Damage:
-    """Bytes [offset, end) of a shard that could not be understood, and why; the name of the member that is lost, where it is known."""
-
-    offset: int
-    end: int
-    reason: str
-    name: str | None = None
-    apart: bool = False         # nothing is lost: members of one key do not stand together
-
-
-@dataclass
-class Walk:
-    """Progress of a walk: what was damaged, and the hash over every header block seen."""
-
-    damage: list[Damage] = field(default_factory=list)
-    sha: "hashlib._Hash" = field(default_factory=hashlib.sha256)
 
 
 class _BadHeader(Exception):
     pass
 
 
-def split_name(name: str) -> tuple[str, str] | None:
-    """Member name -> (key, extension in lower case) by webdataset's rule; None for a member that belongs to no sample."""
-    match = None if _META.match(name) else _NAME.match(name)
-    return (match[1], match[2].lower()) if match else None
-
-
-def compression(head: bytes) -> str | None:
-    """What a file that begins so is compressed with; None for a plain tar or anything else."""
-    return next((name for magic, name in _COMPRESSED if head.startswith(magic)), None)
-
-
-def walk(read_at: ReadAt, total: int, state: Walk) -> Iterator[TarMember | Link | Damage]:
+def walk(read_at: ReadAt, total: int, state: Walk, start: int = 0) -> Iterator[Member | Link | Damage]:
     """Yield regular members and links in file order, and each Damage at its place among them; fill `state` on the way.
 
     Understands ustar, GNU long names and pax records of path, linkpath and size (POSIX.1-2017, pax, "Interchange Format"), and base-256
     sizes.  A sparse member's data lie condensed in the tar: it is Damage, not a member.
     After a header that cannot be right, goes on at the next block that is a header with a magic and a correct checksum.
-    total: bytes of the file.
+    total: bytes of the file.  start: where the data of a member end, 0 for the first.
     """
     window = _Window(read_at, total)
     shared: dict[str, str] = {}         # pax records for every member to come ('g')
     own: dict[str, str] = {}            # records for the next member alone ('x', 'L')
-    at = start = 0                      # where we are; where the next member's first header lies
+    at = start = _padded(start)         # where we are; where the next member's first header lies
     while at < total:
         block = window.read(at, BLOCK)
         try:
@@ -112,12 +56,11 @@ def walk(read_at: ReadAt, total: int, state: Walk) -> Iterator[TarMember | Link 
             regular = kind in _REGULAR and not (kind == b"\0" and name.endswith("/"))
             if kind == b"S" or any(record.startswith("GNU.sparse.") for record in records):
                 data += _sparse_map(window, block, data) if kind == b"S" else 0
-                sparse, regular = Damage(start, data, f"sparse member {name!r}; repack it as a plain file", name), False
-                state.damage.append(sparse)
-                yield sparse
+                regular = False
+                yield state.note(Damage(start, data, f"sparse member {name!r}; repack it as a plain file", name))
             if kind in _NO_DATA or data + size <= total:
                 if regular:
-                    yield TarMember(name, start, data, size)
+                    yield Member(name, start, data, size)
                 elif kind in b"12":
                     yield Link(name, start, _target(name, records.get("linkpath", _text(block[157:257])), kind == b"1"))
                 at = start = data + (0 if kind in _NO_DATA else _padded(size))
@@ -126,14 +69,11 @@ def walk(read_at: ReadAt, total: int, state: Walk) -> Iterator[TarMember | Link 
         except _BadHeader as error:
             found = _next_header(read_at, at + BLOCK, total)
             damage = Damage(start, total if found is None else found, str(error))
-        state.damage.append(damage)
-        yield damage
+        yield state.note(damage)
         own = {}
         at = start = damage.end
-    damage = Damage(total, total, "no end-of-archive marker: the last sample may lack members")
     if not (state.damage and state.damage[-1].end >= total):
-        state.damage.append(damage)
-        yield damage
+        yield state.note(Damage(total, total, "no end-of-archive marker: the last sample may lack members"))
 
 
 _EXTENDS = {b"L": "path", b"K": "linkpath"}     # of GNU's headers: the record that each stands for

@@ -12,22 +12,22 @@ from typing import Any
 
 from vitscale.data import remote
 from vitscale.data.bad import BadSample
+from vitscale.data.formats import FORMATS, HEAD, compression, format_of
 from vitscale.data.image import decode_whole
 from vitscale.data.index import SeveralImages, image_member, reading
 from vitscale.data.labels import LabelRule, classes_in
-from vitscale.data.members import GroupMembers, Sample, group
+from vitscale.data.members import Damage, GroupMembers, Member, ReadAt, Sample, Walk, group
 from vitscale.data.pack import SUMS
 from vitscale.data.shards import expand, unreadable
 from vitscale.data.survive import looking_at
-from vitscale.data.tar import Damage, ReadAt, TarMember, Walk, compression, walk
 from vitscale.errors import DataError
 from vitscale.recipe.redact import redact
 
 _CHUNK = 1 << 22                            # bytes hashed at once
 Progress = Callable[[int, int], None]       # (bytes done, bytes in all)
 
-# What a fault is called, besides the reasons of BadSample.
-MISSING, CHECKSUM, TAR, DUPLICATE, APART = "missing", "checksum", "tar", "duplicate", "apart"
+# What a fault is called, besides the reasons of BadSample, and the name of the shard's format where the archive itself is damaged.
+MISSING, CHECKSUM, DUPLICATE, APART = "missing", "checksum", "duplicate", "apart"
 LOST, LABEL, READ = "lost", "label", "read"
 
 
@@ -169,37 +169,39 @@ def _sha256(read_at: ReadAt) -> str:
 
 def _samples(path: str, read_at: ReadAt, total: int, part: Findings, group_members: GroupMembers) -> list[Sample]:
     """Walk the headers; what is damaged goes into `part`."""
+    head = read_at(0, HEAD) if total else b""
+    form = format_of(path, head)
     if not total:
-        part.faults.append(Fault(path, TAR, "is an empty file", offset=0))
+        part.faults.append(Fault(path, form, "is an empty file", offset=0))
         return []
-    if packed := compression(read_at(0, 8)):
-        part.faults.append(Fault(path, TAR, f"is compressed ({packed}); decompress it, since samples are read at their offsets", offset=0))
+    if form == "tar" and (packed := compression(head)):
+        part.faults.append(Fault(path, form, f"is compressed ({packed}); decompress it, since samples are read at their offsets", offset=0))
         return []
     state = Walk()
-    items = list(walk(read_at, total, state))
-    headers = {item.name: item.header for item in items if isinstance(item, TarMember)}
+    items = list(FORMATS[form].walk(read_at, total, state, 0))
+    headers = {item.name: item.header for item in items if isinstance(item, Member)}
     known = len(state.damage)
     samples, lost = group(items, state, group_members)
     for number, damage in enumerate(state.damage):
         span = f" (bytes {damage.offset} to {damage.end})" if number < known and damage.end > damage.offset else ""
-        part.faults.append(Fault(path, _name_of(damage), damage.reason + span, offset=damage.offset))
+        part.faults.append(Fault(path, _name_of(damage, form), damage.reason + span, offset=damage.offset))
     for key in sorted(lost):
         offset = min((header for name, header in headers.items() if name.startswith(f"{key}.")), default=None)
         part.faults.append(Fault(path, LOST, "lost to the damage around it", key=key, offset=offset))
     if not samples and not part.faults:
-        part.faults.append(Fault(path, TAR, "no samples in it", offset=0))
+        part.faults.append(Fault(path, form, "no samples in it", offset=0))
     return samples
 
 
-def _name_of(damage: Damage) -> str:
-    return APART if damage.apart else DUPLICATE if damage.reason.startswith("key ") else TAR
+def _name_of(damage: Damage, form: str) -> str:
+    return APART if damage.apart else DUPLICATE if damage.reason.startswith("key ") else form
 
 
 def _faults(path: str, read_at: ReadAt, sample: Sample, rule: LabelRule, classes: int | None, chosen: str | None) -> list[Fault]:
     """What is wrong with one sample: its image, its label."""
     faults = []
 
-    def fault(member: TarMember, reason: str, detail: str) -> None:
+    def fault(member: Member, reason: str, detail: str) -> None:
         faults.append(Fault(path, reason, f"{member.name.rpartition('/')[2]}: {detail}", sample.key, member.header))
 
     first = next(iter(sample.members.values()))

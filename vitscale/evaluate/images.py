@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vitscale.data.bad import BadSample
 from vitscale.data.cache import ShardCache
+from vitscale.data.formats import names_shards, shards_in, suffixes
 from vitscale.data.index import IMAGES, SetIndex, open_index
 from vitscale.data.reader import ShardReader
 from vitscale.data.remote import is_remote
@@ -112,17 +113,17 @@ def open_images(given: Sequence[str], index_dir: str | None = None) -> Several:
     files: list[Path] = []
     for one in given:
         path = Path(one)
-        if is_remote(one) or one.endswith((".tar", ".tar}")) or (".tar" in one and not path.exists()):
+        if is_remote(one) or names_shards(one):
             sources += [ImageFiles(files)] * bool(files) + [Samples(open_index((one,), index_dir))]
             files = []
         elif path.is_dir():
             found = _below(path)
-            shards = sorted(path.glob("*.tar"))
+            shards = shards_in(path)
             if not found and shards:
-                sources += [ImageFiles(files)] * bool(files) + [Samples(open_index(tuple(map(str, shards)), index_dir))]
+                sources += [ImageFiles(files)] * bool(files) + [Samples(open_index(shards, index_dir))]
                 files = []
             elif not found:
-                raise DataError(f"{one}: holds no images ({', '.join(IMAGES)}) and no shards (*.tar)")
+                raise DataError(f"{one}: holds no images ({', '.join(IMAGES)}) and no shards ({suffixes()})")
             files += found
         elif path.exists() or not glob.has_magic(one):
             files.append(path)          # one that is not there is told among the unreadable

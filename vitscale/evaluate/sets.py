@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitscale.data.formats import shards_in, suffixes
 from vitscale.data.labels import read_class_map
 from vitscale.errors import DataError
 from vitscale.evaluate.metrics import hits, share
@@ -38,11 +39,10 @@ def parse_set(text: str, kind: str) -> Set:
 
 def corruptions_in(folder: Path) -> dict[tuple[str, str], tuple[str, ...]]:
     """FOLDER/CORRUPTION/SEVERITY/*.tar, as ImageNet-C lies -> shards by (corruption, severity).  Raises DataError."""
-    found = {(level.parent.name, level.name): tuple(map(str, sorted(level.glob("*.tar"))))
-             for level in sorted(folder.glob("*/*")) if level.is_dir()}
+    found = {(level.parent.name, level.name): tuple(shards_in(level)) for level in sorted(folder.glob("*/*")) if level.is_dir()}
     found = {key: urls for key, urls in found.items() if urls}
     if not found:
-        raise DataError(f"{folder}: holds no CORRUPTION/SEVERITY/*.tar, such as fog/3/shard-000000.tar")
+        raise DataError(f"{folder}: holds no CORRUPTION/SEVERITY/{suffixes()}, such as fog/3/shard-000000.tar")
     return found
 
 

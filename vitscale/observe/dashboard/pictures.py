@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from vitscale.cluster.status import LARGEST_RECIPE_BYTES
 from vitscale.data import pillow
 from vitscale.data.bad import BadSample
+from vitscale.data.formats import FORMATS, HEAD, format_of
 from vitscale.data.header import read_header, still
 from vitscale.data.image import decode_whole
 from vitscale.data.index import IMAGES
+from vitscale.data.members import Member, Walk, split_name
 from vitscale.data.shards import expand
-from vitscale.data.tar import TarMember, Walk, split_name, walk
 from vitscale.errors import DataError, RecipeError
 from vitscale.observe.dashboard.view import QUARANTINE, read_lines
 from vitscale.recipe.text import read_yaml
@@ -67,8 +68,9 @@ def _drawn(shard: str, key: str, version: int) -> bytes | str:
         def read_at(offset: int, size: int) -> bytes:
             return os.pread(file.fileno(), size, offset)
 
-        for member in walk(read_at, os.fstat(file.fileno()).st_size, Walk()):
-            if isinstance(member, TarMember):
+        form = FORMATS[format_of(shard, read_at(0, HEAD))]
+        for member in form.walk(read_at, os.fstat(file.fileno()).st_size, Walk(), 0):
+            if isinstance(member, Member):
                 name = split_name(member.name)
                 if name is not None and name[0] == key and name[1].rpartition(".")[2] in IMAGES:
                     return _encoded(read_at(member.offset, min(member.size, _MOST_BYTES)))
