@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from vitscale.cli import app
 from vitscale.errors import DataError
-from vitscale.models.timm_config import section_of_timm, timm_architecture
+from vitscale.models.timm_config import timm_architecture
+from vitscale.models.timm_section import section_of_timm
 from vitscale.models.transformers_config import config_of, kind_of
 from vitscale.models.transformers_section import section_of
 from vitscale.plan.command import PlanOptions, plan_command

@@ -13,7 +13,7 @@ from vitscale.checkpoint.tensors import read_tensors
 from vitscale.data.transform import Transform
 from vitscale.errors import CheckpointError, RecipeError, UserError, said
 from vitscale.models import parameter_shapes
-from vitscale.models.timm_config import from_timm, section_of_timm
+from vitscale.models.timm_section import from_timm, section_of_timm
 from vitscale.models.transformers_names import from_transformers
 from vitscale.models.transformers_section import section_of
 from vitscale.recipe import Model
@@ -68,12 +68,13 @@ def _read_folder(folder: Path) -> Folder:
     section = section_of_timm(config, str(folder / CONFIG)) if is_timm else section_of(config, str(folder / CONFIG))
     _refuse_absurd(section, folder)
     theirs, source = _tensors(folder)
+    shapes = parameter_shapes(section)
     if is_timm:
         prepared = prepared_by_timm(config)
         transform = Transform(section.image, section.channels, prepared.crop, prepared.mean, prepared.std)
-        weights, names = from_timm(section, theirs), config.get("label_names") or ()
+        weights, idle = from_timm(section, theirs, shapes)
+        names = config.get("label_names") or ()
     else:
-        shapes = parameter_shapes(section)
         weights, idle = from_transformers(str(config["model_type"]), section, theirs, shapes)
         heads = [name for name in shapes if name.startswith("head") and "norm" not in name]
         if any(name not in weights for name in heads):

@@ -49,14 +49,19 @@ class ForeignKeys:
         """A key whose value was read and cannot be followed."""
         self._wrong[key] = why
 
+    def adopt(self, other: "ForeignKeys") -> None:
+        """Have close() close another mapping too."""
+        self._inner.append(other)
+
     def inner(self, key: str) -> "ForeignKeys":
         """The mapping that a key holds, which close() closes too."""
         self.idle(key)
         value = self.values.get(key, {})
-        self._inner.append(ForeignKeys(value if isinstance(value, Mapping) else {}, f"{self.inside}{key}."))
         if not isinstance(value, Mapping):
             self.refuse(key, "is no mapping")
-        return self._inner[-1]
+            value = {}
+        self.adopt(found := ForeignKeys(value, f"{self.inside}{key}."))
+        return found
 
     def faults(self) -> dict[str, str]:
         """By its dotted name what is wrong with each key that was refused, or never asked for."""
