@@ -21,10 +21,14 @@ def reset_exact_(module: nn.Module, name: str) -> None:
     module.get_buffer(name + _REST).zero_()
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in fp32 at least: float64 stays what it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def exact(module: nn.Module, name: str) -> Tensor:
     """The parameter's value in fp32 at least; gradients flow into the parameter."""
-    parameter: Tensor = getattr(module, name)
-    return parameter.to(torch.promote_types(parameter.dtype, torch.float32)) + module.get_buffer(name + _REST)
+    return wide(getattr(module, name)) + module.get_buffer(name + _REST)
 
 
 def rests(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
