@@ -75,7 +75,7 @@ def test_pointing_at_a_patch_shows_what_it_attends_to(page: Any, site: tuple[Pat
     row = look.maps[1, 0, 1, 1 + 9, 1:]
     says(page, "The patch in row 3, column 2 attends to most: " + best_of(row))
     share = 100 * float(row.max())
-    says(page, f"({share:.0f} %)" if share >= 10 else f"({share:.1f} %)")
+    says(page, f"({share:.1f} %)")
     page.mouse.move(5, 5)
     says(page, "The class token")
 

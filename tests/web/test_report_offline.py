@@ -15,6 +15,10 @@ from pages import Keep, Look, fetch, monitoring, only_run, shown, steps, tile
 from playwright.sync_api import expect
 from running import SMALL, Run, train
 
+from vitscale.scaling.analyse import FitRequest, analyse
+from vitscale.scaling.page import write_page
+from vitscale.scaling.points import Columns, read_csv
+
 
 def test_the_report_of_a_run_is_its_page(look: Look, keep: Keep, unbroken: Run) -> None:
     report = unbroken.folder / "report.html"        # written by the run itself, at its end
@@ -38,6 +42,34 @@ def test_the_report_of_a_run_is_its_page(look: Look, keep: Keep, unbroken: Run) 
     expect(page.locator("pre")).to_contain_text("global_batch: 32")
     assert asked == []
     keep(page, "report")
+
+
+def test_the_page_of_a_fit_is_of_the_same_make(look: Look, keep: Keep, tmp_path: Path) -> None:
+    """Light and dark, phones, text that wants to be markup, nothing loaded: as the report of a run, since both are built in one place."""
+    n, d = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e6, 1e8, 6), np.geomspace(1e7, 1e9, 6)))
+    rows = [f"<img src=x onerror=alert(1)> {at},{one},{two},{0.5 + 400 * one ** -0.4 + 900 * two ** -0.4}"
+            for at, (one, two) in enumerate(zip(n, d, strict=True))]
+    (tmp_path / "fit.csv").write_text("\n".join(["run,n,d,loss", *rows, "torn,1,1,nan"]) + "\n")
+    points = read_csv(tmp_path / "fit.csv", Columns({"n": "n", "d": "d"}, "loss", run="run", flops_per=6.0))
+    write_page(analyse(points, FitRequest(forms=("chinchilla3",), intervals=False)), tmp_path / "fit.html", title="</title><b>fit")
+    assert (tmp_path / "fit.html").stat().st_size < 400_000
+    page = look((tmp_path / "fit.html").as_uri(), offline=True, width=390)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    assert page.title() == "</title><b>fit · vitscale"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    drawn = page.evaluate("V.sheet.charts.map(chart => chart.data.names.map((name, at) => name && chart.lines.some(line => "
+                          "V.is(chart.data.series[line.name].mean[at])) ? name.split(',')[0] : null).filter(Boolean))")
+    assert [sorted(names) for names in drawn] == [sorted(row.split(",")[0] for row in rows)] * 2       # each run a point, in both charts
+    assert page.locator("td, th", has_text="the metric is not finite").count() == 1
+    papers = {}
+    for theme in ("light", "dark"):
+        papers[theme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        keep(page, f"fit-{theme}")
+        page.click("#theme")
+    assert papers["light"] != papers["dark"]
+    assert page.locator("img").count() == 0
+    assert asked == []
 
 
 def test_a_report_on_demand(tmp_path: Path, unbroken: Run) -> None:

@@ -25,12 +25,12 @@ CLOCKS = [(0, 0.02), (0, 0.4), (0, 3), (0, 50), (0, 600), (-10, 10), (-3600, 360
 @pytest.fixture
 def zoned(browser: Any) -> Any:
     """A page with the scripts, in a place whose clocks are not UTC's and change twice a year."""
-    from vitscale.observe.dashboard.assets import asset
+    from vitscale.pages.document import asset
 
     context = browser.new_context(timezone_id="America/New_York")
     page = context.new_page()
     page.set_content("<html></html>")
-    page.add_script_tag(content=asset("charts.js") + asset("ticks.js"))
+    page.add_script_tag(content="".join(asset(f"pages/static/{name}.js") for name in ("elements", "charts", "ticks")))
     yield page
     context.close()
 

@@ -1,6 +1,6 @@
 "use strict";
-// Reads the data block; text from it goes into the page as text alone (textContent), never as markup.
-const data = JSON.parse(document.getElementById("data").textContent);
+// Maps over images, drawn from what the page carries.
+const data = V.held;
 const at = id => document.getElementById(id);
 const [down, across] = data.grid, places = down * across, tokens = data.before + places;
 const state = { image: 0, method: data.methods[0].id, layer: Math.max(data.layers - 1, 0), head: data.heads, held: null, pointed: null, class: null };
@@ -60,28 +60,17 @@ const middle = Math.floor(down / 2) * across + Math.floor(across / 2);
 
 const stops = data.colours;        // 256 x [r, g, b] of the colour map
 const colour = share => stops[Math.max(0, Math.min(255, Math.round(share * 255)))];
-function heat(values, top, alpha) {
-  const canvas = document.createElement("canvas");
+function painted(colourOf) {
+  const canvas = V.h("canvas"), context = canvas.getContext("2d");
   canvas.width = across; canvas.height = down;
-  const context = canvas.getContext("2d"), pixels = context.createImageData(across, down);
-  values.forEach((value, place) => {
-    const [r, g, b] = colour(top > 0 ? value / top : 0);
-    pixels.data.set([r, g, b, alpha], 4 * place);
-  });
+  const pixels = context.createImageData(across, down);
+  for (let place = 0; place < places; place += 1) pixels.data.set([...colourOf(place), 255], 4 * place);
   context.putImageData(pixels, 0, 0);
   return canvas;
 }
-function tinted(values) {
-  const canvas = document.createElement("canvas");
-  canvas.width = across; canvas.height = down;
-  const context = canvas.getContext("2d"), pixels = context.createImageData(across, down);
-  for (let place = 0; place < places; place += 1) pixels.data.set([...values.subarray(3 * place, 3 * place + 3), 255], 4 * place);
-  context.putImageData(pixels, 0, 0);
-  return canvas;
-}
+function heat(values, top) { return painted(place => colour(top > 0 ? values[place] / top : 0)); }
+function tinted(values) { return painted(place => values.subarray(3 * place, 3 * place + 3)); }
 
-const percent = value => value >= 0.1 ? `${(100 * value).toFixed(0)} %` : `${(100 * value).toFixed(1)} %`;
-const number = value => value === 0 ? "0" : Math.abs(value) >= 0.001 && Math.abs(value) < 1000 ? value.toPrecision(3) : value.toExponential(1);
 const where = place => `row ${Math.floor(place / across) + 1}, column ${place % across + 1}`;
 const isShare = kind => kind === "attention" || kind === "matrix";
 
@@ -97,12 +86,12 @@ function draw() {
   context.imageSmoothingEnabled = false;
   context.globalAlpha = strength;
   const top = found.colours ? 0 : found.top ?? Math.max(...found.values);
-  context.drawImage(found.colours ? tinted(found.colours) : heat(found.values, top, 255), 0, 0, canvas.width, canvas.height);
+  context.drawImage(found.colours ? tinted(found.colours) : heat(found.values, top), 0, 0, canvas.width, canvas.height);
   context.globalAlpha = 1;
   const place = patch() ?? (kind === "similarity" ? middle : null);
   if (place !== null) outline(context, place, canvas.width / across, canvas.height / down, state.held !== null && state.pointed === null);
   at("scale").hidden = Boolean(found.colours);
-  at("top").textContent = found.colours ? "" : isShare(kind) ? percent(top) : number(top);
+  at("top").textContent = found.colours ? "" : isShare(kind) ? V.percent(top) : V.number(top);
   at("says").textContent = says(found, kind);
   if (kind === "attention") drawHeads();
 }
@@ -126,12 +115,12 @@ function says(found, kind) {
   }
   if (!isShare(kind)) {
     const most = `Most in ${where(best[0][1])}.`;
-    return place === null ? most : `Patch in ${where(place)}: ${number(found.values[place])}, rank ${1 + found.values.filter(one => one > found.values[place]).length} of ${places}. ${most}`;
+    return place === null ? most : `Patch in ${where(place)}: ${V.number(found.values[place])}, rank ${1 + found.values.filter(one => one > found.values[place]).length} of ${places}. ${most}`;
   }
   const who = place === null ? data.reader : `The patch in ${where(place)}`;
   const verb = kind === "attention" ? "attends to" : "holds";
-  const list = best.map(([value, one]) => `${where(one)} (${percent(value)})`).join("; ");
-  const special = found.before.map((value, one) => `${data.tokens[one]} ${percent(value)}`).join(", ");
+  const list = best.map(([value, one]) => `${where(one)} (${V.percent(value)})`).join("; ");
+  const special = found.before.map((value, one) => `${data.tokens[one]} ${V.percent(value)}`).join(", ");
   return `${who} ${verb} most: ${list}.${special ? ` Of what is no patch: ${special}.` : ""}`;
 }
 
@@ -146,22 +135,22 @@ function drawHeads() {
   const sharp = window.devicePixelRatio || 1;
   canvas.width = width * sharp; canvas.height = height * sharp;
   canvas.style.width = `${width}px`;
-  const context = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
+  const context = canvas.getContext("2d");
   context.scale(sharp, sharp);
   context.imageSmoothingEnabled = false;
   context.font = "11px system-ui, sans-serif";
-  context.fillStyle = style.getPropertyValue("--faint");
+  context.fillStyle = V.colour("--soft");
   context.textAlign = "center";
   for (let head = 0; head < columns; head += 1)
     if (cell.width >= 26 || head % 2 === 0) context.fillText(head === data.heads ? "all" : head, 34 + head * (cell.width + cell.gap) + cell.width / 2, 12);
   context.textAlign = "right";
   for (let layer = 0; layer < data.layers; layer += 1) {
-    context.fillStyle = style.getPropertyValue("--faint");
+    context.fillStyle = V.colour("--soft");
     context.fillText(layer, 26, 18 + layer * (cell.height + cell.gap) + cell.height / 2 + 4);
     for (let head = 0; head < columns; head += 1) {
       const values = attentionRow(image, layer, head, token).slice(data.before);
       const x = 34 + head * (cell.width + cell.gap), y = 18 + layer * (cell.height + cell.gap);
-      context.drawImage(heat(values, Math.max(...values), 255), x, y, cell.width, cell.height);
+      context.drawImage(heat(values, Math.max(...values)), x, y, cell.width, cell.height);
       if (layer === state.layer && head === state.head) {
         context.strokeStyle = "#22d3ee"; context.lineWidth = 3;
         context.strokeRect(x + 1, y + 1, cell.width - 2, cell.height - 2);
@@ -175,7 +164,7 @@ function choose(change) {
   const image = data.images[state.image], kind = method();
   if ("image" in change) state.class = image.classes.length ? String(image.classes[0][0]) : "";
   at("name").textContent = image.name;
-  at("answer").textContent = image.top.length ? `The model says ${image.top.map(([label, share]) => `${label} (${percent(share)})`).join(", ")}.` : "";
+  at("answer").textContent = image.top.length ? `The model says ${image.top.map(([label, share]) => `${label} (${V.percent(share)})`).join(", ")}.` : "";
   document.querySelectorAll("#images button").forEach((button, one) => {
     button.setAttribute("aria-checked", String(one === state.image));
     button.tabIndex = one === state.image ? 0 : -1;
@@ -192,15 +181,8 @@ function choose(change) {
   draw();
 }
 
-data.images.forEach((image, one) => {
-  const button = document.createElement("button"), picture = document.createElement("img"), name = document.createElement("span");
-  button.type = "button"; button.setAttribute("role", "radio");
-  picture.src = image.picture; picture.alt = "";
-  name.textContent = image.name; button.title = image.name;
-  button.append(picture, name);
-  button.addEventListener("click", () => choose({ image: one, held: null, pointed: null }));
-  at("images").append(button);
-});
+data.images.forEach((image, one) => at("images").append(V.h("button", {type: "button", role: "radio", title: image.name, on: {click: () => choose({ image: one, held: null, pointed: null })}},
+  V.h("img", {src: image.picture, alt: ""}), V.h("span", {}, image.name))));
 at("images").addEventListener("keydown", event => {
   const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
   if (!step) return;
@@ -208,13 +190,8 @@ at("images").addEventListener("keydown", event => {
   choose({ image: (state.image + step + data.images.length) % data.images.length, held: null, pointed: null });
   at("images").children[state.image].focus();
 });
-data.methods.forEach(one => {
-  const label = document.createElement("label"), input = document.createElement("input");
-  input.type = "radio"; input.name = "method"; input.value = one.id;
-  input.addEventListener("change", () => choose({ method: one.id }));
-  label.append(input, one.title);
-  at("methods").append(label);
-});
+data.methods.forEach(one => at("methods").append(V.h("label", {},
+  V.h("input", {type: "radio", name: "method", value: one.id, on: {change: () => choose({ method: one.id })}}), one.title)));
 for (let layer = 0; layer < data.layers; layer += 1) at("layer").append(new Option(layer, layer));
 for (let head = 0; head < data.heads; head += 1) at("head").append(new Option(head, head));
 at("head").append(new Option("mean of all", data.heads));
@@ -222,13 +199,6 @@ at("layer").addEventListener("change", event => choose({ layer: Number(event.tar
 at("head").addEventListener("change", event => choose({ head: Number(event.target.value) }));
 at("class").addEventListener("change", event => choose({ class: event.target.value }));
 at("strength").addEventListener("input", draw);
-at("theme").addEventListener("click", () => {
-  const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)").matches;
-  const now = root.dataset.theme ?? (dark ? "dark" : "light");
-  root.dataset.theme = now === "dark" ? "light" : "dark";
-  draw();
-});
-
 function placeAt(event) {
   const box = at("map").getBoundingClientRect();
   const column = Math.floor((event.clientX - box.left) / box.width * across), row = Math.floor((event.clientY - box.top) / box.height * down);
@@ -282,4 +252,5 @@ window.addEventListener("resize", later);
 
 const strip = at("bar").getContext("2d");
 stops.forEach(([r, g, b], one) => { strip.fillStyle = `rgb(${r},${g},${b})`; strip.fillRect(one, 0, 1, 1); });
+V.swap(document.getElementById("page"), V.header(draw, V.h("h1", {}, data.title), V.h("span", {class: "where"}, data.told)));
 choose({ image: 0 });

@@ -1,11 +1,7 @@
 """One HTML file that needs nothing else: choose an image, a method, a layer and a head, and point at a patch to see what it attends to."""
 
 import base64
-import hashlib
-import html
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +12,7 @@ from vitscale.explain.look import View
 from vitscale.explain.methods import METHODS
 from vitscale.explain.pictures import HEAT, as_picture, png
 from vitscale.explain.study import Study
+from vitscale.pages.document import as_json, asset, one_file
 
 # How the page draws a method: `attention` by layer, head and token; `matrix` by token; `similarity` by place; `colours`; else `heat`.
 _KINDS = {"attention": "attention", "rollout": "matrix", "similarity": "similarity", "pca": "colours"}
@@ -40,7 +37,7 @@ def entry(one: Study, names: Sequence[str], methods: Sequence[str]) -> dict[str,
 
 def size_of(made: Mapping[str, Any]) -> int:
     """Bytes that entry() takes in the page."""
-    return len(_json(made))
+    return len(as_json(made))
 
 
 def with_colours(made: dict[str, Any], colours: Tensor) -> dict[str, Any]:
@@ -64,34 +61,17 @@ def _packed(values: Tensor) -> str:
 def page(title: str, about: str, view: View, grid: tuple[int, int], methods: Sequence[str], entries: Sequence[Mapping[str, Any]]) -> str:
     """The page's text; entries: of entry(), at least one.
 
-    What is said of images goes into the data block, and from there into the page as text, never as markup.  The page's policy lets it
-    load nothing and run no script but its own.
+    What is said of images goes into the data block, and from there into the page as text, never as markup.
     """
     shown = [{"id": name, "title": METHODS[name].title, "about": METHODS[name].about, "byClass": METHODS[name].by_class,
               "kind": _KINDS.get(name, "heat")} for name in methods if name in _KINDS or METHODS[name].heat]
-    data = {
-        "grid": grid, "before": len(view.tokens), "tokens": list(view.tokens), "layers": view.layers, "heads": view.heads,
+    held = {
+        "title": title, "told": about, "grid": grid, "before": len(view.tokens), "tokens": list(view.tokens), "layers": view.layers,
+        "heads": view.heads,
         "methods": shown, "images": list(entries), "reader": view.reader[0].upper() + view.reader[1:],
         "colours": (colormaps[HEAT](np.arange(256))[:, :3] * 255).round().astype(int).tolist(),
     }
-    style, script, text = (_part(name) for name in ("page.css", "page.js", "page.html"))
-    fill = {"TITLE": html.escape(title), "ABOUT": html.escape(about), "STYLE": style, "SCRIPT": script,
-            "STYLE_HASH": _hash(style), "SCRIPT_HASH": _hash(script), "DATA": _json(data)}
-    pieces = text.split("@")        # one pass, so that nothing that is filled in is ever looked at for places to fill
-    return "".join(fill[piece] if number % 2 else piece for number, piece in enumerate(pieces))
-
-
-def _json(data: Any) -> str:
-    """For a script element: nothing in it can end that element."""
-    return json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False).replace("<", r"\u003c")
-
-
-def _part(name: str) -> str:
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return one_file(title, held, sheets=("explain/page.css",), scripts=("explain/page.js",), body=asset("explain/page.html"))
 
 
 def _base64(data: bytes) -> str:

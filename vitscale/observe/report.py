@@ -1,20 +1,17 @@
 """report.html: the run's page with its numbers in it, one file that needs neither server nor network."""
 
 import base64
-import hashlib
-import html
 import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from vitscale.errors import ClusterError
 from vitscale.files import write_atomically
-from vitscale.observe.dashboard.assets import SCRIPTS, SHEETS, asset, document
+from vitscale.observe.dashboard.assets import OWN_SCRIPTS, OWN_SHEETS
 from vitscale.observe.dashboard.folder import Runs
 from vitscale.observe.dashboard.table import Table
 from vitscale.observe.dashboard.view import run_facts, run_view
+from vitscale.pages.document import one_file
 from vitscale.runfolder import METRICS
 
 FILE = "report.html"
@@ -43,14 +40,7 @@ def render_report(run_folder: Path) -> str:
     shared = {"run": runs.line(places[0], None), "now": time.time(), **run_facts(run_folder)}
     held: dict[str, Any] = {axis: {**shared, **run_view(run_folder, table, axis=axis, points=_POINTS)} for axis in ("time", "step")}
     held["pictures"] = _pictures(run_folder, len(shared["quarantine"]["rows"]))
-    # in a script element only </script and <!-- could end it or confuse it; without < there is neither
-    data = msgspec.json.encode(held).decode().replace("<", "\\u003c")
-    sheet, script = "\n".join(map(asset, SHEETS)), "\n".join(map(asset, SCRIPTS))
-    policy = (f"default-src 'none'; script-src '{_sha(script)}'; style-src '{_sha(sheet)}'; img-src data:; base-uri 'none'; "
-              "form-action 'none'")
-    head = f'<meta http-equiv="Content-Security-Policy" content="{policy}"><style>{sheet}</style>'
-    body = f'<script type="application/json" id="held">{data}</script><script>{script}</script>'
-    return document(f"{html.escape(places[0].name)} · vitscale", head, body)
+    return one_file(f"{places[0].name} · vitscale", held, sheets=OWN_SHEETS, scripts=OWN_SCRIPTS)
 
 
 def _pictures(run_folder: Path, rows: int) -> dict[str, str]:
@@ -62,7 +52,3 @@ def _pictures(run_folder: Path, rows: int) -> dict[str, str]:
     found = {number: picture(run_folder, number) for number in range(min(rows, _PICTURES))}
     return {str(number): f"data:image/jpeg;base64,{base64.b64encode(drawn).decode()}" for number, drawn in found.items()
             if isinstance(drawn, bytes)}
-
-
-def _sha(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

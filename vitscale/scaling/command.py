@@ -15,7 +15,7 @@ from vitscale.scaling.analyse import Analysis, FitRequest, analyse, check_forms
 from vitscale.scaling.files import write_csv, write_json
 from vitscale.scaling.optimum import PLANNED, best_for, budget_of, flops_per_sample
 from vitscale.scaling.points import Columns, Points, read_csv, read_number
-from vitscale.scaling.say import new_console, number, show_fit
+from vitscale.scaling.say import new_console, number, show_fit, span
 
 
 def forms_of(text: str | None) -> tuple[str, ...]:
@@ -173,7 +173,7 @@ def say_optimum(plan: Mapping[str, Any]) -> list[str]:
     """Lines for people."""
     lines = ["", f"for {plan['budget_flop']:.3g} FLOP ({plan['budget']}), by {plan['law']}:"]
     lines += [
-        f"  {name} {number(plan[key][0])} ({number(plan[key][1])} to {number(plan[key][2])})"
+        f"  {name} {span(plan[key])}"
         for name, key in (("N*", "n"), ("D*", "d"), (f"predicted {plan['metric']}", "predicted"))
     ]
     return lines + ([f"  ! {plan['reason']}"] if "reason" in plan else [])

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from vitscale.errors import DataError, RecipeError
 from vitscale.metrics import COLUMNS, JUDGES, text
@@ -26,7 +25,7 @@ from vitscale.scaling.optimum import PLANNED, Best, best_for, budget_of, flops_p
 from vitscale.scaling.prediction import FILE as PREDICTION
 from vitscale.scaling.prediction import judge, predict
 from vitscale.scaling.runner import manifest, outcome_of
-from vitscale.scaling.say import new_console, number, show_fit
+from vitscale.scaling.say import new_console, number, show_fit, span, terminal_table
 from vitscale.scaling.seeds import say_seeds
 from vitscale.scaling.shapes import family
 from vitscale.scaling.sweep import Sweep
@@ -91,16 +90,13 @@ def show_runs(folder: Path, console: Console) -> None:
     """Of a sweep over architectures: runs.csv, and the same for people."""
     rows = rows_of(folder)
     write_csv(folder / "runs.csv", rows)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    judges = tuple(reversed(JUDGES))
-    for column in ("run", "parameters", "images", "FLOP", *(one.word for one in judges)):
-        table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
+    judges, shown = tuple(reversed(JUDGES)), []
     for row in rows:
         told = [text(row[one.column], one.unit, 3 if one.unit == "ratio" else 4) for one in judges]
         if row["reason"] is not None:
             told = [row["reason"], *[""] * (len(judges) - 1)]
-        table.add_row(row["run"], f"{row['n']:,}", f"{row['d']:,}", f"{row['c']:.3g}", *told)
-    console.print(table, highlight=False)
+        shown.append([row["run"], f"{row['n']:,}", f"{row['d']:,}", f"{row['c']:.3g}", *told])
+    console.print(terminal_table(["run", "parameters", "images", "FLOP", *(one.word for one in judges)], shown), highlight=False)
     for line in say_seeds(rows, manifest(folder)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     line = f"\nwritten to {folder}: runs.csv; their speed and memory beside it: vitscale compare {folder}"
@@ -280,10 +276,6 @@ def best_rate(rows: list[dict[str, Any]], key: str, metric: str) -> dict[str, An
 
 def say_plan(plan: Mapping[str, Any], out: Path) -> list[str]:
     """Lines for people."""
-
-    def span(three: Any) -> str:
-        return f"{number(three[0])} ({number(three[1])} to {number(three[2])})"
-
     lines = ["", f"next budget: {plan['budget_flop']:.3g} FLOP ({plan['budget']})"]
     if "n" in plan:
         lines.append(

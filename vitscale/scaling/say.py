@@ -1,11 +1,13 @@
-"""What a person reads on the terminal after a fit."""
+"""What a person reads after a fit: numbers, intervals and tables as the terminal and the page have them, and the terminal's text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+Rows = tuple[list[str], list[list[str]]]        # heads of the columns, and rows
 
 
 def new_console() -> Console:
@@ -22,89 +24,75 @@ def number(value: float | None) -> str:
     return f"{value:.4g}" if 1e-3 <= size < 1e5 or value == 0 else f"{value:.3e}"
 
 
-def _table(*columns: str, left: int = 1) -> Table:
+def interval(low: float | None, high: float | None) -> str:
+    return f"{number(low)} to {number(high)}"
+
+
+def span(three: Sequence[float | None]) -> str:
+    """A value and its interval."""
+    return f"{number(three[0])} ({interval(*three[1:])})"
+
+
+def terminal_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """The first column names the rows; the others are numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position < left else "right", no_wrap=True)
+    for position, head in enumerate(heads):
+        table.add_column(head, justify="right" if position else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
+
+
+def choice_by_backtest(told: Mapping[str, Any]) -> Rows:
+    """Of fit.json: how well each form does on points that it was fitted to, on later ones, and on those held out if there are any."""
+    scores, held = (told.get(name, {}).get("rms_log_error", {}) for name in ("backtest", "hold_out"))
+    rows = [[name, str(len(one["parameters"])), f"{one['in_sample_rms_log_error']:.2%}",
+             f"{scores[name]:.2%}" if name in scores else "not judged", *([f"{held[name]:.2%}"] if held else []),
+             "chosen" if name == told["chosen"] else ""] for name, one in told["fits"].items()]
+    if "average" in held:
+        rows.append(["average by backtest", "", "", "", f"{held['average']:.2%}", ""])
+    return ["form", "parameters", "in sample", "backtest", *(["hold-out"] if held else []), ""], rows
+
+
+def parameters_of(parameters: Mapping[str, Any]) -> Rows:
+    """Values with their errors and intervals."""
+    rows = [[key, number(one["value"]), "", "given", ""] if one.get("fixed") else
+            [key, number(one["value"]), number(one["standard_error"]), interval(one["low"], one["high"]), interval(*one["profile"])]
+            for key, one in parameters.items()]
+    return ["parameter", "value", "standard error", "95 % bootstrap", "95 % profile"], rows
 
 
 def show_fit(told: Mapping[str, Any]) -> RenderableType:
     """fit.json for people."""
-    parts: list[RenderableType] = []
     data = told["data"]
-    parts.append(Text(f"{data['source']}: {data['points']} points of {data['runs']} runs; {data['metric']}, {data['direction']}"))
-    for one in data["excluded"][:8]:
-        parts.append(Text(f"  left out: {one['where']}: {one['reason']}"))
+    lines = [f"{data['source']}: {data['points']} points of {data['runs']} runs; {data['metric']}, {data['direction']}",
+             *(f"  left out: {one['where']}: {one['reason']}" for one in data["excluded"][:8])]
     if len(data["excluded"]) > 8:
-        parts.append(Text(f"  and {len(data['excluded']) - 8} more, listed in fit.json"))
+        lines.append(f"  and {len(data['excluded']) - 8} more, listed in fit.json")
     for name, one in told["approaches"].items():
-        parts += _show_approach(name, one)
-    scores = told.get("backtest", {}).get("rms_log_error", {})
+        lines += _approach(name, one)
+    parts: list[RenderableType] = [Text(line) for line in lines]
     held = told.get("hold_out", {}).get("rms_log_error", {})
     if len(told["fits"]) > 1:
-        table = _table("form", "parameters", "in sample", "backtest", *(["hold-out"] if held else []), "")
-        for name, one in told["fits"].items():
-            table.add_row(
-                name,
-                str(len(one["parameters"])),
-                f"{one['in_sample_rms_log_error']:.2%}",
-                f"{scores[name]:.2%}" if name in scores else "not judged",
-                *([f"{held[name]:.2%}"] if held else []),
-                "chosen" if name == told["chosen"] else "",
-            )
-        if "average" in held:
-            table.add_row("average by backtest", "", "", "", f"{held['average']:.2%}", "")
-        parts += [Text(), table]
+        parts += [Text(), terminal_table(*choice_by_backtest(told))]
     elif held:
-        parts += [
-            Text(),
-            Text(f"hold-out: root mean square log error {next(iter(held.values())):.2%} on {told['hold_out']['points']} points"),
-        ]
-    for name, why in told["not_fitted"].items():
-        parts.append(Text(f"  {name}: {why}"))
+        error, count = next(iter(held.values())), told["hold_out"]["points"]
+        parts += [Text(), Text(f"hold-out: root mean square log error {error:.2%} on {count} points")]
+    parts += [Text(f"  {name}: {why}") for name, why in told["not_fitted"].items()]
     for name, one in told["fits"].items():
-        if not any("low" in parameter for parameter in one["parameters"].values()):
-            continue
-        parts += [
-            Text(),
-            Text(f"{name}:  {one['formula']}"),
-            Text(
-                f"  {one['source']}; Huber's delta {number(one['huber_delta'])}, residuals "
-                f"{number(one['residual_scale'])}; {one['starts']['agree']} of {one['starts']['finished']} starts agree"
-            ),
-        ]
-        parts.append(_parameters(one["parameters"]))
-        parts += [Text(f"  ! {warning}") for warning in one["warnings"]]
+        if any("low" in parameter for parameter in one["parameters"].values()):
+            starts = one["starts"]
+            parts += [Text(), Text(f"{name}:  {one['formula']}"),
+                      Text(f"  {one['source']}; Huber's delta {number(one['huber_delta'])}, residuals {number(one['residual_scale'])}; "
+                           f"{starts['agree']} of {starts['finished']} starts agree"),
+                      terminal_table(*parameters_of(one["parameters"])), *(Text(f"  ! {warning}") for warning in one["warnings"])]
     return Group(*parts)
 
 
-def _parameters(parameters: Mapping[str, Any]) -> Table:
-    """Values with their errors and intervals."""
-    table = _table("parameter", "value", "standard error", "95 % bootstrap", "95 % profile")
-    for key, parameter in parameters.items():
-        if parameter.get("fixed"):
-            table.add_row(key, number(parameter["value"]), "", "given", "")
-            continue
-        low, high = parameter["profile"]
-        table.add_row(
-            key,
-            number(parameter["value"]),
-            number(parameter["standard_error"]),
-            f"{number(parameter['low'])} to {number(parameter['high'])}",
-            f"{number(low)} to {number(high)}",
-        )
-    return table
+def _approach(name: str, one: Mapping[str, Any]) -> list[str]:
+    def told(of: Mapping[str, Any]) -> str:
+        return span((of["value"], of["low"], of["high"])) if of["low"] is not None else number(of["value"])
 
-
-def _show_approach(name: str, one: Mapping[str, Any]) -> list[RenderableType]:
-    def span(of: Mapping[str, Any]) -> str:
-        return f"{number(of['value'])} ({number(of['low'])} to {number(of['high'])})" if of["low"] is not None else number(of["value"])
-
-    lines = [
-        Text(),
-        Text(f"{name}: optima of {len(one['optima'])} budgets"),
-        Text(f"  N* = k C^a: a {span(one['n']['a'])}, k {span(one['n']['k'])}"),
-        Text(f"  D* = k C^b: b {span(one['d']['b'])}, k {span(one['d']['k'])}"),
-    ]
-    return [*lines, *(Text(f"  left out: {out['where']}: {out['reason']}") for out in one["excluded"])]
+    return ["", f"{name}: optima of {len(one['optima'])} budgets", f"  N* = k C^a: a {told(one['n']['a'])}, k {told(one['n']['k'])}",
+            f"  D* = k C^b: b {told(one['d']['b'])}, k {told(one['d']['k'])}",
+            *(f"  left out: {out['where']}: {out['reason']}" for out in one["excluded"])]

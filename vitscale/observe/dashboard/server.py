@@ -8,12 +8,12 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from mimetypes import guess_type
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 from urllib.parse import quote
 
-import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
@@ -25,15 +25,17 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vitscale.errors import ClusterError
-from vitscale.observe.dashboard.assets import ASSETS, asset, index_page
+from vitscale.observe.dashboard.assets import OWN_SCRIPTS, OWN_SHEETS
 from vitscale.observe.dashboard.folder import Runs
 from vitscale.observe.dashboard.sweep import sweep_view
 from vitscale.observe.dashboard.table import Table
 from vitscale.observe.dashboard.view import fingerprint, run_facts, run_view
+from vitscale.pages.document import SCRIPTS, SHEETS, as_json, asset, linked
 from vitscale.runfolder import METRICS
 
 log = logging.getLogger(__name__)
 COOKIE = "vitscale"
+ASSETS = {Path(name).name: name for name in (*SHEETS, *OWN_SHEETS, *SCRIPTS, *OWN_SCRIPTS)}
 POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; "
           "form-action 'none'; frame-ancestors 'none'")
 FIRST_S = 0.8               # of reading, before a page that is asked for is answered with what there is
@@ -121,13 +123,13 @@ def make_app(runs: Runs, *, hosts: frozenset[str] | None, token: str | None) -> 
         return HTMLResponse(render_report(place.path), headers={"Content-Disposition": f"attachment; filename*=UTF-8''{named}"})
 
     def page(request: Request) -> Response:
-        return HTMLResponse(index_page())
+        return HTMLResponse(linked("vitscale", OWN_SHEETS, OWN_SCRIPTS))
 
     def file(request: Request) -> Response:
         name = request.path_params["name"]
         if name not in ASSETS:
             return PlainTextResponse("there is no such file", 404)
-        return Response(asset(name), media_type=ASSETS[name], headers={"Cache-Control": "no-cache"})
+        return Response(asset(ASSETS[name]), media_type=guess_type(name)[0], headers={"Cache-Control": "no-cache"})
 
     return Starlette(
         routes=[Route("/", page), Route("/static/{name}", file), Route("/api/runs", overview), Route("/api/run/{id}", run),
@@ -144,7 +146,7 @@ def _window(query: QueryParams) -> dict[str, Any]:
 
 def _json(value: Any, tag: str | None = None) -> Response:
     headers = {"Cache-Control": "no-cache"} | ({"ETag": tag} if tag else {})
-    return Response(msgspec.json.encode(value), media_type="application/json", headers=headers)
+    return Response(as_json(value), media_type="application/json", headers=headers)
 
 
 class _Guard:

@@ -24,26 +24,15 @@ V.Frozen = class {
 
 V.Page = class {
   constructor() {
-    const held = document.getElementById("held");
     this.leaving = new AbortController();
-    this.source = held ? new V.Frozen(JSON.parse(held.textContent)) : new V.Live(this);
+    this.source = V.held ? new V.Frozen(V.held) : new V.Live(this);
     this.place = V.h("span", {class: "where"});
     this.pulse = V.h("span", {class: "pulse"});
     this.said = V.h("div", {class: "hidden", role: "status", "aria-live": "polite"});
     this.trouble = V.h("div", {class: "lost", role: "alert", hidden: true});
     this.main = V.h("main", {id: "main", tabindex: -1});
-    const theme = V.h("button", {type: "button", "aria-label": "Light or dark", on: {click: () => {
-      const dark = getComputedStyle(document.documentElement).getPropertyValue("--paper").trim() < "#8";
-      document.documentElement.dataset.theme = dark ? "light" : "dark";
-      try { localStorage.setItem("theme", document.documentElement.dataset.theme); } catch { /* it is asked for again then */ }
-      this.repaint();
-    }}}, "◐");
     V.swap(document.getElementById("page"), V.h("a", {class: "skip", href: "#main", on: {click: (event) => { event.preventDefault(); this.main.focus(); }}}, "To the numbers"),
-      V.h("header", {class: "top"}, this.source.frozen ? V.h("span", {class: "brand"}, "vitscale") : V.h("a", {class: "brand", href: "#/"}, "vitscale"), this.place, this.pulse, theme), this.trouble, this.main, this.said);
-    let kept = null;
-    try { kept = localStorage.getItem("theme"); } catch { /* a report from a file may have no storage */ }
-    if (kept === "light" || kept === "dark") document.documentElement.dataset.theme = kept;
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.repaint());
+      V.header(() => this.repaint(), this.place, this.pulse), this.trouble, this.main, this.said);
     addEventListener("hashchange", () => this.route());
     document.addEventListener("visibilitychange", () => { if (!document.hidden) this.refresh(); });
     document.addEventListener("keydown", (event) => {
@@ -96,7 +85,7 @@ V.Page = class {
   where(folder) { V.text(this.place, folder); }
   title(text) { document.title = `${text} · vitscale`; }
   announce(text) { V.text(this.said, text); }
-  repaint() { if (this.view.repaint) this.view.repaint(); }
+  repaint() { if (this.view && this.view.repaint) this.view.repaint(); }
 };
 
 V.page = new V.Page();

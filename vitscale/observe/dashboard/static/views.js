@@ -10,11 +10,8 @@ V.bar = (ratio, state, label) => {
   return V.h("div", {class: `bar ${state === "done" ? "done" : state === "failed" || state === "lost" ? "failed" : ""}`, role: "progressbar", "aria-valuemin": 0,
     "aria-valuemax": 100, "aria-valuenow": V.is(ratio) ? Math.round(100 * share) : null, "aria-label": label}, V.h("div", {width: `${100 * share}%`}));
 };
-/* A table in a card; the first cell of a row is its head, the columns in `right` are numbers. */
-V.table = (kind, heads, rows, right) => V.h("div", {class: "card scroll"}, V.h("table", {class: kind}, V.h("thead", {}, V.h("tr", {}, heads.map((head, at) => V.h("th", {scope: "col", class: right.includes(at) ? "num" : ""}, head)))),
-  V.h("tbody", {}, rows.map((row) => V.h("tr", {}, row.map((cell, at) => V.h(at ? "td" : "th", {class: right.includes(at) ? "num" : "", scope: at ? null : "row"}, cell)))))));
-V.formats = {number: V.number, ratio: V.percent, bytes: V.bytes, seconds: V.span};       /* of a unit: vitscale/metrics */
-V.kinds = {number: "number", ratio: "percent", bytes: "bytes", seconds: "span"};
+V.BUCKET_COLOURS = {train: "--c2", data_wait: "--c1", checkpoint: "--c4", evaluate: "--c5", startup: "--c0", restore: "--c3", repeated: "--c6",
+  waiting: "--idle", lost: "--bad"};
 V.best = (values, judge) => { const known = (values || []).filter(V.is); return V.formats[judge.unit](known.length ? Math[judge.better === "lower" ? "min" : "max"](...known) : null); };
 V.stuck = (run, now) => run.state === "running" && V.is(run.step_time) && now - run.step_time > 120 ? `no step for ${V.span(now - run.step_time)}` : "";
 
@@ -348,9 +345,8 @@ V.Run = class {
     this.factsShown = shown;
     const facts = (values) => V.h("dl", {class: "card facts"}, Object.entries(values).filter(([, value]) => value !== null && value !== "").map(([name, value]) =>
       V.h("div", {}, V.h("dt", {}, name.replaceAll("_", " ")), V.h("dd", {}, typeof value === "number" ? (name.endsWith("time") || name === "started" ? V.clock(value) : name.includes("flops") ? V.number(value) : Number.isInteger(value) ? V.whole(value) : V.number(value)) : String(value)))));
-    const attempts = data.attempts.length ? [V.h("h2", {}, "Attempts"), V.h("div", {class: "card scroll"}, V.h("table", {}, V.h("thead", {}, V.h("tr", {}, ["Attempt", "Began", "From step", "Ranks", "Where", "The one before ended by"].map((label) =>
-      V.h("th", {scope: "col"}, label)))), V.h("tbody", {}, data.attempts.map((one) => V.h("tr", {}, V.h("td", {}, String(one.attempt ?? "")), V.h("td", {class: "whole"}, V.clock(one.started)), V.h("td", {}, V.whole(one.step)), V.h("td", {}, V.whole(one.ranks)),
-      V.h("td", {}, [one.node || one.host, one.job ? `job ${one.job}` : ""].filter(Boolean).join(", ")), V.h("td", {}, one.cause ? `${one.cause}: ${one.reason || ""}` : "–")))))) ] : [];
+    const attempts = data.attempts.length ? [V.h("h2", {}, "Attempts"), V.table("", ["Attempt", "Began", "From step", "Ranks", "Where", "The one before ended by"], data.attempts.map((one) => [String(one.attempt ?? ""), V.clock(one.started),
+      V.whole(one.step), V.whole(one.ranks), [one.node || one.host, one.job ? `job ${one.job}` : ""].filter(Boolean).join(", "), one.cause ? `${one.cause}: ${one.reason || ""}` : "–"]), [1, 2, 3])] : [];
     V.swap(this.facts, attempts,
       Object.keys(data.outcome).length ? [V.h("h2", {}, "Outcome"), facts(data.outcome)] : [],
       Object.keys(data.environment).length ? [V.h("h2", {}, "Environment"), facts(data.environment)] : [],
@@ -432,10 +428,10 @@ V.Compare = class {
       ["Goodput", (data) => V.percent(data.goodput_ratio)], ["Parameters", (data) => V.whole(data.environment.parameters)], ["Ranks", (data) => V.whole(data.environment.world)]];
     const recipes = found.map((data) => V.recipeKeys(data.recipe)), keys = [...new Set(recipes.flatMap((recipe) => [...recipe.keys()]))];
     const differing = keys.filter((key) => key !== "name" && new Set(recipes.map((recipe) => recipe.get(key))).size > 1);
-    const head = V.h("thead", {}, V.h("tr", {}, V.h("th", {}, ""), found.map((data) => V.h("th", {scope: "col"}, data.run.name))));
-    V.swap(this.table, V.h("h2", {}, "Numbers"), V.h("div", {class: "card scroll"}, V.h("table", {}, head.cloneNode(true), V.h("tbody", {}, rows.map(([label, value]) => V.h("tr", {}, V.h("th", {scope: "row"}, label), found.map((data) => V.h("td", {}, value(data)))))))),
-      V.h("h2", {}, differing.length ? "Where the recipes differ" : "The recipes do not differ"), differing.length ? V.h("div", {class: "card scroll"}, V.h("table", {class: "differs"}, head, V.h("tbody", {}, differing.map((key) =>
-        V.h("tr", {}, V.h("th", {scope: "row"}, key), recipes.map((recipe) => V.h("td", {}, recipe.get(key) ?? "–"))))))) : null);
+    const heads = ["", ...found.map((data) => data.run.name)];
+    V.swap(this.table, V.h("h2", {}, "Numbers"), V.table("", heads, rows.map(([label, value]) => [label, ...found.map(value)]), []),
+      V.h("h2", {}, differing.length ? "Where the recipes differ" : "The recipes do not differ"),
+      differing.length ? V.table("differs", heads, differing.map((key) => [key, ...recipes.map((recipe) => recipe.get(key) ?? "–")]), []) : null);
   }
 
   repaint() { for (const chart of this.charts) chart.rebuild(); }

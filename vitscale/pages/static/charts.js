@@ -1,68 +1,6 @@
 "use strict";
-/* Elements, numbers as people read them, and charts.  Text from run files only ever becomes text nodes: nothing here parses HTML. */
+/* Charts, drawn by uPlot. */
 
-const V = {};
-
-V.h = (tag, attributes, ...children) => {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes || {})) {
-    if (value === null || value === undefined || value === false) continue;
-    if (name === "on") for (const [event, heard] of Object.entries(value)) made.addEventListener(event, heard);
-    else if (name === "class") made.className = value;
-    else if (name === "width") made.style.width = value;
-    else made.setAttribute(name, value === true ? "" : value);
-  }
-  V.fill(made, children);
-  return made;
-};
-V.fill = (parent, children) => {
-  for (const child of children.flat(9)) if (child !== null && child !== undefined && child !== false) parent.append(child);
-  return parent;
-};
-V.swap = (parent, ...children) => { parent.replaceChildren(); return V.fill(parent, children); };
-V.text = (node, text) => { if (node.textContent !== text) node.textContent = text; };
-
-V.is = (value) => typeof value === "number" && Number.isFinite(value);
-V.number = (value) => {
-  if (!V.is(value)) return "–";
-  const size = Math.abs(value);
-  if (value === 0) return "0";
-  if (size >= 1e6 || size < 0.001) return value.toExponential(2).replace("e+", "e");
-  if (size >= 1000) return Math.round(value).toLocaleString("en");
-  return String(Number(value.toPrecision(4)));
-};
-V.whole = (value) => V.is(value) ? Math.round(value).toLocaleString("en") : "–";
-V.percent = (value) => V.is(value) ? `${(100 * value).toFixed(value < 0.1 ? 1 : value < 0.995 ? 1 : 0)} %` : "–";
-V.bytes = (value) => {
-  if (!V.is(value)) return "–";
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  let at = 0;
-  while (value >= 1024 && at < 4) { value /= 1024; at += 1; }
-  return `${value >= 100 || at === 0 ? Math.round(value) : value.toFixed(1)} ${units[at]}`;
-};
-V.span = (seconds) => {
-  if (!V.is(seconds)) return "–";
-  const days = Math.floor(seconds / 86400), hours = Math.floor(seconds / 3600), minutes = Math.floor(seconds / 60);
-  if (days) return `${days} d ${hours % 24} h`;
-  if (hours) return `${hours} h ${minutes % 60} min`;
-  if (minutes) return `${minutes} min ${Math.floor(seconds % 60)} s`;
-  return seconds >= 10 || seconds === 0 ? `${Math.round(seconds)} s` : seconds >= 0.1 ? `${seconds.toFixed(1)} s` : `${V.number(1000 * seconds)} ms`;
-};
-V.fine = (seconds) => V.is(seconds) && seconds >= 0.1 && seconds < 60 ? `${Number(seconds.toPrecision(3))} s` : V.span(seconds);      /* where two are held against each other */
-V.two = (value) => String(value).padStart(2, "0");
-V.clock = (time) => {
-  if (!V.is(time)) return "–";
-  const at = new Date(1000 * time);
-  return `${at.getFullYear()}-${V.two(at.getMonth() + 1)}-${V.two(at.getDate())} ${V.two(at.getHours())}:${V.two(at.getMinutes())}:${V.two(at.getSeconds())}`;
-};
-V.colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-V.key = (index, label, value) => {
-  const swatch = V.h("i");
-  swatch.style.background = `var(--c${index % 8})`;
-  return V.h("span", {class: "key"}, swatch, label, value === undefined ? null : V.h("b", {}, value));
-};
-V.BUCKET_COLOURS = {train: "--c2", data_wait: "--c1", checkpoint: "--c4", evaluate: "--c5", startup: "--c0", restore: "--c3", repeated: "--c6",
-  waiting: "--idle", lost: "--bad"};
 V.MARKS = {restart: "--bad", rollback: "--c3", checkpoint: "--c2"};
 
 V.spark = (values) => {
@@ -86,14 +24,9 @@ V.spark = (values) => {
   return drawn;
 };
 
-V.short = (value) => {
-  for (const [size, unit] of [[1e12, ""], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) if (unit && value >= 0.9995 * size && value < 999.5 * size) return `${Number((value / size).toPrecision(3))}${unit}`;
-  return value >= 1000 ? value.toExponential(1).replace(".0e", "e").replace("e+", "e") : V.number(value);
-};
-
 /* One chart that is fed again and again.
    spec: {title, unit, format, kind and xkind (of V.TICKS), lines: [{name, label, colour, dots, joined, curve, dashed}], stacked, log, bars, time, xlog, sync, xformat, scatter}; fed by
-   feed({x, series: {name: {mean, low, high}}, marks, range}). */
+   feed({x, series: {name: {mean, low, high}}, names: of each x, marks, range}). */
 V.Chart = class {
   constructor(spec) {
     this.spec = spec;
@@ -163,7 +96,7 @@ V.Chart = class {
     const font = "11px system-ui, sans-serif", series = [{}], bands = [];
     const drawn = spec.stacked ? [...this.lines].reverse() : this.lines;
     for (const line of drawn) {
-      const colour = V.colour(`--c${line.colour % 8}`);
+      const colour = V.colour(line.colour);
       if (spec.stacked) series.push({stroke: colour, fill: colour, width: 0, points: {show: false}});
       else series.push({stroke: colour, width: line.curve ? 1.2 : 1.6, dash: line.dashed ? [5, 4] : undefined, pxAlign: line.curve ? 0 : 1, spanGaps: Boolean(spec.scatter), paths: line.dots && !line.joined ? () => null : undefined,
         points: {show: !line.curve && Boolean(spec.scatter || line.dots || this.data.x.length < 3), size: 6, fill: colour}});
@@ -274,7 +207,8 @@ V.Chart = class {
     };
     const several = this.lines.length > 1;
     const hovering = V.is(index) && V.is(x[index]);
-    const place = hovering ? (this.spec.time ? V.clock(x[index]) : `${this.spec.xlabel || "step"} ${(this.spec.xformat || V.whole)(x[index])}`) : "";
+    const name = hovering && this.data.names && this.data.names[index];
+    const place = hovering ? (name ? `${name}: ` : "") + (this.spec.time ? V.clock(x[index]) : `${this.spec.xlabel || "step"} ${(this.spec.xformat || V.whole)(x[index])}`) : "";
     V.text(this.now, several ? place : format(at(series[this.lines[0].name].mean)));
     V.swap(this.legend, several ? this.lines.filter((line) => !line.curve).map((line) => V.key(line.colour, line.label, format(at(series[line.name].mean)))) : place);
     if (!hovering) {
@@ -345,7 +279,7 @@ V.Heat = class extends V.Chart {
 
   paint(u) {
     this.tell(u);
-    const {ctx, bbox} = u, {ranks} = this.data.heat, dark = V.colour("--paper") < "#8";
+    const {ctx, bbox} = u, {ranks} = this.data.heat, dark = V.isDark();
     const [pale, strong] = dark ? [[31, 47, 66], [255, 166, 87]] : [[226, 234, 245], [201, 79, 10]];
     ctx.save();
     ctx.beginPath();
