@@ -59,12 +59,13 @@ class View:
 def view_of(model: Backbone) -> View:
     if not isinstance(model, VisionTransformer):
         return View()
-    classes = model.class_tokens if model.pool == "token" else 0
+    classes = 0 if model.cls_token is None else model.class_tokens
     distilled = isinstance(model, DistilledVisionTransformer)
     tokens = [f"class token {number}" for number in range(classes)] if classes > 1 else ["class token"] * classes
     tokens += ["distillation token"] * distilled
     tokens += [f"register {number}" for number in range(model.before - len(tokens))]
-    reader = {"mean": "the mean of all patches", "attention": "the probe of attention pooling"}.get(
+    reader = {"mean": "the mean of all patches", "token_mean": "the class token and the mean of all patches",
+              "attention": "the probe of attention pooling"}.get(
         model.pool, "the class token" if classes == 1 else "the mean of the class tokens")
     return View(tuple(tokens), len(model.blocks), num_heads(model), "the mean of class and distillation token" if distilled else reader)
 
@@ -122,9 +123,12 @@ class Look:
         model, count = attending(self.model), self.maps.shape[-1]
         reading = torch.zeros(len(self.images), count)
         if isinstance(model.attn_pool, AttentionPool):
-            return _probe_weights(model.attn_pool, self.found[self._last]).detach()
+            weights = _probe_weights(model.attn_pool, self.found[self._last][:, model.pooled_from:]).detach()
+            return F.pad(weights, (model.pooled_from, 0))
         if model.pool == "mean":
-            reading[:, model.before:] = 1
+            reading[:, model.pooled_from:] = 1
+        elif model.pool == "token_mean":        # half of what is read, each
+            reading[:, 0], reading[:, model.pooled_from:] = 1, 1 / (count - model.pooled_from)
         else:
             reading[:, :model.class_tokens + isinstance(model, DistilledVisionTransformer)] = 1
         return (reading / reading.sum(dim=1, keepdim=True)).to(self.maps)
@@ -187,7 +191,7 @@ def _answer_held(model: ConvNeXt, features: Tensor) -> Tensor:
     pooled, norm = features.mean(dim=(1, 2)), model.head.norm
     centred = pooled - pooled.mean(dim=-1, keepdim=True)
     spread = (centred.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt().detach()
-    return model.head.fc(centred / spread * norm.weight + norm.bias)
+    return model.answer({"pooled": centred / spread * norm.weight + norm.bias})
 
 
 def _probe_weights(pool: AttentionPool, tokens: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def _positions(found: dict[str, Tensor], model: VisionTransformer, shapes: Mappi
         return
     first, patches = table[:, :was_placed], table[:, was_placed:]
     if (side, side) != new:
-        patches = resample(patches, (side, side), new)
+        patches = resample(patches, (side, side), new, model.interpolation)
         notes.append(f"positions interpolated from {side} x {side} to {new[0]} x {new[1]} patches")
     if placed != was_placed and placed == 0 and "cls_token" in found:
         found["cls_token"] = found["cls_token"] + first[:, :found["cls_token"].shape[1]]        # it takes its place along

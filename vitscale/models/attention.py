@@ -20,19 +20,37 @@ class Layout:
     angles: Tensor | None = None        # (patches, K) of rotary positions
 
 
+class QueryKeyValue(nn.Linear):
+    """(B, N, D) -> (B, N, 3 D), of which keys have no bias: `bias` (2 D) is that of queries, then of values."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 3 * width)
+        self.bias = nn.Parameter(torch.zeros(2 * width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.linear(tokens, self.weight, whole_bias(self.bias))
+
+
+def whole_bias(bias: Tensor) -> Tensor:
+    """That of queries and values (2 D) -> with zeros for the keys between them (3 D)."""
+    query, value = bias.chunk(2)
+    return torch.cat([query, torch.zeros_like(query), value])
+
+
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2) through torch's fused kernel.  O(N^2 D + N D^2)."""
 
     def __init__(
         self, width: int, heads: int, qkv_bias: bool = True, dropout: float = 0.0, qk_norm: bool = False, eps: float = 1e-6,
-        scale: float | None = None,
+        scale: float | None = None, key_bias: bool = True, scale_norm: bool = False, interpolation: str = "bicubic",
     ) -> None:
-        """`scale` of the products of queries and keys; None: 1 / sqrt(K)."""
+        """`scale` of the products of queries and keys; None: 1 / sqrt(K).  `scale_norm`: a norm before the last layer."""
         super().__init__()
-        self.heads, self.scale = heads, scale
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.heads, self.scale, self.interpolation = heads, scale, interpolation
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias) if key_bias or not qkv_bias else QueryKeyValue(width)
         self.q_norm = nn.LayerNorm(width // heads, eps=eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(width // heads, eps=eps) if qk_norm else nn.Identity()
+        self.norm = nn.LayerNorm(width, eps=eps) if scale_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
@@ -74,7 +92,7 @@ class Attention(nn.Module):
 
     def out(self, mixed: Tensor) -> Tensor:
         """(B, H, N, K) -> (B, N, D)."""
-        return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
+        return self.proj_drop(self.proj(self.norm(mixed.transpose(1, 2).flatten(2))))
 
 
 class RelativePositionAttention(Attention):
@@ -97,5 +115,5 @@ class RelativePositionAttention(Attention):
         table: Tensor = self.relative_position_bias_table
         index = self.relative_position_index
         if grid != self.grid:
-            table, index = resample_offsets(table, self.grid, grid), offset_index(grid, self.before, table.device)
+            table, index = resample_offsets(table, self.grid, grid, self.interpolation), offset_index(grid, self.before, table.device)
         return table[index].permute(2, 0, 1).to(query.dtype)

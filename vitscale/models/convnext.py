@@ -1,5 +1,6 @@
 """ConvNeXt, version 1 (Liu et al. 2022) and version 2 (Woo et al. 2023), from images to logits."""
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
@@ -8,11 +9,12 @@ from torch import Tensor, nn
 
 from vitscale.models.backbone import Backbone, Wanted
 from vitscale.models.drop_path import add_branch
+from vitscale.models.mlp import ACTIVATIONS
 from vitscale.recipe.schema import ConvNext
-from vitscale.shapes.convnext import KERNEL, MLP_RATIO, STEM, ConvNextStageShape, layer_scale_of, stages_of
+from vitscale.shapes.convnext import MLP_RATIO, STEM, ConvNextStageShape, has_grn, layer_scale_of, stages_of, stem_width
 from vitscale.shapes.drop_path import drop_rates
 
-EPS = 1e-6
+RESPONSE_EPS = 1e-6
 
 
 class ResponseNorm(nn.Module):
@@ -25,18 +27,18 @@ class ResponseNorm(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, height, width, D) -> the same."""
         norms = features.norm(dim=(1, 2), keepdim=True, dtype=torch.promote_types(features.dtype, torch.float32))
-        share = (norms / (norms.mean(dim=-1, keepdim=True) + EPS)).to(features.dtype)
+        share = (norms / (norms.mean(dim=-1, keepdim=True) + RESPONSE_EPS)).to(features.dtype)
         return features + torch.addcmul(self.bias, self.weight, features * share)
 
 
 class ConvMLP(nn.Module):
-    """Linear, GELU, response norm in version 2, linear, place by place."""
+    """Linear, activation, response norm in version 2, linear, place by place."""
 
-    def __init__(self, width: int, version: int) -> None:
+    def __init__(self, width: int, act: str, grn: bool) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, MLP_RATIO * width)
-        self.act = nn.GELU()
-        self.grn = ResponseNorm(MLP_RATIO * width) if version == 2 else nn.Identity()
+        self.act = ACTIVATIONS[act]()
+        self.grn = ResponseNorm(MLP_RATIO * width) if grn else nn.Identity()
         self.fc2 = nn.Linear(MLP_RATIO * width, width)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -49,12 +51,12 @@ class ConvNextBlock(nn.Module):
     Features are channels-last throughout, which convolutions on every device take as well and norms and linear layers want.
     """
 
-    def __init__(self, width: int, version: int, layer_scale: float | None, rate: float) -> None:
+    def __init__(self, width: int, model: ConvNext, rate: float) -> None:
         super().__init__()
-        self.rate = rate
-        self.conv_dw = nn.Conv2d(width, width, KERNEL, padding=KERNEL // 2, groups=width)
-        self.norm = nn.LayerNorm(width, eps=EPS)
-        self.mlp = ConvMLP(width, version)
+        self.rate, layer_scale = rate, layer_scale_of(model)
+        self.conv_dw = nn.Conv2d(width, width, model.kernel, padding=model.kernel // 2, groups=width)
+        self.norm = nn.LayerNorm(width, eps=model.norm_eps)
+        self.mlp = ConvMLP(width, model.hidden_act, has_grn(model))
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
 
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -83,18 +85,28 @@ class ConvNextStage(nn.Module):
     def __init__(self, before: int | None, stage: ConvNextStageShape, model: ConvNext, rates: Sequence[float]) -> None:
         super().__init__()
         self.downsample = nn.Identity() if before is None else Downsample(
-            nn.LayerNorm(before, eps=EPS), nn.Conv2d(before, stage.width, kernel_size=2, stride=2))
-        scale = layer_scale_of(model)
-        self.blocks = nn.ModuleList(ConvNextBlock(stage.width, model.version, scale, rate) for rate in rates)
+            nn.LayerNorm(before, eps=model.norm_eps), nn.Conv2d(before, stage.width, kernel_size=2, stride=2))
+        self.blocks = nn.ModuleList(ConvNextBlock(stage.width, model, rate) for rate in rates)
 
 
 class ConvNextHead(nn.Module):
-    """The mean over all places, a norm, the classifier."""
+    """Of the mean over all places: a norm, the hidden layer if there is one, the classifier."""
 
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(self, width: int, model: ConvNext) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=EPS)
-        self.fc = nn.Linear(width, classes) if classes else nn.Identity()
+        hidden = model.head_hidden
+        self.norm = nn.LayerNorm(width, eps=model.norm_eps)
+        self.pre_logits = nn.Sequential(OrderedDict(fc=nn.Linear(width, hidden), act=nn.GELU())) if hidden else nn.Identity()
+        self.fc = nn.Linear(hidden or width, model.classes) if model.classes else nn.Identity()
+
+
+def build_stem(model: ConvNext, width: int) -> "Downsample":
+    """Pixels to the first stage's places, 4 x 4 to one."""
+    norm = nn.LayerNorm(width, eps=model.norm_eps)
+    if model.stem == "patch":
+        return Downsample(nn.Conv2d(model.channels, width, STEM, STEM), norm)
+    first = stem_width(model, width)
+    return Downsample(nn.Conv2d(model.channels, first, 3, 2, padding=1), nn.Conv2d(first, width, 3, 2, padding=1), norm)
 
 
 class ConvNeXt(Backbone):
@@ -105,15 +117,15 @@ class ConvNeXt(Backbone):
         super().__init__()
         stages = stages_of(model)
         scale = layer_scale_of(model)
-        self.constants = {"grn.weight": 0.0} if scale is None else {".gamma": scale}
+        self.constants = {"grn.weight": 0.0} | ({} if scale is None else {".gamma": scale})
         self.drop_rates = drop_rates(sum(stage.depth for stage in stages), model.drop_path, model.drop_path_schedule)[::2]
-        self.stem = Downsample(nn.Conv2d(model.channels, stages[0].width, STEM, STEM), nn.LayerNorm(stages[0].width, eps=EPS))
+        self.stem = build_stem(model, stages[0].width)
         built, first, before = [], 0, None
         for stage in stages:
             built.append(ConvNextStage(before, stage, model, self.drop_rates[first:first + stage.depth]))
             first, before = first + stage.depth, stage.width
         self.stages = nn.ModuleList(built)
-        self.head = ConvNextHead(stages[-1].width, model.classes)
+        self.head = ConvNextHead(stages[-1].width, model)
 
     @property
     def _stages(self) -> Sequence[ConvNextStage]:
@@ -127,7 +139,7 @@ class ConvNeXt(Backbone):
         return self.answer(self.forward_features(images, keep, self.head_inputs))
 
     def answer(self, found: Mapping[str, Tensor]) -> Tensor:
-        return self.head.fc(found["pooled"])
+        return self.head.fc(self.head.pre_logits(found["pooled"]))
 
     def forward_features(self, images: Tensor, keep: Tensor | None = None, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The intermediates asked for by name; None: the last stage and `pooled`.

@@ -13,7 +13,7 @@ class AttentionPool(nn.Module):
     One learned probe looks at all tokens; what it sees goes through a residual MLP.  Parameter names are timm's.
     """
 
-    def __init__(self, width: int, heads: int, hidden: int, eps: float = 1e-6) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, eps: float = 1e-6, act: str = "gelu") -> None:
         super().__init__()
         self.heads = heads
         self.latent = nn.Parameter(torch.zeros(1, 1, width))
@@ -21,7 +21,7 @@ class AttentionPool(nn.Module):
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, hidden)
+        self.mlp = MLP(width, hidden, act=act)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, N, D) -> (B, D)."""

@@ -1,32 +1,50 @@
-"""Each token by itself: two layers with a GELU or a gate between."""
+"""Each token by itself: two layers with an activation or a gate between."""
+
+import functools
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class MLP(nn.Module):
-    """Linear, exact GELU (Hendrycks & Gimpel 2016), linear, dropout: (B, N, D) -> (B, N, D) (Dosovitskiy et al. 2021, section 3.1)."""
+class QuickGELU(nn.Module):
+    """x times sigmoid(1.702 x): GELU as CLIP has it (Hendrycks & Gimpel 2016, section 2)."""
 
-    def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
+    def forward(self, numbers: Tensor) -> Tensor:
+        return numbers * (1.702 * numbers).sigmoid()
+
+
+# by the recipe's names; gelu is exact (Hendrycks & Gimpel 2016), gelu_tanh the approximation of that paper's code
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU, "gelu_tanh": functools.partial(nn.GELU, approximate="tanh"), "quick_gelu": QuickGELU, "silu": nn.SiLU, "relu": nn.ReLU}
+
+
+class MLP(nn.Module):
+    """Linear, activation, linear, dropout: (B, N, D) -> (B, N, D) (Dosovitskiy et al. 2021, section 3.1); `eps` of a norm before the
+    second layer, if there is one."""
+
+    def __init__(self, width: int, hidden: int, dropout: float = 0.0, act: str = "gelu", eps: float | None = None) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
-        self.act = nn.GELU()
+        self.act = ACTIVATIONS[act]()
+        self.norm = nn.Identity() if eps is None else nn.LayerNorm(hidden, eps=eps)
         self.fc2 = nn.Linear(hidden, width)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.act(self.fc1(tokens))))
+        return self.drop(self.fc2(self.norm(self.act(self.fc1(tokens)))))
 
 
 class GatedMLP(nn.Module):
     """SwiGLU (Shazeer 2020): silu of one half times the other, `hidden` wide after it; both halves in one layer, as in DINOv2."""
 
-    def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, hidden: int, dropout: float = 0.0, eps: float | None = None) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, 2 * hidden)
+        self.norm = nn.Identity() if eps is None else nn.LayerNorm(hidden, eps=eps)
         self.fc2 = nn.Linear(hidden, width)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
         gate, value = self.fc1(tokens).chunk(2, dim=-1)
-        return self.drop(self.fc2(F.silu(gate) * value))
+        return self.drop(self.fc2(self.norm(F.silu(gate) * value)))

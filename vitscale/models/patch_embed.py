@@ -45,9 +45,9 @@ def product_of_patches(images: Tensor, weight: Tensor, bias: Tensor | None) -> T
 class PatchEmbed(Patches):
     """Each P x P patch, flattened, through one linear layer (Dosovitskiy et al. 2021, equation 1), written as a convolution."""
 
-    def __init__(self, channels: int, patch: int, width: int) -> None:
+    def __init__(self, channels: int, patch: int, width: int, bias: bool = True) -> None:
         super().__init__(patch)
-        self.proj = PatchProjection(channels, width, kernel_size=patch, stride=patch)
+        self.proj = PatchProjection(channels, width, kernel_size=patch, stride=patch, bias=bias)
         self.resized: Tensor | None = None
 
     def set_patch(self, patch: int) -> None:

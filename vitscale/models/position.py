@@ -25,8 +25,14 @@ def sincos(grid: tuple[int, int], width: int, device: torch.device | str | None 
     return table.reshape(1, grid[0] * grid[1], width).float()
 
 
-def resample(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """A table (1, rows + N, D) of the grid `old` -> (1, rows + N', D) of the grid `new`, bicubic in fp32, in the table's dtype.
+def interpolated(numbers: Tensor, size: tuple[int, int], kind: str) -> Tensor:
+    """(B, C, height, width) -> (B, C, *size); `kind` is a recipe's model.position_interpolation."""
+    mode, _, antialias = kind.partition("_")
+    return F.interpolate(numbers, size=size, mode=mode, align_corners=False, antialias=bool(antialias))
+
+
+def resample(table: Tensor, old: tuple[int, int], new: tuple[int, int], kind: str = "bicubic") -> Tensor:
+    """A table (1, rows + N, D) of the grid `old` -> (1, rows + N', D) of the grid `new`, interpolated in fp32, in the table's dtype.
 
     Dosovitskiy et al. 2021, section 3.2.  Rows before the patches (the class token's) stay as they are.
     """
@@ -34,23 +40,30 @@ def resample(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tenso
         return table
     rows = table.shape[1] - old[0] * old[1]
     patches = table[:, rows:].float().unflatten(1, old).permute(0, 3, 1, 2)
-    patches = F.interpolate(patches, size=new, mode="bicubic", align_corners=False)
+    patches = interpolated(patches, new, kind)
     return torch.cat([table[:, :rows], patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
 
 
-def rotary(grid: tuple[int, int], width: int, device: torch.device | str | None = None) -> Tensor:
+def rotary(grid: tuple[int, int], width: int, device: torch.device | str | None = None, kind: str = "dinov3",
+           temperature: float = ROTARY_BASE, reference: int | None = None, offset: float = 0.0) -> Tensor:
     """Angles (patches, K) in fp32 by which queries and keys of width K are turned (Su et al. 2021, RoFormer) along both axes.
 
-    As in DINOv3 (Siméoni et al. 2025): a patch's centre lies in -1..1 on each axis, whatever the grid, so another size needs no
-    interpolation; K / 4 frequencies ROTARY_BASE ** (-4 i / K) for each axis; the second half of K repeats the first, since pair i is
-    (i, i + K / 2).
+    There are K / 4 frequencies temperature ** (-4 i / K) for each axis; the second half of K repeats the first, since pair i is
+    (i, i + K / 2).  dinov3 (Siméoni et al. 2025): a patch's centre lies in -1..1 on each axis, whatever the grid, so another size needs no
+    interpolation.  axial (Heo et al. 2024, section 3; Fang et al. 2023, EVA-02): patches are counted from `offset`, and where there is a
+    `reference`, any grid counts as so many on a side.
     """
     if width % 4:
         raise ValueError(f"rotary positions want heads whose width is divisible by 4, got {width}")
-    rate = ROTARY_BASE ** (-torch.arange(0, 1, 4 / width, dtype=torch.float32, device=device))                     # (K / 4,)
-    down, across = (2 * (torch.arange(side, dtype=torch.float32, device=device) + 0.5) / side - 1 for side in grid)
-    places = torch.stack(torch.meshgrid(down, across, indexing="ij"), dim=-1).flatten(0, 1)                         # (patches, 2)
-    return (2 * torch.pi * places[:, :, None] * rate).flatten(1).tile(2)
+    rate = temperature ** (-torch.arange(0, 1, 4 / width, dtype=torch.float32, device=device))                     # (K / 4,)
+    numbers = [torch.arange(side, dtype=torch.float32, device=device) + offset for side in grid]
+    if kind == "dinov3":
+        lines = [2 * (line + 0.5) / side - 1 for line, side in zip(numbers, grid, strict=True)]
+    else:
+        lines = numbers if reference is None else [line / side * reference for line, side in zip(numbers, grid, strict=True)]
+    places = torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1).flatten(0, 1)                               # (patches, 2)
+    whole = 2 * torch.pi if kind == "dinov3" else 1.0
+    return (whole * places[:, :, None] * rate).flatten(1).tile(2)
 
 
 def turned(vectors: Tensor, angles: Tensor) -> Tensor:
@@ -78,12 +91,12 @@ def offset_index(grid: tuple[int, int], before: int, device: torch.device | str 
     return index
 
 
-def resample_offsets(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """A table of relative positions (rows, H) of the grid `old` -> that of the grid `new`, bicubic in fp32, in the table's dtype."""
+def resample_offsets(table: Tensor, old: tuple[int, int], new: tuple[int, int], kind: str = "bicubic") -> Tensor:
+    """A table of relative positions (rows, H) of the grid `old` -> that of the grid `new`, interpolated in fp32, in the table's dtype."""
     if old == new:
         return table
     spans = (2 * old[0] - 1, 2 * old[1] - 1), (2 * new[0] - 1, 2 * new[1] - 1)
     count = spans[0][0] * spans[0][1]
     offsets = table[:count].float().T.unflatten(1, spans[0])[None]
-    offsets = F.interpolate(offsets, size=spans[1], mode="bicubic", align_corners=False)
+    offsets = interpolated(offsets, spans[1], kind)
     return torch.cat([offsets[0].flatten(1).T.to(table.dtype), table[count:]])

@@ -12,6 +12,7 @@ from vitscale.models.backbone import Backbone, Wanted
 from vitscale.models.drop_path import add_branch
 from vitscale.models.exact import exact, keep_exact_, reset_exact_
 from vitscale.models.mlp import MLP
+from vitscale.models.position import resample
 from vitscale.recipe.schema import Swin
 from vitscale.shapes.drop_path import drop_rates
 from vitscale.shapes.swin import HIDDEN, MLP_RATIO, SwinStageShape, stages_of
@@ -27,9 +28,12 @@ def window_index(window: int, device: torch.device | str | None = None) -> Tenso
     return down * (2 * window - 1) + across
 
 
-def log_offsets(window: int, device: torch.device | str | None = None) -> Tensor:
-    """Version 2's offsets ((2 M - 1)^2, 2): scaled to -8..8, then log-spaced to -1..1 (section 3.3, equation 4)."""
-    line = torch.arange(-(window - 1), window, dtype=torch.float32, device=device) / max(window - 1, 1) * 8
+def log_offsets(window: int, pretrained: int = 0, device: torch.device | str | None = None) -> Tensor:
+    """Version 2's offsets ((2 M - 1)^2, 2): scaled to -8..8, then log-spaced to -1..1 (section 3.3, equation 4).
+
+    Where the biases were learned of other windows, `pretrained`, offsets are counted in these and may be larger.
+    """
+    line = torch.arange(-(window - 1), window, dtype=torch.float32, device=device) / max((pretrained or window) - 1, 1) * 8
     offsets = torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1).flatten(0, 1)
     return offsets.sign() * torch.log2(offsets.abs() + 1) / math.log2(8)
 
@@ -68,9 +72,9 @@ class WindowAttention(nn.Module):
     relative_position_index: Tensor
     relative_coords_table: Tensor
 
-    def __init__(self, width: int, heads: int, window: int, version: int) -> None:
+    def __init__(self, width: int, heads: int, window: int, version: int, pretrained: int = 0) -> None:
         super().__init__()
-        self.heads, self.window, self.version = heads, window, version
+        self.heads, self.window, self.version, self.pretrained = heads, window, version, pretrained
         self.qkv = nn.Linear(width, 3 * width, bias=version == 1)
         self.proj = nn.Linear(width, width)
         if version == 1:
@@ -80,14 +84,14 @@ class WindowAttention(nn.Module):
             self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10)))
             keep_exact_(self, "logit_scale")
             self.cpb_mlp = nn.Sequential(nn.Linear(2, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, heads, bias=False))
-            self.register_buffer("relative_coords_table", log_offsets(window), persistent=False)
+            self.register_buffer("relative_coords_table", log_offsets(window, pretrained), persistent=False)
         self.register_buffer("relative_position_index", window_index(window), persistent=False)
 
     def reset_buffers(self) -> None:
         self.relative_position_index.copy_(window_index(self.window, "cpu"))
         if self.version == 2:
             reset_exact_(self, "logit_scale")
-            self.relative_coords_table.copy_(log_offsets(self.window, "cpu"))
+            self.relative_coords_table.copy_(log_offsets(self.window, self.pretrained, "cpu"))
 
     def bias(self) -> Tensor:
         """(H, M^2, M^2): what is added to the logits of each pair."""
@@ -126,13 +130,13 @@ class WindowAttention(nn.Module):
 class SwinBlock(nn.Module):
     """Window attention and MLP, each a residual branch: normed before (version 1) or after (version 2, section 3.2) what it does."""
 
-    def __init__(self, stage: SwinStageShape, shift: int, version: int, rate: float) -> None:
+    def __init__(self, stage: SwinStageShape, shift: int, model: Swin, rate: float) -> None:
         super().__init__()
-        self.window, self.shift, self.version, self.rate = stage.window, shift, version, rate
-        self.norm1 = nn.LayerNorm(stage.width, eps=1e-5)
-        self.attn = WindowAttention(stage.width, stage.heads, stage.window, version)
-        self.norm2 = nn.LayerNorm(stage.width, eps=1e-5)
-        self.mlp = MLP(stage.width, MLP_RATIO * stage.width)
+        self.window, self.shift, self.version, self.rate = stage.window, shift, model.version, rate
+        self.norm1 = nn.LayerNorm(stage.width, eps=model.norm_eps)
+        self.attn = WindowAttention(stage.width, stage.heads, stage.window, model.version, stage.pretrained)
+        self.norm2 = nn.LayerNorm(stage.width, eps=model.norm_eps)
+        self.mlp = MLP(stage.width, MLP_RATIO * stage.width, act=model.hidden_act)
 
     def forward(
         self, tokens: Tensor, mask: Tensor | None = None, keep: Tensor | None = None, return_map: bool = False,
@@ -163,11 +167,11 @@ class SwinBlock(nn.Module):
 class PatchMerging(nn.Module):
     """Four neighbours become one token of twice the width (Liu et al. 2021, section 3.1); version 2 norms after it."""
 
-    def __init__(self, width: int, version: int) -> None:
+    def __init__(self, width: int, version: int, eps: float) -> None:
         super().__init__()
         self.version = version
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
-        self.norm = nn.LayerNorm(4 * width if version == 1 else 2 * width, eps=1e-5)
+        self.norm = nn.LayerNorm(4 * width if version == 1 else 2 * width, eps=eps)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, height, width, D) -> (B, height / 2, width / 2, 2 D), an odd side padded."""
@@ -181,12 +185,12 @@ class PatchMerging(nn.Module):
 class SwinStage(nn.Module):
     """Merging, but in the first stage, then blocks whose windows are shifted every second time."""
 
-    def __init__(self, stage: SwinStageShape, version: int, rates: Sequence[float], merge: bool) -> None:
+    def __init__(self, stage: SwinStageShape, model: Swin, rates: Sequence[float], merge: bool) -> None:
         super().__init__()
         self.window, self.shift = stage.window, stage.shift
-        self.downsample = PatchMerging(stage.width // 2, version) if merge else nn.Identity()
+        self.downsample = PatchMerging(stage.width // 2, model.version, model.norm_eps) if merge else nn.Identity()
         self.blocks = nn.ModuleList(
-            SwinBlock(stage, stage.shift if number % 2 else 0, version, rate) for number, rate in enumerate(rates))
+            SwinBlock(stage, stage.shift if number % 2 else 0, model, rate) for number, rate in enumerate(rates))
 
     def mask(self, grid: Grid, device: torch.device) -> Tensor | None:
         """Of the shifted blocks, for tokens of `grid`."""
@@ -197,11 +201,11 @@ class SwinStage(nn.Module):
 class SwinPatchEmbed(nn.Module):
     """Each P x P patch through one linear layer, then a norm (Liu et al. 2021, section 3.1)."""
 
-    def __init__(self, channels: int, patch: int, width: int) -> None:
+    def __init__(self, channels: int, patch: int, width: int, eps: float) -> None:
         super().__init__()
         self.patch = patch
         self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
-        self.norm = nn.LayerNorm(width, eps=1e-5)
+        self.norm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, C, height, width), padded to whole patches -> tokens (B, height / P, width / P, D)."""
@@ -230,14 +234,16 @@ class SwinTransformer(Backbone):
         stages = stages_of(model)
         self.constants = {".logit_scale": math.log(10)}
         self.drop_rates = drop_rates(sum(stage.depth for stage in stages), model.drop_path, model.drop_path_schedule)
-        self.patch_embed = SwinPatchEmbed(model.channels, model.patch, stages[0].width)
+        self.patch_embed = SwinPatchEmbed(model.channels, model.patch, stages[0].width, model.norm_eps)
+        self.grid, self.interpolation = (stages[0].grid, stages[0].grid), model.position_interpolation
+        self.pos_embed = nn.Parameter(torch.zeros(1, stages[0].grid**2, stages[0].width)) if model.position == "learned" else None
         layers, first = [], 0
         for number, stage in enumerate(stages):
             rates = self.drop_rates[2 * first:2 * (first + stage.depth):2]
-            layers.append(SwinStage(stage, model.version, rates, merge=number > 0))
+            layers.append(SwinStage(stage, model, rates, merge=number > 0))
             first += stage.depth
         self.layers = nn.ModuleList(layers)
-        self.norm = nn.LayerNorm(stages[-1].width, eps=1e-5)
+        self.norm = nn.LayerNorm(stages[-1].width, eps=model.norm_eps)
         self.head = SwinHead(stages[-1].width, model.classes)
 
     @property
@@ -250,6 +256,13 @@ class SwinTransformer(Backbone):
         `keep` (2 L, B), 1.0 or 0.0: row 2 l the attention of block l, row 2 l + 1 its MLP; None keeps all.
         """
         return self.answer(self.forward_features(images, keep, self.head_inputs))
+
+    def _placed(self, tokens: Tensor) -> Tensor:
+        """(B, height, width, D) -> the same, with positions where there is a table of them."""
+        if self.pos_embed is None:
+            return tokens
+        table = resample(self.pos_embed, self.grid, (tokens.shape[1], tokens.shape[2]), self.interpolation)
+        return tokens + table.unflatten(1, tokens.shape[1:3]).to(tokens.dtype)
 
     def answer(self, found: Mapping[str, Tensor]) -> Tensor:
         return self.head(found["pooled"])
@@ -264,7 +277,7 @@ class SwinTransformer(Backbone):
         self.check_keep(keep, images)
         wanted = Wanted(("norm", "pooled") if names is None else names, self.feature_names())
         note = wanted.note
-        tokens, row = note("patch_embed", self.patch_embed(images)), 0
+        tokens, row = note("patch_embed", self._placed(self.patch_embed(images))), 0
         for number, layer in enumerate(self._stages):
             tokens = layer.downsample(tokens)
             mask = layer.mask(tuple(tokens.shape[1:3]), tokens.device)

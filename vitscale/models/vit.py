@@ -22,7 +22,18 @@ from vitscale.models.patch_embed_conv import ConvStemPatchEmbed, HybridPatchEmbe
 from vitscale.models.position import resample, rotary, sincos
 from vitscale.recipe.schema import Vit
 from vitscale.shapes.drop_path import drop_rates, kept_of_group
-from vitscale.shapes.vit import Shape, grid, hybrid_depths, num_features, num_placed, num_positions, shape_of
+from vitscale.shapes.vit import (
+    Shape,
+    grid,
+    has_class_token,
+    hybrid_depths,
+    num_features,
+    num_placed,
+    num_positions,
+    pools_prefix,
+    rotary_options,
+    shape_of,
+)
 
 
 class LayerScale(nn.Module):
@@ -48,7 +59,9 @@ class Block(nn.Module):
         self.attn = build_attention(model, shape, eps, layer)
         self.ls1 = nn.Identity() if scale is None else LayerScale(width, scale)
         self.norm2 = nn.Identity() if model.parallel else nn.LayerNorm(width, eps=eps)
-        self.mlp = (GatedMLP if model.gated else MLP)(width, shape.mlp, model.dropout)
+        inner = eps if model.scale_mlp_norm else None
+        self.mlp = GatedMLP(width, shape.mlp, model.dropout, inner) if model.gated else MLP(
+            width, shape.mlp, model.dropout, model.hidden_act, inner)
         self.ls2 = nn.Identity() if scale is None else LayerScale(width, scale)
 
     def forward(
@@ -70,7 +83,9 @@ class Block(nn.Module):
 def build_attention(model: Vit, shape: Shape, eps: float, layer: int) -> Attention:
     """The attention that the section asks for."""
     width, heads = shape.width, shape.heads
-    options: dict[str, Any] = {"qkv_bias": model.qkv_bias, "dropout": model.dropout, "qk_norm": model.qk_norm, "eps": eps}
+    options: dict[str, Any] = {"qkv_bias": model.qkv_bias, "dropout": model.dropout, "qk_norm": model.qk_norm, "eps": eps,
+                               "key_bias": model.key_bias, "scale_norm": model.scale_attn_norm,
+                               "interpolation": model.position_interpolation}
     if model.mup_base_head_width is not None:       # products of K numbers that go together grow as K, not as its root (Yang et al. 2022)
         options["scale"] = math.sqrt(model.mup_base_head_width) / (width // heads)
     if model.position == "relative":
@@ -100,7 +115,7 @@ def build_patch_embed(model: Vit, shape: Shape, eps: float) -> Patches:
         return PositionalPatchEmbed(channels, patch, width)
     if model.patch_embed == "adaptive":
         return AdaptivePatchEmbed(channels, patch, width)
-    return PatchEmbed(channels, patch, width)
+    return PatchEmbed(channels, patch, width, bias=not model.pre_norm)
 
 
 class VisionTransformer(Backbone):
@@ -117,7 +132,8 @@ class VisionTransformer(Backbone):
         """Raises RecipeError when the section contradicts itself."""
         super().__init__()
         shape, eps = shape_of(model), model.norm_eps
-        self.pool, self.position, self.class_tokens = model.pool, model.position, model.class_tokens
+        self.position, self.interpolation, self.class_tokens = model.position, model.position_interpolation, model.class_tokens
+        self.pool, self.pooled_from = model.pool, 0 if pools_prefix(model) else num_placed(model) + model.registers
         self.width, self.head_width = shape.width, shape.width // shape.heads
         self.grid, self.before = (grid(model), grid(model)), num_placed(model) + model.registers
         self.constants = {} if model.layer_scale is None else {".gamma": model.layer_scale}
@@ -127,18 +143,20 @@ class VisionTransformer(Backbone):
         self.drop_group = model.drop_path_group
 
         self.patch_embed = build_patch_embed(model, shape, eps)
-        self.cls_token = nn.Parameter(torch.zeros(1, model.class_tokens, shape.width)) if model.pool == "token" else None
+        self.cls_token = nn.Parameter(torch.zeros(1, model.class_tokens, shape.width)) if has_class_token(model) else None
         self.reg_token = nn.Parameter(torch.zeros(1, model.registers, shape.width)) if model.registers else None
         self.before_placed = model.position == "learned" and model.class_position
         if model.position == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, num_positions(model), shape.width))
         elif model.position == "sincos":
             self.register_buffer("pos_embed", sincos(self.grid, shape.width), persistent=False)     # the class token has none
+        self.rotary = rotary_options(model)
         self.pos_drop = nn.Dropout(model.dropout)
+        self.norm_pre = nn.LayerNorm(shape.width, eps=eps) if model.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(model, shape, rate, eps, layer) for layer, rate in enumerate(self.drop_rates[::2]))
         features = num_features(model, shape.width)
-        self.norm = nn.Identity() if model.pool_norm else nn.LayerNorm(shape.width, eps=eps)
-        self.attn_pool = AttentionPool(shape.width, shape.heads, shape.mlp, eps) if model.pool == "attention" else None
+        self.norm = nn.LayerNorm(shape.width, eps=eps) if model.final_norm and not model.pool_norm else nn.Identity()
+        self.attn_pool = AttentionPool(shape.width, shape.heads, shape.mlp, eps, model.hidden_act) if model.pool == "attention" else None
         self.fc_norm = nn.LayerNorm(features, eps=eps) if model.pool_norm else nn.Identity()
         self.pre_logits = Hidden(features, model.head_hidden) if model.head_hidden else nn.Identity()
         self.head_drop = nn.Dropout(model.head_dropout)
@@ -207,7 +225,7 @@ class VisionTransformer(Backbone):
 
     def layout(self, new_grid: tuple[int, int], device: torch.device) -> Layout:
         """What the blocks' attentions are told about tokens of a grid."""
-        angles = rotary(new_grid, self.head_width, device) if self.position == "rotary" else None
+        angles = None if self.rotary is None else rotary(new_grid, self.head_width, device, **self.rotary)
         return Layout(new_grid, self.before, angles)
 
     def placed_tokens(self) -> list[Tensor]:
@@ -219,23 +237,27 @@ class VisionTransformer(Backbone):
         before = [token.expand(tokens.shape[0], -1, -1).to(tokens.dtype) for token in self.placed_tokens()]
         count = sum(token.shape[1] for token in before)
         if self.position in ("learned", "sincos"):
-            position = resample(self.pos_embed, self.grid, new_grid).to(tokens.dtype)
+            position = resample(self.pos_embed, self.grid, new_grid, self.interpolation).to(tokens.dtype)
             if self.before_placed and before:       # these have rows of their own, the first ones
                 before, position = [torch.cat(before, dim=1) + position[:, :count]], position[:, count:]
             tokens = tokens + position
         if self.reg_token is not None:
             before.append(self.reg_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype))
-        return self.pos_drop(torch.cat([*before, tokens], dim=1) if before else tokens)
+        return self.norm_pre(self.pos_drop(torch.cat([*before, tokens], dim=1) if before else tokens))
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """Normed tokens (B, N, D) -> (B, D).
 
         The norm comes before the mean, as in Zhai et al. 2022 and big_vision (timm: global_pool="avg", fc_norm=False), unless
-        `pool_norm` asks for it after it, as in MAE's fine-tuning.  The mean is over the patches, attention pooling over all tokens.
+        `pool_norm` asks for it after it, as in MAE's fine-tuning.  The mean is over the patches, attention pooling over all tokens, unless
+        `pool_include_prefix` says otherwise; `token_mean` lays the class token and the mean of the patches side by side.
         """
         if self.attn_pool is not None:
-            return self.attn_pool(tokens)
-        return self.fc_norm(tokens[:, :self.class_tokens].flatten(1) if self.pool == "token" else tokens[:, self.before:].mean(dim=1))
+            return self.attn_pool(tokens[:, self.pooled_from:])
+        if self.pool == "token":
+            return self.fc_norm(tokens[:, :self.class_tokens].flatten(1))
+        mean = tokens[:, self.pooled_from:].mean(dim=1)
+        return self.fc_norm(torch.cat([tokens[:, 0], mean], dim=1) if self.pool == "token_mean" else mean)
 
     def feature_names(self) -> list[str]:
         """The names that forward_features knows, in the order of computation."""

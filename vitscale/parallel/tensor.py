@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
-from vitscale.models.attention import Attention
+from vitscale.models.attention import Attention, whole_bias
 
 
 def cut_(blocks: Iterable[nn.Module], mesh: DeviceMesh) -> None:
@@ -47,23 +47,28 @@ class _ByHeads(ParallelStyle):
 
 def _project(layer: nn.Linear, mesh: DeviceMesh, tokens: Tensor) -> Tensor:
     tokens = DTensor.from_local(tokens, mesh, [Replicate()], run_check=False)     # its gradient is the sum over the ranks
-    bias = None if layer.bias is None else _whole_heads(layer.bias, mesh)
+    bias: Tensor | None = None
+    if layer.bias is not None:
+        parts = 3 * layer.bias.shape[0] // layer.weight.shape[0]        # two of them where keys have no bias
+        bias = _whole_heads(layer.bias, mesh, parts)
+        if parts == 2:
+            bias = DTensor.from_local(whole_bias(bias.to_local()), mesh, [Shard(0)], run_check=False)
     out = nn.functional.linear(tokens, _whole_heads(layer.weight, mesh), bias)
     assert isinstance(out, DTensor)
     return out.to_local()
 
 
-def _whole_heads(rows: Tensor, mesh: DeviceMesh) -> Tensor:
+def _whole_heads(rows: Tensor, mesh: DeviceMesh, parts: int = 3) -> DTensor:
     """Rows (3 D, ...), of which each rank holds a third of 3 T runs of heads in order -> those of its own heads, of q, k and v.
 
-    Run b belongs to rank b // 3 and is wanted by rank b mod T, for T divides the runs of each of the three.
+    Run b belongs to rank b // 3 and is wanted by rank b mod T, for T divides the runs of each of the three.  `parts` is 2 of (2 D, ...).
     """
     assert isinstance(rows, DTensor)
     count, mine = mesh.size(), mesh.get_local_rank()
-    held = rows.to_local().unflatten(0, (3, -1))
-    wanted_by = [[run % count for run in range(3 * rank, 3 * rank + 3)] for rank in range(count)]
+    held = rows.to_local().unflatten(0, (parts, -1))
+    wanted_by = [[run % count for run in range(parts * rank, parts * rank + parts)] for rank in range(count)]
     length = held.shape[1]
-    order = sorted(range(3), key=lambda run: wanted_by[mine][run])
+    order = sorted(range(parts), key=lambda run: wanted_by[mine][run])
     swapped = all_to_all_single_autograd(
         held[order].flatten(0, 1), [length * wanted.count(mine) for wanted in wanted_by],
         [length * wanted_by[mine].count(rank) for rank in range(count)], mesh.get_group())

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# Numbers that autograd keeps for each hidden one of an MLP, where not two, the activation's input and its output: ReLU keeps its output
+# alone, QuickGELU a sigmoid besides
+KEPT_OF_MLP = {"relu": 1, "quick_gelu": 3}
 
 @dataclass(frozen=True)
 class Unit:

@@ -35,7 +35,7 @@ class Conv:
 def convolutions(model: Vit, width: int) -> list[Conv]:
     """In the order of computation."""
     side, patch, channels = grid(model), model.patch, model.channels
-    plain = Conv(patch, channels, width, side)
+    plain = Conv(patch, channels, width, side, bias=not model.pre_norm)
     if model.patch_embed == "patch":
         return [plain]
     if model.patch_embed == "overlap":

@@ -1,6 +1,6 @@
 """A Swin Transformer taken apart.  Parameters are those of the built model, FLOPs those that torch counts, exactly."""
 
-from vitscale.plan.anatomy import Anatomy, Unit
+from vitscale.plan.anatomy import KEPT_OF_MLP, Anatomy, Unit
 from vitscale.recipe.schema import Swin
 from vitscale.shapes.swin import HIDDEN, MLP_RATIO, SwinStageShape, stages_of
 
@@ -12,7 +12,7 @@ def anatomy(model: Swin) -> Anatomy:
     return Anatomy(
         params=_params(model, stages), flops=_flops(model, stages), moved=_moved(model, stages),
         units=tuple(_unit(model, stage) for stage in stages for _ in range(stage.depth)), normed=last.grid**2 * last.width,
-        outputs=model.classes,
+        outputs=model.classes, one_row=stages[0].grid**2 * stages[0].width if model.position == "learned" else 0,
     )
 
 
@@ -35,6 +35,7 @@ def _params(model: Swin, stages: tuple[SwinStageShape, ...]) -> dict[str, int]:
     merged = [(4 * stage.width * 2 * stage.width) + 2 * (4 if model.version == 1 else 2) * stage.width for stage in stages[:-1]]
     return {
         "patch_embed": model.channels * model.patch**2 * first + first + 2 * first,
+        "position": stages[0].grid**2 * first if model.position == "learned" else 0,
         "attention": sum(stage.depth * _attention_params(model, stage) for stage in stages),
         "mlp": sum(stage.depth * _mlp_params(stage.width) for stage in stages),
         "norms": sum(stage.depth * 4 * stage.width for stage in stages) + 2 * last,
@@ -69,7 +70,8 @@ def _moved(model: Swin, stages: tuple[SwinStageShape, ...]) -> dict[str, int]:
         "attention_linear": sum(6 * n for n in numbers), "attention_product": sum(4 * n for n in numbers),
         "mlp": sum((2 + 2 * hidden) * n for n in numbers),
         "merging": sum((stage.grid**2) * (stage.width + stage.width // 2) for stage in stages[:-1]),
-        "elementwise": sum((4 + 6 + 4 + 2 * hidden) * n for n in numbers) + 6 * first.grid**2 * first.width,
+        "elementwise": sum((4 + 6 + 4 + 2 * hidden) * n for n in numbers)
+        + (6 if model.position == "none" else 9) * first.grid**2 * first.width,
         "head": stages[-1].width + model.classes,
     }
 
@@ -82,7 +84,7 @@ def _unit(model: Swin, stage: SwinStageShape) -> Unit:
     return Unit(
         params=_attention_params(model, stage) + _mlp_params(width) + 4 * width,
         stream=tokens * width,
-        kept=tokens * ((8 if model.version == 1 else 10) * width + 2 * hidden),
+        kept=tokens * ((8 if model.version == 1 else 10) * width + KEPT_OF_MLP.get(model.hidden_act, 2) * hidden),
         normed=tokens * 2 * width,
         kept_fp32=tokens * stage.heads,
         outputs=tokens * (7 * width + hidden),

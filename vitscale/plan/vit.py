@@ -1,11 +1,11 @@
 """A Vision Transformer taken apart.  Parameters are those of the built model, FLOPs those that torch counts, exactly."""
 
 from vitscale.plan import patch_embed
-from vitscale.plan.anatomy import Anatomy, Unit
+from vitscale.plan.anatomy import KEPT_OF_MLP, Anatomy, Unit
 from vitscale.plan.attention import mixing
 from vitscale.recipe.schema import Vit
 from vitscale.shapes.drop_path import drop_rates, kept_of_group
-from vitscale.shapes.vit import Shape, grid, num_features, num_placed, num_positions, num_tokens, shape_of
+from vitscale.shapes.vit import Shape, grid, is_rotary, num_features, num_placed, num_pooled, num_positions, num_tokens, shape_of
 
 
 def anatomy(model: Vit) -> Anatomy:
@@ -14,9 +14,9 @@ def anatomy(model: Vit) -> Anatomy:
     tokens = num_tokens(model)
     return Anatomy(
         params=_params(model, shape), flops=_flops(model, shape), moved=_moved(model, shape),
-        units=(unit_of(model, shape, tokens),) * shape.depth, normed=tokens * shape.width,
+        units=(unit_of(model, shape, tokens),) * shape.depth, normed=tokens * shape.width * (model.final_norm + model.pre_norm),
         outputs=model.classes,
-        pooled=3 * tokens * shape.width if model.pool == "attention" else 0,        # keys and values, and what they came from
+        pooled=3 * num_pooled(model) * shape.width if model.pool == "attention" else 0,        # keys and values, and what they came from
         one_row=(num_placed(model) + model.registers + (model.pool == "attention")) * shape.width
         + (num_positions(model) * shape.width if model.position == "learned" else 0),
         stem=patch_embed.kept(model, shape.width), mask_bytes=tokens * shape.width if model.dropout else 0,
@@ -37,6 +37,7 @@ def _params(model: Vit, shape: Shape) -> dict[str, int]:
     square, heads = width * width + width, 2 if model.family == "deit" else 1   # a D x D layer with its bias; DeiT's second classifier
     features = num_features(model, width)
     hidden = model.head_hidden
+    last = 2 * features if model.pool_norm else norm if model.final_norm else 0
     pool_mlp = (width * shape.mlp + shape.mlp) + (shape.mlp * width + width)
     return {
         "patch_embed": patch_embed.params(model, width),
@@ -44,7 +45,7 @@ def _params(model: Vit, shape: Shape) -> dict[str, int]:
         "prefix_tokens": (num_placed(model) + model.registers) * width,
         "attention": shape.depth * _attention_params(model, shape),
         "mlp": shape.depth * _mlp_params(model, shape),
-        "norms": shape.depth * (1 if model.parallel else 2) * norm + (2 * features if model.pool_norm else norm),
+        "norms": shape.depth * (1 if model.parallel else 2) * norm + last + (norm if model.pre_norm else 0),
         "layer_scale": shape.depth * 2 * width if model.layer_scale is not None else 0,
         # MAP head (Zhai et al. 2022, section 3.2): probe; queries, keys, values, projection; norm; MLP
         "pool": width + 4 * square + norm + pool_mlp if model.pool == "attention" else 0,
@@ -54,7 +55,9 @@ def _params(model: Vit, shape: Shape) -> dict[str, int]:
 
 def _attention_params(model: Vit, shape: Shape) -> int:
     width = shape.width
-    found = 3 * width * width + (3 * width if model.qkv_bias else 0) + width * width + width
+    found = 3 * width * width + ((3 if model.key_bias else 2) * width if model.qkv_bias else 0) + width * width + width
+    if model.scale_attn_norm:
+        found += 2 * width
     if model.qk_norm:
         found += 2 * 2 * width // shape.heads
     if model.position == "relative":
@@ -64,7 +67,7 @@ def _attention_params(model: Vit, shape: Shape) -> int:
 
 def _mlp_params(model: Vit, shape: Shape) -> int:
     first = shape.mlp * (2 if model.gated else 1)
-    return (shape.width * first + first) + (shape.mlp * shape.width + shape.width)
+    return (shape.width * first + first) + (shape.mlp * shape.width + shape.width) + (2 * shape.mlp if model.scale_mlp_norm else 0)
 
 
 def _flops(model: Vit, shape: Shape) -> dict[str, int]:
@@ -73,7 +76,8 @@ def _flops(model: Vit, shape: Shape) -> dict[str, int]:
     features, hidden = num_features(model, width), model.head_hidden
     pool = 0
     if model.pool == "attention":                               # one query (the probe) per image over all tokens
-        pool = square + tokens * 2 * square + 2 * (2 * tokens * width) + square + 2 * (2 * width * mlp)
+        seen = num_pooled(model)
+        pool = square + seen * 2 * square + 2 * (2 * seen * width) + square + 2 * (2 * width * mlp)
     heads = 2 if model.family == "deit" else 1
     return {
         "patch_embed": patch_embed.flops(model, width),
@@ -105,7 +109,7 @@ def _of_all_blocks(model: Vit, shape: Shape, each: int) -> int:
 def _moved(model: Vit, shape: Shape) -> dict[str, int]:
     tokens, width = num_tokens(model), shape.width
     found = block_moved(model, shape, tokens)
-    found["elementwise"] += 6 * tokens * width              # positions, the last norm
+    found["elementwise"] += (4 + 2 * (model.final_norm + model.pre_norm)) * tokens * width      # positions; the last norm, and a first
     return found | {
         "patch_embed": model.channels * model.image**2 + tokens * width + 2 * patch_embed.kept(model, width),
         "pool": 4 * tokens * width if model.pool == "attention" else tokens * width,
@@ -118,8 +122,9 @@ def block_moved(model: Vit, shape: Shape, tokens: int) -> dict[str, int]:
     width, first = shape.width, shape.mlp * (2 if model.gated else 1)
     norms = 1 if model.parallel else 2
     pointwise = (2 * norms + 6 + (4 if model.layer_scale is not None else 0)) * width + first + shape.mlp
-    if model.qk_norm or model.position == "rotary":
+    if model.qk_norm or is_rotary(model):
         pointwise += 4 * width
+    pointwise += (2 * width if model.scale_attn_norm else 0) + (2 * shape.mlp if model.scale_mlp_norm else 0)
     return {name: _of_all_blocks(model, shape, each) for name, each in {
         "attention_linear": tokens * (4 + 2) * width,
         "attention_product": mixing(model, shape, tokens).kept,
@@ -142,14 +147,15 @@ def unit_of(model: Vit, shape: Shape, tokens: int) -> Unit:
     scaled, first = model.layer_scale is not None, 2 * mlp if model.gated else mlp
     norms = 1 if model.parallel else 2
     between = 3 * tokens * width            # queries, keys, values as the layer gave them
-    inner = 4 * mlp if model.gated else 2 * mlp
+    inner = (4 if model.gated else KEPT_OF_MLP.get(model.hidden_act, 2)) * mlp
+    scaled_norms = (width if model.scale_attn_norm else 0) + (mlp if model.scale_mlp_norm else 0)
     attention = mixing(model, shape, tokens)
-    kept = 2 * norms * width + inner + (2 * width if scaled else 0) + (2 * width if model.qk_norm else 0)
+    kept = 2 * norms * width + inner + (2 * width if scaled else 0) + (2 * width if model.qk_norm else 0) + scaled_norms
     return Unit(
         params=_attention_params(model, shape) + _mlp_params(model, shape) + 2 * norms * width + (2 * width if scaled else 0),
         stream=tokens * width,
         kept=tokens * kept + attention.kept,
-        normed=tokens * norms * width,
+        normed=tokens * (norms * width + scaled_norms),
         kept_fp32=attention.kept_fp32,
         outputs=tokens * (6 * width + first) + attention.outputs,       # input; qkv 3, proj, fc2; fc1
         spare=0 if scaled else tokens * 2 * width,          # proj, fc2: added to the stream, which asks for neither

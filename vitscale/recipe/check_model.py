@@ -11,6 +11,23 @@ def model_contradictions(model: Model) -> list[tuple[str, str]]:
     return _vit(model) if isinstance(model, Vit) else []
 
 
+_BELONGS = {
+    "pre_norm": "belongs to model.patch_embed patch", "hidden_act": "is of MLPs without a gate, and model.gated has one: silu",
+    "key_bias": "belongs to model.qkv_bias, without which keys have none anyway",
+    "pool_include_prefix": "belongs to model.pool mean or attention",
+}
+
+
+def _turned(model: Vit) -> list[tuple[str, str]]:
+    """Rotary positions and what belongs to them."""
+    turned, found = model.position == "rotary" or model.rope_type is not None, []
+    for key, belongs in (("rope_temperature", turned), ("rope_offset", turned), ("rope_grid", model.rope_type == "axial")):
+        if getattr(model, key) != Vit.model_fields[key].default and not belongs:
+            whose = "model.rope_type axial" if key == "rope_grid" else "model.position rotary or a model.rope_type"
+            found.append((f"model.{key}", f"belongs to {whose}"))
+    return found
+
+
 def _drop_path(model: Vit) -> list[tuple[str, str]]:
     """Groups out of which a share of the images leaves out a branch."""
     group = model.drop_path_group
@@ -42,6 +59,13 @@ def _vit(model: Vit) -> list[tuple[str, str]]:
         found.append(("model.pool", "family deit has a token for each of its two heads: it wants model.pool token without model.pool_norm"))
     if model.class_tokens > 1 and model.pool != "token":
         found.append(("model.class_tokens", f"belongs to model.pool token, not to {model.pool}"))
+    if not model.final_norm and model.pool_norm:
+        found.append(("model.pool_norm", "is a norm after the last block, which model.final_norm false says there is none of"))
+    found += _turned(model)
+    for key, belongs in (("pre_norm", model.patch_embed == "patch"), ("hidden_act", not model.gated or model.pool == "attention"),
+                         ("key_bias", model.qkv_bias), ("pool_include_prefix", model.pool in ("mean", "attention"))):
+        if getattr(model, key) != Vit.model_fields[key].default and not belongs:
+            found.append((f"model.{key}", _BELONGS[key]))
     if model.pool_norm and model.pool == "attention":
         found.append(("model.pool_norm", "attention pooling has norms of its own; it belongs to model.pool token or mean"))
     found += _drop_path(model)

@@ -51,6 +51,8 @@ def objective_contradictions(recipe: Recipe) -> list[tuple[str, str]]:
 
 def _mae(model: Vit, objective: Mae) -> list[tuple[str, str]]:
     found = []
+    if model.rope_type is not None:
+        found.append(("model.rope_type", "mae leaves patches out, whose places the turns would not know: it wants none"))
     if model.position not in ("learned", "sincos"):
         found.append(("model.position", f"mae leaves patches out, so each must bring its place along: it wants learned or sincos, "
                       f"not {model.position}"))

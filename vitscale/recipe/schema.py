@@ -20,6 +20,7 @@ from vitscale.recipe.fields import (
     Rate,
     Section,
     Urls,
+    Windows,
     pair,
     plain,
     whole,
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 else:
     Judge = Literal[tuple(one.column for one in JUDGES)]        # the numbers of evaluations that runs can be judged by
 JUDGE = numbers_of("classification").judge.column               # by which they are where the recipe names no objective
+
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]      # vitscale/models/mlp.py
+Interpolation = Literal["bicubic", "bicubic_antialias", "bilinear", "bilinear_antialias"]
 
 
 class Model(Section):
@@ -61,11 +66,19 @@ class Vit(Model):
     hybrid_depths: Depths | None = None     # of hybrid: blocks of each ResNet stage; null: two each; R50+ViT-B/16: [3, 4, 9]
     class_tokens: Count = 1                 # of pool token; several are laid side by side for the head
     registers: CountOrZero = 0              # tokens without a place or a use of their own (Darcet et al. 2024)
-    pool: Literal["token", "mean", "attention"] = "token"
+    pool: Literal["token", "mean", "attention", "token_mean"] = "token"   # token_mean: both beside each other (DINOv2's heads)
+    pool_include_prefix: bool | None = None     # mean or attention over what is no patch as well; null: attention does, the mean does not
+    final_norm: bool = True                 # a norm after the last block; CLIP's mean of patches: false
+    pre_norm: bool = False                  # a norm before the first block, and no bias of the patches (Radford et al. 2021, CLIP)
     pool_norm: bool = False                 # the last norm comes after the pooling (MAE's fine-tuning, timm's fc_norm), not before it
     head_hidden: Count | None = None        # width of a hidden layer (tanh) before the classifier (Dosovitskiy et al. 2021, section 3.1)
     head_dropout: Rate = 0.0                # before the classifier
     position: Literal["learned", "sincos", "rotary", "relative", "none"] = "learned"   # vitscale/models/position.py; relative: a bias
+    position_interpolation: Interpolation = "bicubic"   # of tables, at another size than the model's; timm: bicubic_antialias
+    rope_type: Literal["dinov3", "axial"] | None = None   # queries and keys are turned; null: those of position rotary, dinov3
+    rope_temperature: Positive = 100.0      # of rotary positions, from which their frequencies fall; EVA-02: 10000
+    rope_grid: Count | None = None          # of axial: patches on a side that any grid counts as (EVA-02); null: its own
+    rope_offset: float = 0.0                # of rotary: added to each patch's number (1: Perception Encoder)
     attention: Literal["full", "local", "axial", "sparse", "linear"] = "full"   # who looks at whom: vitscale/models/attention*.py
     window: Count = 7                       # of local: patches on a side of a window, as in Swin; divides the grid of patches
     halo: CountOrZero = 3                   # of local: patches around its window that it sees besides (Vaswani et al. 2021, HaloNet)
@@ -73,7 +86,11 @@ class Vit(Model):
     sparse_random: CountOrZero = 3          # of sparse: blocks that a block sees besides its neighbours (Zaheer et al. 2020, BigBird)
     class_position: bool = True             # learned positions have rows for class and distillation tokens; DeiT III: false
     qkv_bias: bool = True
+    key_bias: bool = True                   # with qkv_bias: of keys too; BEiT, EVA, DINOv3: false
     qk_norm: bool = False                   # LayerNorm of queries and keys, head by head (Dehghani et al. 2023, ViT-22B)
+    scale_attn_norm: bool = False           # sub-LN: a norm before attention's last layer (Wang et al. 2022, Foundation transformers)
+    scale_mlp_norm: bool = False            # sub-LN: and before the MLP's (EVA-02)
+    hidden_act: Activation = "gelu"         # of MLPs without a gate, attention pooling's among them
     gated: bool = False                     # SwiGLU in place of GELU, mlp wide after the gate (Shazeer 2020)
     parallel: bool = False                  # attention and MLP side by side behind one norm (Dehghani et al. 2023, ViT-22B)
     drop_path_group: Count | None = None    # stochastic depth leaves out a share of each so many images, uncomputed; null: by chance
@@ -99,7 +116,12 @@ class Swin(Model):
     depths: Depths | None = None            # blocks of each stage
     heads: Depths | None = None             # heads of each stage
     window: Count = 7                       # M, tokens on a side of a window
+    pretrained_windows: Windows | None = None   # of version 2: each stage's windows before, which its offsets are counted in; null, 0: M
     patch: Count = 4                        # P, pixels on a side
+    position: Literal["none", "learned"] = "none"   # learned: a table for the first stage's tokens besides the biases
+    position_interpolation: Interpolation = "bicubic"   # of that table and of biases, at another size
+    hidden_act: Activation = "gelu"
+    norm_eps: Positive = 1e-5               # of every LayerNorm
 
 
 class ConvNext(Model):
@@ -110,7 +132,13 @@ class ConvNext(Model):
     size: Literal["atto", "femto", "pico", "nano", "tiny", "small", "base", "large", "xlarge", "huge"] | None = None
     widths: Depths | None = None            # channels of each stage
     depths: Depths | None = None            # blocks of each stage
+    stem: Literal["patch", "overlap", "overlap_tiered"] = "patch"   # 4 x 4 pixels, or two convolutions of 3 x 3 (tiered: by half the width)
+    kernel: Count = 7                       # of the depthwise convolutions, an odd number
     layer_scale: Positive | None = None     # first value of version 1's gammas; null: 1e-6
+    use_grn: bool | None = None             # global response normalisation in the MLPs; null: of version 2
+    hidden_act: Activation = "gelu"
+    head_hidden: Count | None = None        # width of a hidden layer (GELU) before the classifier
+    norm_eps: Positive = 1e-6               # of every LayerNorm
 
 
 FAMILIES: dict[str, type[Model]] = {"vit": Vit, "deit": Deit, "swin": Swin, "convnext": ConvNext}

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from vitscale.errors import RecipeError
 from vitscale.recipe.schema import ConvNext
 
-KERNEL = 7          # of the depthwise convolutions
 STEM = 4            # pixels on a side that the stem makes one
 MLP_RATIO = 4
 
@@ -53,6 +52,8 @@ def problems(model: ConvNext) -> list[tuple[str, str]]:
         found.append(("model.dropout", "is not used by ConvNeXt; its regularisation is model.drop_path"))
     if model.version == 2 and model.layer_scale is not None:
         found.append(("model.layer_scale", "belongs to version 1; version 2 has global response normalisation in its place"))
+    if model.kernel % 2 == 0:
+        found.append(("model.kernel", f"wants an odd number, so that a place stands in the middle, got {model.kernel}"))
     return found
 
 
@@ -65,6 +66,18 @@ def stages_of(model: ConvNext) -> tuple[ConvNextStageShape, ...]:
     widths, depths = model.widths or named[0], model.depths or named[1]
     return tuple(ConvNextStageShape(width, depth, model.image // (STEM * 2**number))
                  for number, (width, depth) in enumerate(zip(widths, depths, strict=True)))
+
+
+def has_grn(model: ConvNext) -> bool:
+    return model.version == 2 if model.use_grn is None else model.use_grn
+
+
+def stem_width(model: ConvNext, width: int) -> int:
+    """Channels after the first of two convolutions: of overlap_tiered half of them, in multiples of 8 that are no tenth less."""
+    if model.stem != "overlap_tiered":
+        return width
+    near = max(8, (width // 2 + 4) // 8 * 8)
+    return near if near >= 0.9 * (width // 2) else near + 8
 
 
 def layer_scale_of(model: ConvNext) -> float | None:

@@ -2,12 +2,14 @@
 
 from vitscale.recipe.objectives import Mae
 from vitscale.recipe.schema import Vit
+from vitscale.shapes.vit import has_class_token
 
 
 def encoder_section(model: Vit) -> Vit:
     """The model without what comes after its last norm; a class token stays where the pooling is `token`."""
-    pool = "token" if model.pool == "token" else "mean"
-    return model.model_copy(update={"classes": 0, "pool": pool, "pool_norm": False, "head_hidden": None, "head_dropout": 0.0})
+    pool = "token" if has_class_token(model) else "mean"
+    return model.model_copy(update={"classes": 0, "pool": pool, "pool_include_prefix": None, "final_norm": True, "pool_norm": False,
+                                    "head_hidden": None, "head_dropout": 0.0})
 
 
 def decoder_section(model: Vit, objective: Mae) -> Vit:

@@ -19,6 +19,7 @@ class SwinStageShape:
     grid: int       # tokens on a side
     window: int     # tokens on a side of a window: never more than the grid
     shift: int      # of every second block's windows; 0 where one window is the whole grid
+    pretrained: int = 0     # version 2: windows that its biases were learned of; 0: these
 
 
 SIZES = {       # width C, depths, heads: Liu et al. 2021, section 3.3; the same of version 2 (Liu et al. 2022, section 4.1)
@@ -44,6 +45,8 @@ def problems(model: Swin) -> list[tuple[str, str]]:
     found = []
     if len(depths) != len(heads):
         found.append(("model.heads", f"has {len(heads)} stages, model.depths {len(depths)}"))
+    if model.pretrained_windows is not None and (model.version == 1 or len(model.pretrained_windows) != len(depths)):
+        found.append(("model.pretrained_windows", f"has a number for each of the {len(depths)} stages of version 2"))
     for stage, number in enumerate(heads):
         if width * 2**stage % number:
             found.append(("model.heads", f"{number} heads do not divide the width {width * 2**stage} of stage {stage}"))
@@ -81,5 +84,6 @@ def stages_of(model: Swin) -> tuple[SwinStageShape, ...]:
     for number, (depth, count) in enumerate(zip(depths, heads, strict=True)):
         grid = model.image // (model.patch * 2**number)
         window = min(model.window, grid)
-        stages.append(SwinStageShape(width * 2**number, depth, count, grid, window, window // 2 if window < grid else 0))
+        pretrained = model.pretrained_windows[number] if model.pretrained_windows else 0
+        stages.append(SwinStageShape(width * 2**number, depth, count, grid, window, window // 2 if window < grid else 0, pretrained))
     return tuple(stages)

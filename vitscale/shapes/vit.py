@@ -1,6 +1,7 @@
 """The named sizes of a Vision Transformer, and which numbers a recipe's model section means."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from vitscale.errors import RecipeError
 from vitscale.recipe.schema import Vit
@@ -52,8 +53,9 @@ def problems(model: Vit) -> list[tuple[str, str]]:
     origin = f" of size {model.size}" if model.size and model.width is None else ""
     if shape.width % shape.heads:
         found.append(("model.heads", f"{shape.heads} heads do not divide the width {shape.width}{origin}"))
-    if model.position == "rotary" and shape.width % (4 * shape.heads) and not shape.width % shape.heads:
-        found.append(("model.position", f"rotary positions want heads whose width is divisible by 4, got {shape.width // shape.heads}"))
+    if is_rotary(model) and shape.width % (4 * shape.heads) and not shape.width % shape.heads:
+        key = "model.position" if model.position == "rotary" else "model.rope_type"
+        found.append((key, f"rotary positions want heads whose width is divisible by 4, got {shape.width // shape.heads}"))
     if model.position == "sincos" and shape.width % 4:
         found.append(("model.width", f"sin-cos positions want a width divisible by 4, got {shape.width}{origin}"))
     if model.image % model.patch:
@@ -93,7 +95,32 @@ def grid(model: Vit) -> int:
 
 def num_placed(model: Vit) -> int:
     """Tokens that come before the patches and may have a place in the table of learned positions: class tokens, a distillation token."""
-    return (model.class_tokens if model.pool == "token" else 0) + (model.family == "deit")
+    return (model.class_tokens if has_class_token(model) else 0) + (model.family == "deit")
+
+
+def has_class_token(model: Vit) -> bool:
+    return model.pool in ("token", "token_mean")
+
+
+def pools_prefix(model: Vit) -> bool:
+    """Whether the pooling is over what stands before the patches as well."""
+    return model.pool == "attention" if model.pool_include_prefix is None else model.pool_include_prefix
+
+
+def num_pooled(model: Vit) -> int:
+    """Tokens that a mean or attention pooling is over."""
+    return num_tokens(model) if pools_prefix(model) else grid(model) ** 2
+
+
+def is_rotary(model: Vit) -> bool:
+    """Whether queries and keys are turned by where their patches stand."""
+    return model.position == "rotary" or model.rope_type is not None
+
+
+def rotary_options(model: Vit) -> dict[str, Any] | None:
+    """How models.position.rotary finds the angles; None: nothing is turned."""
+    return {"kind": model.rope_type or "dinov3", "temperature": model.rope_temperature, "reference": model.rope_grid,
+            "offset": model.rope_offset} if is_rotary(model) else None
 
 
 def num_positions(model: Vit) -> int:
@@ -108,7 +135,7 @@ def num_tokens(model: Vit) -> int:
 
 def num_features(model: Vit, width: int) -> int:
     """Numbers in what the pooling gives the head."""
-    return width * (model.class_tokens if model.pool == "token" else 1)
+    return width * {"token": model.class_tokens, "token_mean": 2}.get(model.pool, 1)
 
 
 def stem_widths(patch: int, width: int) -> list[int]:
