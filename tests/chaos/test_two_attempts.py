@@ -44,7 +44,7 @@ def test_an_attempt_that_was_thought_dead_does_no_harm(place: Path, unbroken: Ru
     """All of its processes stop for a while, as on a node that is cut off; a new attempt takes over and ends; the old one wakes up."""
     arguments = [*SMALL, "name=o", "duration=60 steps", "parallel.processes=2", "checkpoint.every=3 steps"]
     run = Run(place / "runs" / "o")
-    orphan = start(place, *arguments)
+    orphan = start(place, *arguments, new_session=True)     # whom a stopped process stands beside may be sent SIGHUP
     try:
         run.wait_for_step(12, orphan)
         signal_all(orphan, signal.SIGSTOP)

@@ -32,7 +32,7 @@ STEP, CHECKPOINT = 23, 16
 @pytest.fixture(scope="module")
 def sleeper() -> Iterator[int]:
     """A process that stands still."""
-    process = subprocess.Popen(["sleep", "600"])
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
     os.kill(process.pid, 19)
     while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
         time.sleep(0.01)

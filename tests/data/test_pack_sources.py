@@ -161,6 +161,10 @@ def test_splits_without_classes_in_them_are_refused_unless_they_are_named_as_cla
     picture(tmp_path / "two" / "val" / "a" / "x.png")
     picture(tmp_path / "two" / "valid" / "a" / "x.png")
     assert "both look like the split 'val'" in run(tmp_path / "two", tmp_path / "out2", code=2)
+    picture(tmp_path / "three" / "val" / "a" / "x.png")
+    picture(tmp_path / "three" / "train" / "a" / "x.png")
+    picture(tmp_path / "three" / "more" / "a" / "x.png")
+    assert "train/ and val/ look like splits of a set, and more/ does not" in run(tmp_path / "three", tmp_path / "out3", code=2)
 
 
 FORMS = [
@@ -228,6 +232,7 @@ def test_every_file_is_packed_or_counted_and_nothing_hangs(tmp_path):
     (root / "a" / "by link").symlink_to(other)
     (root / "b").symlink_to(other)                              # a class folder that is a link
     (root / "a" / "back").symlink_to(root / "a")
+    (root / "a" / "top").symlink_to(root)
     picture(root / "a" / ".ipynb_checkpoints" / "copy.png")
     picture(root / "__MACOSX" / "a" / "copy.png")
     (root / "a" / "._3.png").write_bytes(b"\0\x05\x16\7" + bytes(100))
@@ -243,10 +248,10 @@ def test_every_file_is_packed_or_counted_and_nothing_hangs(tmp_path):
     assert sorted(packed(tmp_path / "out")) == sorted(
         [f"out:a/{number}" for number in range(12)] + ["out:a/by_link/deep/linked", "out:b/deep/linked"])
     left_out = output[output.index("left out:"):]
-    for text in ("2 no regular file", "1 .txt: no picture", "1 beside the class folders", "1 a link to a folder above itself",
+    for text in ("2 no regular file", "1 .txt: no picture", "1 beside the class folders", "2 a link to a folder above itself",
                  "1 in .ipynb_checkpoints/", "1 in __MACOSX/", "1 ._*: what macOS writes beside a file"):
         assert text in left_out
-    assert "5 of 19 files are no images" in run(root, tmp_path / "out2", code=2)
+    assert "6 of 20 files are no images" in run(root, tmp_path / "out2", code=2)
 
 
 def test_a_pipe_named_by_a_manifest_is_a_bad_sample(tmp_path):

@@ -34,11 +34,20 @@ def class_folders(root: Path) -> list[str]:
 def splits_of(root: Path, classes: tuple[str, ...] = ()) -> dict[str, Path]:
     """{"train": folder, "val": folder} where the folders of `root` are all named like splits, and none is a class of `classes`; else {}.
 
-    Raises DataError where such folders hold no class folders, and two that mean the same split.
+    Raises DataError where such folders hold no class folders, where two mean the same split, and where folders that share their classes
+    stand beside one that is no split.
     """
     names = class_folders(root)
-    if not names or any(name.lower() not in SPLITS for name in names) or any(name in classes for name in names):
+    named = [name for name in names if name.lower() in SPLITS]
+    if not named or any(name in classes for name in names):
         return {}
+    if len(named) < len(names):
+        inside = Counter(below for name in named for below in class_folders(root / name))
+        if not any(count > 1 for count in inside.values()):
+            return {}
+        other = next(name for name in names if name not in named)
+        raise DataError(f"{root}: {' and '.join(f'{name}/' for name in named)} look like splits of a set, and {other}/ does not; move it "
+                        "away, or, if all of them are classes, name them with --classes")
     bare = [name for name in names if not class_folders(root / name)]
     if bare:
         raise DataError(f"{root}: {' and '.join(f'{name}/' for name in names)} look like splits of a set, but {bare[0]}/ holds no class "
@@ -77,7 +86,8 @@ def look_through(root: Path, classes: list[str]) -> Found:
 
 def _files(top: Path, found: Found) -> Iterator[Path]:
     """Files below `top` in the order of their names, through links, but never into a folder that is being walked already."""
-    above: dict[str, tuple[tuple[int, int], ...]] = {str(top.parent): ()}
+    root = os.stat(top.parent)
+    above: dict[str, tuple[tuple[int, int], ...]] = {str(top.parent): ((root.st_dev, root.st_ino),)}
     for folder, below, files in os.walk(top, followlinks=True, onerror=_refuse):
         info = os.stat(folder)
         mine = (info.st_dev, info.st_ino)
