@@ -191,6 +191,10 @@ def test_a_sparse_member_is_named_never_read_condensed(tmp_path, form):
     found, _ = contents(str(tmp_path / "sparse.tar"))
     assert set(found) == {"000", "002"}
     assert any("sparse member '001.jpg'" in fault.detail for fault in verify([str(tmp_path / "sparse.tar")]).faults)
+    tar(tmp_path / "label", [("001.cls", b"0")])
+    (tmp_path / "only.tar").write_bytes(sparse(form) + (tmp_path / "label").read_bytes())
+    with pytest.raises(DataError, match=r"no images in it; its members are cls.*; passed over: sparse member '001\.jpg'"):
+        open_index([str(tmp_path / "only.tar")])
 
 
 @pytest.mark.parametrize(("kind", "head"), [

@@ -285,7 +285,8 @@ def _build_sidecar(place: Path, path: str, size: int, mtime_ns: int, how: GroupM
     names = sorted({ext for sample in samples for ext in sample.members})
     images = sum(any(ext.rpartition(".")[2] in IMAGES for ext in sample.members) for sample in samples)
     if samples and not images:
-        raise DataError(f"{path}: no images in it; its members are {', '.join(names[:8])}, an image is one of {', '.join(IMAGES)}")
+        passed = f"; passed over: {state.damage[0].reason}" if state.damage else ""
+        raise DataError(f"{path}: no images in it; its members are {', '.join(names[:8])}, an image is one of {', '.join(IMAGES)}{passed}")
     if len(names) > 2**16:
         raise DataError(f"{path}: {len(names)} different extensions; WebDataset's key ends at the first dot of the file name")
     number = {name: at for at, name in enumerate(names)}
