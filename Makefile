@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+PIP_ARGS ?=
 # processes of pytest: one waits for jobs of SLURM while the other computes
 WORKERS ?= 2
 
@@ -61,9 +62,9 @@ $(BIN)/python:
 
 # Stamps: installing again only when pyproject.toml has changed keeps a second `make` quick.
 $(VENV)/installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check -e .
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e .
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[dev]'
 	touch $(VENV)/installed $@
