@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -158,6 +159,32 @@ def rename(old: Path, new: Path) -> Path:
 
     patiently(old, move)
     return new
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which is `folder` once the block has ended well: until then, and after an error, that is as it was.
+
+    Where `folder` exists its files of the same names are replaced.  Raises OSError.
+    """
+    there = folder.is_dir()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    aside = (folder if there else folder.parent) / f".{folder.name}.{os.getpid()}.part"
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        fsync_tree(aside)
+        if there:
+            for name in names_in(aside):
+                os.replace(aside / name, folder / name)
+        else:
+            rename(aside, folder)
+            made.clear()
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        for path in made:       # of a failure: the folders above it that this made
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def files_below(folder: Path) -> list[Path]:

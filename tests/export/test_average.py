@@ -55,7 +55,8 @@ def test_different_models_have_no_mean(tmp_path: Path) -> None:
         gather([str(tmp_path / "a")])
 
 
-@pytest.mark.parametrize(("write", "says"), [(write_transformers, "held against transformers"), (write_timm, "timm itself was not asked")])
+@pytest.mark.parametrize(("write", "says"), [
+    (write_transformers, "held against transformers"), (write_timm, "NOT held against timm: timm is not installed here")])
 def test_a_folder_is_brought_in_and_says_what_a_recipe_needs(write, says, tmp_path: Path) -> None:
     loaded = shaken(Vit(**VIT))
     write(loaded, tmp_path / "theirs")

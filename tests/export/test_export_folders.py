@@ -12,7 +12,7 @@ from vitscale.data.crop import CentreCrop
 from vitscale.data.transform import Transform
 from vitscale.errors import CheckpointError, RecipeError
 from vitscale.export.folder import write_safetensors, write_timm, write_transformers
-from vitscale.export.verify import check_own, check_transformers, error_of, pictures
+from vitscale.export.verify import check_own, check_peer, error_of, pictures
 from vitscale.models import build_model
 from vitscale.recipe.schema import ConvNext, Deit, Model, Swin, Vit
 
@@ -59,7 +59,7 @@ def test_transformers_gives_the_same_logits_and_so_do_we_read_back(name, tmp_pat
     loaded = shaken(section)
     assert loaded.model(pictures(loaded)).std() > 0.05
     assert write_transformers(loaded, tmp_path) == architecture
-    assert check_transformers(loaded, tmp_path) <= 1e-5
+    assert check_peer(loaded, tmp_path, "transformers") <= 1e-5
     config = json.loads((tmp_path / "config.json").read_text())
     if section.classes:
         assert config["id2label"] == dict(zip("01234", NAMES, strict=True))

@@ -36,7 +36,7 @@ class Folder:
     transform: Transform
     class_names: tuple[str, ...]        # () where the folder names none
     source: Path
-    idle: tuple[str, ...] = ()          # tensors of the file that no answer depends on
+    notes: tuple[str, ...] = ()         # what was left behind or taken for granted
 
 
 def is_foreign_folder(path: Path) -> bool:
@@ -64,7 +64,7 @@ def _read_folder(folder: Path) -> Folder:
     library = library_of(folder)
     if library == "vitscale":
         return _own(folder, config)
-    is_timm, idle = library == "timm", list[str]()
+    is_timm, notes = library == "timm", list[str]()
     section = section_of_timm(config, str(folder / CONFIG)) if is_timm else section_of(config, str(folder / CONFIG))
     _refuse_absurd(section, folder)
     theirs, source = _tensors(folder)
@@ -78,7 +78,7 @@ def _read_folder(folder: Path) -> Folder:
         weights, idle = from_transformers(str(config["model_type"]), section, theirs, shapes)
         heads = [name for name in shapes if name.startswith("head") and "norm" not in name]
         if any(name not in weights for name in heads):
-            log.info("%s: its classifier is not one of ours; the backbone alone is read", folder)
+            notes.append("its classifier is not one of ours: the backbone alone is read")
             section = section.model_copy(update={"classes": 0})
             weights = {name: value for name, value in weights.items() if name not in heads}
         about = folder / PREPROCESSOR
@@ -86,8 +86,13 @@ def _read_folder(folder: Path) -> Folder:
         transform = Transform(section.image, section.channels, prepared.crop, prepared.mean, prepared.std)
         labels = config.get("id2label") or {}
         names = [labels.get(str(number), str(number)) for number in range(section.classes)] if labels else ()
+    if idle:
+        more = f" and {len(idle) - 6} more" if len(idle) > 6 else ""
+        notes.append(f"left behind, since no answer depends on it: {', '.join(idle[:6])}{more}")
+    for note in notes:
+        log.info("%s: %s", folder, note)
     return Folder(section, {name: value.float() for name, value in weights.items()}, transform, tuple(map(str, names)), source,
-                  tuple(idle))
+                  tuple(notes))
 
 
 def _own(folder: Path, config: Mapping[str, Any]) -> Folder:

@@ -41,6 +41,7 @@ class Loaded:
     recipe: Recipe | None           # of the run; None for another library's folder
     source: Path                    # the file that its weights were read from
     step: int | None = None         # of the run when they were written
+    notes: tuple[str, ...] = ()     # what was left behind or taken for granted of another library's folder
 
     @property
     def named(self) -> bool:
@@ -93,13 +94,13 @@ def load(source: str | Path, *, checkpoint: str | int = "last", ema: bool = Fals
 def _of_another_library(path: Path, device: str | torch.device, class_map: str | Path | None) -> Loaded:
     folder = read_folder(path)
     shapes = parameter_shapes(folder.section)
-    weights = fitting(folder.source, {name: folder.weights[name] for name in shapes if name in folder.weights}, shapes)
+    weights = fitting(folder.source, folder.weights, shapes)
     model = build_model(folder.section)         # only now: what its configuration says may be larger than any memory
     model.load_state_dict(weights, strict=False)
     classes = folder.section.classes
     names = matching(tuple(read_class_map(Path(class_map))), classes, str(class_map)) if class_map else folder.class_names
     return Loaded(model.to(device).eval().requires_grad_(False), folder.transform, names or numbered(classes), folder.section, None,
-                  folder.source)
+                  folder.source, notes=folder.notes)
 
 
 def checkpoint_of(path: Path, which: str | int = "last") -> Path:

@@ -235,6 +235,7 @@ def average(
     from vitscale.export.average import gather, judge_on, mean_of
     from vitscale.export.average import greedy as choose_greedily
     from vitscale.export.folder import write_safetensors
+    from vitscale.files import whole_folder
 
     models = gather(runs, last, ema)
     if greedy:
@@ -243,5 +244,6 @@ def average(
             kept += [model] if stays else []
             print(f"{model.source}: top-1 {score:.2%} {'with it: kept' if stays else 'with it: left out'}")
         models = kept
-    write_safetensors(mean_of(models), out)
+    with whole_folder(out) as aside:
+        write_safetensors(mean_of(models), aside)
     print(f"{out}: the mean of {len(models)} checkpoint{'s' if len(models) > 1 else ''}")

@@ -1,20 +1,39 @@
-"""Every export held against ourselves: the same pictures through both, and by how much the answers differ."""
+"""Every export and import held against the other library, or ourselves: the same pictures through both, and how far answers differ."""
 
-from collections.abc import Callable
+import contextlib
+import copy
+import importlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vitscale.checkpoint.facts import read_object
+from vitscale.checkpoint.foreign import CONFIG
 from vitscale.checkpoint.load import Loaded, load
-from vitscale.errors import CheckpointError
+from vitscale.errors import CheckpointError, UserError, said
+from vitscale.models.transformers_names import KINDS
 
-TOLERANCE = 1e-4        # of the largest difference, as a share of the largest answer; rounding in fp32 stays a tenfold below
+EQUAL = 1e-5            # of the largest difference, as a share of the answers' standard deviation
+ROUNDING = 1e-4         # the same where answers cannot be had in fp64 and deep models round more than that
 
 
 class NotVerified(Exception):
-    """The library that reads an export is not installed here."""
+    """The library that would have to be asked is not installed here."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A model of another library's, with what it takes to ask it."""
+
+    library: str
+    model: nn.Module
+    answer: Callable[[Any, Tensor], Tensor]     # (the model, images) -> what ours gives for them
+    classifiers: Sequence[nn.Module]
 
 
 def pictures(loaded: Loaded, count: int = 2) -> Tensor:
@@ -24,36 +43,131 @@ def pictures(loaded: Loaded, count: int = 2) -> Tensor:
 
 
 @torch.no_grad()
-def error_of(loaded: Loaded, theirs: Callable[[Tensor], Tensor], what: str, count: int = 2) -> float:
-    """The largest difference of any answer.  Raises CheckpointError if it is more than rounding can be."""
+def error_of(loaded: Loaded, theirs: Callable[[Tensor], Tensor], what: str, count: int = 2, most: float = ROUNDING) -> float:
+    """The largest difference of any answer, over the standard deviation of ours.  Raises CheckpointError if it is more than `most`."""
     images = pictures(loaded, count)
-    expected, found = loaded.model(images), theirs(images)
-    if found.shape != expected.shape:
-        raise CheckpointError(f"{what}: gives {tuple(found.shape)} for {tuple(images.shape)} images, ours {tuple(expected.shape)}")
-    error, largest = float((found - expected).abs().max()), float(expected.abs().max())
-    if not error <= TOLERANCE * max(largest, 1.0):
-        raise CheckpointError(f"{what}: answers differ from ours by {error:.1e}; do not use it")
+    return _judged(difference(loaded.model(images), theirs(images), what), what, most)
+
+
+def difference(ours: Tensor, theirs: Tensor, what: str) -> float:
+    """The largest difference over the standard deviation of ours; where all of ours are one number, as it is."""
+    if theirs.shape != ours.shape:
+        raise CheckpointError(f"{what}: gives {tuple(theirs.shape)} where ours gives {tuple(ours.shape)}")
+    error, spread = float((theirs - ours).abs().max()), float(ours.std()) if ours.numel() > 1 else 0.0
+    return error / spread if spread > 0 else error
+
+
+def _judged(error: float, what: str, most: float) -> float:
+    if not error <= most:
+        raise CheckpointError(f"{what}: answers differ from ours by {error:.1e} of their standard deviation; it is not kept")
     return error
 
 
-def check_transformers(loaded: Loaded, folder: Path) -> float:
-    """Through transformers itself.  Raises NotVerified where it is not installed."""
+def check_peer(loaded: Loaded, folder: Path, library: str) -> float:
+    """Through the library itself: its answers, and what its classifiers are given, against ours.
+
+    Raises NotVerified where it is not installed, CheckpointError if answers differ or the library fails on the folder.
+    """
+    peer = _PEERS[library](loaded, folder)
     try:
-        from transformers import AutoModel, AutoModelForImageClassification
-        from transformers.utils import logging
+        error = _held(loaded, peer, torch.float32, folder)
+        if not error <= EQUAL:      # rounding, or another model?
+            try:
+                error = _held(loaded, peer, torch.float64, folder)
+            except RuntimeError:    # it computes in fp32 whatever it is given
+                return _judged(error, str(folder), ROUNDING)
+    except UserError:
+        raise
+    except Exception as broken:
+        raise CheckpointError(f"{folder}: {library} itself fails on it ({said(broken)})") from None
+    return _judged(error, str(folder), EQUAL)
+
+
+@torch.no_grad()
+def _held(loaded: Loaded, peer: Peer, dtype: torch.dtype, folder: Path) -> float:
+    model = loaded.model if dtype == torch.float32 else copy.deepcopy(loaded.model).to(dtype)
+    images = pictures(loaded).to(dtype)
+    peer.model.to(dtype)
+    ours = _answers(lambda: model(images), own_classifiers(model))
+    theirs = _answers(lambda: peer.answer(peer.model, images), peer.classifiers)
+    if len(ours) != len(theirs):
+        raise CheckpointError(f"{folder}: {peer.library} has {len(theirs) - 1} classifiers where ours has {len(ours) - 1}")
+    given = [their[..., :our.shape[-1]] for our, their in zip(ours[1:], theirs[1:], strict=True)]      # DINOv2's gives its more besides
+    return max(difference(our, their, str(folder)) for our, their in zip(ours, [theirs[0], *given], strict=True))
+
+
+def own_classifiers(model: nn.Module) -> list[nn.Module]:
+    """The last layers of ours, as far as there are some."""
+    named = dict(model.named_modules())
+    return [named[name] for name in ("head", "head.fc", "head_dist") if isinstance(named.get(name), nn.Linear)]
+
+
+def _answers(ask: Callable[[], Tensor], classifiers: Sequence[nn.Module]) -> list[Tensor]:
+    """What is answered, and what each classifier was given: one that begins at zero would hide everything before it."""
+    given: list[Tensor] = []
+    hooks = [classifier.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0])) for classifier in classifiers]
+    try:
+        return [ask(), *given]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _imported(name: str, remedy: str) -> Any:
+    try:
+        return importlib.import_module(name)
     except ImportError:
-        raise NotVerified("pip install 'vitscale[hf]' to have it checked") from None
-    logging.disable_progress_bar()
-    kind: Any = AutoModelForImageClassification if loaded.section.classes else AutoModel
-    model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False).eval()
+        raise NotVerified(f"{name} is not installed here; {remedy} to have it checked") from None
+    except Exception as broken:     # what it needs besides may be there and not fit
+        raise NotVerified(f"{name} cannot be imported here ({said(broken)})") from None
 
-    def answer(images: Tensor) -> Tensor:
+
+def _of_transformers(loaded: Loaded, folder: Path) -> Peer:
+    transformers = _imported("transformers", "pip install 'vitscale[hf]'")
+    importlib.import_module("transformers.utils.logging").disable_progress_bar()
+    known = KINDS[str(read_object(folder / CONFIG)["model_type"])]
+    changes: dict[str, Any] = {"mask_ratio": 0.0} if known.base == "ViTMAEModel" else {}        # else it hides patches at random
+    with _quiet("transformers"):
+        try:
+            model = getattr(transformers, known.architecture if loaded.section.classes else known.base).from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **changes).eval()
+        except Exception as broken:
+            raise CheckpointError(f"{folder}: transformers itself cannot load it ({said(broken)})") from None
+    named = dict(model.named_modules())
+    classifiers = [named[name] for name in ("classifier", "cls_classifier", "distillation_classifier") if name in named]
+
+    def answer(model: Any, images: Tensor) -> Tensor:
         output = model(images)
-        if loaded.section.classes:
-            return output.logits
-        return _pooled(loaded, output)
+        return output.logits if loaded.section.classes else _pooled(loaded, output)
 
-    return error_of(loaded, answer, str(folder))
+    return Peer("transformers", model, answer, [one for one in classifiers if isinstance(one, nn.Linear)])
+
+
+def _of_timm(loaded: Loaded, folder: Path) -> Peer:
+    timm = _imported("timm", "pip install timm")
+    with _quiet("timm"):
+        try:
+            model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        except Exception as broken:
+            raise CheckpointError(f"{folder}: timm itself cannot load it ({said(broken)})") from None
+    found = model.get_classifier()
+    both = found if isinstance(found, tuple) else (found,)
+    return Peer("timm", model, lambda model, images: model(images), [one for one in both if isinstance(one, nn.Linear)])
+
+
+_PEERS: dict[str, Callable[[Loaded, Path], Peer]] = {"transformers": _of_transformers, "timm": _of_timm}
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Nothing of a library's log but errors."""
+    log = logging.getLogger(name)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _pooled(loaded: Loaded, output: Any) -> Tensor:
@@ -67,6 +181,6 @@ def _pooled(loaded: Loaded, output: Any) -> Tensor:
 
 
 def check_own(loaded: Loaded, folder: Path) -> float:
-    """Read back by ourselves: of timm's folders, since timm is not needed here, and of our own."""
+    """Read back by ourselves."""
     again = load(folder)
-    return error_of(loaded, again.model, str(folder))
+    return error_of(replace(loaded, model=loaded.model.cpu()), again.model, str(folder), most=EQUAL)
