@@ -3,20 +3,23 @@
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from offering import blocks_in, put
-from running import Run, train
+from running import TIMEOUT_S, Run, same_as, start, train
 
 import vitscale
 
 pytestmark = pytest.mark.slow       # whole runs of real processes
 # what the page says it costs, in files
-COSTS = {"Add an objective": 3, "Add an optimizer": 2, "Add a shard format": 2}
+COSTS = {"Add an objective": 3, "Add an optimizer": 2, "Add a shard format": 2, "Add an engine": 3, "Add an axis of parallelism": 4}
+RECIPE = str(Path(vitscale.__file__).parents[1] / "recipes" / "quickstart.yaml")
 SMALL = ["objective={name: mirror}", "optim.name=nadam", "model.width=32", "model.heads=2", "model.mlp=64", "model.depth=2",
-         "global_batch=64", "duration=30 steps", "optim.warmup=5 steps", "evaluate.every=null", "data.augment.flip=0", "data.lanes=16",
-         "data.log_samples=true"]
+         "global_batch=64", "duration=60 steps", "optim.warmup=5 steps", "evaluate.every=null", "data.augment.flip=0", "data.lanes=16",
+         "data.log_samples=true", "model.pool=mean"]
+ZIPS = ["data.prepare=null", "data.train=zips/train-*.zip", "data.val=zips/val-*.zip"]
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +45,40 @@ def test_what_each_costs(title: str) -> None:
     assert len({block.path for block in blocks_in(title)}) == COSTS[title]
 
 
-def test_they_train_and_two_ranks_equal_one(grown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The objective and the optimizer, on tars and on zips."""
-    monkeypatch.setenv("PYTHONPATH", str(grown))
-    recipe = str(Path(vitscale.__file__).parents[1] / "recipes" / "quickstart.yaml")
-    train(grown, *SMALL, "name=one", "micro_batch=64", recipe=recipe)
-    train(grown, *SMALL, "name=two", "parallel.engine=fsdp", "parallel.processes=2", "micro_batch=16", "data.prepare=null",
-          "data.train=zips/train-*.zip", "data.val=zips/val-*.zip", recipe=recipe)
-    one, two = (Run(grown / "runs" / name) for name in ("one", "two"))
-    assert two.samples == one.samples
-    assert two.losses == pytest.approx(one.losses, rel=1e-4)
-    assert one.losses[30] < one.losses[1] - 0.02
+@pytest.fixture(scope="module")
+def one(grown: Path) -> Iterator[Run]:
+    """The objective and the optimizer, by one process of ddp, on tars."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(grown))
+        train(grown, *SMALL, "name=one", "micro_batch=64", recipe=RECIPE)
+        yield Run(grown / "runs" / "one")
+
+
+def by(engine: str, ranks: int = 2) -> list[str]:
+    return [f"parallel.processes={ranks}", "micro_batch=16", *(f"parallel.{one}" for one in engine.split())]
+
+
+@pytest.mark.parametrize("first", [
+    pytest.param((2, "engine=allreduce"), id="allreduce"), pytest.param((4, "engine=fsdp context=2"), id="fsdp-2x2", marks=pytest.mark.all),
+    pytest.param((4, "engine=fsdp replicate=2 context=2"), id="fsdp-2x1x2", marks=pytest.mark.all)])
+@pytest.mark.parametrize("then", [
+    pytest.param((2, "engine=fsdp context=2"), id="fsdp-1x2"),
+    pytest.param((2, "engine=allreduce"), id="allreduce", marks=pytest.mark.all)])
+def test_all_of_them_together_give_the_steps_of_one_process(grown: Path, one: Run, first: tuple[int, str], then: tuple[int, str]) -> None:
+    """The engine and the axis, on zips; one saves when it is told to stop, the other resumes."""
+    name = f"two-{hash((first, then)) % 10**9}"
+    run, process = Run(grown / "runs" / name), start(grown, *SMALL, *ZIPS, f"name={name}", *by(first[1], first[0]), recipe=RECIPE)
+    try:
+        run.wait_for_step(10, process)
+        process.terminate()
+        output, _ = process.communicate(timeout=TIMEOUT_S)
+    finally:
+        process.kill()
+    assert process.returncode == 75, output
+    output = train(grown, *SMALL, *ZIPS, f"name={name}", *by(then[1], then[0]), recipe=RECIPE)
+    assert "resuming from step-" in output
+    same_as(one, run)
+    assert run.outcome["attempt"] == 2
+    assert one.losses[60] < one.losses[1] - 0.02
     assert one.outcome["best"]["metric"] == "eval_loss"
-    assert two.outcome["eval_loss"] == pytest.approx(one.outcome["eval_loss"], rel=1e-4)
+    assert run.outcome["eval_loss"] == pytest.approx(one.outcome["eval_loss"], rel=1e-4)

@@ -16,6 +16,7 @@ from vitscale.parallel.launch import hold_lifeline, launch, rank_command
 from vitscale.parallel.rank_info import RankInfo, rank_info_from_environment
 from vitscale.parallel.world import World, joined
 from vitscale.recipe import Recipe, load_recipe
+from vitscale.recipe.axes import Axes
 from vitscale.shapes.families import check_model
 
 Measured = tuple[list[Figure], dict[str, Any]]
@@ -52,7 +53,7 @@ def on_ranks(recipe: Recipe, ranks: int | None, measure: Callable[[World], Measu
 
 def one_rank(recipe: Recipe, what: str) -> Recipe:
     """Raises ClusterError for an engine that wants more ranks than one."""
-    for axis in ("tensor", "replicate"):
+    for axis in (name for name in Axes().sizes if name != "shard"):
         if getattr(recipe.parallel, axis) not in (None, 1, "nodes"):
             raise ClusterError(f"{what} is measured on one rank; add parallel.{axis}=1")
     return recipe

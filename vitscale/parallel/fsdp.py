@@ -1,10 +1,10 @@
 """Fully sharded data parallel, torch's FSDP2 (Zhao et al. 2023): parameters, gradients and optimizer state are sharded over ranks.
 
 The ranks form a grid (recipe/axes.py).  Along its axis `shard` what a rank holds is sharded; along `replicate` others hold the same and
-exchange gradients alone (HSDP); along `tensor` they share the matrices of each block (parallel/tensor.py)."""
+exchange gradients alone (HSDP); along those after `shard` they are given the same samples and share the work of the blocks (SHARED)."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,12 @@ from vitscale.parallel.engine import Engine, prepared
 from vitscale.parallel.state import Fill, ValueOf, fill_parameters_, fill_rests_
 from vitscale.parallel.tensor import cut_
 from vitscale.parallel.update import Update
+from vitscale.recipe.axes import CUTS, SAME_SAMPLES
+
+# axis -> what it does to the blocks of a model, in place, before FSDP shards what is left; given the ranks along it
+SHARED: dict[str, Callable[[Sequence[nn.Module], DeviceMesh], None]] = {
+    "tensor": cut_,
+}
 
 
 class FsdpEngine(Engine):
@@ -27,7 +33,8 @@ class FsdpEngine(Engine):
     and reduces gradients in fp32."""
 
     _copies: DeviceMesh | None = None       # the ranks that a parameter is sharded over, and before them those that hold copies of it
-    _tensor: DeviceMesh | None = None       # the ranks that are given the same samples
+    _alike: DeviceMesh | None = None        # the ranks that are given the same samples
+    _shared: Mapping[str, DeviceMesh]       # the same by axis
 
     @property
     def is_forward_local(self) -> bool:
@@ -36,19 +43,28 @@ class FsdpEngine(Engine):
     def connect(self) -> DeviceMesh:
         """The ranks that hold parameters; materialise() asks for them, and what simulates a run before it."""
         if self._copies is None:
-            axes = {name: size for name, size in self.world.axes.sizes.items() if size > 1 or name == "shard"}
-            grid = init_device_mesh(self.world.device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
-            self._copies = grid[tuple(name for name in axes if name in ("replicate", "shard"))]
-            if "tensor" in axes:
-                grid["shard", "tensor"]._flatten("copy")    # so that norms over all that hold one copy are added up in one exchange
-                self._tensor = grid["tensor"]
+            axes = self.world.axes
+            shared = {name: size for name, size in axes.sizes.items() if name in SAME_SAMPLES and size > 1}
+            cut = {name: size for name, size in shared.items() if name in CUTS}
+            outer = {"replicate": axes.copies} if axes.copies > 1 else {}
+            grid = self._grid(outer | {"shard": axes.shards} | cut)
+            self._copies = grid[(*outer, "shard")]
+            if cut:     # so that norms over all that hold one copy are added up in one exchange
+                grid[("shard", *cut)]._flatten("copy")
+            every = grid if cut == shared else self._grid(axes.sizes)
+            self._shared = {name: (grid if name in cut else every)[name] for name in shared}
+            if shared:
+                self._alike = self._shared[next(iter(shared))] if len(shared) == 1 else every[tuple(shared)]._flatten("alike")
         return self._copies
+
+    def _grid(self, axes: Mapping[str, int]) -> DeviceMesh:
+        return init_device_mesh(self.world.device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
 
     def materialise(self, build: Callable[[], Backbone], value_of: ValueOf) -> Backbone:
         model = prepared(build, self.parallel)
         device, mesh = self.world.device, self.connect()
-        if self._tensor is not None:
-            cut_(model.units(), self._tensor)
+        for axis, ranks in self._shared.items():
+            SHARED[axis](model.units(), ranks)
         policy = MixedPrecisionPolicy()
         if self.parallel.precision == "bf16":
             # blocks are given angles and masks besides tokens, and these stay as exact as they come
@@ -79,11 +95,11 @@ class FsdpEngine(Engine):
         self.weights_changed()
 
     def sync_inputs(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        if self._tensor is None:
+        if self._alike is None:
             return tensors
         same = tuple(tensor.contiguous() for tensor in tensors)
         for tensor in same:
-            dist.broadcast(tensor, group=self._tensor.get_group(), group_src=0)
+            dist.broadcast(tensor, group=self._alike.get_group(), group_src=0)
         return same
 
     @contextlib.contextmanager

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from vitscale.plan.fleet import Fleet
 from vitscale.plan.params import count_params
-from vitscale.recipe.schema import Recipe
+from vitscale.recipe.schema import ENGINES, Recipe
 from vitscale.shapes.storage import checkpoint_bytes, retained_checkpoints
 
 MTBF_HOURS = 50_000.0   # of one GPU and what belongs to it: 419 unexpected interruptions in 54 days of 16,384 H100
@@ -71,7 +71,7 @@ def checkpoints(recipe: Recipe, fleet: Fleet, step_s: float | None, mtbf_hours: 
     parameters = count_params(recipe.model, recipe.objective)
     size, mtbf_s = checkpoint_bytes(recipe, parameters), mtbf_hours * 3600 / fleet.size
     write_s = size / (WRITE * fleet.nodes)
-    sharded = recipe.parallel.engine in ("fsdp", "zero")
+    sharded = ENGINES[recipe.parallel.engine] != "copies"
     copies = 4 * parameters * (3 if recipe.ema is None else 4)
     stall_s = max(copies / (fleet.size if sharded else 1) / COPY, LEAST_STALL_S) if recipe.checkpoint.background else write_s
     interval_s = max(young_daly(stall_s, mtbf_s), write_s)      # the next one waits for the one before

@@ -13,6 +13,7 @@ from vitscale.plan.memory import cached_anatomy
 from vitscale.recipe.axes import Axes, axes_of
 from vitscale.recipe.schema import Recipe
 
+_COUNTED = ("replicate", "shard", "tensor")     # axes of which it is known here what is exchanged along them
 EFFICIENCY = 0.7        # of a link's or the network's bandwidth.  An assumption
 HOP = 1e-6              # seconds that a ring's message takes from rank to rank inside a node.  An assumption
 NETWORK_HOP = 5e-6      # and from node to node.  An assumption
@@ -94,6 +95,11 @@ def _fsdp(recipe: Recipe, fleet: Fleet, axes: Axes, micro_batch: int, micro_step
     return Exchange(forwards, forward=gathers, backward=0.0 if once else gathers, last=sum(reduce_s(block) for block in blocks),
                     first=gather_s(element * (outer + blocks[0]), shard), after=reduce_s(outer),
                     blocking=_tensor_s(recipe, fleet, axes, micro_batch), bytes=sent)
+
+
+def uncounted(axes: Axes) -> str | None:
+    """The axis, if there is one, of which no formula here says how long its exchange takes."""
+    return next((name for name, size in axes.sizes.items() if size > 1 and name not in _COUNTED), None)
 
 
 def along(fleet: Fleet, axes: Axes, name: str) -> Fleet:

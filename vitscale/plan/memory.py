@@ -11,7 +11,7 @@ from vitscale.plan.families import anatomy_of
 from vitscale.recipe.axes import Axes, axes_of
 from vitscale.recipe.check import default_group
 from vitscale.recipe.objectives import Objective
-from vitscale.recipe.schema import OPTIMIZERS, Model, Recipe
+from vitscale.recipe.schema import ENGINES, OPTIMIZERS, Model, Recipe
 
 USABLE = 0.9                    # of a device's memory; the rest is left to fragmentation
 CONTEXT = 600 * 2**20           # bytes that CUDA, its kernels and cuBLAS's workspace hold.  An assumption, not measured
@@ -50,7 +50,7 @@ def _element(recipe: Recipe) -> int:
 
 def _autocast(recipe: Recipe) -> bool:
     """DDP keeps fp32 weights and casts op by op; FSDP2 and DeepSpeed compute on bf16 copies."""
-    return recipe.parallel.precision == "bf16" and recipe.parallel.engine in ("ddp", "accelerate")
+    return recipe.parallel.precision == "bf16" and ENGINES[recipe.parallel.engine] == "copies"
 
 
 @lru_cache(maxsize=64)
@@ -98,7 +98,8 @@ def estimate(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int
     bf16's computing copies.  `fsdp` shards everything, and gathers what stands outside the blocks for good and blocks one by one,
     the next one fetched ahead; where gradients are accumulated they stay whole on every rank until the last micro-step.  With
     parallel.replicate it shards over the ranks of a group; with parallel.gather once, blocks stay gathered until their last gradient.
-    `zero` shards the optimizer (1), gradients (2), weights (3).  `accelerate` is taken for DDP, its least frugal form.
+    `zero` shards the optimizer (1), gradients (2), weights (3).  `accelerate` is taken for DDP, its least frugal form, as
+    every engine is of which no more is known than that it keeps copies.  Along an axis of which no more is known blocks are sharded.
     The backward pass is gone through block by block, from the last to the first, with what is there while each is differentiated;
     the peak is the largest of these moments.
     With parallel.tensor (Shoeybi et al. 2019, section 3) a block is gathered in part and what stands outside the blocks is sharded over
@@ -158,8 +159,8 @@ class _States:
         whole = sum(parts.params.values())
         self.outer = whole - sum(unit.params for unit in parts.units)
         # each rank that shares a block's matrices holds what stands outside the blocks for itself
-        self.n = whole + (axes.tensor - 1) * self.outer
-        self.filled = (axes.shard - 1) * parts.one_row if parallel.engine == "fsdp" else 0
+        self.n = whole + (axes.cut_size - 1) * self.outer
+        self.filled = (axes.shards - 1) * parts.one_row if parallel.engine == "fsdp" else 0
         self.autocast = _autocast(recipe)
         self.bucket = BUCKET if on_gpu else min(BUCKET, self.n)     # a host hands out only what is written to
         self.before = list(accumulate(self.blocks, initial=0))
@@ -271,7 +272,7 @@ def _too_big(recipe: Recipe, memory: Memory, group: int, device_bytes: int) -> s
     """What was wanted, what there is, and the keys that would help, those that help most first."""
     parallel = recipe.parallel
     ways = []
-    if parallel.engine in ("ddp", "accelerate"):
+    if ENGINES[parallel.engine] == "copies":
         ways.append("parallel.engine=fsdp")
     elif parallel.engine == "zero" and parallel.zero_stage < 3:
         ways.append("parallel.zero_stage=3")
@@ -285,7 +286,7 @@ def _too_big(recipe: Recipe, memory: Memory, group: int, device_bytes: int) -> s
         ways.append("parallel.precision=bf16")
     if parallel.engine == "zero" and not parallel.zero_offload:
         ways.append("parallel.zero_offload=true")
-    if parallel.engine in ("fsdp", "zero"):
+    if ENGINES[parallel.engine] != "copies":
         ways.append("more devices")
     ways.append("a smaller model.size or model.image")
     images = "1 image" if group == 1 else f"{group} images (data.group)"

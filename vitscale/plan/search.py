@@ -83,10 +83,9 @@ def _others(recipe: Recipe, fleet: Fleet) -> Iterator[tuple[Recipe, dict[str, st
     """The recipe with other keys of parallel, as far as these go with the rest of it.  Never one that changes what is learned."""
     whole: dict[str, str | int | bool | None] = {"zero_offload": False, "replicate": None, "gather": "each"}
     engines: list[dict[str, str | int | bool | None]] = [whole | {"engine": "fsdp"} | values for values in _sharded(recipe, fleet)]
-    if recipe.parallel.tensor == 1:
-        engines.append(whole | {"engine": "ddp"})
-        engines += [whole | {"engine": "zero", "zero_stage": stage, "zero_offload": offload}
-                    for stage in (1, 2, 3) for offload in (False, True)]
+    engines.append(whole | {"engine": "ddp"})
+    engines += [whole | {"engine": "zero", "zero_stage": stage, "zero_offload": offload}
+                for stage in (1, 2, 3) for offload in (False, True)]
     kinds: list[dict[str, str | int | bool | None]]
     kinds = [{"recompute": kind, "recompute_every": 1} for kind in ("none", "selective", "blocks")]
     kinds += [{"recompute": "blocks", "recompute_every": every} for every in (2, 3)]

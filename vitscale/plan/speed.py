@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from vitscale.plan.exchange import HOST_LINK, Exchange, exchange
+from vitscale.plan.exchange import HOST_LINK, Exchange, exchange, uncounted
 from vitscale.plan.fleet import Fleet
 from vitscale.plan.flops import training_flops_per_image
 from vitscale.plan.memory import cached_anatomy
@@ -63,7 +63,7 @@ class Pace:
 
 
 def pace(recipe: Recipe, fleet: Fleet, micro_batch: int, micro_steps: int, supply: Supply, device_mfu: float | None = None) -> Pace | None:
-    """None on a CPU, and where something of the device is not known that its speed follows from.
+    """None on a CPU, and where something is not known that the speed follows from, of the device or of an axis of the ranks.
 
     `device_mfu`: of one device that waits for nobody, measured or assumed, in place of the roofline's.
     Hidden behind the forward and backward passes is as much exchange as they take; a pass waits for its first block's parameters, and
@@ -73,6 +73,8 @@ def pace(recipe: Recipe, fleet: Fleet, micro_batch: int, micro_steps: int, suppl
     if device is None or device.memory_bandwidth is None or set(fleet.unknown(precision)) - {"memory"}:
         return None
     parts, axes = cached_anatomy(recipe.model, recipe.objective), axes_of(recipe.parallel, fleet.size, fleet.per_node)
+    if uncounted(axes):
+        return None
     found = tuple(operations(recipe, device, micro_batch, axes))
     forward = axes.own_part(micro_batch * sum(one.forward_s for one in found))
     backward = axes.own_part(micro_batch * sum(one.backward_s for one in found))

@@ -6,22 +6,23 @@ Ranks are numbered node by node.  The last axis varies fastest, so that the rank
     shard       the ranks of a group, over which parameters, gradients and the optimizer's state are sharded
     tensor      ranks that share each block's matrices (Shoeybi et al. 2019, Megatron-LM), and so are given the same samples
 
-A further axis is a further field of Axes, in its place; what it goes with, `axis_contradictions` says.
+A further axis is a further field of Axes, in its place, and a key of `parallel` of the same name; what it goes with, REFUSALS says.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vitscale.errors import RecipeError
 from vitscale.recipe.objectives import Classification
-from vitscale.recipe.schema import Parallel, Recipe, Vit
+from vitscale.recipe.schema import ENGINES, Parallel, Recipe, Vit
 
 
-def _axis(own_samples: bool) -> Any:
-    """`own_samples`: ranks along this axis are given other samples than their neighbours."""
-    return field(default=1, metadata={"own_samples": own_samples})
+def _axis(own_samples: bool, cuts: bool = False) -> Any:
+    """`own_samples`: ranks along this axis are given other samples than their neighbours.  `cuts`: along it each block's parameters are cut
+    before they are sharded; along another that has no samples of its own they are sharded as along `shard`."""
+    return field(default=1, metadata={"own_samples": own_samples, "cuts": cuts})
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Axes:
 
     replicate: int = _axis(own_samples=True)
     shard: int = _axis(own_samples=True)
-    tensor: int = _axis(own_samples=False)
+    tensor: int = _axis(own_samples=False, cuts=True)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -45,12 +46,32 @@ class Axes:
     @property
     def data_size(self) -> int:
         """Into how many parts a global batch is divided."""
-        return math.prod(getattr(self, name) for name in _own_samples())
+        return math.prod(getattr(self, name) for name in OWN_SAMPLES)
+
+    @property
+    def same_size(self) -> int:
+        """How many ranks are given the same samples."""
+        return self.size // self.data_size
+
+    @property
+    def copies(self) -> int:
+        """How many times the state is held."""
+        return self.data_size // self.shard
 
     @property
     def copy_size(self) -> int:
         """How many ranks hold one copy of the state between them."""
-        return self.size // self.replicate
+        return self.size // self.copies
+
+    @property
+    def cut_size(self) -> int:
+        """How many ranks hold one block's matrices between them before these are sharded."""
+        return math.prod(getattr(self, name) for name in CUTS)
+
+    @property
+    def shards(self) -> int:
+        """Over how many ranks a parameter, cut or whole, is sharded."""
+        return self.copy_size // self.cut_size
 
     def at(self, rank: int) -> dict[str, int]:
         """A rank's place along each axis.  Raises ValueError for a rank that there is not."""
@@ -64,49 +85,55 @@ class Axes:
     def data_rank(self, rank: int) -> int:
         """Whose part of the global batch a rank is given, 0 to data_size - 1."""
         place, number = self.at(rank), 0
-        for name in _own_samples():
+        for name in OWN_SAMPLES:
             number = number * getattr(self, name) + place[name]
         return number
 
     def leads(self, rank: int) -> bool:
         """Whether a rank answers for its samples; the others that are given the same ones keep silent."""
-        return not any(place for name, place in self.at(rank).items() if name not in _own_samples())
+        return not any(place for name, place in self.at(rank).items() if name in SAME_SAMPLES)
 
     def own_part(self, amount: float) -> float:
         """Of a block's numbers, or of the work of computing it, what one of the ranks has that share its matrices."""
-        return amount / self.tensor
+        return amount / self.cut_size
 
 
 ALONE = Axes()
+OWN_SAMPLES = tuple(axis.name for axis in fields(Axes) if axis.metadata["own_samples"])
+SAME_SAMPLES = tuple(axis.name for axis in fields(Axes) if not axis.metadata["own_samples"])      # ranks of one node
+CUTS = tuple(axis.name for axis in fields(Axes) if axis.metadata["cuts"])
 
 
-def _own_samples() -> list[str]:
-    return [axis.name for axis in fields(Axes) if axis.metadata["own_samples"]]
+def same_samples(parallel: Parallel) -> dict[str, int]:
+    """Of the axes along which ranks are given the same samples, those with more than one rank."""
+    return {name: size for name in SAME_SAMPLES if (size := getattr(parallel, name)) > 1}
 
 
 def axes_of(parallel: Parallel, size: int, local_size: int | None = None) -> Axes:
     """How `size` ranks, `local_size` of them on each node (None: all on one), are divided.  Raises RecipeError where they are not whole
     groups.  Of accelerate, whose own configuration decides, as if every rank held everything."""
     local_size = local_size or size
-    if parallel.engine == "zero":
-        return Axes(shard=size)
-    if parallel.engine != "fsdp":
-        return Axes(replicate=size)
-    tensor, replicate = parallel.tensor, parallel.replicate or 1
+    if ENGINES[parallel.engine] != "axes":
+        return Axes(shard=size) if ENGINES[parallel.engine] == "shares" else Axes(replicate=size)
+    inner = same_samples(parallel)
+    together, keys = math.prod(inner.values()), " x ".join(f"parallel.{name}" for name in inner)
     for count, what in ((size, "rank(s) of the run"), (local_size, "rank(s) of a node")):
-        if count % tensor:
-            raise RecipeError(f"parallel.tensor: {tensor} does not divide the {count} {what}; start a multiple of {tensor} ranks on each "
-                              f"node, or set parallel.tensor to a divisor of {count}")
-    if replicate == "nodes":
-        if size % local_size:
-            raise RecipeError(f"parallel.replicate: nodes wants as many ranks on each node; there are {size} in all and {local_size} "
-                              "on one. Start as many on each, or set parallel.replicate to a number that divides them")
-        replicate = size // local_size
-    if size // tensor % replicate:
-        each = f" in groups of parallel.tensor {tensor}" if tensor > 1 else ""
-        raise RecipeError(f"parallel.replicate: {replicate} does not divide the {size} rank(s) of the run{each}; start a multiple of "
-                          f"{replicate * tensor} ranks, or set parallel.replicate to a divisor of {size // tensor}")
-    return Axes(replicate, size // tensor // replicate, tensor)
+        if count % together:
+            raise RecipeError(f"{keys}: {together} does not divide the {count} {what}; start a multiple of {together} ranks on each "
+                              f"node, or set {keys} to a divisor of {count}")
+    left, outer, each = size // together, {}, f" in groups of {keys} {together}" if inner else ""
+    for name in (name for name in OWN_SAMPLES if name != "shard"):
+        count = getattr(parallel, name) or 1
+        if count == "nodes":
+            if size % local_size:
+                raise RecipeError(f"parallel.{name}: nodes wants as many ranks on each node; there are {size} in all and {local_size} "
+                                  f"on one. Start as many on each, or set parallel.{name} to a number that divides them")
+            count = size // local_size
+        if left % count:
+            raise RecipeError(f"parallel.{name}: {count} does not divide the {size} rank(s) of the run{each}; start a multiple of "
+                              f"{count * size // left} ranks, or set parallel.{name} to a divisor of {left}")
+        outer[name], left = count, left // count
+    return Axes(**outer, shard=left, **inner)
 
 
 def check_nodes(places: Sequence[tuple[int, int]]) -> None:
@@ -120,18 +147,18 @@ def check_nodes(places: Sequence[tuple[int, int]]) -> None:
                           "--distribution=block; or set parallel.replicate to a number")
 
 
-_ELSEWHERE = {"ddp": "which keeps the whole model on every rank", "zero": "whose zero_stage says what is sharded, over all ranks",
-              "accelerate": "which its own configuration file sets up"}
+_ELSEWHERE = {"zero": "whose zero_stage says what is sharded, over all ranks", "accelerate": "which its own configuration file sets up"}
 
 
 def axis_contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     """(dotted key, sentence) for what parallel's axes do not go with.  That ranks are whole groups, axes_of sees to."""
-    parallel, found = recipe.parallel, []
-    for key, plain in (("replicate", (None, 1)), ("gather", ("each",)), ("tensor", (1,))):
-        if getattr(parallel, key) not in plain and parallel.engine != "fsdp":
-            found.append((f"parallel.{key}", f"belongs to parallel.engine fsdp, not to {parallel.engine}, {_ELSEWHERE[parallel.engine]}"))
-    why = _uncut(recipe) if parallel.engine == "fsdp" and parallel.tensor > 1 else ""
-    return [*found, ("parallel.tensor", why)] if why else found
+    parallel = recipe.parallel
+    if ENGINES[parallel.engine] == "axes":
+        return [(f"parallel.{name}", why) for name in same_samples(parallel) if name in REFUSALS and (why := REFUSALS[name](recipe))]
+    keys = {name: (None, 1) for name in Axes().sizes if name != "shard"} | {"gather": ("each",)}
+    elsewhere = _ELSEWHERE.get(parallel.engine, "which keeps the whole model on every rank")
+    return [(f"parallel.{key}", f"belongs to parallel.engine fsdp, not to {parallel.engine}, {elsewhere}")
+            for key, plain in keys.items() if getattr(parallel, key) not in plain]
 
 
 def _uncut(recipe: Recipe) -> str:
@@ -149,3 +176,9 @@ def _uncut(recipe: Recipe) -> str:
     odd = [f"model.{key} {getattr(model, key)}" for key, value in sound.items() if getattr(model, key) != value]
     odd += ["model.position relative"] if model.position == "relative" else []
     return f"cuts plain blocks alone, and does not go with {', '.join(odd)}" if odd else ""
+
+
+# axis -> the sentence for what it does not go with, "" where it goes with everything
+REFUSALS: dict[str, Callable[[Recipe], str]] = {
+    "tensor": _uncut,
+}

@@ -19,11 +19,7 @@ KINDS: dict[str, Kind] = {
     "data.exif_orientation": "training", "data.augment": "training",
     "data.index_dir": "free", "data.cache_dir": "free", "data.cache_bytes": "free", "data.prepare": "free", "data.workers": "free",
     "data.prefetch": "free", "data.max_bad_fraction": "free", "data.log_samples": "free",
-    "parallel.precision": "training",       # all else of it gives the same step, but for the order of sums
-    "parallel.engine": "free", "parallel.device": "free", "parallel.processes": "free", "parallel.tensor": "free",
-    "parallel.replicate": "free", "parallel.gather": "free",
-    "parallel.zero_stage": "free", "parallel.zero_offload": "free", "parallel.recompute": "free", "parallel.recompute_every": "free",
-    "parallel.compile": "free",
+    "parallel": "free", "parallel.precision": "training",       # all else of it gives the same step, but for the order of sums
     "checkpoint.every": "free", "checkpoint.keep": "free", "checkpoint.best": "free", "checkpoint.background": "free",
     "evaluate.every": "free", "evaluate.crop": "training", "evaluate.early_stopping": "training",
     "observe.log_every": "free", "observe.exporter": "free", "observe.exporter_port": "free", "observe.trackers": "free",

@@ -259,8 +259,17 @@ class Lora(Section):
     targets: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(pair)] = ("attn.qkv", "attn.proj")   # ends of layers' names
 
 
+# How the ranks of each engine hold the state of training: each all of it ("copies"), all of it between them ("shares"), or as the keys
+# of `parallel` divide them into axes ("axes": recipe/axes.py).
+ENGINES = {"ddp": "copies", "fsdp": "axes", "zero": "shares", "accelerate": "copies"}
+if TYPE_CHECKING:
+    OneEngine = str
+else:
+    OneEngine = Literal[tuple(ENGINES)]
+
+
 class Parallel(Section):
-    engine: Literal["ddp", "fsdp", "zero", "accelerate"] = "ddp"
+    engine: OneEngine = "ddp"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     processes: Count | None = None          # ranks that `train` starts on this node; null: one per GPU, on a CPU one
     replicate: Literal["nodes"] | Count | None = None   # fsdp: groups of ranks, each with the whole state, sharded inside it; null: one

@@ -26,6 +26,7 @@ from vitscale.parallel.world import World
 from vitscale.plan.answer import Exact, Plan
 from vitscale.plan.command import PlanOptions
 from vitscale.recipe import Recipe, load_recipe
+from vitscale.recipe.axes import same_samples
 
 
 def hold_against(plan: Plan, recipe: str, overrides: Sequence[str], options: PlanOptions) -> Plan:
@@ -45,8 +46,9 @@ def track(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int = 
     What no tensor shows (CUDA, NCCL, fragmentation) is not in it.  Raises RecipeError for an engine that cannot be tracked so.
     """
     parallel = recipe.parallel
-    if parallel.engine == "zero" or parallel.tensor > 1:
-        what = "parallel.engine zero: DeepSpeed" if parallel.engine == "zero" else "parallel.tensor"
+    alike = same_samples(parallel)
+    if parallel.engine == "zero" or alike:
+        what = "parallel.engine zero: DeepSpeed" if parallel.engine == "zero" else " and ".join(f"parallel.{name}" for name in alike)
         raise RecipeError(f"--exact: {what} does not run on fake tensors; it is for engine ddp and fsdp")
     recipe = recipe.model_copy(update={"parallel": parallel.model_copy(update={
         "compile": False, "engine": "fsdp" if parallel.engine == "fsdp" else "ddp", "device": "cpu"})})

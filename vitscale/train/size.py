@@ -32,9 +32,9 @@ def size_up(recipe: Recipe, train: SetIndex, world: World) -> Work:
         micro_batch = -(-share // group) * group
         log.info("micro_batch %d is more than the %d samples of one rank; %d is used", recipe.micro_batch, share, micro_batch)
     steps, axes = -(-share // micro_batch), world.axes
-    more = f"; each stands for {axes.tensor} that share its matrices" if axes.tensor > 1 else ""
-    if recipe.parallel.engine == "fsdp" and axes.replicate > 1:
-        more += f"; {axes.replicate} groups of {axes.copy_size} rank(s) hold a copy of the state each"
+    more = f"; each stands for {axes.same_size} that share its work" if axes.same_size > 1 else ""
+    if recipe.parallel.engine == "fsdp" and axes.copies > 1:
+        more += f"; {axes.copies} groups of {axes.copy_size} rank(s) hold a copy of the state each"
     log.info("%d rank(s) x %d micro-step(s) x %d image(s) for a global batch of %d%s", world.data_size, steps, micro_batch,
              recipe.global_batch, more)
     return Work(micro_batch, steps, recipe.optim.clip_norm)
