@@ -1,14 +1,18 @@
 """The examples of docs/extending.md that change the package, put into a copy of it as the page says."""
 
+import json
+import os
 import shutil
+import subprocess
 import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from offering import blocks_in, put
-from running import TIMEOUT_S, Run, same_as, start, train
+from running import TIMEOUT_S, Run, command, same_as, start, train
 
 import vitscale
 
@@ -82,3 +86,18 @@ def test_all_of_them_together_give_the_steps_of_one_process(grown: Path, one: Ru
     assert one.losses[60] < one.losses[1] - 0.02
     assert one.outcome["best"]["metric"] == "eval_loss"
     assert run.outcome["eval_loss"] == pytest.approx(one.outcome["eval_loss"], rel=1e-4)
+
+
+def test_the_planner_says_what_it_does_not_know_of_them(grown: Path) -> None:
+    def plan(*settings: str) -> dict[str, Any]:
+        done = subprocess.run(command("plan", RECIPE, *SMALL, *settings, "--on", "4xH100", "--json"), cwd=grown, capture_output=True,
+                              text=True, env={**os.environ, "PYTHONPATH": str(grown)}, timeout=TIMEOUT_S)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    whole, tokens, by_hand = (plan(*(f"parallel.{one}" for one in engine.split()))
+                              for engine in ("engine=ddp", "engine=fsdp context=2", "engine=allreduce"))
+    assert (by_hand["memory"], by_hand["time"]) == (whole["memory"], whole["time"])
+    assert tokens["time"]["step_seconds"] is None
+    assert tokens["unknown"][0].startswith("parallel.context: no formula says what is exchanged along it")
+    assert tokens["batch"]["per_gpu"] == 2 * whole["batch"]["per_gpu"]

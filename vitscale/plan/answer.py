@@ -407,11 +407,8 @@ def _scaling(recipe: Recipe, fleet: Fleet, supply: Supply, mfu: float | None) ->
 def _unknown(recipe: Recipe, fleet: Fleet) -> tuple[str, ...]:
     precision = recipe.parallel.precision
     missing = fleet.unknown(precision)
-    if not missing and (axis := exchange.uncounted(axes_of(recipe.parallel, fleet.size, fleet.per_node))):
-        return (f"parallel.{axis}: what is exchanged along it no formula says: speed, time and cost are not known, and memory is at most "
-                "what is said; `vitscale bench step` measures",)
     if not missing:
-        return ()
+        return exchange.uncounted(axes_of(recipe.parallel, fleet.size, fleet.per_node))
     costs = [*(["whether it fits"] if "memory" in missing else []), *(["speed, time and cost"] if set(missing) - {"memory"} else [])]
     if fleet.device is None:
         meant = f" (did you mean {close}?)" if (close := close_to(fleet.name)) else ""

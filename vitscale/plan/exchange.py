@@ -97,9 +97,10 @@ def _fsdp(recipe: Recipe, fleet: Fleet, axes: Axes, micro_batch: int, micro_step
                     blocking=_tensor_s(recipe, fleet, axes, micro_batch), bytes=sent)
 
 
-def uncounted(axes: Axes) -> str | None:
-    """The axis, if there is one, of which no formula here says how long its exchange takes."""
-    return next((name for name, size in axes.sizes.items() if size > 1 and name not in _COUNTED), None)
+def uncounted(axes: Axes) -> tuple[str, ...]:
+    """A sentence for each axis of which no formula here says how long its exchange takes."""
+    return tuple(f"parallel.{name}: no formula says what is exchanged along it: speed, time and cost are not known, and memory is at most "
+                 "what is shown; `vitscale bench step` measures" for name, size in axes.sizes.items() if size > 1 and name not in _COUNTED)
 
 
 def along(fleet: Fleet, axes: Axes, name: str) -> Fleet:
