@@ -105,8 +105,7 @@ def analyse(points: Points, asked: FitRequest, held_out: Points | None = None) -
     if asked.drop_outliers and chosen is not None and fits[chosen].outliers:
         out = set(fits[chosen].outliers)
         dropped = [
-            {"where": points.run[i], "reason": f"more than {OUTLIER:g} robust standard deviations from {chosen}"} for i in sorted(out)
-        ]
+            {"where": points.run[i], "reason": f"more than {OUTLIER:g} robust standard deviations from {chosen}"} for i in sorted(out)]
         points = points.take([i for i in range(len(points)) if i not in out])
         fits = {name: fit(one.form, points, delta=asked.delta, fixed=fixed[name]) for name, one in fits.items()}
     drawn: dict[str, Draws] = {}
@@ -118,16 +117,11 @@ def analyse(points: Points, asked: FitRequest, held_out: Points | None = None) -
             drawn[name] = bootstrap(found, asked.draws)
             profiles[name] = _profiles(found, drawn[name])
         shown[name] = describe(found, drawn.get(name), profiles.get(name))
-    told: dict[str, Any] = {
-        "format": 1,
-        "data": _described(points) | {"excluded": [*points.excluded, *dropped]},
-        "level": LEVEL, "chosen": chosen, "fits": shown, "not_fitted": failed, "approaches": approaches,
-        "rules": {
-            "outlier": f"named beyond {OUTLIER:g} robust standard deviations, kept unless --drop-outliers",
-            "choice": "see not_fitted" if not tested and len(fits) != 1 else
-                      "lowest mean error of a rolling-origin backtest" if tested else "the only form",
-        },
-    }
+    told: dict[str, Any] = {"format": 1, "data": _described(points) | {"excluded": [*points.excluded, *dropped]},
+                            "level": LEVEL, "chosen": chosen, "fits": shown, "not_fitted": failed, "approaches": approaches,
+                            "rules": {"outlier": f"named beyond {OUTLIER:g} robust standard deviations, kept unless --drop-outliers",
+                                      "choice": "see not_fitted" if not tested and len(fits) != 1 else
+                                      "lowest mean error of a rolling-origin backtest" if tested else "the only form"}}
     if tested is not None:
         told["backtest"] = {"rms_log_error": tested.scores, "weights": tested.weights, "not_judged": tested.reasons}
     if held_out is not None and fits:
@@ -141,22 +135,15 @@ def _fixed_of(forms: Sequence[Form], given: Mapping[str, float]) -> dict[str, di
     unused = set(given) - {key for one in fixed.values() for key in one}
     if unused:
         raise DataError(
-            f"--fix: none of {', '.join(form.name for form in forms) or 'the forms'} has a parameter {', '.join(sorted(unused))}"
-        )
+            f"--fix: none of {', '.join(form.name for form in forms) or 'the forms'} has a parameter {', '.join(sorted(unused))}")
     return fixed
 
 
 def _described(points: Points) -> dict[str, Any]:
     """What is fitted, for fit.json."""
-    return {
-        "source": points.source,
-        "sha256": points.hash(),
-        "points": len(points),
-        "runs": len(set(points.run)),
-        "variables": sorted(points.x),
-        "metric": points.metric,
-        "direction": "lower is better" if points.bound is None else f"higher is better; what it lacks to {points.bound:g} is fitted",
-    }
+    return {"source": points.source, "sha256": points.hash(), "points": len(points), "runs": len(set(points.run)),
+            "variables": sorted(points.x), "metric": points.metric,
+            "direction": "lower is better" if points.bound is None else f"higher is better; what it lacks to {points.bound:g} is fitted"}
 
 
 def judge_points(fits: Mapping[str, Fit], tested: Backtest | None, held_out: Points) -> dict[str, Any]:
@@ -164,8 +151,7 @@ def judge_points(fits: Mapping[str, Fit], tested: Backtest | None, held_out: Poi
     told: dict[str, Any] = {"points": len(held_out), "rms_log_error": {name: log_error(found, held_out) for name, found in fits.items()}}
     if tested is not None:
         mean = sum(
-            weight * np.log(np.maximum(fits[name].predict(held_out.x), 1e-3 * held_out.y)) for name, weight in tested.weights.items()
-        )
+            weight * np.log(np.maximum(fits[name].predict(held_out.x), 1e-3 * held_out.y)) for name, weight in tested.weights.items())
         told["rms_log_error"]["average"] = float(np.sqrt(np.mean((mean - np.log(held_out.y)) ** 2)))
     return told
 
@@ -200,18 +186,12 @@ def describe(found: Fit, draws: Draws | None, profiles: Mapping[str, LikelihoodP
             known = profiles[name]
             turn = np.exp if name in form.positive else float
             ends = [None if end is None else float(turn(end)) for end in (known.low, known.high)]
-            one |= {
-                "standard_error": draws.deviation(outer_of(found, name)),
-                "low": low,
-                "high": high,
-                "profile": ends,
-                "identified": known.identified,
-            }
+            one |= {"standard_error": draws.deviation(outer_of(found, name)), "low": low, "high": high, "profile": ends,
+                    "identified": known.identified}
             if not known.identified:
                 side = "any smaller" if known.high is not None else "any larger" if known.low is not None else "any"
                 warnings.append(
-                    f"{name} is not identified: {side} value fits as well, within the range tried; add runs that tell, or --fix it"
-                )
+                    f"{name} is not identified: {side} value fits as well, within the range tried; add runs that tell, or --fix it")
         params[name] = one
     starts = dict(found.starts)
     rivals = starts.pop("rivals")
@@ -224,21 +204,8 @@ def describe(found: Fit, draws: Draws | None, profiles: Mapping[str, LikelihoodP
         warnings.append(f"{one['run']} drives the fit: without it {one['parameter']} moves by {one['deviations']:.1f} standard errors")
     outliers: list[dict[str, Any]] = [{"run": found.points.run[i], "residual": float(found.residuals[i])} for i in found.outliers]
     if outliers:
-        warnings.append(
-            f"{len(outliers)} points lie more than {OUTLIER:g} robust standard deviations from the law: "
-            + ", ".join(one["run"] for one in outliers[:5])
-        )
-    return {
-        "formula": form.text,
-        "source": form.source,
-        "parameters": params,
-        "huber_delta": found.delta,
-        "objective": found.cost,
-        "residual_scale": found.scale,
-        "starts": starts,
-        "rivals": rivals,
-        "outliers": outliers,
-        "influence": drives,
-        "warnings": warnings,
-        "in_sample_rms_log_error": log_error(found, found.points),
-    }
+        warnings.append(f"{len(outliers)} points lie more than {OUTLIER:g} robust standard deviations from the law: "
+                        + ", ".join(one["run"] for one in outliers[:5]))
+    return {"formula": form.text, "source": form.source, "parameters": params, "huber_delta": found.delta, "objective": found.cost,
+            "residual_scale": found.scale, "starts": starts, "rivals": rivals, "outliers": outliers, "influence": drives,
+            "warnings": warnings, "in_sample_rms_log_error": log_error(found, found.points)}

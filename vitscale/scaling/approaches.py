@@ -91,8 +91,7 @@ def envelope(points: Points, grid: int = 1500) -> list[tuple[float, float, float
             curves.append((size, c, PchipInterpolator(c, np.log(points.y[mine])[index], extrapolate=False)))
     if len(curves) < 4:
         raise DataError(
-            f"{points.source}: approach 1 wants the training curves (two points or more) of four sizes or more, got {len(curves)}"
-        )
+            f"{points.source}: approach 1 wants the training curves (two points or more) of four sizes or more, got {len(curves)}")
     low, high = min(c[0] for _, c, _ in curves), max(c[-1] for _, c, _ in curves)
     at = np.linspace(low, high, grid)
     heights = np.array([np.nan_to_num(curve(at), nan=np.inf) for _, _, curve in curves])
@@ -100,24 +99,17 @@ def envelope(points: Points, grid: int = 1500) -> list[tuple[float, float, float
     found = []
     for number in range(1, len(curves) - 1):
         mine = np.flatnonzero(best == number)
-        if (
-            not len(mine)
-            or mine[0] == 0
-            or mine[-1] == grid - 1
-            or not (best[: mine[0]] < number).all()
-            or not (best[mine[-1] + 1 :] > number).all()
-        ):
+        if (not len(mine) or mine[0] == 0 or mine[-1] == grid - 1 or not (best[: mine[0]] < number).all()
+            or not (best[mine[-1] + 1 :] > number).all()):
             continue
         ends = [
-            _crossing(curves[best[a]][2], curves[best[b]][2], at[a], at[b]) for a, b in ((mine[0] - 1, mine[0]), (mine[-1], mine[-1] + 1))
-        ]
+            _crossing(curves[best[a]][2], curves[best[b]][2], at[a], at[b]) for a, b in ((mine[0] - 1, mine[0]), (mine[-1], mine[-1] + 1))]
         middle = sum(ends) / 2
         found.append((float(np.exp(middle)), float(curves[number][0]), float(np.exp(curves[number][2](middle)))))
     if len(found) < 2:
         raise DataError(
             f"{points.source}: approach 1 wants two sizes or more between the smallest and the largest that are the best at some "
-            f"compute, found {len(found)}: train the sizes for longer, or take others"
-        )
+            f"compute, found {len(found)}: train the sizes for longer, or take others")
     return found
 
 
@@ -176,8 +168,7 @@ def approach(points: Points, number: int, draws: int = 200) -> dict[str, Any]:
     if len(told) < 2:
         why = f": {reasons[0]['where']}: {reasons[0]['reason']}" if reasons else ""
         raise DataError(
-            f"{points.source}: approach {number} wants two budgets or more with an optimum among the sizes tried, got {len(told)}{why}"
-        )
+            f"{points.source}: approach {number} wants two budgets or more with an optimum among the sizes tried, got {len(told)}{why}")
     per_sample = np.polyfit(np.log(points.x["n"]), np.log(points.x["c"] / points.x["d"]), 1)
 
     drawn = []
@@ -196,13 +187,8 @@ def approach(points: Points, number: int, draws: int = 200) -> dict[str, Any]:
         turn = (lambda one: None if one is None else float(np.exp(one))) if power else (lambda one: one)
         return {"value": turn(value), "low": turn(ends[0]), "high": turn(ends[1])}
 
-    return {
-        "approach": number,
-        "optima": [{"c": c, "n": n, "y": y} for c, n, y in told],
-        "excluded": reasons,
-        "n": {"k": shown(k, 1, True), "a": shown(a, 0)},
-        "d": {"k": shown(m, 3, True), "b": shown(b, 2)},
-    }
+    return {"approach": number, "optima": [{"c": c, "n": n, "y": y} for c, n, y in told], "excluded": reasons,
+            "n": {"k": shown(k, 1, True), "a": shown(a, 0)}, "d": {"k": shown(m, 3, True), "b": shown(b, 2)}}
 
 
 def _resampled(points: Points, draws: int, keep_sizes: bool) -> Iterator[Points]:

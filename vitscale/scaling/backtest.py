@@ -94,15 +94,8 @@ def backtest(
             except DataError as error:
                 reasons[form.name] = str(error)
                 break
-            rows.append(
-                {
-                    "form": form.name,
-                    "trained_up_to": level,
-                    "points_before": len(before),
-                    "points_after": len(after),
-                    "rms_log_error": told[-1],
-                }
-            )
+            rows.append({"form": form.name, "trained_up_to": level, "points_before": len(before), "points_after": len(after),
+                         "rms_log_error": told[-1]})
         if len(told) == len(at) and told:
             errors[form.name] = told
             reasons.pop(form.name, None)

@@ -16,8 +16,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     told = manifest(folder)
     if not told.get("runs"):
         raise DataError(
-            f"{folder}: is no sweep's folder (no sweep.json); `vitscale sweep RECIPE` makes one, and `vitscale fit` takes a CSV too"
-        )
+            f"{folder}: is no sweep's folder (no sweep.json); `vitscale sweep RECIPE` makes one, and `vitscale fit` takes a CSV too")
     rows = []
     for run in told["runs"]:
         state = state_of(folder / "runs" / run["name"], None)
@@ -58,10 +57,8 @@ def largest_of(name: str) -> tuple[list[str], list[str]]:
     done = [str(folder / "runs" / row["run"]) for row in largest if row["reason"] is None]
     left_out = [f"{row['run']}: {row['reason']}" for row in largest if row["reason"] is not None]
     if not done:
-        raise DataError(
-            f"{folder}: of its largest budget no run is done: `vitscale sweep` resumes it; or name the run folders\n  "
-            + "\n  ".join(left_out)
-        )
+        raise DataError(f"{folder}: of its largest budget no run is done: `vitscale sweep` resumes it; or name the run folders\n  "
+                        + "\n  ".join(left_out))
     return done, left_out
 
 
@@ -85,7 +82,6 @@ def points_of(rows: list[dict[str, Any]], folder: Path, metric: str, held_out: b
     repeated = any(row["d"] > row["u"] for row in chosen) and len({row["u"] for row in rows}) > 1
     given = [
         {"where": row["run"], "run": row["run"], **{role: row[role] for role in "nduc"}, "metric": row[metric], "reason": row["reason"]}
-        for row in chosen
-    ]
+        for row in chosen]
     higher = COLUMNS[metric].better == "higher"
     return make_points(given, roles=("n", "d", "c", *("u" if repeated else "")), metric=metric, higher=higher, source=str(folder))

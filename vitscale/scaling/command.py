@@ -36,15 +36,8 @@ def fixed_of(pairs: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def columns_of(
-    roles: Mapping[str, str | None],
-    loss: str | None,
-    accuracy: str | None,
-    bound: float,
-    run: str | None,
-    where: Sequence[str],
-    flops_per: float | None,
-) -> Columns:
+def columns_of(roles: Mapping[str, str | None], loss: str | None, accuracy: str | None, bound: float, run: str | None, where: Sequence[str],
+               flops_per: float | None) -> Columns:
     """The options that name columns.  Raises DataError when they are too few, or contradict each other."""
     given = {role: column for role, column in roles.items() if column is not None}
     if (loss is None) == (accuracy is None):
@@ -55,17 +48,8 @@ def columns_of(
     return Columns(given, metric, accuracy is not None, bound, run, where, flops_per)
 
 
-def fit_csv(
-    path: Path,
-    columns: Columns,
-    asked: FitRequest,
-    out: Path,
-    by: str | None = None,
-    split_by: str | None = None,
-    figures: bool = True,
-    budget: str | None = None,
-    serve: float = 0.0,
-) -> None:
+def fit_csv(path: Path, columns: Columns, asked: FitRequest, out: Path, by: str | None = None, split_by: str | None = None,
+            figures: bool = True, budget: str | None = None, serve: float = 0.0) -> None:
     """Fit the points of a CSV; `by`: each value of that column (or of several, with commas) by itself, without intervals."""
     names = [name.strip() for name in (by or "").split(",") if name.strip()]
     points = read_csv(path, replace(columns, keep=(*names, *([split_by] if split_by else []))))
@@ -96,10 +80,8 @@ def fit_csv(
     write_csv(out / "groups.csv", told)
     whole = {name: one for name, one in errors.items() if len(one) == max(len(other) for other in errors.values())}
     summary = {name: sum(one) / len(one) for name, one in sorted(whole.items())}
-    write_json(
-        out / "groups.json",
-        {"groups": len(told), "fitted": sum(bool(one["chosen"]) for one in told), "mean_hold_out_rms_log_error": summary},
-    )
+    write_json(out / "groups.json",
+               {"groups": len(told), "fitted": sum(bool(one["chosen"]) for one in told), "mean_hold_out_rms_log_error": summary})
     for name, error_of in summary.items():
         console.print(f"mean hold-out error of {name}: {error_of:.3%} over {len(errors[name])} groups", markup=False, highlight=False)
     console.print(f"written to {out}", markup=False, highlight=False)
@@ -120,8 +102,7 @@ def _analysed(points: Points, asked: FitRequest, split_by: str | None) -> Analys
     if all(train) or not any(train):
         raise DataError(f"{points.source}: column {split_by} marks {'all' if all(train) else 'no'} points for training (1, true, train)")
     return analyse(
-        points.take([i for i, one in enumerate(train) if one]), asked, points.take([i for i, one in enumerate(train) if not one])
-    )
+        points.take([i for i, one in enumerate(train) if one]), asked, points.take([i for i, one in enumerate(train) if not one]))
 
 
 def _one(
@@ -151,31 +132,16 @@ def optimum_of(found: Analysis, budget: tuple[float, str], serve: float) -> dict
     if name is None or "c" not in found.points.x:
         raise DataError(f"--budget wants a fit of {' or '.join(PLANNED)}, and FLOPs: --c COLUMN, or --flops-per 6")
     best = best_for(found.fits[name], found.draws[name], flops_per_sample(found.points), budget[0], serve)
-    told = {
-        "budget_flop": budget[0],
-        "budget": budget[1],
-        "serve_images": serve,
-        "level": 0.95,
-        "law": name,
-        "metric": found.points.metric,
-        "n": best.n,
-        "d": best.d,
-        "predicted": best.y,
-    }
-    return told | (
-        {"reason": "the law has no optimum among the sizes searched: it falls with size, or with samples, to the end"}
-        if best.at_edge
-        else {}
-    )
+    told = {"budget_flop": budget[0], "budget": budget[1], "serve_images": serve, "level": 0.95, "law": name, "metric": found.points.metric,
+            "n": best.n, "d": best.d, "predicted": best.y}
+    return told | ({"reason": "the law has no optimum among the sizes searched: it falls with size, or with samples, to the end"}
+                   if best.at_edge else {})
 
 
 def say_optimum(plan: Mapping[str, Any]) -> list[str]:
     """Lines for people."""
     lines = ["", f"for {plan['budget_flop']:.3g} FLOP ({plan['budget']}), by {plan['law']}:"]
-    lines += [
-        f"  {name} {span(plan[key])}"
-        for name, key in (("N*", "n"), ("D*", "d"), (f"predicted {plan['metric']}", "predicted"))
-    ]
+    lines += [f"  {name} {span(plan[key])}" for name, key in (("N*", "n"), ("D*", "d"), (f"predicted {plan['metric']}", "predicted"))]
     return lines + ([f"  ! {plan['reason']}"] if "reason" in plan else [])
 
 
@@ -185,12 +151,8 @@ def write_analysis(found: Analysis, out: Path) -> None:
     write_csv(out / "points.csv", _rows(found))
     if found.tested is not None:
         write_csv(out / "backtest.csv", found.tested.rows)
-    profiles = [
-        {"form": form, "parameter": name, "value": value, "statistic": height}
-        for form, of in found.profiles.items()
-        for name, one in of.items()
-        for value, height in zip(one.values, one.statistic, strict=True)
-    ]
+    profiles = [{"form": form, "parameter": name, "value": value, "statistic": height} for form, of in found.profiles.items()
+                for name, one in of.items() for value, height in zip(one.values, one.statistic, strict=True)]
     if profiles:
         write_csv(out / "profiles.csv", profiles)
 
@@ -199,11 +161,8 @@ def _rows(found: Analysis) -> list[dict[str, Any]]:
     points = found.points
     rows: list[dict[str, Any]] = []
     for i in range(len(points)):
-        row: dict[str, Any] = {
-            "run": points.run[i],
-            **{role: values[i] for role, values in points.x.items()},
-            points.metric: points.told(points.y)[i],
-        }
+        row: dict[str, Any] = {"run": points.run[i], **{role: values[i] for role, values in points.x.items()},
+                               points.metric: points.told(points.y)[i]}
         if found.chosen:
             row["residual"] = found.fits[found.chosen].residuals[i]
         rows.append(row)

@@ -116,11 +116,8 @@ def combinations(sweep: Sweep) -> Iterator[tuple[SweepMember, float | None, int 
         case "isoflop":
             yield from ((shape, budget, None, one) for budget in sweep.budgets or () for shape in sizes for one in products)
         case "ladder":
-            steps: list[tuple[float | None, int | None]] = (
-                [(None, samples) for samples in sweep.axes.samples]
-                if sweep.axes.samples
-                else [(budget, None) for budget in sweep.budgets or ()]
-            )
+            steps: list[tuple[float | None, int | None]] = ([(None, samples) for samples in sweep.axes.samples] if sweep.axes.samples
+                                                            else [(budget, None) for budget in sweep.budgets or ()])
             yield from ((shape, *step, one) for shape, step in zip(sizes, steps, strict=True) for one in products)
         case "grid":
             yield from ((shape, None, samples, one) for shape in sizes for samples in sweep.axes.samples or (None,) for one in products)
@@ -135,17 +132,8 @@ def combinations(sweep: Sweep) -> Iterator[tuple[SweepMember, float | None, int 
                 yield from ((centre_shape, None, centre_samples, middle | {key: value}) for value in values if value != middle[key])
 
 
-def _run(
-    sweep: Sweep,
-    values: dict[str, Any],
-    source: Path,
-    folder: Path,
-    member: SweepMember,
-    budget: float | None,
-    samples: int | None,
-    axes: dict[str, Any],
-    seed: int,
-) -> Run:
+def _run(sweep: Sweep, values: dict[str, Any], source: Path, folder: Path, member: SweepMember, budget: float | None, samples: int | None,
+         axes: dict[str, Any], seed: int) -> Run:
     mine = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     kept = mine["model"] if sweep.models is None else {key: mine["model"][key] for key in _SHARED if key in mine["model"]}
     mine["model"] = kept | dict(member.section)
@@ -193,16 +181,14 @@ def _unique(values: dict[str, Any], shards: int | None, source: Path) -> int:
     declared = data.get("num_samples")
     if declared is None:
         raise RecipeError(
-            f"{source}: the base recipe declares no data.num_samples, without which nothing can be counted: put it under `set`"
-        )
+            f"{source}: the base recipe declares no data.num_samples, without which nothing can be counted: put it under `set`")
     if shards is None:
         return int(declared)
     urls = data.get("train")
     listed = [one for url in ([urls] if isinstance(urls, str) else urls or []) for one in _expanded(url)]
     if shards > len(listed):
         raise RecipeError(
-            f"{source}: axes.unique_shards: {shards} of the {len(listed)} shards that data.train names (globs are not looked up)"
-        )
+            f"{source}: axes.unique_shards: {shards} of the {len(listed)} shards that data.train names (globs are not looked up)")
     if shards < len(listed):
         data["train"] = listed[:shards]
         data["num_samples"] = None  # the shards say it; here their average is taken

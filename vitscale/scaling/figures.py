@@ -20,52 +20,24 @@ from vitscale.scaling.solve import Array
 
 matplotlib.use("Agg")
 INK, SOFT, ACCENT = "#222222", "#8a8a8a", "#c1272d"
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.width": 0.4,
-    "ytick.minor.width": 0.4,
-    "lines.linewidth": 1.1,
-    "legend.frameon": False,
-    "svg.hashsalt": "vitscale",
-    "svg.fonttype": "none",
-    "figure.dpi": 100,
-    "savefig.dpi": 200,
-    "text.parse_math": True,
-}
+STYLE: dict[Any, Any] = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
+                         "legend.fontsize": 7, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK,
+                         "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.minor.width": 0.4,
+                         "ytick.minor.width": 0.4, "lines.linewidth": 1.1, "legend.frameon": False, "svg.hashsalt": "vitscale",
+                         "svg.fonttype": "none", "figure.dpi": 100, "savefig.dpi": 200, "text.parse_math": True}
 LINE_COLOURS = ("#3b6fb6", "#d98c21", "#4c9a5b", "#8d5fa8", "#b5543f", "#5f7f8c")
 
 
-def draw_all(
-    found: Analysis,
-    folder: Path,
-    plan: Mapping[str, Any] | None = None,
-    verdict: Mapping[str, Any] | None = None,
-    held_out: Points | None = None,
-) -> list[str]:
+def draw_all(found: Analysis, folder: Path, plan: Mapping[str, Any] | None = None, verdict: Mapping[str, Any] | None = None,
+             held_out: Points | None = None) -> list[str]:
     """Every figure that the analysis can fill; -> their names.  The same bytes for the same numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     held_out = held_out if held_out is not None else found.held_out
     drawn = []
     with matplotlib.rc_context(STYLE):
-        for name, figure in (
-            ("isoflop", isoflop_profiles(found, held_out)),
-            ("frontier", frontier(found, plan)),
-            ("law", one_variable(found, held_out)),
-            ("residuals", residuals(found)),
-            ("profiles", profiles(found)),
-            ("hold_out", hold_out(verdict)),
-        ):
+        for name, figure in (("isoflop", isoflop_profiles(found, held_out)), ("frontier", frontier(found, plan)),
+                             ("law", one_variable(found, held_out)), ("residuals", residuals(found)), ("profiles", profiles(found)),
+                             ("hold_out", hold_out(verdict))):
             if figure is None:
                 continue
             figure.savefig(folder / f"{name}.png", metadata={"Software": None})
@@ -123,44 +95,22 @@ def isoflop_profiles(found: Analysis, held_out: Points | None) -> Figure | None:
         assert source is not None
         mine = source.take(where)
         hollow = level not in levels
-        axes.plot(
-            mine.x["n"],
-            mine.y,
-            "o",
-            markersize=3.4,
-            color=colours[level],
-            markerfacecolor="white" if hollow else colours[level],
-            markeredgewidth=0.9,
-            zorder=3,
-        )
+        axes.plot(mine.x["n"], mine.y, "o", markersize=3.4, color=colours[level], markerfacecolor="white" if hollow else colours[level],
+                  markeredgewidth=0.9, zorder=3)
         n = np.geomspace(max(span.min() / 1.3, mine.x["n"].min() / 1.6), mine.x["n"].max() * 1.6, 100)
         axes.plot(
-            n, found.fits[name].predict(level_place(found, name, n, level)), "--" if hollow else "-", color=colours[level], linewidth=1.0
-        )
+            n, found.fits[name].predict(level_place(found, name, n, level)), "--" if hollow else "-", color=colours[level], linewidth=1.0)
         best = lowest(mine.x["n"], mine.y)
         if not isinstance(best, str):
             marks.append((best[0], best[1], colours[level]))
-        axes.annotate(
-            f"{level:.2g}".replace("e+0", "e").replace("e+", "e"),
-            (mine.x["n"].max(), mine.y[np.argmax(mine.x["n"])]),
-            xytext=(5, 0),
-            textcoords="offset points",
-            fontsize=6.5,
-            color=colours[level],
-            va="center",
-        )
+        axes.annotate(f"{level:.2g}".replace("e+0", "e").replace("e+", "e"), (mine.x["n"].max(), mine.y[np.argmax(mine.x["n"])]),
+                      xytext=(5, 0), textcoords="offset points", fontsize=6.5, color=colours[level], va="center")
     for x, y, colour in marks:
         axes.plot(x, y, marker="*", markersize=7.5, color=colour, markeredgecolor=INK, markeredgewidth=0.5, zorder=4)
     axes.set(xscale="log", yscale="log", xlabel="parameters N", ylabel=_label(found.points))
     axes.margins(x=0.12)
-    axes.set_title(
-        f"lines: {name}; stars: lowest point of each profile\n"
-        + ("hollow, dashed: held out; " if held is not None else "")
-        + "numbers: FLOPs of a training",
-        loc="left",
-        fontsize=6.5,
-        color=SOFT,
-    )
+    axes.set_title(f"lines: {name}; stars: lowest point of each profile\n" + ("hollow, dashed: held out; " if held is not None else "")
+                   + "numbers: FLOPs of a training", loc="left", fontsize=6.5, color=SOFT)
     plain_ticks(axes)
     return figure
 
@@ -194,8 +144,7 @@ def frontier(found: Analysis, plan: Mapping[str, Any] | None) -> Figure | None:
             optima.append((level, best[0]))
     figure, panels = new_figure(6.6, 2.6, columns=3)
     for axes, key, label in zip(
-        panels, ("n", "d", "y"), ("optimal parameters N*", "optimal samples D*", f"predicted {_label(found.points)}"), strict=True
-    ):
+        panels, ("n", "d", "y"), ("optimal parameters N*", "optimal samples D*", f"predicted {_label(found.points)}"), strict=True):
         values = np.array([getattr(best, key) for best in bests])
         axes.fill_between(levels, values[:, 1], values[:, 2], color=LINE_COLOURS[0], alpha=0.18, linewidth=0)
         axes.plot(levels, values[:, 0], color=LINE_COLOURS[0])
@@ -203,28 +152,14 @@ def frontier(found: Analysis, plan: Mapping[str, Any] | None) -> Figure | None:
         if key == "n" and optima:
             axes.plot(*zip(*optima, strict=True), "*", color=INK, markersize=6, label="IsoFLOP optima")
         if key == "d" and optima:
-            axes.plot(
-                [one[0] for one in optima],
-                [one[0] / float(per_sample(np.array([one[1]]))[0]) for one in optima],
-                "*",
-                color=INK,
-                markersize=6,
-            )
+            axes.plot([one[0] for one in optima], [one[0] / float(per_sample(np.array([one[1]]))[0]) for one in optima], "*", color=INK,
+                      markersize=6)
         if key == "y":
             axes.plot(c, found.points.y, ".", color=SOFT, markersize=3, zorder=1)
         if plan and "n" in plan:
             value = plan[{"n": "n", "d": "d", "y": "predicted"}[key]]
-            axes.errorbar(
-                [plan["budget_flop"]],
-                [value[0]],
-                yerr=[[value[0] - value[1]], [value[2] - value[0]]],
-                fmt="o",
-                color=ACCENT,
-                markersize=4,
-                linewidth=0.9,
-                capsize=2,
-                label="next budget",
-            )
+            axes.errorbar([plan["budget_flop"]], [value[0]], yerr=[[value[0] - value[1]], [value[2] - value[0]]], fmt="o", color=ACCENT,
+                          markersize=4, linewidth=0.9, capsize=2, label="next budget")
         axes.set(xscale="log", yscale="log", xlabel="FLOPs of a training", title=label)
         if key == "n":
             axes.legend(loc="upper left", handletextpad=0.3)
@@ -249,15 +184,8 @@ def one_variable(found: Analysis, held_out: Points | None) -> Figure | None:
         axes.fill_between(at, low, high, color=ACCENT, alpha=0.15, linewidth=0)
     for colour, (name, one) in zip(LINE_COLOURS, laws.items(), strict=False):
         chosen = name == found.chosen
-        axes.plot(
-            at,
-            one.predict({"x": at}),
-            color=ACCENT if chosen else colour,
-            linewidth=1.6 if chosen else 0.9,
-            alpha=1 if chosen else 0.8,
-            label=name + (" (chosen)" if chosen and len(laws) > 1 else ""),
-            zorder=3 if chosen else 2,
-        )
+        axes.plot(at, one.predict({"x": at}), color=ACCENT if chosen else colour, linewidth=1.6 if chosen else 0.9,
+                  alpha=1 if chosen else 0.8, label=name + (" (chosen)" if chosen and len(laws) > 1 else ""), zorder=3 if chosen else 2)
     axes.plot(x, found.points.y, "o", markersize=3, color=INK, zorder=4)
     if held_out is not None:
         axes.plot(held_out.x["x"], held_out.y, "o", markersize=3, color=INK, markerfacecolor="white", markeredgewidth=0.8, zorder=4)
@@ -265,8 +193,7 @@ def one_variable(found: Analysis, held_out: Points | None) -> Figure | None:
     ys = np.concatenate([found.points.y, held_out.y if held_out is not None else []])
     axes.set_ylim(ys.min() / 1.35, ys.max() * 1.15)
     axes.set_title(
-        "shaded: beyond what was fitted" + ("; hollow: held out" if held_out is not None else ""), loc="left", fontsize=6.5, color=SOFT
-    )
+        "shaded: beyond what was fitted" + ("; hollow: held out" if held_out is not None else ""), loc="left", fontsize=6.5, color=SOFT)
     plain_ticks(axes)
     axes.legend(loc="lower left")
     return figure
@@ -291,14 +218,8 @@ def residuals(found: Analysis) -> Figure | None:
     else:
         over.plot(order, left, "o", color=INK, markersize=3)
     for i in law.outliers:
-        over.annotate(
-            found.points.run[i].replace("$", r"\$"),
-            (order[i], left[i]),
-            fontsize=6,
-            color=ACCENT,
-            xytext=(3, 3),
-            textcoords="offset points",
-        )
+        over.annotate(found.points.run[i].replace("$", r"\$"), (order[i], left[i]), fontsize=6, color=ACCENT, xytext=(3, 3),
+                      textcoords="offset points")
     unit = "%" if law.form.link == "log" else found.points.metric
     over.set(xscale="log", xlabel="FLOPs of a training" if "c" in found.points.x else "x", ylabel=f"residual of {law.form.name}, {unit}")
     over.set_title("grey: two robust standard deviations", loc="left", fontsize=6.5, color=SOFT)
@@ -358,6 +279,5 @@ def hold_out(verdict: Mapping[str, Any] | None) -> Figure | None:
     outside = "" if verdict["inside"] == verdict["of"] else ", red: outside"
     axes.set(xlabel=f"bar: predicted, 95 %; dot: observed{outside}")
     axes.set_title(
-        f"{verdict['law']}, predicted {verdict['prediction_time'].replace('T', ' ')[:16]} UTC", loc="left", fontsize=6.5, color=SOFT
-    )
+        f"{verdict['law']}, predicted {verdict['prediction_time'].replace('T', ' ')[:16]} UTC", loc="left", fontsize=6.5, color=SOFT)
     return figure

@@ -45,10 +45,8 @@ class Fit:
     @property
     def residuals(self) -> Array:
         """Observed minus fitted, in logarithms (with link identity: in the metric)."""
-        return (
-            target_of(self.form, self.points)
-            - self.form.predict(self.theta[None], logs_of(self.form, self.points.x, self.centre), self.centre)[0]
-        )
+        return (target_of(self.form, self.points)
+                - self.form.predict(self.theta[None], logs_of(self.form, self.points.x, self.centre), self.centre)[0])
 
     def predict(self, x: Mapping[str, Array], theta: Array | None = None) -> Array:
         """The fitted quantity y at `x` (n,) -> (n,), or for thetas (S, P) -> (S, n)."""
@@ -71,10 +69,8 @@ def target_of(form: Form, points: Points) -> Array:
     return points.told(points.y) if form.link == "identity" else np.log(points.y)
 
 
-def fit(
-    form: Form, points: Points, *, delta: float | None = None, fixed: Mapping[str, float] | None = None, starts: int = STARTS,
-    seed: int = SEED, refits: int = 3,
-) -> Fit:
+def fit(form: Form, points: Points, *, delta: float | None = None, fixed: Mapping[str, float] | None = None, starts: int = STARTS,
+        seed: int = SEED, refits: int = 3) -> Fit:
     """The best of many starts.  `delta` of Huber's function: None as the form's source has it, else 1.345 robust standard deviations, at
     which 95 % of the efficiency of least squares is kept for normal errors (Huber 1964; Holland & Welsch 1977).
 
@@ -117,19 +113,10 @@ def fit(
     scale = _spread_of(residual, len(target) - free.sum())
     near = found.cost <= cost * (1 + 1e-3) + 1e-18
     outliers = tuple(int(i) for i in np.flatnonzero(np.abs(residual) > OUTLIER * max(scale, 1e-9)))
-    return Fit(
-        form,
-        points,
-        centre,
-        theta,
-        float(used),
-        float(cost),
-        float(scale),
-        {"count": len(guesses), "finished": len(kept), "agree": int(near.sum()),
-         "rivals": _rivals(form, found.theta, found.cost, theta, cost, centre, used, scale)},
-        fixed,
-        outliers,
-    )
+    return Fit(form, points, centre, theta, float(used), float(cost), float(scale),
+               {"count": len(guesses), "finished": len(kept), "agree": int(near.sum()),
+                "rivals": _rivals(form, found.theta, found.cost, theta, cost, centre, used, scale)},
+               fixed, outliers)
 
 
 def _checked_centre(form: Form, points: Points, fixed: Mapping[str, float]) -> dict[str, float]:
@@ -180,11 +167,8 @@ def _rivals(
     known = [np.nan_to_num(form.outer(best[None], centre)[0])]
     for index in close[np.argsort(costs[close], kind="stable")]:
         outer = form.outer(form.canonical(thetas[index])[None], centre)[0]
-        if (
-            np.isfinite(outer).all()
-            and len(known) < 4
-            and all(np.nanmax(np.abs(outer - one) / (1e-12 + np.abs(one))) > 0.2 for one in known)
-        ):
+        if (np.isfinite(outer).all() and len(known) < 4
+            and all(np.nanmax(np.abs(outer - one) / (1e-12 + np.abs(one))) > 0.2 for one in known)):
             known.append(outer)
             found.append(dict(zip(form.params, outer.tolist(), strict=True)))
     return found

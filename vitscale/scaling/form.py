@@ -53,8 +53,7 @@ class Form:
         """Inner (..., P) -> outer (..., P)."""
         with np.errstate(all="ignore"):
             inner = {
-                name: np.exp(theta[..., index]) if name in self.positive else theta[..., index] for index, name in enumerate(self.params)
-            }
+                name: np.exp(theta[..., index]) if name in self.positive else theta[..., index] for index, name in enumerate(self.params)}
             shifted = self.shift(inner, centre)
         return np.stack([shifted[name] for name in self.params], axis=-1)
 

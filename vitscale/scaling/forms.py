@@ -26,18 +26,9 @@ def _chinchilla_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Gener
     return np.concatenate([np.log(linear_part(columns, y)), powers], axis=1)
 
 
-CHINCHILLA = Form(
-    "chinchilla3",
-    "L = E + A / N^alpha + B / D^beta",
-    "Hoffmann et al. 2022, approach 3, equation 2; Besiroglu et al. 2024",
-    ("n", "d"),
-    ("E", "A", "B", "alpha", "beta"),
-    frozenset("EAB"),
-    _chinchilla,
-    _chinchilla_shift,
-    _chinchilla_guess,
-    delta=1e-3,
-)
+CHINCHILLA = Form("chinchilla3", "L = E + A / N^alpha + B / D^beta", "Hoffmann et al. 2022, approach 3, equation 2; Besiroglu et al. 2024",
+                  ("n", "d"), ("E", "A", "B", "alpha", "beta"), frozenset("EAB"), _chinchilla, _chinchilla_shift, _chinchilla_guess,
+                  delta=1e-3)
 
 
 def effective(p: Sequence[Column], logs: Logs, centre: Centre) -> tuple[Any, Any]:
@@ -77,18 +68,10 @@ def _constrained_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Gene
     return np.concatenate([np.log(linear_part(columns, y)), powers], axis=1)
 
 
-CONSTRAINED = Form(
-    "data_constrained",
-    "L = E + A / N'^alpha + B / D'^beta, D' = U + U R_D (1 - exp(-(D / U - 1) / R_D)), N' likewise with R_N",
-    "Muennighoff et al. 2023, section 3.1",
-    ("n", "d", "u"),
-    ("E", "A", "B", "alpha", "beta", "R_D", "R_N"),
-    frozenset({"E", "A", "B", "R_D", "R_N"}),
-    _constrained,
-    _chinchilla_shift,
-    _constrained_guess,
-    delta=1e-3,
-)
+CONSTRAINED = Form("data_constrained",
+                   "L = E + A / N'^alpha + B / D'^beta, D' = U + U R_D (1 - exp(-(D / U - 1) / R_D)), N' likewise with R_N",
+                   "Muennighoff et al. 2023, section 3.1", ("n", "d", "u"), ("E", "A", "B", "alpha", "beta", "R_D", "R_N"),
+                   frozenset({"E", "A", "B", "R_D", "R_N"}), _constrained, _chinchilla_shift, _constrained_guess, delta=1e-3)
 
 
 def _logs_product(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
@@ -106,18 +89,9 @@ def _logs_product_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Gen
     return best + even_spread(rng, min(count, 8), *[(-0.1, 0.1)] * 4)
 
 
-LOGS_PRODUCT = Form(
-    "log_log",
-    "metric = k_0 + k_n ln N + k_d ln D + k_nd ln N ln D",
-    "the rule of thumb: accuracy goes as log(model) x log(data)",
-    ("n", "d"),
-    ("k_0", "k_n", "k_d", "k_nd"),
-    frozenset(),
-    _logs_product,
-    _logs_product_shift,
-    _logs_product_guess,
-    link="identity",
-)
+LOGS_PRODUCT = Form("log_log", "metric = k_0 + k_n ln N + k_d ln D + k_nd ln N ln D",
+                    "the rule of thumb: accuracy goes as log(model) x log(data)", ("n", "d"), ("k_0", "k_n", "k_d", "k_nd"), frozenset(),
+                    _logs_product, _logs_product_shift, _logs_product_guess, link="identity")
 
 
 def _power2(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
@@ -133,17 +107,9 @@ def _power2_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator
     return best + even_spread(rng, min(count, 8), *[(-0.1, 0.1)] * 3)
 
 
-POWER2 = Form(
-    "power2",
-    "y = k N^a D^b",
-    "of optimal learning rate and batch: Bi et al. 2024 (DeepSeek LLM), section 3.1; Li et al. 2025, Step law",
-    ("n", "d"),
-    ("k", "a", "b"),
-    frozenset("k"),
-    _power2,
-    _power2_shift,
-    _power2_guess,
-)
+POWER2 = Form("power2", "y = k N^a D^b",
+              "of optimal learning rate and batch: Bi et al. 2024 (DeepSeek LLM), section 3.1; Li et al. 2025, Step law", ("n", "d"),
+              ("k", "a", "b"), frozenset("k"), _power2, _power2_shift, _power2_guess)
 
 
 # -- one variable
@@ -178,17 +144,8 @@ def _m2_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, co
     return np.stack([found[:, 0], powers[:, 0], found[:, 1]], axis=1)
 
 
-M2 = Form(
-    "m2",
-    "y = beta x^-c + e_inf",
-    "M2 of Alabdulmohsin et al. 2022, section 3",
-    ("x",),
-    ("beta", "c", "e_inf"),
-    frozenset({"beta", "e_inf"}),
-    _m2,
-    _scaled,
-    _m2_guess,
-)
+M2 = Form("m2", "y = beta x^-c + e_inf", "M2 of Alabdulmohsin et al. 2022, section 3", ("x",), ("beta", "c", "e_inf"),
+          frozenset({"beta", "e_inf"}), _m2, _scaled, _m2_guess)
 
 
 def _m3(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
@@ -206,17 +163,8 @@ def _m3_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, co
     return np.concatenate([(np.log(y) - shape).mean(axis=1, keepdims=True), drawn], axis=1)
 
 
-M3 = Form(
-    "m3",
-    "y = beta (1 / x + gamma)^c",
-    "M3 of Alabdulmohsin et al. 2022, section 3; Bansal et al. 2022",
-    ("x",),
-    ("beta", "c", "gamma"),
-    frozenset({"beta", "gamma"}),
-    _m3,
-    _m3_shift,
-    _m3_guess,
-)
+M3 = Form("m3", "y = beta (1 / x + gamma)^c", "M3 of Alabdulmohsin et al. 2022, section 3; Bansal et al. 2022", ("x",),
+          ("beta", "c", "gamma"), frozenset({"beta", "gamma"}), _m3, _m3_shift, _m3_guess)
 
 
 def _m4(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
@@ -260,17 +208,8 @@ def _m4_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, co
     return np.stack([level, drawn[:, 0], drawn[:, 1], np.log(floor), np.log(top - floor)], axis=1)
 
 
-M4 = Form(
-    "m4",
-    "(y - e_inf) / (e_0 - y)^alpha = beta x^-c",
-    "M4 of Alabdulmohsin et al. 2022, section 3",
-    ("x",),
-    ("beta", "c", "alpha", "e_inf", "e_0"),
-    frozenset({"beta", "alpha", "e_inf", "e_0"}),
-    _m4,
-    _m4_shift,
-    _m4_guess,
-)
+M4 = Form("m4", "(y - e_inf) / (e_0 - y)^alpha = beta x^-c", "M4 of Alabdulmohsin et al. 2022, section 3", ("x",),
+          ("beta", "c", "alpha", "e_inf", "e_0"), frozenset({"beta", "alpha", "e_inf", "e_0"}), _m4, _m4_shift, _m4_guess)
 
 
 def _saturating(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
@@ -289,17 +228,8 @@ def _saturating_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Gener
     return np.stack([found[:, 0], drawn[:, 0], found[:, 1], drawn[:, 1]], axis=1)
 
 
-SATURATING = Form(
-    "saturating",
-    "y = a (x + d)^-b + c",
-    "Zhai et al. 2022, section 2.1, equation 1",
-    ("x",),
-    ("a", "b", "c", "d"),
-    frozenset({"a", "c", "d"}),
-    _saturating,
-    _saturating_shift,
-    _saturating_guess,
-)
+SATURATING = Form("saturating", "y = a (x + d)^-b + c", "Zhai et al. 2022, section 2.1, equation 1", ("x",), ("a", "b", "c", "d"),
+                  frozenset({"a", "c", "d"}), _saturating, _saturating_shift, _saturating_guess)
 
 
 def _broken(breaks: int) -> Form:
@@ -331,17 +261,9 @@ def _broken(breaks: int) -> Form:
         found = np.log(linear_part(np.stack([np.ones_like(bent), np.exp(bent)], axis=2), y))
         return np.concatenate([found, drawn], axis=1)
 
-    return Form(
-        f"broken{breaks}",
-        "y = a + b x^-c_0 prod_i (1 + (x / d_i)^(1 / f_i))^(-c_i f_i)",
-        "Caballero et al. 2022, equation 1",
-        ("x",),
-        ("a", "b", "c_0", *names),
-        frozenset({"a", "b", *(f"{k}_{i}" for i in range(1, breaks + 1) for k in "df")}),
-        log_value,
-        shift,
-        guess,
-    )
+    return Form(f"broken{breaks}", "y = a + b x^-c_0 prod_i (1 + (x / d_i)^(1 / f_i))^(-c_i f_i)", "Caballero et al. 2022, equation 1",
+                ("x",), ("a", "b", "c_0", *names), frozenset({"a", "b", *(f"{k}_{i}" for i in range(1, breaks + 1) for k in "df")}),
+                log_value, shift, guess)
 
 
 BROKEN1, BROKEN2 = _broken(1), _broken(2)
@@ -358,11 +280,8 @@ def _shape(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:
 
 def _shape_shift(p: dict[str, Any], centre: Centre) -> dict[str, Any]:
     x, t = centre["x"], centre["t"]
-    return p | {
-        "alpha": p["alpha"] * np.exp(p["a"] * x),
-        "beta": p["beta"] * np.exp(p["c"] * t - p["b"] * x),
-        "xi": p["xi"] * np.exp(p["c"] * t),
-    }
+    return p | {"alpha": p["alpha"] * np.exp(p["a"] * x), "beta": p["beta"] * np.exp(p["c"] * t - p["b"] * x),
+                "xi": p["xi"] * np.exp(p["c"] * t)}
 
 
 def _shape_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator, count: int) -> Array:
@@ -373,18 +292,8 @@ def _shape_guess(logs: Logs, y: Array, centre: Centre, rng: np.random.Generator,
     return np.stack([found[:, 0], powers[:, 0], found[:, 1], powers[:, 1], found[:, 2], powers[:, 2], found[:, 3]], axis=1)
 
 
-SHAPE = Form(
-    "shape",
-    "y = alpha x^-a + (beta x^b + xi) t^-c + eps",
-    "SoViT: Alabdulmohsin et al. 2023, equation 3",
-    ("x", "t"),
-    ("alpha", "a", "beta", "b", "xi", "c", "eps"),
-    frozenset({"alpha", "beta", "xi", "eps"}),
-    _shape,
-    _shape_shift,
-    _shape_guess,
-)
+SHAPE = Form("shape", "y = alpha x^-a + (beta x^b + xi) t^-c + eps", "SoViT: Alabdulmohsin et al. 2023, equation 3", ("x", "t"),
+             ("alpha", "a", "beta", "b", "xi", "c", "eps"), frozenset({"alpha", "beta", "xi", "eps"}), _shape, _shape_shift, _shape_guess)
 
 FORMS: dict[str, Form] = {
-    form.name: form for form in (CHINCHILLA, CONSTRAINED, LOGS_PRODUCT, POWER2, M1, M2, M3, M4, SATURATING, BROKEN1, BROKEN2, SHAPE)
-}
+    form.name: form for form in (CHINCHILLA, CONSTRAINED, LOGS_PRODUCT, POWER2, M1, M2, M3, M4, SATURATING, BROKEN1, BROKEN2, SHAPE)}

@@ -52,15 +52,8 @@ def bootstrap(fit: Fit, draws: int = DRAWS, seed: int = SEED) -> Draws:
     weight = rng.exponential(size=(draws, len(names)))
     weight /= weight.mean(axis=1, keepdims=True)
     logs, target = logs_of(form, points.x, fit.centre), target_of(form, points)
-    found = solve(
-        lambda theta: form.predict(theta, logs, fit.centre),
-        target,
-        np.tile(fit.theta, (draws, 1)),
-        fit.delta,
-        weights=weight[:, member],
-        free=fit.free,
-        iterations=60,
-    )
+    found = solve(lambda theta: form.predict(theta, logs, fit.centre), target, np.tile(fit.theta, (draws, 1)), fit.delta,
+                  weights=weight[:, member], free=fit.free, iterations=60)
     good = np.isfinite(found.cost)
     params = int(fit.free.sum())
     stretch = np.sqrt(len(names) / max(len(names) - params, 1))
@@ -116,15 +109,8 @@ def profile(fit: Fit, draws: Draws, of: Quantity, around: float, reach: float, l
     values = around + np.concatenate([-steps[::-1], steps])
     starts = fit.theta + (values - around)[:, None] * along
     stiffness = 1e6 * fit.delta * max(fit.scale, 1e-12) / max(reach, 1e-12) ** 2
-    held = solve(
-        lambda theta: form.predict(theta, logs, fit.centre),
-        target,
-        starts,
-        fit.delta,
-        free=free,
-        iterations=60,
-        constraint=Constraint(of, values, stiffness),
-    )
+    held = solve(lambda theta: form.predict(theta, logs, fit.centre), target, starts, fit.delta, free=free, iterations=60,
+                 constraint=Constraint(of, values, stiffness))
     heights = np.where(np.isfinite(held.cost), np.maximum(2 * (held.cost - fit.cost) * factor / limit, 0.0), np.inf)
     grid, heights = np.insert(values, len(steps), around), np.insert(heights, len(steps), 0.0)
     middle = len(steps)
@@ -159,15 +145,8 @@ def influence(fit: Fit, draws: Draws) -> list[dict[str, Any]]:
     member = np.array([names.index(run) for run in points.run])
     weights = np.array([member != number for number in range(len(names))], dtype=float)
     logs, target = logs_of(form, points.x, fit.centre), target_of(form, points)
-    found = solve(
-        lambda theta: form.predict(theta, logs, fit.centre),
-        target,
-        np.tile(fit.theta, (len(names), 1)),
-        fit.delta,
-        weights=weights,
-        free=fit.free,
-        iterations=60,
-    )
+    found = solve(lambda theta: form.predict(theta, logs, fit.centre), target, np.tile(fit.theta, (len(names), 1)), fit.delta,
+                  weights=weights, free=fit.free, iterations=60)
     deviation = np.maximum(np.std(draws.theta, axis=0, ddof=1), 1e-9 + 1e-6 * np.abs(fit.theta))
     moved = np.where(fit.free, np.abs(found.theta - fit.theta) / deviation, 0.0)
     told = []

@@ -82,8 +82,7 @@ def best_for(
     grid, samples = grid[usable], samples[usable]
     if len(grid) < 10:
         raise DataError(
-            f"a budget of {budget:.3g} FLOP cannot be spent: serving alone takes as much, or a sample of the smallest model does"
-        )
+            f"a budget of {budget:.3g} FLOP cannot be spent: serving alone takes as much, or a sample of the smallest model does")
     place = {"n": grid, "d": samples, "c": budget + 0 * grid}
     if "u" in found.form.variables:
         place["u"] = np.full(len(grid), unique if unique is not None else found.points.x["u"].max())
@@ -119,13 +118,6 @@ def most_informative(
     for number, one in enumerate(candidates, 1):
         flops = float(per_sample(np.array([one["n"]]))[0] * one["d"])
         gained = covariance[0, number] ** 2 / (covariance[number, number] + found.scale**2)
-        told.append(
-            {
-                **one,
-                "c": flops,
-                "deviation_now": float(np.sqrt(covariance[0, 0])),
-                "deviation_after": float(np.sqrt(max(covariance[0, 0] - gained, 0.0))),
-                "gain_per_flop": float(gained / flops),
-            }
-        )
+        told.append({**one, "c": flops, "deviation_now": float(np.sqrt(covariance[0, 0])),
+                     "deviation_after": float(np.sqrt(max(covariance[0, 0] - gained, 0.0))), "gain_per_flop": float(gained / flops)})
     return sorted(told, key=lambda one: -one["gain_per_flop"])

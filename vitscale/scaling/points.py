@@ -16,14 +16,8 @@ from vitscale.scaling.solve import Array
 
 _SUFFIX = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 _NUMBER = re.compile(r"^([-+]?[0-9.,]+(?:[eE][-+]?[0-9]+)?)\s*([KMBGT]?)$", re.ASCII)
-ROLES = {
-    "n": "parameters of the model",
-    "d": "samples (or tokens) seen",
-    "u": "unique samples",
-    "c": "FLOPs of the training",
-    "x": "the variable",
-    "t": "FLOPs, of a shape law",
-}
+ROLES = {"n": "parameters of the model", "d": "samples (or tokens) seen", "u": "unique samples", "c": "FLOPs of the training",
+         "x": "the variable", "t": "FLOPs, of a shape law"}
 
 
 @dataclass(frozen=True)
@@ -45,20 +39,14 @@ class Points:
     def take(self, chosen: Any) -> "Points":
         """Some of the points, by mask or indices; what was excluded is kept on record."""
         index = np.flatnonzero(chosen) if np.asarray(chosen).dtype == bool else np.asarray(chosen, dtype=int)
-        return replace(
-            self,
-            x={role: values[index] for role, values in self.x.items()},
-            y=self.y[index],
-            run=tuple(self.run[i] for i in index),
-            groups={name: tuple(values[i] for i in index) for name, values in self.groups.items()},
-        )
+        return replace(self, x={role: values[index] for role, values in self.x.items()}, y=self.y[index],
+                       run=tuple(self.run[i] for i in index),
+                       groups={name: tuple(values[i] for i in index) for name, values in self.groups.items()})
 
     def hash(self) -> str:
         """sha256 of variables, values and runs; it changes with any number of any point, not with their order."""
-        rows = sorted(
-            "|".join([self.run[i], *(f"{role}={self.x[role][i]!r}" for role in sorted(self.x)), repr(float(self.y[i]))])
-            for i in range(len(self))
-        )
+        rows = sorted("|".join([self.run[i], *(f"{role}={self.x[role][i]!r}" for role in sorted(self.x)), repr(float(self.y[i]))])
+                      for i in range(len(self)))
         return hashlib.sha256("\n".join([self.metric, repr(self.bound), *rows]).encode()).hexdigest()
 
     def told(self, y: Array) -> Array:
@@ -118,25 +106,10 @@ def read_csv(path: Path, columns: Columns) -> Points:
     found = []
     for number, row in kept:
         values = {role: read_number(row.get(name) or "") * factor for role, (name, factor) in roles.items()}
-        found.append(
-            {
-                "where": f"row {number}",
-                "run": (row.get(run) or "") if run else f"row {number}",
-                **values,
-                "metric": read_number(row.get(metric) or "") * scale,
-                **{f"={name}": row.get(name) or "" for name in extra},
-            }
-        )
-    return make_points(
-        found,
-        roles=list(roles),
-        metric=columns.metric,
-        higher=columns.higher,
-        bound=columns.bound,
-        flops_per=columns.flops_per,
-        source=str(path),
-        keep=columns.keep,
-    )
+        found.append({"where": f"row {number}", "run": (row.get(run) or "") if run else f"row {number}", **values,
+                      "metric": read_number(row.get(metric) or "") * scale, **{f"={name}": row.get(name) or "" for name in extra}})
+    return make_points(found, roles=list(roles), metric=columns.metric, higher=columns.higher, bound=columns.bound,
+                       flops_per=columns.flops_per, source=str(path), keep=columns.keep)
 
 
 def _refuse_mixed(rows: Sequence[tuple[int, Mapping[str, str]]], header: Sequence[str], columns: Columns, path: Path) -> None:
@@ -145,24 +118,13 @@ def _refuse_mixed(rows: Sequence[tuple[int, Mapping[str, str]]], header: Sequenc
         if name.lower() in ("metric", "metric_name", "metrics") and name not in (columns.metric, *columns.keep):
             values = sorted({(row.get(name) or "").strip() for _, row in rows})
             if len(values) > 1:
-                raise DataError(
-                    f"{path}: rows of several metrics ({', '.join(values[:5])}) make no law together: choose by "
-                    f"--where '{name}={values[0]}', "
-                    f"or fit each by --by {name}"
-                )
+                raise DataError(f"{path}: rows of several metrics ({', '.join(values[:5])}) make no law together: choose by "
+                                f"--where '{name}={values[0]}', "
+                                f"or fit each by --by {name}")
 
 
-def make_points(
-    rows: Iterable[Mapping[str, Any]],
-    *,
-    roles: Sequence[str],
-    metric: str,
-    higher: bool = False,
-    bound: float = 1.0,
-    flops_per: float | None = None,
-    source: str = "",
-    keep: Sequence[str] = (),
-) -> Points:
+def make_points(rows: Iterable[Mapping[str, Any]], *, roles: Sequence[str], metric: str, higher: bool = False, bound: float = 1.0,
+                flops_per: float | None = None, source: str = "", keep: Sequence[str] = ()) -> Points:
     """Rows {where, run, roles..., metric} -> points; a row that cannot be used is left out with its reason, never silently."""
     good: list[Mapping[str, Any]] = []
     excluded: list[dict[str, Any]] = []
@@ -181,16 +143,8 @@ def make_points(
     if flops_per is not None and "c" not in x and {"n", "d"} <= set(x):
         x["c"] = flops_per * x["n"] * x["d"]
     value = np.array([float(row["metric"]) for row in good])
-    return Points(
-        x,
-        bound - value if higher else value,
-        tuple(str(row["run"]) for row in good),
-        metric,
-        bound if higher else None,
-        tuple(excluded),
-        source,
-        {name: tuple(str(row[f"={name}"]) for row in good) for name in keep},
-    )
+    return Points(x, bound - value if higher else value, tuple(str(row["run"]) for row in good), metric, bound if higher else None,
+                  tuple(excluded), source, {name: tuple(str(row[f"={name}"]) for row in good) for name in keep})
 
 
 def _unusable(row: Mapping[str, Any], roles: Sequence[str], higher: bool, bound: float) -> str | None:
@@ -213,19 +167,16 @@ def _unusable(row: Mapping[str, Any], roles: Sequence[str], higher: bool, bound:
 def check_points(points: Points, needed: int, variables: Sequence[str], what: str) -> None:
     """Raises DataError when there are too few points for a law, or a variable of it never changes."""
     left_out = (
-        f"; {len(points.excluded)} were left out: {points.excluded[0]['where']}: {points.excluded[0]['reason']}" if points.excluded else ""
-    )
+        f"; {len(points.excluded)} were left out: {points.excluded[0]['where']}: {points.excluded[0]['reason']}" if points.excluded else "")
     if len(points) < needed:
         raise DataError(
-            f"{points.source}: {what} has {needed - 1} parameters and wants {needed} points or more, got {len(points)}{left_out}"
-        )
+            f"{points.source}: {what} has {needed - 1} parameters and wants {needed} points or more, got {len(points)}{left_out}")
     for role in variables:
         values = points.x[role]
         if np.ptp(np.log(values)) < 1e-9:
             raise DataError(
                 f"{points.source}: all {len(points)} points have the same {ROLES[role]} ({values[0]:g}): {what} cannot tell how "
-                f"the metric depends on it; add other values, or fit a law of the other variable alone (--x)"
-            )
+                f"the metric depends on it; add other values, or fit a law of the other variable alone (--x)")
 
 
 def _column(spec: str, header: Sequence[str], path: Path) -> tuple[str, float]:

@@ -43,19 +43,10 @@ def predict(found: Analysis, runs: Sequence[Mapping[str, Any]], folder: Path, st
     for run in runs:
         value, low, high = interval_of_new(law, draws, {role: float(run[role]) for role in law.form.variables})
         told.append({"run": run["run"], "n": run["n"], "d": run["d"], "c": run["c"], "predicted": value, "low": low, "high": high})
-    content = {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "data_sha256": found.points.hash(),
-        "points": len(found.points),
-        "metric": found.points.metric,
-        "of": "metric" if found.points.bound is None else f"{found.points.bound:g} - metric",
-        "law": found.chosen,
-        "formula": law.form.text,
-        "parameters": law.params,
-        "level": 0.95,
-        "already_started": started,
-        "runs": told,
-    }
+    content = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "data_sha256": found.points.hash(),
+               "points": len(found.points), "metric": found.points.metric,
+               "of": "metric" if found.points.bound is None else f"{found.points.bound:g} - metric", "law": found.chosen,
+               "formula": law.form.text, "parameters": law.params, "level": 0.95, "already_started": started, "runs": told}
     write_json(path, content)
     return read_json(path)
 
@@ -75,29 +66,14 @@ def judge(folder: Path, rows: Sequence[Mapping[str, Any]], data_hash: str) -> di
                 return None
             metric = float(row[prediction["metric"]])
             y = metric if prediction["of"] == "metric" else float(prediction["of"].partition(" ")[0]) - metric
-            told.append(
-                {
-                    "run": one["run"],
-                    "predicted": one["predicted"],
-                    "low": one["low"],
-                    "high": one["high"],
-                    "observed": y,
-                    "log_error": float(np.log(one["predicted"] / y)) if y > 0 and one["predicted"] > 0 else None,
-                    "inside": bool(one["low"] <= y <= one["high"]),
-                }
-            )
+            told.append({"run": one["run"], "predicted": one["predicted"], "low": one["low"], "high": one["high"], "observed": y,
+                         "log_error": float(np.log(one["predicted"] / y)) if y > 0 and one["predicted"] > 0 else None,
+                         "inside": bool(one["low"] <= y <= one["high"])})
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder / FILE}: was not written by this program ({error!r}); remove it to have it made again") from None
     errors = [one["log_error"] for one in told if one["log_error"] is not None]
-    verdict = {
-        "prediction_time": prediction["time"],
-        "law": prediction["law"],
-        "data_unchanged": prediction["data_sha256"] == data_hash,
-        "predicted_before_start": not prediction["already_started"],
-        "inside": sum(one["inside"] for one in told),
-        "of": len(told),
-        "rms_log_error": float(np.sqrt(np.mean(np.square(errors)))) if errors else None,
-        "runs": told,
-    }
+    verdict = {"prediction_time": prediction["time"], "law": prediction["law"], "data_unchanged": prediction["data_sha256"] == data_hash,
+               "predicted_before_start": not prediction["already_started"], "inside": sum(one["inside"] for one in told), "of": len(told),
+               "rms_log_error": float(np.sqrt(np.mean(np.square(errors)))) if errors else None, "runs": told}
     write_json(folder / VERDICT, verdict)
     return verdict

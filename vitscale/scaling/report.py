@@ -47,8 +47,7 @@ def fit_points(folder: Path, given: FitRequest | None = None) -> tuple[Analysis,
     if sweep.models is not None:
         raise DataError(
             f"{folder}: its runs are of several architectures, which follow no one law: `vitscale compare {folder}` holds them side by "
-            f"side, and `vitscale fit {folder / 'runs.csv'} {EACH}` fits each by itself, from three budgets on"
-        )
+            f"side, and `vitscale fit {folder / 'runs.csv'} {EACH}` fits each by itself, from three budgets on")
     points = points_of(rows, folder, sweep.fit.metric, held_out=False)
     if sweep.transfer == "none" and any(len(values or ()) > 1 for values in (sweep.axes.lr, sweep.axes.batch)):
         points = _best_of_rates(points, rows)
@@ -64,11 +63,8 @@ def _best_of_rates(points: Any, rows: list[dict[str, Any]]) -> Any:
         rates = groups.setdefault(tuple(row[name] for name in ("n", "d", "u")), {})
         rates.setdefault((row["lr"], row["batch"]), []).append(i)
     kept = sorted(i for rates in groups.values() for i in min(rates.values(), key=lambda members: float(np.mean(points.y[members]))))
-    out = [
-        {"where": points.run[i], "reason": "another learning rate or batch did better, in the mean over seeds"}
-        for i in range(len(points))
-        if i not in set(kept)
-    ]
+    out = [{"where": points.run[i], "reason": "another learning rate or batch did better, in the mean over seeds"}
+           for i in range(len(points)) if i not in set(kept)]
     return replace(points.take(kept), excluded=(*points.excluded, *out))
 
 
@@ -78,11 +74,8 @@ def predict_now(folder: Path) -> dict[str, Any]:
         return before
     found, rows, _ = fit_points(folder)
     held_out = [row for row in rows if row["held_out"]]
-    started = [
-        row["run"]
-        for row in held_out
-        if outcome_of(folder / "runs" / row["run"]) or (folder / "runs" / row["run"] / "metrics.jsonl").exists()
-    ]
+    started = [row["run"] for row in held_out
+               if outcome_of(folder / "runs" / row["run"]) or (folder / "runs" / row["run"] / "metrics.jsonl").exists()]
     return predict(found, held_out, folder, started)
 
 
@@ -164,24 +157,14 @@ def plan_next(
     unique = max(row["u"] for row in rows)
     best = best_for(law, draws, per_sample, amount, serve, unique)
     levels = sorted({float(row["budget"] or row["c"]) for row in rows})
-    told |= {
-        "law": usable[0],
-        "n": best.n,
-        "d": best.d,
-        "predicted": best.y,
-        "epochs": best.d[0] / unique,
-        "metric": law.points.metric,
-        "frontier": [_as_row(best_for(law, draws, per_sample, level, 0.0, unique)) for level in sorted({*levels, amount})],
-    }
+    told |= {"law": usable[0], "n": best.n, "d": best.d, "predicted": best.y, "epochs": best.d[0] / unique, "metric": law.points.metric,
+             "frontier": [_as_row(best_for(law, draws, per_sample, level, 0.0, unique)) for level in sorted({*levels, amount})]}
     if best.at_edge:
         return told | {"reason": "the law has no optimum among the sizes searched: its loss falls with size, or with samples, to the end"}
     known = {(row["n"], row["d"]) for row in rows}
     sizes = sorted({(row["n"], row["width"], row["depth"]) for row in rows})
-    candidates = [
-        {"n": float(n), "d": float(level / per_sample(np.array([n]))[0]), "u": float(unique), "width": width, "depth": depth}
-        for n, width, depth in sizes
-        for level in np.geomspace(levels[0], levels[-1], 7)
-    ]
+    candidates = [{"n": float(n), "d": float(level / per_sample(np.array([n]))[0]), "u": float(unique), "width": width, "depth": depth}
+                  for n, width, depth in sizes for level in np.geomspace(levels[0], levels[-1], 7)]
     candidates = [one for one in candidates if (one["n"], one["d"]) not in known and one["d"] >= 1]
     told["next_most_informative"] = most_informative(law, draws, per_sample, best, candidates)[:5]
     recipe, chosen = recommend(folder, rows, sweep, best, amount, serve, told["rates"])
@@ -228,22 +211,12 @@ def recommend(
         whole = next((row for row in rows if row["u"] == max(one["u"] for one in rows)), largest)
         told["data"] = load_recipe(folder / "recipes" / f"{whole['run']}.yaml").model_dump(mode="json")["data"]
     final = check_recipe(told, "the recommended recipe")
-    facts = {
-        "n": count_params(final.model, final.objective),
-        "d": images,
-        "c": float(images * per_image),
-        "width": told["model"]["width"],
-        "depth": told["model"]["depth"],
-        "heads": told["model"]["heads"],
-        "mlp": told["model"]["mlp"],
-        "lr": final.optim.lr,
-        "batch": batch,
-    }
-    header = (
-        f"# The run that the sweep {sweep.name} recommends for {budget:.4g} FLOP: by its law {number(best.n[0])} parameters\n"
-        f"# ({number(best.n[1])} to {number(best.n[2])}), {number(best.d[0])} images, a predicted {number(best.y[0])} "
-        f"({number(best.y[1])} to {number(best.y[2])}).\n"
-    )
+    facts = {"n": count_params(final.model, final.objective), "d": images, "c": float(images * per_image), "width": told["model"]["width"],
+             "depth": told["model"]["depth"], "heads": told["model"]["heads"], "mlp": told["model"]["mlp"], "lr": final.optim.lr,
+             "batch": batch}
+    header = (f"# The run that the sweep {sweep.name} recommends for {budget:.4g} FLOP: by its law {number(best.n[0])} parameters\n"
+              f"# ({number(best.n[1])} to {number(best.n[2])}), {number(best.d[0])} images, a predicted {number(best.y[0])} "
+              f"({number(best.y[1])} to {number(best.y[2])}).\n")
     return header + write_yaml(final.model_dump(mode="json")), facts
 
 
@@ -278,30 +251,25 @@ def say_plan(plan: Mapping[str, Any], out: Path) -> list[str]:
     """Lines for people."""
     lines = ["", f"next budget: {plan['budget_flop']:.3g} FLOP ({plan['budget']})"]
     if "n" in plan:
-        lines.append(
-            f"  optimum by {plan['law']}: {span(plan['n'])} parameters, {span(plan['d'])} images = {plan['epochs']:.3g} epochs, "
-            f"predicted {span(plan['predicted'])}"
-        )
+        lines.append(f"  optimum by {plan['law']}: {span(plan['n'])} parameters, {span(plan['d'])} images = {plan['epochs']:.3g} epochs, "
+                     f"predicted {span(plan['predicted'])}")
     if "reason" in plan:
         lines.append(f"  no recommendation: {plan['reason']}")
     if "recommended" in plan:
         one = plan["recommended"]
         lines.append(
             f"  train: width {one['width']}, depth {one['depth']}, {one['n']:,} parameters, {one['d']:,} images, lr {one['lr']:g}, batch "
-            f"{one['batch']}: vitscale train {out / 'recommended.yaml'}"
-        )
+            f"{one['batch']}: vitscale train {out / 'recommended.yaml'}")
     for key, of in plan.get("rates", {}).items():
         if "law" in of:
             lines.append(
-                f"  best {key}: {number(of['law']['k'])} N^{of['law']['a']:.3f} D^{of['law']['b']:.3f} from {len(of['optima'])} optima"
-            )
+                f"  best {key}: {number(of['law']['k'])} N^{of['law']['a']:.3f} D^{of['law']['b']:.3f} from {len(of['optima'])} optima")
         lines += [f"  best {key}: {one['n']:,} parameters: {one['reason']}" for one in of["left_out"][:3]]
     if plan.get("next_most_informative"):
         one = plan["next_most_informative"][0]
         lines.append(
             f"  most informative per FLOP: width {one['width']}, depth {one['depth']}, {one['d']:,.0f} images ({one['c']:.3g} FLOP): the "
-            f"prediction's standard error goes from {one['deviation_now']:.2%} to {one['deviation_after']:.2%}"
-        )
+            f"prediction's standard error goes from {one['deviation_now']:.2%} to {one['deviation_after']:.2%}")
     return lines
 
 
@@ -309,20 +277,14 @@ def say_verdict(verdict: Mapping[str, Any] | None) -> list[str]:
     """Lines for people."""
     if verdict is None:
         return []
-    lines = [
-        "",
-        f"verdict on {verdict['law']}, predicted {verdict['prediction_time']}"
-        + ("" if verdict["predicted_before_start"] else "; some of the runs had begun by then")
-        + ("" if verdict["data_unchanged"] else "; the fitted points have changed since"),
-    ]
+    lines = ["", f"verdict on {verdict['law']}, predicted {verdict['prediction_time']}"
+             + ("" if verdict["predicted_before_start"] else "; some of the runs had begun by then")
+             + ("" if verdict["data_unchanged"] else "; the fitted points have changed since")]
     for one in verdict["runs"]:
         lines.append(
             f"  {one['run']}: predicted {one['predicted']:.4f} ({one['low']:.4f} to {one['high']:.4f}), came to {one['observed']:.4f}: "
-            + ("inside" if one["inside"] else "OUTSIDE")
-        )
+            + ("inside" if one["inside"] else "OUTSIDE"))
     error = verdict["rms_log_error"]
-    lines.append(
-        f"  {verdict['inside']} of {verdict['of']} inside the 95 % interval"
-        + (f"; root mean square log error {error:.2%}" if error is not None else "")
-    )
+    lines.append(f"  {verdict['inside']} of {verdict['of']} inside the 95 % interval"
+                 + (f"; root mean square log error {error:.2%}" if error is not None else ""))
     return lines

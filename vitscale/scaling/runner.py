@@ -120,14 +120,9 @@ def branch_off(run: Run, folder: Path) -> None:
     if run.trunk is None or run.branch_step is None:
         return
     target = folder / "runs" / run.name / "checkpoints"
-    source = next(
-        (
-            path
-            for path in (folder / "runs" / run.trunk / "checkpoints").glob("step-*")
-            if path.name.partition("-")[2].isdigit() and int(path.name.partition("-")[2]) == run.branch_step
-        ),
-        None,
-    )
+    source = next((path for path in (folder / "runs" / run.trunk / "checkpoints").glob("step-*")
+                   if path.name.partition("-")[2].isdigit() and int(path.name.partition("-")[2]) == run.branch_step),
+                  None)
     if source is None or target.exists():
         return
     beside = target.with_name(f".branch-{os.getpid()}")
@@ -196,10 +191,7 @@ def _shown(states: Mapping[str, MemberState], console: Console) -> Iterator[Call
             if told.get(name, "waits") != now and state.state != "waits":
                 console.print(
                     f"{name}: {now}{': ' + state.note if state.note else ''}{_result(state.folder) if state.state == 'done' else ''}",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                    markup=False, highlight=False, soft_wrap=True)
             told[name] = now
 
     yield refresh
@@ -215,21 +207,15 @@ def table(states: Any) -> Table:
     for state in states:
         row = last_row(state.folder / METRICS, "loss")
         seen = int(row.get("images", 0))
-        shown.add_row(
-            state.run.name,
-            state.state,
-            f"{seen / state.run.d:.0%}" if state.run.d else "",
-            f"{row['loss']:.4f}" if "loss" in row else "",
-            str(state.attempts or ""),
-        )
+        shown.add_row(state.run.name, state.state, f"{seen / state.run.d:.0%}" if state.run.d else "",
+                      f"{row['loss']:.4f}" if "loss" in row else "", str(state.attempts or ""))
     return shown
 
 
 def _result(folder: Path) -> str:
     outcome = outcome_of(folder)
     return ", ".join(
-        ["", *(f"{one.column} {outcome[one.column]:.4f}" for one in reversed(JUDGES) if isinstance(outcome.get(one.column), (int, float)))]
-    )
+        ["", *(f"{one.column} {outcome[one.column]:.4f}" for one in reversed(JUDGES) if isinstance(outcome.get(one.column), (int, float)))])
 
 
 def manifest(folder: Path) -> dict[str, Any]:

@@ -28,10 +28,8 @@ def members(sweep: Sweep) -> list[SweepMember]:
     assert sweep.sizes is not None  # sweep.py refuses a sweep without both
     known = shapes(sweep.sizes)
     alike = [sum((one.width, one.depth) == (shape.width, shape.depth) for one in known) for shape in known]
-    return [
-        SweepMember(f"w{shape.width}-l{shape.depth}" + (f"-m{shape.mlp}" if count > 1 else ""), {"size": None} | asdict(shape), shape)
-        for shape, count in zip(known, alike, strict=True)
-    ]
+    return [SweepMember(f"w{shape.width}-l{shape.depth}" + (f"-m{shape.mlp}" if count > 1 else ""), {"size": None} | asdict(shape), shape)
+            for shape, count in zip(known, alike, strict=True)]
 
 
 def shapes(sizes: Sizes) -> list[Shape]:
@@ -52,12 +50,8 @@ def sovit(scale: float, head_width: int) -> Shape:
     """SoViT-400m's shape taken to `scale` times its compute: each dimension by its own power."""
     centre = SIZES["so400m"]
     heads = max(1, round(centre.width * scale ** SOVIT["width"] / head_width))
-    return Shape(
-        heads * head_width,
-        max(1, round(centre.depth * scale ** SOVIT["depth"])),
-        heads,
-        max(8, 8 * round(centre.mlp * scale ** SOVIT["mlp"] / 8)),
-    )
+    return Shape(heads * head_width, max(1, round(centre.depth * scale ** SOVIT["depth"])), heads,
+                 max(8, 8 * round(centre.mlp * scale ** SOVIT["mlp"] / 8)))
 
 
 def family(sizes: Sizes) -> list[Shape]:

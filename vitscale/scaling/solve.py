@@ -53,16 +53,8 @@ def jacobian(function: Function, theta: Array) -> tuple[Array, Array]:
     return np.real(values[:, 0]), np.imag(values) / STEP
 
 
-def solve(
-    predict: Function,
-    target: Array,
-    starts: Array,
-    delta: float | Array,
-    weights: Array | None = None,
-    constraint: Constraint | None = None,
-    free: NDArray[np.bool_] | None = None,
-    iterations: int = 150,
-) -> Solutions:
+def solve(predict: Function, target: Array, starts: Array, delta: float | Array, weights: Array | None = None,
+          constraint: Constraint | None = None, free: NDArray[np.bool_] | None = None, iterations: int = 150) -> Solutions:
     """Minimise sum_i w_i huber(target_i - predict_i(theta)) from each start by damped Gauss-Newton steps.
 
     predict maps theta (..., P), real or complex, to (..., n); target (n,) or (S, n); starts (S, P); weights (n,) or (S, n).  `delta` is one
@@ -80,22 +72,12 @@ def solve(
         part = slice(first, min(first + size, rows))
         values = None if constraint is None else constraint.values[part]
         theta[part], cost[part], done[part] = _solve(
-            predict, target[part], theta[part], deltas[part, None], weights[part], constraint, values, movable, iterations
-        )
+            predict, target[part], theta[part], deltas[part, None], weights[part], constraint, values, movable, iterations)
     return Solutions(theta, cost, done)
 
 
-def _solve(
-    predict: Function,
-    target: Array,
-    theta: Array,
-    delta: Array,
-    weights: Array,
-    constraint: Constraint | None,
-    values: Array | None,
-    movable: NDArray[np.intp],
-    iterations: int,
-) -> tuple[Array, Array, NDArray[np.bool_]]:
+def _solve(predict: Function, target: Array, theta: Array, delta: Array, weights: Array, constraint: Constraint | None,
+           values: Array | None, movable: NDArray[np.intp], iterations: int) -> tuple[Array, Array, NDArray[np.bool_]]:
     """One block of rows."""
     rows = len(theta)
     theta, damping = theta.copy(), np.full(rows, 1e-3)
@@ -138,17 +120,8 @@ def _solve(
     return theta, cost, done
 
 
-def _steps(
-    predict: Function,
-    target: Array,
-    theta: Array,
-    limit: Array,
-    weights: Array,
-    constraint: Constraint | None,
-    values: Array | None,
-    movable: NDArray[np.intp],
-    damping: Array,
-) -> list[Array]:
+def _steps(predict: Function, target: Array, theta: Array, limit: Array, weights: Array, constraint: Constraint | None,
+           values: Array | None, movable: NDArray[np.intp], damping: Array) -> list[Array]:
     """Three steps for each row to try; `limit` is Huber's delta."""
     predicted, slopes = jacobian(predict, theta)
     slopes = np.nan_to_num(slopes[:, movable], nan=0.0, posinf=0.0, neginf=0.0)

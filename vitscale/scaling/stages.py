@@ -46,13 +46,8 @@ def sweep(name: str, out: Path | None, jobs: int, submit: bool, dry_run: bool, s
         if number == 1:
             told = predict_now(folder)
             for one in told["runs"]:
-                console.print(
-                    f"predicted before it runs: {one['run']}: {told['metric']} {one['predicted']:.4f} ({one['low']:.4f} to "
-                    f"{one['high']:.4f}) by {told['law']}",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                console.print(f"predicted before it runs: {one['run']}: {told['metric']} {one['predicted']:.4f} ({one['low']:.4f} to "
+                              f"{one['high']:.4f}) by {told['law']}", markup=False, highlight=False, soft_wrap=True)
         if submit:
             waiting = submit_stage(runs, folder, number, site, at_once, console)
             if waiting:
@@ -81,15 +76,8 @@ def bill_of(plan: SweepPlan, site: Site) -> Table:
         known = [hours * (1 - cached.get(run.name, 0.0)) for run in runs if (hours := gpu_hours[run.name]) is not None]
         hours = sum(known) if len(known) == len(runs) else None
         sizes, images = [run.n for run in runs], [run.d for run in runs]
-        table.add_row(
-            label,
-            str(len(runs)),
-            _span(sizes),
-            _span(images),
-            f"{flops:.3g}",
-            "?" if hours is None else f"{hours:,.3g}",
-            "?" if hours is None or price is None else f"{hours * price:,.2f}",
-        )
+        table.add_row(label, str(len(runs)), _span(sizes), _span(images), f"{flops:.3g}", "?" if hours is None else f"{hours:,.3g}",
+                      "?" if hours is None or price is None else f"{hours * price:,.2f}")
 
     levels: dict[str, list[Run]] = {}
     for run in plan.runs:
@@ -98,11 +86,8 @@ def bill_of(plan: SweepPlan, site: Site) -> Table:
         row(label + (" (held out)" if runs[0].held_out else ""), runs)
     row("all", plan.runs)
     shares = [one.mfu for one in bills.values() if one.mfu is not None]
-    notes = [
-        f"GPU-hours assume {min(shares):.2g} to {max(shares):.2g} of the peak of {gpu}, as `vitscale plan` works it out"
-        if shares
-        else f"GPU-hours and cost: give gpu ({', '.join(list(DEVICES)[:3])}, ...) and price_per_gpu_hour in cluster.yaml"
-    ]
+    notes = [f"GPU-hours assume {min(shares):.2g} to {max(shares):.2g} of the peak of {gpu}, as `vitscale plan` works it out" if shares
+             else f"GPU-hours and cost: give gpu ({', '.join(list(DEVICES)[:3])}, ...) and price_per_gpu_hour in cluster.yaml"]
     if cached:
         notes.append(f"{len(cached)} runs branch off another's checkpoint and pay for their cooldown alone")
     notes += [f"pruned: {one['run']}: {one['reason']}" for one in plan.pruned[:6]]
@@ -127,14 +112,8 @@ def _short(value: float) -> str:
 
 def lay_out(plan: SweepPlan, folder: Path, source: Path) -> None:
     """sweep.json and a recipe for each run.  Raises RecipeError when the folder holds runs of another sweep."""
-    told: dict[str, Any] = {
-        "format": 1,
-        "sweep": plan.sweep.model_dump(mode="json"),
-        "source": str(source),
-        "metric": plan.sweep.fit.metric,
-        "runs": [run.facts() for run in plan.runs],
-        "pruned": list(plan.pruned),
-    }
+    told: dict[str, Any] = {"format": 1, "sweep": plan.sweep.model_dump(mode="json"), "source": str(source),
+                            "metric": plan.sweep.fit.metric, "runs": [run.facts() for run in plan.runs], "pruned": list(plan.pruned)}
     known = {run["name"] for run in read_json(folder / "sweep.json").get("runs", [])}
     lost = sorted(name for name in known - {run.name for run in plan.runs} if (folder / "runs" / name).exists())
     others = [f"{name}: is not in this one" for name in lost] + [line for run in plan.runs for line in _changes(run, folder)]
@@ -143,8 +122,7 @@ def lay_out(plan: SweepPlan, folder: Path, source: Path) -> None:
     for run in plan.runs:
         file = folder / "recipes" / f"{run.name}.yaml"
         text = f"# Run of the sweep {plan.sweep.name}: {run.c:.4g} FLOP, {run.n:,} parameters.\n" + write_yaml(
-            run.recipe.model_dump(mode="json")
-        )
+            run.recipe.model_dump(mode="json"))
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             write_text(file, text)
     write_json(folder / "sweep.json", told)
@@ -159,12 +137,9 @@ def _changes(run: Run, folder: Path) -> list[str]:
         return [f"{run.name}: {file} is gone"]
     saved, now = read_values(file, "name: ..."), run.recipe.model_dump(mode="json")
     return [
-        f"{run.name}: {change}" for change in changes(settings_of(saved, source=str(file)), settings_of(now)) if change.kind != "free"
-    ] + [
-        f"{run.name}: data.{key}: {saved['data'].get(key)} -> {now['data'][key]}"
-        for key in ("train", "val")
-        if saved["data"].get(key) != now["data"][key]
-    ]
+        f"{run.name}: {change}" for change in changes(settings_of(saved, source=str(file)), settings_of(now)) if change.kind != "free"] + [
+            f"{run.name}: data.{key}: {saved['data'].get(key)} -> {now['data'][key]}" for key in ("train", "val")
+            if saved["data"].get(key) != now["data"][key]]
 
 
 def pass_gate(plan: SweepPlan, folder: Path, console: Console) -> None:
@@ -181,10 +156,8 @@ def pass_gate(plan: SweepPlan, folder: Path, console: Console) -> None:
         done = subprocess.run([sys.executable, "-m", "vitscale", "job", "coordinates", str(folder / CHECK), *files])
         if done.returncode:
             told = read_json(folder / CHECK)
-            raise ClusterError(
-                f"{folder / CHECK}: the coordinate check did not pass, nothing was started"
-                + (f": {told['verdict']}" if "verdict" in told else "")
-            )
+            raise ClusterError(f"{folder / CHECK}: the coordinate check did not pass, nothing was started"
+                               + (f": {told['verdict']}" if "verdict" in told else ""))
     console.print(f"coordinate check: {read_json(folder / CHECK)['verdict']}", markup=False, highlight=False)
 
 
@@ -208,9 +181,6 @@ def submit_stage(runs: Sequence[Run], folder: Path, stage: int, site: Site, at_o
         console.print(f"submitted: {' '.join(send(planned))}: {len(ready)} runs", markup=False, highlight=False)
     console.print(
         f"{len(runs) - len(rest)} of {len(runs)} runs are done, {len(rest) - len(new)} were in the queue already; run the same command "
-        "again when they are done: it submits what failed or waits, then predicts, and goes on",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+        "again when they are done: it submits what failed or waits, then predicts, and goes on", markup=False, highlight=False,
+        soft_wrap=True)
     return True
