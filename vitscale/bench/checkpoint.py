@@ -51,9 +51,7 @@ def measure_checkpoint(recipe: Recipe, world: World, folder: Path, repeats: int)
             writer.close()
         finally:
             lease.release()
-    figures = [
-        spread("training stands still", stalls[1:], "s", "for the copy that is written behind its back"),
-        spread("until it is published", published[1:], "s", "written, synced, checksummed, renamed"),
-        spread("of the folder", [total / seconds / 1e6 for seconds in published[1:]], "MB/s"),
-    ]
+    figures = [spread("training stands still", stalls[1:], "s", "for the copy that is written behind its back"),
+               spread("until it is published", published[1:], "s", "written, synced, checksummed, renamed"),
+               spread("of the folder", [total / seconds / 1e6 for seconds in published[1:]], "MB/s")]
     return figures, {"bytes": total, "tensors": len(tensors), "device": world.device.type}

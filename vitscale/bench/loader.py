@@ -29,12 +29,10 @@ def measure_loader(recipe: Recipe, index: SetIndex, seconds: float, warm_up: int
         unusable = stream.skipped.total()
     images = len(wall) * whole.global_batch
     workers = recipe.data.workers or usable_cores()
-    figures = [
-        Figure("images/s", images / elapsed, "images/s", note=f"{workers} threads on {usable_cores()} cores"),
-        spread("by batch", wall, "images/s"),
-        Figure("per CPU-second", images / max(used, 0.01), "images/CPU-s", note="of the whole process"),
-        *_demands(recipe, images / elapsed),
-    ]
+    figures = [Figure("images/s", images / elapsed, "images/s", note=f"{workers} threads on {usable_cores()} cores"),
+               spread("by batch", wall, "images/s"),
+               Figure("per CPU-second", images / max(used, 0.01), "images/CPU-s", note="of the whole process"),
+               *_demands(recipe, images / elapsed)]
     facts = {"samples": index.num_samples, "shards": len(index.paths), "decoder": native.describe(), "batches": len(wall),
              "unusable": unusable, "load": round(os.getloadavg()[0], 1)}
     return figures, facts

@@ -78,8 +78,7 @@ def measure_step(recipe: Recipe, world: World, steps: int, warm_up: int, micro_s
         *([spread("MFU, of the peak measured here", [flops * speed / measured for speed in speeds], "",
                   f"{measured / 1e12:.3g} TFLOP/s by a large matrix product")] if flops else []),
         Figure("peak memory", peak_bytes / 1e9, "GB", note="of torch" if on_gpu else "of the process, torch itself included"),
-        *(spread(f"of it {name}", by_phase[name], "s") for name in _PHASES),
-    ]
+        *(spread(f"of it {name}", by_phase[name], "s") for name in _PHASES)]
     speed = images / sorted(seconds)[len(seconds) // 2]
     facts = {
         "recipe": recipe.name, "device": device_name(world.device), "ranks": world.size, "images_per_second": speed,
@@ -87,8 +86,7 @@ def measure_step(recipe: Recipe, world: World, steps: int, warm_up: int, micro_s
         "micro_batch": micro_batch, "micro_steps": micro_steps, "engine": recipe.parallel.engine, "precision": precision,
         "recompute": recipe.parallel.recompute, "compile": recipe.parallel.compile, "peak_bytes": int(peak_bytes), "steps": steps,
         "versions": {"vitscale": vitscale.__version__, "torch": version("torch"), "python": platform.python_version()},
-        "date": time.strftime("%Y-%m-%d", time.gmtime()), "load": round(os.getloadavg()[0], 1),
-    }
+        "date": time.strftime("%Y-%m-%d", time.gmtime()), "load": round(os.getloadavg()[0], 1)}
     return figures, facts
 
 
@@ -137,8 +135,7 @@ def _made_up(recipe: Recipe, count: int, drop_rates: Sequence[float], num_draws:
         labels=place(labels), weight=place(torch.ones(count)), ids=torch.arange(count), index=torch.arange(count),
         flip=place(torch.rand(count, generator=draw) < 0.5), keep=None if keep is None else place(keep),
         draws=place(torch.rand(count, num_draws, generator=draw)) if num_draws else None,
-        targets=place(torch.nn.functional.one_hot(labels, model.classes).float()) if several else None,
-    )
+        targets=place(torch.nn.functional.one_hot(labels, model.classes).float()) if several else None)
 
 
 def one_step(engine: Engine, batch: StepBatch, task: Task, inputs: Inputs, lr: float, meters: Meters) -> float:

@@ -95,15 +95,12 @@ class SamplePlan:
             draws[:len(self.ids)] = torch.from_numpy(self.draws)
         images = torch.empty((self.size, image, image, channels), dtype=torch.uint8, pin_memory=pin)
         images[len(self.ids):] = 0
-        return MicroBatch(
-            images=images,
-            labels=torch.zeros(self.size, dtype=torch.int64, pin_memory=pin),
-            weight=torch.zeros(self.size, pin_memory=pin),
-            ids=vector(self.ids, -1, torch.int64), index=vector(self.index, -1, torch.int64),
-            flip=vector(self.flip, 0, torch.bool), keep=keep, draws=draws,
-            ops=moved(self.ops, place), erase=moved(self.erase, place), mix=moved(self.mix, place),
-            targets=torch.zeros((self.size, targets), pin_memory=pin) if targets else None,
-        )
+        return MicroBatch(images=images, labels=torch.zeros(self.size, dtype=torch.int64, pin_memory=pin),
+                          weight=torch.zeros(self.size, pin_memory=pin),
+                          ids=vector(self.ids, -1, torch.int64), index=vector(self.index, -1, torch.int64),
+                          flip=vector(self.flip, 0, torch.bool), keep=keep, draws=draws,
+                          ops=moved(self.ops, place), erase=moved(self.erase, place), mix=moved(self.mix, place),
+                          targets=torch.zeros((self.size, targets), pin_memory=pin) if targets else None)
 
 
 _Tensors = TypeVar("_Tensors", Ops, Erase, Mix)
@@ -130,11 +127,9 @@ class ReadReport:
 class Fetcher:
     """Fills slots of micro-batches.  Called from many threads, each with slots of its own."""
 
-    def __init__(
-        self, index: SetIndex, *, label: LabelRule | None, classes: int, image: int, channels: int, group: int,
-        crop: RandomCrop | CentreCrop, exif: bool = False, cache: ShardCache | None = None, crumbs: Watching | None = None,
-        split: str = "train",
-    ) -> None:
+    def __init__(self, index: SetIndex, *, label: LabelRule | None, classes: int, image: int, channels: int, group: int,
+                 crop: RandomCrop | CentreCrop, exif: bool = False, cache: ShardCache | None = None, crumbs: Watching | None = None,
+                 split: str = "train") -> None:
         self.stopping = Event()
         self.index, self.reader = index, ShardReader(index, cache=cache, stopping=self.stopping)
         self.label, self.classes, self.image, self.channels, self.group, self.crop = label, classes, image, channels, group, crop
@@ -204,8 +199,6 @@ class Fetcher:
         shard, number = int(plan.shard[slot]), int(plan.number[slot])
         # a server that gave no image gives no key
         silent = error.reason in ("read", "storage") and remote.is_remote(self.index.urls[shard])
-        return {
-            "step": plan.step, "position": plan.position + int(plan.index[slot]), "id": int(plan.ids[slot]),
-            "shard": self.index.paths[shard], "key": "?" if silent else self.index.key_of(shard, number),
-            "reason": error.reason, "detail": str(error),
-        }
+        return {"step": plan.step, "position": plan.position + int(plan.index[slot]), "id": int(plan.ids[slot]),
+                "shard": self.index.paths[shard], "key": "?" if silent else self.index.key_of(shard, number),
+                "reason": error.reason, "detail": str(error)}

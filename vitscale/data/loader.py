@@ -35,22 +35,16 @@ _VAL = 1        # the same of an evaluation
 
 
 @overload
-def open_stream(
-    recipe: Recipe, index: SetIndex, split: Literal["train"] = "train", *, rank: int, world: int, micro_batch: int,
-    drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
-    on_request: bool = False, crumbs: Watching | None = None,
-) -> "Stream": ...
+def open_stream(recipe: Recipe, index: SetIndex, split: Literal["train"] = "train", *, rank: int, world: int, micro_batch: int,
+                drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
+                on_request: bool = False, crumbs: Watching | None = None) -> "Stream": ...
 @overload
-def open_stream(
-    recipe: Recipe, index: SetIndex, split: Literal["val"], *, rank: int, world: int, micro_batch: int,
-    drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
-    on_request: bool = False, crumbs: Watching | None = None,
-) -> "EvalStream": ...
-def open_stream(
-    recipe: Recipe, index: SetIndex, split: Literal["train", "val"] = "train", *, rank: int, world: int, micro_batch: int,
-    drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
-    on_request: bool = False, crumbs: Watching | None = None,
-) -> "Stream | EvalStream":
+def open_stream(recipe: Recipe, index: SetIndex, split: Literal["val"], *, rank: int, world: int, micro_batch: int,
+                drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
+                on_request: bool = False, crumbs: Watching | None = None) -> "EvalStream": ...
+def open_stream(recipe: Recipe, index: SetIndex, split: Literal["train", "val"] = "train", *, rank: int, world: int, micro_batch: int,
+                drop_rates: Sequence[float] = (), num_draws: int = 0, local_ranks: int = 1, pin: bool = False, on_bad: OnBad | None = None,
+                on_request: bool = False, crumbs: Watching | None = None) -> "Stream | EvalStream":
     """The stream of one rank.
 
     micro_batch: samples of a forward pass; a multiple of the group.  drop_rates: probability of dropping each of the model's residual
@@ -70,29 +64,22 @@ def open_stream(
     label = None
     if recipe.objective.wants_labels and data.label is not None:
         label = LabelRule.of(data.label, data.class_map, data.multi_label)
-    fetcher = Fetcher(
-        index, label=label, classes=model.classes, image=model.image, channels=model.channels, group=group, crop=crop,
-        exif=data.exif_orientation == "apply", cache=ShardCache(data.cache_dir, data.cache_bytes), crumbs=crumbs, split=split,
-    )
+    fetcher = Fetcher(index, label=label, classes=model.classes, image=model.image, channels=model.channels, group=group, crop=crop,
+                      exif=data.exif_orientation == "apply", cache=ShardCache(data.cache_dir, data.cache_bytes), crumbs=crumbs, split=split)
     workers = data.workers or max(usable_cores() // local_ranks, 1)
     if train:
         order = order_of(recipe, index)
         num_micro = math.ceil(order.max_share(world) / micro_batch)
     else:
         num_micro = math.ceil(math.ceil(index.num_samples / world) / micro_batch)
-    ahead = Ahead(
-        fetcher, workers=workers, depth=max(data.prefetch, num_micro if train else 1), pin=pin,
-        max_bad_fraction=data.max_bad_fraction, on_bad=on_bad, on_request=on_request,
-    )
+    ahead = Ahead(fetcher, workers=workers, depth=max(data.prefetch, num_micro if train else 1), pin=pin,
+                  max_bad_fraction=data.max_bad_fraction, on_bad=on_bad, on_request=on_request)
     if train:
-        return Stream(
-            index.hash, order, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro,
-            augment=data.augment, image=model.image, classes=model.classes, drop_rates=drop_rates,
-            drop_group=drop_group(recipe), num_draws=num_draws,
-        )
+        return Stream(index.hash, order, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro,
+                      augment=data.augment, image=model.image, classes=model.classes, drop_rates=drop_rates,
+                      drop_group=drop_group(recipe), num_draws=num_draws)
     return EvalStream(
-        index, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro, seed=recipe.seed, num_draws=num_draws,
-    )
+        index, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro, seed=recipe.seed, num_draws=num_draws)
 
 
 class Stream:
@@ -239,12 +226,10 @@ class Stream:
                 kept = keep_of_groups(self._drop_rates.tolist(), order.seed, batch.epoch, places[part], self._drop_group, self.micro_batch)
             yield SamplePlan(
                 batch.step, batch.start, self.micro_batch, index[part], ids[part], shard[part], number[part],
-                draws[part, CROP], draws[part, FLIP] < augment.flip, kept,
-                Ops.of(operations(augment, draws[part], self._image)),
+                draws[part, CROP], draws[part, FLIP] < augment.flip, kept, Ops.of(operations(augment, draws[part], self._image)),
                 Erase.of(erasures(augment.erasing, draws[part, ERASE], self._image)) if augment.erasing else None,
                 plan_mix(augment, order.seed, batch.epoch, places[part], order.group, self.micro_batch, self._image, self._classes),
-                None if wanted is None else wanted[part],
-            )
+                None if wanted is None else wanted[part])
 
 
 def _columns(augment: Augment) -> int:
@@ -302,7 +287,5 @@ class EvalStream:
             low = start + micro * self.micro_batch
             ids = np.arange(low, max(low, min(low + self.micro_batch, stop)))
             shard = np.searchsorted(self._first_ids, ids, side="right") - 1
-            yield SamplePlan(
-                0, 0, self.micro_batch, ids, ids, shard, ids - self._first_ids[shard], None, np.zeros(len(ids), bool), None,
-                draws=uniforms(self._seed, _VAL, 0, ids, 0, self._num_draws, first=TASK) if self._num_draws else None,
-            )
+            yield SamplePlan(0, 0, self.micro_batch, ids, ids, shard, ids - self._first_ids[shard], None, np.zeros(len(ids), bool), None,
+                             draws=uniforms(self._seed, _VAL, 0, ids, 0, self._num_draws, first=TASK) if self._num_draws else None)

@@ -52,20 +52,16 @@ class Stats:
         def spread(values: NDArray[np.int64]) -> dict[str, float]:
             return {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())} if len(values) else {}
 
-        return {
-            "shards": self.shards, "samples": self.samples, "unlabelled": self.unlabelled, "empty": self.empty,
-            "classes": {str(number): count for number, count in sorted(self.classes.items())},
-            "formats": dict(self.formats), "unreadable": dict(self.unreadable),
-            "width": spread(self.width), "height": spread(self.height), "shorter_side": spread(np.minimum(self.width, self.height)),
-            "image_bytes": {"total": int(self.bytes.sum()), **spread(self.bytes)},
-            "copies": self.copies, "extra_copies": self.extra_copies, "disputed": self.disputed,
-        }
+        return {"shards": self.shards, "samples": self.samples, "unlabelled": self.unlabelled, "empty": self.empty,
+                "classes": {str(number): count for number, count in sorted(self.classes.items())},
+                "formats": dict(self.formats), "unreadable": dict(self.unreadable),
+                "width": spread(self.width), "height": spread(self.height), "shorter_side": spread(np.minimum(self.width, self.height)),
+                "image_bytes": {"total": int(self.bytes.sum()), **spread(self.bytes)},
+                "copies": self.copies, "extra_copies": self.extra_copies, "disputed": self.disputed}
 
 
-def stats(
-    index: SetIndex, *, label: str = "cls", class_map: str | None = None, multi_label: bool = False, workers: int = 1,
-    on_progress: Progress | None = None,
-) -> Stats:
+def stats(index: SetIndex, *, label: str = "cls", class_map: str | None = None, multi_label: bool = False, workers: int = 1,
+          on_progress: Progress | None = None) -> Stats:
     """Look at every sample of an indexed set.  label, class_map, multi_label: as in `data` of a recipe.
 
     Copies are found by sha256 of the image's bytes, so a re-encoded copy is not one.
@@ -112,9 +108,7 @@ def classes_of(index: SetIndex, reader: ShardReader, shard: int, number: int, ru
         return None
 
 
-def _look(
-    index: SetIndex, reader: ShardReader, shard: int, rule: LabelRule,
-) -> list[_Row]:
+def _look(index: SetIndex, reader: ShardReader, shard: int, rule: LabelRule) -> list[_Row]:
     """(labels, digest, bytes, (height, width) or what is wrong, format) of each sample of a shard."""
     rows: list[_Row] = []
     for number in range(int(index.counts[shard])):

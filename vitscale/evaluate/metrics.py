@@ -71,11 +71,9 @@ def calibration(probabilities: Floats, labels: Ints, bins: int = BINS) -> dict[s
         gaps.append((count, abs(confidence - accuracy)))
     own = probabilities[np.arange(len(labels)), labels]
     brier = (probabilities**2).sum(axis=1) - 2 * own + 1
-    return {
-        "expected_error": sum(count * gap for count, gap in gaps) / max(len(labels), 1),
-        "largest_error": max((gap for _, gap in gaps), default=0.0),
-        "negative_log_likelihood": float(-np.log(np.maximum(own, 1e-300)).mean()), "brier": float(brier.mean()), "bins": rows,
-    }
+    return {"expected_error": sum(count * gap for count, gap in gaps) / max(len(labels), 1),
+            "largest_error": max((gap for _, gap in gaps), default=0.0),
+            "negative_log_likelihood": float(-np.log(np.maximum(own, 1e-300)).mean()), "brier": float(brier.mean()), "bins": rows}
 
 
 def accuracy(logits: Floats, labels: Ints) -> dict[str, Any]:
@@ -86,11 +84,8 @@ def accuracy(logits: Floats, labels: Ints) -> dict[str, Any]:
         found["top5"] = share(hits(logits, labels, 5))
     classes = by_class(right, labels, logits.shape[1])
     present = [row["value"] for row in classes if row["count"]]
-    return found | {
-        "mean_of_classes": float(np.mean(present)) if present else math.nan, "classes": classes,
-        "confusions": confusions(logits.argmax(axis=1), labels),
-        "calibration": calibration(softmax(logits), labels),
-    }
+    return found | {"mean_of_classes": float(np.mean(present)) if present else math.nan, "classes": classes,
+                    "confusions": confusions(logits.argmax(axis=1), labels), "calibration": calibration(softmax(logits), labels)}
 
 
 def several_labels(logits: Floats, targets: Ints) -> dict[str, Any]:
@@ -122,11 +117,9 @@ def several_labels(logits: Floats, targets: Ints) -> dict[str, Any]:
 
 
 # Top-1 errors of AlexNet by corruption, against which mCE is measured (Hendrycks & Dietterich 2019, and the table published with its code).
-ALEXNET = {
-    "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880, "glass_blur": 0.826268,
-    "motion_blur": 0.785948, "zoom_blur": 0.798360, "snow": 0.866816, "frost": 0.826572, "fog": 0.819324, "brightness": 0.564592,
-    "contrast": 0.853204, "elastic_transform": 0.646056, "pixelate": 0.717840, "jpeg_compression": 0.606500,
-}
+ALEXNET = {"gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880, "glass_blur": 0.826268,
+           "motion_blur": 0.785948, "zoom_blur": 0.798360, "snow": 0.866816, "frost": 0.826572, "fog": 0.819324, "brightness": 0.564592,
+           "contrast": 0.853204, "elastic_transform": 0.646056, "pixelate": 0.717840, "jpeg_compression": 0.606500}
 
 
 def corrupted(errors: dict[tuple[str, str], float]) -> dict[str, Any]:

@@ -24,17 +24,12 @@ def mae_anatomy(model: Vit, objective: Mae) -> Anatomy:
     inner["elementwise"] += 6 * seen * wide.width
     flops = seen * 2 * wide.width * narrow.width + patches * 2 * narrow.width * num_pixels(model)
     return Anatomy(
-        params=parts.params | {"decoder": blocks + about},
-        flops=parts.flops | vit.block_flops(encoder, wide, seen)
+        params=parts.params | {"decoder": blocks + about}, flops=parts.flops | vit.block_flops(encoder, wide, seen)
         | {"decoder": flops + sum(vit.block_flops(decoder, narrow, patches + before).values())},
         moved=parts.moved | inner | {"decoder": sum(decoded.moved.values()) - decoded.moved["patch_embed"] + patches * num_pixels(model)},
         units=(vit.unit_of(encoder, wide, seen),) * wide.depth + (vit.unit_of(decoder, narrow, patches + before),) * narrow.depth,
-        normed=seen * wide.width + (patches + before) * narrow.width,
-        outputs=patches * num_pixels(model),
-        pooled=seen * wide.width + patches * narrow.width,
-        one_row=parts.one_row + narrow.width,
-        mask_bytes=parts.mask_bytes,
-    )
+        normed=seen * wide.width + (patches + before) * narrow.width, outputs=patches * num_pixels(model),
+        pooled=seen * wide.width + patches * narrow.width, one_row=parts.one_row + narrow.width, mask_bytes=parts.mask_bytes)
 
 
 def inpainting_anatomy(model: Vit, objective: Inpainting) -> Anatomy:
