@@ -93,36 +93,64 @@ def test_a_sum_tells_bytes_from_others():
     assert not sound.contains(4, sum_of(data))
 
 
-def test_marks_are_noted_with_the_sum_they_belong_to():
+def test_marks_are_those_of_the_same_bytes():
     sound = DecodedImages(3)
-    mine = sound.marks(1)
+    mine = sound.marks(1, 77)
     mine[:] = 5                                     # written by a decoder, which may fail
-    assert not sound.marks(1).any()
+    assert not sound.marks(1, 77).any()
     sound.note(1, 77, mine)
-    assert (sound.marks(1) == 5).all()
-    assert not sound.marks(0).any()
+    assert (sound.marks(1, 77) == 5).all()
+    assert not sound.marks(0, 77).any()
+    assert not sound.marks(1, 78).any()             # of other bytes at that place
     seen = []
 
     class Watched(np.ndarray):
         def __setitem__(self, place, value):
-            seen.append(sound.contains(1, 77))
+            seen.append(sound.marks(1, 77).any() or sound.marks(1, 88).any())
             super().__setitem__(place, value)
 
     sound._marks = sound._marks.view(Watched)
     sound.note(1, 88, mine + 1)
-    assert seen == [False]                          # who asks in that moment decodes it whole
+    assert seen == [False]                          # who asks in that moment gets none
+    assert (sound.marks(1, 88) == 6).all()
     assert sound.contains(1, 88)
 
 
-def test_a_set_larger_than_the_table_is_only_known_in_part(monkeypatch):
+def test_marks_that_change_while_they_are_copied_are_not_used():
+    sound = DecodedImages(1)
+    sound.note(0, 77, sound.marks(0, 77) + np.uint32(5))
+
+    class Overtaken(np.ndarray):
+        def __getitem__(self, place):
+            copied = super().__getitem__(place).view(np.ndarray).copy()
+            sound._marks = sound._marks.view(np.ndarray)
+            sound.note(0, 88, copied + np.uint32(1))      # another thread, after the first look and before the second
+            return copied
+
+    sound._marks = sound._marks.view(Overtaken)
+    assert not sound.marks(0, 77).any()
+
+
+def test_a_set_larger_than_the_tables_is_only_known_in_part(monkeypatch):
     monkeypatch.setattr("vitscale.data.decoded_before._MOST", 4)
-    monkeypatch.setattr("vitscale.data.decoded_before._MOST_MARKED", 4)
+    monkeypatch.setattr("vitscale.data.decoded_before._MOST_MARKED", 3)
     sound = DecodedImages(10)
     for sample in range(10):
-        sound.note(sample, sample + 100)
+        sound.note(sample, sample + 100, sound.marks(sample, sample + 100) + np.uint32(sample))
     assert [sample for sample in range(10) if sound.contains(sample, sample + 100)] == [6, 7, 8, 9]
-    assert sound.marks(3) is None                   # those of 7 would lie there
-    assert DecodedImages(4).marks(3).shape == (7, 3)
+    assert [int(sound.marks(sample, sample + 100).max()) for sample in range(10)] == [0] * 7 + [7, 8, 9]
+    assert sum(one.nbytes for one in (sound._marks, sound._marked)) == 3 * 92
+
+
+def test_marks_take_no_room_where_they_do_not_pay():
+    whole = DecodedImages(10, marked=False)         # crops that are all of the middle
+    assert whole.marks(3, 103) is None
+    whole.note(3, 103)
+    assert whole.contains(3, 103)
+    plain = DecodedImages(10)                       # a PNG has none
+    plain._marks.flags.writeable = False            # so no page of them is touched
+    plain.note(3, 103, plain.marks(3, 103))
+    assert plain.contains(3, 103)
 
 
 def overwritten(data, seed):

@@ -107,7 +107,7 @@ def left_behind(folder, index, numbers, said):
         _, offset, size = index.image_of(0, number)
         under_way.append(written.decoding(0, 0, number, offset, size, False, [0.5] * 22))
         under_way[-1].__enter__()
-    kept = written.memory[:]
+    kept = written.slots.memory[:]
     written.close()
     written.paths[0].write_bytes(kept)
     written.paths[1].write_bytes(said)
@@ -137,7 +137,7 @@ def test_a_sample_is_passed_over_only_on_plain_evidence(numbers, said, guilty, s
 def test_what_ends_a_thousand_ranks_is_not_looked_for_in_all_their_images(shards, tmp_path, monkeypatch):
     (tmp_path / "logs").mkdir()
     index, tried = open_index(shards), []
-    monkeypatch.setattr(crumbs, "_kills", lambda suspect, setting: tried.append(suspect))       # counted; what it does is tested above
+    monkeypatch.setattr(crumbs, "kills", lambda data, asked: tried.append(data))       # counted; what it does is tested above
     left_behind(tmp_path, index, range(20), ELSEWHERE)
     for rank in range(1, 10):
         for name in ("decoding-rank-{}.bin", "crash-rank-{}.txt"):

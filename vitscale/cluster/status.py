@@ -15,19 +15,7 @@ from vitscale.errors import ClusterError, RecipeError
 from vitscale.metrics.system import SPEED
 from vitscale.recipe import Duration
 from vitscale.recipe.text import read_yaml
-from vitscale.runfolder import (
-    BEGUN,
-    ENVIRONMENT,
-    JOB,
-    METRICS,
-    OUTCOME,
-    RECIPE,
-    highest_lease,
-    last_row,
-    mark,
-    printable,
-    read_object,
-)
+from vitscale.runfolder import BEGUN, ENVIRONMENT, JOB, METRICS, OUTCOME, RECIPE, highest_lease, last_row, mark, printable, read_object
 
 MARKS = (JOB, BEGUN, OUTCOME, METRICS, RECIPE)      # a folder with one of these is a run's
 
@@ -157,11 +145,9 @@ def table(found: Sequence[Status], width: int) -> list[str]:
     rows = [heads]
     for one in found:
         stuck = f"no step for {_age(one.step_age_s)}" if one.state == "running" and (one.step_age_s or 0) > 120 else ""
-        rows.append((
-            printable(one.run), printable(one.state), _text(one.step, "{:,}"), _text(one.done_ratio, "{:.0%}"),
-            _text(one.images_per_second, "{:,.0f}"), _age(one.eta_s), _text(one.loss, "{:.4g}"), str(one.restarts),
-            _text(one.checkpoint_age_s and _age(one.checkpoint_age_s), "{} ago"), one.job or "-", printable(stuck or one.detail),
-        ))
+        rows.append((printable(one.run), printable(one.state), _text(one.step, "{:,}"), _text(one.done_ratio, "{:.0%}"),
+                     _text(one.images_per_second, "{:,.0f}"), _age(one.eta_s), _text(one.loss, "{:.4g}"), str(one.restarts),
+                     _text(one.checkpoint_age_s and _age(one.checkpoint_age_s), "{} ago"), one.job or "-", printable(stuck or one.detail)))
     widths = [min(max(len(row[column]) for row in rows), 40) for column in range(len(heads))]
     right = {2, 3, 4, 5, 6, 7, 8}
     lines = []

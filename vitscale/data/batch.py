@@ -134,7 +134,7 @@ class Fetcher:
         self.index, self.reader = index, ShardReader(index, cache=cache, stopping=self.stopping)
         self.label, self.classes, self.image, self.channels, self.group, self.crop = label, classes, image, channels, group, crop
         self.exif, self.targets = exif, classes if label is not None and label.several else 0
-        self.sound = DecodedImages(index.num_samples)
+        self.sound = DecodedImages(index.num_samples, marked=isinstance(crop, RandomCrop))
         self.crumbs, self.split = crumbs, SPLITS.index(split)
 
     def fill(self, plan: SamplePlan, micro: MicroBatch, low: int, high: int) -> ReadReport:
@@ -179,8 +179,8 @@ class Fetcher:
             raise BadSample("image", f"has no image{f' {self.index.image!r}' if self.index.image else ''} (its members are {members})")
         draws: Sequence[float] = () if plan.crop is None else plan.crop[slot].tolist()
         data, sample = self.reader.pread(shard, *image[1:]), int(plan.ids[source])
-        known, marks = sum_of(data), self.sound.marks(sample)
-        sound = self.sound.contains(sample, known)
+        known = sum_of(data)
+        sound, marks = self.sound.contains(sample, known), self.sound.marks(sample, known)
         crumb: AbstractContextManager[None] = nullcontext()
         if self.crumbs is not None:
             self.crumbs.refuse(data, known)

@@ -12,13 +12,11 @@ import json
 import logging
 import mmap
 import os
-import signal
 import struct
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -26,15 +24,14 @@ from vitscale.data.bad import BadSample
 from vitscale.data.decoded_before import sum_of
 from vitscale.data.index import SetIndex
 from vitscale.data.reader import ShardReader
+from vitscale.data.under_way import SLOTS, Slots, kills, left_in
 from vitscale.errors import DataError
 from vitscale.files import write_atomically
 
 log = logging.getLogger(__name__)
 FILE = "crashers.jsonl"
-_SLOTS = 1024                               # decodes at the same time; more go unwritten
 _SLOT = struct.Struct("<8q22d")             # busy, split, shard, number, offset, size, sound, draws that follow; the draws of its crop
 _DRAWS = 22
-_TRIAL_S = 120.0
 _MOST_TRIALS = 32                           # of one attempt: a thousand ranks that a lost peer ended have no image to blame
 SPLITS = ("train", "val")
 
@@ -54,12 +51,11 @@ class Watching(Protocol):
 class Crumbs:
     """Of one process.  Without a file where none can be made: training goes on all the same."""
 
-    memory: mmap.mmap
+    slots: Slots
     crashers: frozenset[tuple[int, int]]    # (bytes, sum of all bytes) of images that are not to be decoded
     paths: tuple[Path, ...] = ()
     crash: int = -1                         # faulthandler's file descriptor
     told_before: bool = False               # whether faulthandler was at work, on stderr
-    free: list[int] = field(default_factory=lambda: list(range(_SLOTS)))
 
     @classmethod
     def open(cls, run_folder: Path, rank: int, crashers: Sequence[dict[str, Any]]) -> Self:
@@ -67,33 +63,20 @@ class Crumbs:
         paths = tuple(run_folder / "logs" / name for name in (f"decoding-rank-{rank}.bin", f"crash-rank-{rank}.txt"))
         try:
             with open(paths[0], "wb+") as file:
-                file.write(bytes(_SLOTS * _SLOT.size))      # written, so that no page of it lacks its place on the disk
+                file.write(bytes(SLOTS * _SLOT.size))      # written, so that no page of it lacks its place on the disk
                 file.flush()
-                memory = mmap.mmap(file.fileno(), _SLOTS * _SLOT.size)
+                memory = mmap.mmap(file.fileno(), SLOTS * _SLOT.size)
             crash = os.open(paths[1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         except OSError as error:
             log.warning("%s: %s; should a decoder fall, it will not be known over which sample", paths[0], error.strerror)
-            return cls(mmap.mmap(-1, _SLOTS * _SLOT.size), known)
+            return cls(Slots(mmap.mmap(-1, SLOTS * _SLOT.size), _SLOT), known)
         before = faulthandler.is_enabled()
         faulthandler.enable(crash)
-        return cls(memory, known, paths, crash, before)
+        return cls(Slots(memory, _SLOT), known, paths, crash, before)
 
-    @contextlib.contextmanager
-    def decoding(self, split: int, shard: int, number: int, offset: int, size: int, sound: bool, draws: Sequence[float]) -> Iterator[None]:
-        """Around the decode of one sample.  For any thread."""
-        try:
-            slot = self.free.pop()
-        except IndexError:
-            slot = -1
-        else:
-            _SLOT.pack_into(self.memory, slot * _SLOT.size, 1, split, shard, number, offset, size, sound, len(draws),
-                            *(draws or _NO_DRAWS))
-        try:
-            yield
-        finally:
-            if slot >= 0:
-                self.memory[slot * _SLOT.size] = 0
-                self.free.append(slot)
+    def decoding(self, split: int, shard: int, number: int, offset: int, size: int, sound: bool,
+                 draws: Sequence[float]) -> AbstractContextManager[None]:
+        return self.slots.holding(split, shard, number, offset, size, sound, len(draws), *(draws or _NO_DRAWS))
 
     def refuse(self, data: bytes, found: int) -> None:
         """Raises BadSample for an image that is one of the crashers.  found: sum_of() its bytes."""
@@ -150,7 +133,7 @@ def find_crashers(run_folder: Path, indexes: Sequence[SetIndex | None], setting:
             said = words.splitlines()[0].decode(errors="replace")
             suspects = _under_way(run_folder / "logs" / f"decoding-rank-{rank}.bin", indexes)
             log.warning("rank %s of the attempt before this one died (%s) with %d images being decoded", rank, said, len(suspects))
-            guilty = [one for one in suspects[:trials] if _kills(one, setting)]
+            guilty = [one for one in suspects[:trials] if kills(one[0], {**one[2], **vars(setting)})]
             trials -= len(suspects)
             if not guilty and len(suspects) == 1 and _in_decode(words):
                 guilty = suspects
@@ -181,10 +164,9 @@ def _under_way(path: Path, indexes: Sequence[SetIndex | None]) -> list[_Suspect]
     """The images that a dead process was decoding, as far as they can be read."""
     found: list[_Suspect] = []
     memory = path.read_bytes() if path.is_file() else b""
-    for at in range(0, len(memory) - _SLOT.size + 1, _SLOT.size):
-        busy, split, shard, number, offset, size, sound, count, *draws = _SLOT.unpack_from(memory, at)
+    for split, shard, number, offset, size, sound, count, *draws in left_in(memory, _SLOT):
         index = indexes[split] if 0 <= split < len(indexes) else None
-        if busy != 1 or index is None or not 0 <= shard < len(index.paths) or not 0 <= number < index.counts[shard]:
+        if index is None or not 0 <= shard < len(index.paths) or not 0 <= number < index.counts[shard]:
             continue
         reader = ShardReader(index)
         try:
@@ -197,15 +179,3 @@ def _under_way(path: Path, indexes: Sequence[SetIndex | None]) -> list[_Suspect]
         finally:
             reader.close()
     return found
-
-
-def _kills(suspect: _Suspect, setting: Setting) -> bool:
-    """Whether decoding it as it was decoded ends a process of its own."""
-    data, _, given = suspect
-    asked = json.dumps({**given, **vars(setting)})
-    command = [sys.executable, "-X", "faulthandler", "-m", "vitscale.data.trial", asked]
-    try:
-        done = subprocess.run(command, input=data, capture_output=True, timeout=_TRIAL_S, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
-    except subprocess.TimeoutExpired:
-        return False
-    return -done.returncode in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)

@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 from vitscale.data.native import MARK_WORDS
 
 _MOST = 1 << 24         # images that are remembered, in 128 MB at most; of a larger set those seen last
-_MARKS = 7              # ways into each image's coded data: 84 bytes
-_MOST_MARKED = 1 << 22  # images of a set whose marks are kept, in 352 MB at most, on every rank
+_MARKS = 7              # ways into each image's coded data
+_MOST_MARKED = 1 << 20  # images whose marks are kept, in 92 bytes each, so 96 MB at most on every rank; of a larger set so many of them
 
 
 def sum_of(data: bytes) -> int:
@@ -25,23 +25,32 @@ class DecodedImages:
     but for one chance in 2^64 unless it only swaps words.  For 100 KB it takes 0.004 ms, where decoding takes 1.
     """
 
-    def __init__(self, num_samples: int) -> None:
+    def __init__(self, num_samples: int, marked: bool = True) -> None:
+        """marked: whether marks are kept, which pays where crops begin anywhere in an image."""
         self._sums = np.zeros(min(num_samples, _MOST), np.uint64)
-        self._marks = np.zeros((num_samples, _MARKS, MARK_WORDS), np.uint32) if num_samples <= _MOST_MARKED else None
+        places = min(num_samples, _MOST_MARKED) if marked else 0
+        self._marks, self._marked = np.zeros((places, _MARKS, MARK_WORDS), np.uint32), np.zeros(places, np.uint64)      # the sum of whose
 
     def contains(self, sample: int, found: int) -> bool:
         """Whether the sample had this sum when it was last noted."""
         return int(self._sums[sample % len(self._sums)]) == found
 
-    def marks(self, sample: int) -> NDArray[np.uint32] | None:
-        """A copy of what decode() wrote down when it read the sample whole, to be read again once it is known, or to be written.  Asked for
-        before knows(): then they are of the same bytes, whatever other threads note.  None in a large set."""
-        return None if self._marks is None else self._marks[sample].copy()
+    def marks(self, sample: int, found: int) -> NDArray[np.uint32] | None:
+        """A copy of what decode() wrote down when it read these bytes whole, or room for it, all 0; None where none are kept."""
+        if not len(self._marks):
+            return None
+        place, found_there = sample % len(self._marks), np.uint64(found)
+        if self._marked[place] == found_there:
+            marks = self._marks[place].copy()
+            if self._marked[place] == found_there:      # no thread has begun to write others meanwhile
+                return marks
+        return np.zeros((_MARKS, MARK_WORDS), np.uint32)
 
     def note(self, sample: int, found: int, marks: NDArray[np.uint32] | None = None) -> None:
-        """It was decoded whole, nothing was wrong, and these are its marks."""
-        place = sample % len(self._sums)
-        if self._marks is not None and marks is not None:
-            self._sums[place] = 0       # nobody knows it while they change
-            self._marks[sample] = marks
-        self._sums[place] = found
+        """It was decoded whole, nothing was wrong, and these are its marks.  Where there are none (a PNG) no memory is taken for them."""
+        if marks is not None and marks.any():
+            place = sample % len(self._marks)
+            self._marked[place] = 0         # nobody reads them while they change
+            self._marks[place] = marks
+            self._marked[place] = found
+        self._sums[sample % len(self._sums)] = found

@@ -8,12 +8,10 @@ before, a fault of something other than decoding) is found by one thread alone, 
 
 import contextlib
 import ctypes
-import json
 import mmap
 import os
 import signal
 import struct
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +21,12 @@ from types import FrameType
 from typing import NamedTuple
 
 from vitscale.data.bad import BadSample
+from vitscale.data.under_way import OWN_SIGNALS, SLOTS, Slots, kills, left_in
 from vitscale.errors import EXIT_FAILED, EXIT_WRONG_INPUT
 
-OWN_SIGNALS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
-_SLOTS, _TEXT = 1024, 900                   # samples under way at the same time; bytes of where one lies
+_TEXT = 900                                 # bytes of where a sample lies
 _SLOT = struct.Struct(f"<BQQ{_TEXT}s")      # busy, bytes, sum of them, "shard\0key"
 _MOST = 200                                 # deaths of one command
-_TRIAL_S = 120.0
 
 
 class _Sample(NamedTuple):
@@ -45,10 +42,9 @@ class _Sample(NamedTuple):
 
 @dataclass
 class _Watch:
-    """What the two processes know; the first alone changes all but `memory` and `free`."""
+    """What the two processes know; the first alone changes all but `slots`."""
 
-    memory: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, _SLOTS * _SLOT.size))
-    free: list[int] = field(default_factory=lambda: list(range(_SLOTS)))
+    slots: Slots = field(default_factory=lambda: Slots(mmap.mmap(-1, SLOTS * _SLOT.size), _SLOT))
     refused: dict[tuple[int, int], str] = field(default_factory=dict)       # (bytes, sum) -> the signal's name
     doubtful: dict[tuple[int, int], str] = field(default_factory=dict)
     alone: bool = False                                                     # with one thread
@@ -86,7 +82,7 @@ def survive() -> int | None:
 def _work(watch: _Watch) -> int | None:
     """None in the process that works; its exit code, or minus the signal that it died by, in the other."""
     parent = os.getpid()
-    watch.memory[:] = bytes(len(watch.memory))
+    watch.slots.memory[:] = bytes(len(watch.slots.memory))
     pid = os.fork()
     if not pid:
         _end_with(parent)
@@ -123,11 +119,9 @@ def _end_with(parent: int) -> None:
 
 def _under_way(watch: _Watch) -> list[_Sample]:
     found = []
-    for at in range(0, len(watch.memory), _SLOT.size):
-        busy, size, total, text = _SLOT.unpack_from(watch.memory, at)
-        if busy:
-            shard, _, key = text.rstrip(b"\0").decode(errors="replace").partition("\0")
-            found.append(_Sample(size, total, shard, key))
+    for size, total, text in left_in(watch.slots.memory, _SLOT):
+        shard, _, key = text.rstrip(b"\0").decode(errors="replace").partition("\0")
+        found.append(_Sample(size, total, shard, key))
     return found
 
 
@@ -172,35 +166,14 @@ class StreamWatch:
         return _noted(_watch, self._paths[shard], self._key_of(shard, number), *self._thread.this)
 
 
-@contextlib.contextmanager
-def _noted(watch: _Watch, shard: str, key: str, size: int, found: int) -> Iterator[None]:
-    try:
-        slot = watch.free.pop()
-    except IndexError:
-        yield
-        return
-    _SLOT.pack_into(watch.memory, slot * _SLOT.size, 1, size, found, f"{shard[-_TEXT // 2:]}\0{key}".encode()[:_TEXT])
-    try:
-        yield
-    finally:
-        watch.memory[slot * _SLOT.size] = 0
-        watch.free.append(slot)
+def _noted(watch: _Watch, shard: str, key: str, size: int, found: int) -> AbstractContextManager[None]:
+    return watch.slots.holding(size, found, f"{shard[-_TEXT // 2:]}\0{key}".encode()[:_TEXT])
 
 
 def _refuse(watch: _Watch, data: bytes, found: int) -> None:
     this = len(data), found
     died = watch.refused.get(this)
-    if died is None and this in watch.doubtful and _dies(data):
+    if died is None and this in watch.doubtful and kills(data, None):
         died = watch.refused[this] = watch.doubtful[this]
     if died is not None:
         raise BadSample("crash", f"crashes the library that is given it ({died})")
-
-
-def _dies(data: bytes) -> bool:
-    """Whether decoding it ends a process of its own."""
-    command = [sys.executable, "-m", "vitscale.data.trial", json.dumps(None)]
-    try:
-        done = subprocess.run(command, input=data, capture_output=True, timeout=_TRIAL_S, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
-    except subprocess.TimeoutExpired:
-        return False
-    return -done.returncode in OWN_SIGNALS

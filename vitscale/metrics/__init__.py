@@ -7,16 +7,7 @@ from itertools import chain
 
 from vitscale.metrics.metric import EVALUATED, Curve, Metric, Panel, text
 from vitscale.metrics.of_objectives import NUMBERS, Numbers
-from vitscale.metrics.system import (
-    EVALUATED_IMAGES,
-    EVALUATION_LOSS,
-    LEARNED,
-    MACHINES,
-    PANELS,
-    PROGRESS,
-    SPENT,
-    TRAINING_LOSS,
-)
+from vitscale.metrics.system import EVALUATED_IMAGES, EVALUATION_LOSS, LEARNED, MACHINES, PANELS, PROGRESS, SPENT, TRAINING_LOSS
 
 __all__ = ["BY_NAME", "COLUMNS", "JUDGES", "METRICS", "OF_EVALUATIONS", "OF_STEPS", "Metric", "Numbers", "curves", "is_evaluation",
            "metrics_of", "numbers_of", "text"]

@@ -45,20 +45,10 @@ def coordinate_check(recipes: Sequence[Recipe], steps: int = STEPS, seeds: int =
     slopes = {name: float(np.polyfit(np.log(widths), np.log(told), 1)[0]) for name, told in sizes.items()}
     worst = max(slopes, key=lambda name: abs(slopes[name]))
     passed = all(np.isfinite(slope) and abs(slope) <= LIMIT for slope in slopes.values())
-    text = (
-        f"{worst} moves as width^{slopes[worst]:.2f} over widths {', '.join(map(str, widths))}, the most of all; "
-        f"{'within' if passed else 'outside'} +-{LIMIT:g}"
-    )
-    return {
-        "passed": passed,
-        "verdict": text,
-        "limit": LIMIT,
-        "steps": steps,
-        "seeds": seeds,
-        "widths": widths,
-        "slopes": slopes,
-        "sizes": sizes,
-    }
+    text = (f"{worst} moves as width^{slopes[worst]:.2f} over widths {', '.join(map(str, widths))}, the most of all; "
+            f"{'within' if passed else 'outside'} +-{LIMIT:g}")
+    return {"passed": passed, "verdict": text, "limit": LIMIT, "steps": steps, "seeds": seeds, "widths": widths, "slopes": slopes,
+            "sizes": sizes}
 
 
 def _moved(recipe: Recipe, steps: int, seed: int) -> dict[str, float]:

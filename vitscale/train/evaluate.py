@@ -21,9 +21,7 @@ class EvaluationLeft(Exception):
 
 
 @torch.no_grad()
-def evaluate(
-    engine: Engine, batches: Iterable[MicroBatch], task: Task, augment: Augment, stop: StopFlag,
-) -> dict[str, float]:
+def evaluate(engine: Engine, batches: Iterable[MicroBatch], task: Task, augment: Augment, stop: StopFlag) -> dict[str, float]:
     """By column: how many images are readable and, over each of them once, the means of the loss and of what the task tells besides.
 
     Without a readable sample the means are NaN.

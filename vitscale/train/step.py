@@ -85,10 +85,8 @@ def sync_inputs(engine: Engine, seen: Seen, weight: Tensor) -> tuple[Seen, Tenso
     return dataclasses.replace(seen, images=images, labels=labels), weight
 
 
-def train_step(
-    engine: Engine, batch: StepBatch, task: Task, inputs: Inputs, lr: float, stop: bool, bad: int, meters: Meters,
-    probe: Probe | None = None, save: bool = False,
-) -> StepResult:
+def train_step(engine: Engine, batch: StepBatch, task: Task, inputs: Inputs, lr: float, stop: bool, bad: int, meters: Meters,
+               probe: Probe | None = None, save: bool = False) -> StepResult:
     """Forward and backward of every micro-batch, one update, and one small exchange of what all ranks must know.
 
     The denominator is the size of the global batch by the index, known to every rank.  A rank's loss is its local sum times the number
