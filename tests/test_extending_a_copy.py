@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -11,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from offering import blocks_in, put
+from offering import DOCS, blocks_in, files_in, put
 from running import TIMEOUT_S, Run, command, same_as, start, train
 
 import vitscale
 
 pytestmark = pytest.mark.slow       # whole runs of real processes
 # what the page says it costs, in files
-COSTS = {"Add an objective": 3, "Add an optimizer": 2, "Add a shard format": 2, "Add an engine": 3, "Add an axis of parallelism": 4}
+COSTS = {"Add a backbone to vitscale itself": 3, "Add an objective": 3,
+         "Add an optimizer": 2, "Add a shard format": 2, "Add an engine": 3, "Add an axis of parallelism": 4}
 RECIPE = str(Path(vitscale.__file__).parents[1] / "recipes" / "quickstart.yaml")
 SMALL = ["objective={name: mirror}", "optim.name=nadam", "model.width=32", "model.heads=2", "model.mlp=64", "model.depth=2",
          "global_batch=64", "duration=60 steps", "optim.warmup=5 steps", "evaluate.every=null", "data.augment.flip=0", "data.lanes=16",
@@ -31,6 +33,8 @@ def grown(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     """A folder with the changed copy, from which processes that start in it import; and the digits, as tars and as zips."""
     folder = tmp_path_factory.mktemp("grown")
     shutil.copytree(Path(vitscale.__file__).parent, folder / "vitscale")
+    module = files_in(DOCS.read_text(encoding="utf-8"))["convmixer.py"]
+    (folder / "vitscale" / "models" / "convmixer.py").write_text(module, encoding="utf-8")
     for title in COSTS:
         for block in blocks_in(title):
             put(block, folder)
@@ -101,3 +105,48 @@ def test_the_planner_says_what_it_does_not_know_of_them(grown: Path) -> None:
     assert tokens["time"]["step_seconds"] is None
     assert tokens["unknown"][0].startswith("parallel.context: no formula says what is exchanged along it")
     assert tokens["batch"]["per_gpu"] == 2 * whole["batch"]["per_gpu"]
+
+
+# What is asked of the copy about its backbone: parameters and FLOPs by formula and as they are.
+ASKED = """
+import json, torch
+from torch.utils.flop_counter import FlopCounterMode
+from vitscale.models import build_model
+from vitscale.plan.families import anatomy_of
+from vitscale.recipe.load import check_section
+from vitscale.recipe.schema import FAMILIES
+told = []
+for more in ({}, {"depth": 3, "kernel": 5, "patch": 4, "classes": 0}, {"channels": 1, "image": 8, "classes": 7}):
+    section = check_section(FAMILIES["convmixer"], {"family": "convmixer", "width": 24, "image": 16} | more, "asked")
+    parts = anatomy_of(section)
+    with torch.device("meta"):
+        model = build_model(section)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, section.channels, section.image, section.image))
+    told.append([sum(parts.params.values()), sum(one.numel() for one in model.parameters()),
+                 sum(parts.flops.values()), counter.get_total_flops()])
+print(json.dumps(told))
+"""
+MIXED = ["model={family: convmixer, image: 8, channels: 1, classes: 10, width: 32, drop_path: 0.1}", "duration=10 steps",
+         "evaluate.every=null", "optim.warmup=5 steps", "global_batch=64"]
+
+
+def test_the_backbone_is_counted_exactly(grown: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(grown)}
+    done = subprocess.run([sys.executable, "-c", ASKED], cwd=grown, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+    for counted, built, flops, seen in json.loads(done.stdout):
+        assert (counted, flops) == (built, seen)
+
+
+def test_the_backbone_trains_with_a_micro_batch_and_an_mfu_of_the_planner(grown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(grown))
+    train(grown, *MIXED, "name=mixed", recipe=RECIPE)
+    run = Run(grown / "runs" / "mixed")
+    assert run.losses[10] < run.losses[1]
+    assert all(row["mfu"] > 0 for row in run.rows() if "loss" in row)
+    for form in ("timm", "transformers"):
+        told = subprocess.run(command("export", "runs/mixed", "--format", form, "--out", form), cwd=grown, capture_output=True, text=True,
+                              timeout=TIMEOUT_S)
+        assert told.returncode == 2
+        assert "convmixer" in told.stderr

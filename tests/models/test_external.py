@@ -1,6 +1,7 @@
 """Backbones of other packages: found by name, built with their own options, refused where they could not be trained exactly."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from vitscale.errors import ClusterError, RecipeError
 from vitscale.models import Backbone, build_model, initialise
 from vitscale.objectives import num_parameters
 from vitscale.plan import find_fleet, plan_run
-from vitscale.plan.families import ANATOMIES
 from vitscale.plan.forecast import check_micro_batch, forecast
 from vitscale.recipe import Recipe
 from vitscale.recipe.bound import changes, settings_of
@@ -24,7 +24,7 @@ from vitscale.recipe.schema import FAMILIES, External
 from vitscale.recipe.text import write_yaml
 from vitscale.scaling.expand import expand
 from vitscale.scaling.sweep import load_sweep
-from vitscale.shapes.families import PROBLEMS, check_model
+from vitscale.shapes.families import check_model
 
 CONVMIXER = files_in(DOCS.read_text())["convmixer.py"]
 VALUES = {"name": "x", "data": {"train": "t-0.tar", "num_samples": 64}, "optim": {"lr": 1e-3}, "global_batch": 8, "micro_batch": 4,
@@ -240,8 +240,8 @@ def test_a_family_of_ours_needs_no_closed_form_either(monkeypatch: pytest.Monkey
     one = check_recipe({**VALUES, "model": {"family": family, "size": "tiny", "image": 224},
                         "objective": {"name": "distillation", "teacher": "t"} if family == "deit" else {"name": "classification"}}, "test")
     assert forecast(one) is not None
-    monkeypatch.delitem(ANATOMIES, family)
-    monkeypatch.delitem(PROBLEMS, family)
+    section = FAMILIES[family]
+    monkeypatch.setattr(section, "code", replace(section.code, anatomy=None, problems=None))
     assert forecast(one) is None
     check_model(one.model)
     with pytest.raises(RecipeError, match=f"of {family} no closed form"):

@@ -1,11 +1,10 @@
 """Models: what maps images to logits.  They know nothing of parallelism, optimizers or launchers."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from vitscale.models import convnext, deit, external, swin, vit
+from vitscale.models import vit
 from vitscale.models.attention import Attention, Layout, RelativePositionAttention
 from vitscale.models.attention_axial import AxialAttention
 from vitscale.models.attention_linear import LinearAttention
@@ -23,16 +22,15 @@ from vitscale.models.patch_embed_conv import ConvStemPatchEmbed, HybridPatchEmbe
 from vitscale.models.swin import SwinTransformer
 from vitscale.models.vit import Block, VisionTransformer
 from vitscale.recipe.check_model import model_contradictions
+from vitscale.recipe.fields import code_at
 from vitscale.recipe.load import check_section
-from vitscale.recipe.schema import External, Model, Vit
-
-MODELS: dict[str, Callable[[Any], Backbone]] = {"vit": vit.build, "deit": deit.build, "swin": swin.build, "convnext": convnext.build}
+from vitscale.recipe.schema import Model, Vit
 
 MultiHeadAttention = Attention      # what the field calls these
 Mlp = MLP
 
 __all__ = [
-    "MLP", "MODELS", "AdaptivePatchEmbed", "Attention", "AxialAttention", "Backbone", "Block", "ConvNeXt", "ConvStemPatchEmbed",
+    "MLP", "AdaptivePatchEmbed", "Attention", "AxialAttention", "Backbone", "Block", "ConvNeXt", "ConvStemPatchEmbed",
     "DistilledVisionTransformer", "DropPath", "GatedMLP", "HybridPatchEmbed", "Layout", "LinearAttention", "LocalAttention", "Mlp",
     "MultiHeadAttention", "OverlappingPatchEmbed", "PatchEmbed", "PositionalPatchEmbed", "RelativePositionAttention", "SparseAttention",
     "SwinTransformer", "VisionTransformer", "Wanted", "add_branch", "build_model", "create_vit_model", "initial_value", "initialise",
@@ -45,9 +43,7 @@ def build_model(model: Model) -> Backbone:
 
     Its numbers mean something after initialise() or load_state_dict().  Raises RecipeError when the section contradicts itself.
     """
-    if isinstance(model, External):
-        return external.build(model)
-    return MODELS[model.family](model)
+    return cast(Backbone, code_at(model.code.build)(model))
 
 
 def parameter_shapes(model: Model) -> dict[str, tuple[int, ...]]:

@@ -37,3 +37,5 @@ class Anatomy:
     one_row: int = 0            # parameters in tensors whose first dimension is 1 (positions, tokens), which FSDP2 fills up to whole copies
     stem: int = 0               # numbers that a patch embedding keeps besides the image
     mask_bytes: int = 0         # masks of elementwise dropout outside the units
+    formulas: tuple[tuple[str, str], ...] = ()      # component, how it grows with N and D: a multiply-add is 2
+    growth: str = "how it grows as images do, no formula says"      # the same as a sentence

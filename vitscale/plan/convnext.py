@@ -43,7 +43,8 @@ def anatomy(model: ConvNext) -> Anatomy:
     }
     return Anatomy(params=params, flops=flops, moved=moved,
                    units=tuple(_unit(model, stage) for stage in stages for _ in range(stage.depth)),
-                   normed=last.width, outputs=model.classes,
+                   normed=last.width, outputs=model.classes, formulas=(("convolution", "98 N D"), ("mlp", "16 N D^2")),
+                   growth="there is no attention: everything grows with the number of places N",
                    stem=0 if model.stem == "patch" else stem_width(model, first.width) * (2 * first.grid) ** 2)
 
 

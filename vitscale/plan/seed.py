@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from vitscale.plan.families import trained_section
 from vitscale.plan.memory import cached_anatomy
-from vitscale.recipe.schema import ConvNext, Recipe, Swin, Vit
+from vitscale.recipe.schema import Recipe, Vit
 from vitscale.shapes.vit import grid, num_tokens, shape_of
 
 
@@ -27,10 +27,10 @@ class Growth:
 def growth(recipe: Recipe) -> Growth:
     """Raises RecipeError when the model contradicts itself."""
     model = trained_section(recipe.model, recipe.objective)
-    flops = cached_anatomy(recipe.model, recipe.objective).flops
+    parts = cached_anatomy(recipe.model, recipe.objective)
+    flops, formulas, sentence = parts.flops, parts.formulas, parts.growth
     attention, mlp, whole = flops.get("attention_product", 0), flops.get("mlp", 0), max(sum(flops.values()), 1)
     tokens = width = at = pixels = None
-    formulas: tuple[tuple[str, str], ...] = ()
     if isinstance(model, Vit):
         shape = shape_of(model)
         tokens, width = num_tokens(model), shape.width
@@ -45,11 +45,4 @@ def growth(recipe: Recipe) -> Growth:
                         f"pixels); this model has {tokens:,}")
         else:
             sentence = f"{model.attention} attention grows with N, not with N^2: it does not overtake the MLP as images grow"
-    elif isinstance(model, Swin):
-        formulas = (("attention_product", "4 N M^2 D in windows of M x M tokens"), ("attention_linear", "8 N D^2"), ("mlp", "16 N D^2"))
-        sentence = "attention inside windows grows with N, not with N^2: it does not overtake the MLP as images grow"
-    else:
-        assert isinstance(model, ConvNext)
-        formulas = (("convolution", "98 N D"), ("mlp", "16 N D^2"))
-        sentence = "there is no attention: everything grows with the number of places N"
     return Growth(tokens, width, formulas, attention, mlp, attention / whole, mlp / whole, at, pixels, sentence)

@@ -12,6 +12,8 @@ def anatomy(model: Swin) -> Anatomy:
     return Anatomy(
         params=_params(model, stages), flops=_flops(model, stages), moved=_moved(model, stages),
         units=tuple(_unit(model, stage) for stage in stages for _ in range(stage.depth)), normed=last.grid**2 * last.width,
+        formulas=(("attention_product", "4 N M^2 D in windows of M x M tokens"), ("attention_linear", "8 N D^2"), ("mlp", "16 N D^2")),
+        growth="attention inside windows grows with N, not with N^2: it does not overtake the MLP as images grow",
         outputs=model.classes, one_row=stages[0].grid**2 * stages[0].width if model.position == "learned" else 0,
     )
 

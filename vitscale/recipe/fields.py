@@ -1,6 +1,9 @@
-"""The kinds of values that keys of a recipe take, and what a section of keys is."""
+"""The kinds of values that keys of a recipe take, what a section of keys is, and where the code of a family of models lies."""
 
+import importlib
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -72,3 +75,19 @@ class Section(BaseModel):
     """Frozen; no unknown keys; no silent conversion of text to numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Code:
+    """Where the code of a family lies: module:function in vitscale/, each given a section of the family.  Imported when it is asked for."""
+
+    build: str                              # -> the backbone
+    anatomy: str | None = None              # -> its closed forms (plan/anatomy.py); None: nobody has written down what it costs
+    problems: str | None = None             # -> [(dotted key, sentence)], what shows to be wrong only once the size is known
+
+
+def code_at(place: str) -> Callable[[Any], Any]:
+    """The function at `module:function`."""
+    module, _, name = place.partition(":")
+    found: Callable[[Any], Any] = getattr(importlib.import_module(f"vitscale.{module}"), name)
+    return found

@@ -1,13 +1,15 @@
 """Every section and key of a recipe: its type, its unit, its default.  Components import their section; never the reverse."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, Union
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from vitscale.metrics import JUDGES, numbers_of
 from vitscale.recipe.duration import Duration, DurationOrTime
 from vitscale.recipe.fields import (
+    Code,
     Colour,
     Count,
     CountOrZero,
@@ -42,6 +44,7 @@ Interpolation = Literal["bicubic", "bicubic_antialias", "bilinear", "bilinear_an
 class Model(Section):
     """What every family of models has.  `family` says which of FAMILIES the section is."""
 
+    code: ClassVar[Code]
     family: str
     image: Count = 224                      # pixels on a side
     channels: Literal[1, 3] = 3
@@ -54,6 +57,7 @@ class Model(Section):
 class Vit(Model):
     """A Vision Transformer (Dosovitskiy et al. 2021).  Sizes and their sources: vitscale/shapes/vit.py."""
 
+    code: ClassVar[Code] = Code("models.vit:build", "plan.vit:anatomy", "shapes.vit:problems")
     family: Literal["vit"] = "vit"
     size: Literal["tiny", "small", "base", "large", "so400m", "huge", "giant", "gigantic"] | None = None
     width: Count | None = None              # D; with depth, heads and mlp it overrides, or stands in for, the size
@@ -103,12 +107,14 @@ class Vit(Model):
 class Deit(Vit):
     """A Vision Transformer with a distillation token and a head of its own for it (Touvron et al. 2021, DeiT)."""
 
+    code: ClassVar[Code] = replace(Vit.code, build="models.deit:build")
     family: Literal["deit"]  # type: ignore[assignment]
 
 
 class Swin(Model):
     """A Swin Transformer, version 1 or 2 (Liu et al. 2021, 2022).  Sizes and their sources: vitscale/shapes/swin.py."""
 
+    code: ClassVar[Code] = Code("models.swin:build", "plan.swin:anatomy", "shapes.swin:problems")
     family: Literal["swin"]
     version: Literal[1, 2] = 1
     size: Literal["tiny", "small", "base", "large"] | None = None
@@ -127,6 +133,7 @@ class Swin(Model):
 class ConvNext(Model):
     """A ConvNeXt, version 1 or 2 (Liu et al. 2022; Woo et al. 2023).  Sizes and their sources: vitscale/shapes/convnext.py."""
 
+    code: ClassVar[Code] = Code("models.convnext:build", "plan.convnext:anatomy", "shapes.convnext:problems")
     family: Literal["convnext"]
     version: Literal[1, 2] = 1
     size: Literal["atto", "femto", "pico", "nano", "tiny", "small", "base", "large", "xlarge", "huge"] | None = None
@@ -147,6 +154,7 @@ FAMILIES: dict[str, type[Model]] = {"vit": Vit, "deit": Deit, "swin": Swin, "con
 class External(Model):
     """A backbone that another installed package offers under the name `family`, which is none of FAMILIES: docs/extending.md."""
 
+    code: ClassVar[Code] = Code("models.external:build")
     family: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", json_schema_extra={"not": {"enum": list(FAMILIES)}})]
     options: Annotated[dict[str, Any], BeforeValidator(plain)] = Field(default={})     # its own keys, which its builder knows
 
@@ -155,6 +163,11 @@ class External(Model):
 
 
 EXTERNAL = "external"       # stands for the families of other packages where the section of a family is looked up
+SECTIONS: dict[str, type[Model]] = {**FAMILIES, EXTERNAL: External}
+if TYPE_CHECKING:
+    OneModel: TypeAlias = Model
+else:
+    OneModel = Union[tuple(Annotated[section, Tag(name)] for name, section in SECTIONS.items())]      # noqa: UP007
 
 
 OPTIMIZERS = {"adamw": 2, "lamb": 2, "lion": 1, "sgd": 1}       # how many moments of each parameter they keep, in fp32
@@ -355,7 +368,7 @@ def _family(value: Any) -> Any:
 
 # Keys of a recipe whose section is one of several: the key that says which, and the sections by its value.
 CHOICES: dict[str, tuple[str, Mapping[str, type[Section]]]] = {
-    "model": ("family", {**FAMILIES, EXTERNAL: External}), "objective": ("name", OBJECTIVES),
+    "model": ("family", SECTIONS), "objective": ("name", OBJECTIVES),
 }
 
 
@@ -364,10 +377,7 @@ FORMAT = 1      # of recipes: grows when a key is renamed or retired, or its abs
 
 class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    model: Annotated[
-        Annotated[Vit, Tag("vit")] | Annotated[Deit, Tag("deit")] | Annotated[Swin, Tag("swin")] | Annotated[ConvNext, Tag("convnext")]
-        | Annotated[External, Tag(EXTERNAL)],
-        Discriminator(_family)]
+    model: Annotated[OneModel, Discriminator(_family)]
     data: Data
     objective: Annotated[OneObjective, _chosen("name", "classification")] = Classification()
     optim: Optim
