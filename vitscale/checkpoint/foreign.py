@@ -13,8 +13,9 @@ from vitscale.checkpoint.tensors import read_tensors
 from vitscale.data.transform import Transform
 from vitscale.errors import CheckpointError, RecipeError, UserError, said
 from vitscale.models import parameter_shapes
-from vitscale.models.timm_section import from_timm, section_of_timm
-from vitscale.models.transformers_names import from_transformers
+from vitscale.models.timm_section import arguments_of, section_of_timm
+from vitscale.models.timm_tensors import from_timm
+from vitscale.models.transformers_names import from_transformers, simplest
 from vitscale.models.transformers_section import section_of
 from vitscale.recipe import Model
 from vitscale.recipe.load import check_section
@@ -72,10 +73,11 @@ def _read_folder(folder: Path) -> Folder:
     if is_timm:
         prepared = prepared_by_timm(config)
         transform = Transform(section.image, section.channels, prepared.crop, prepared.mean, prepared.std)
-        weights, idle = from_timm(section, theirs, shapes)
+        weights, idle = from_timm(arguments_of(config), section, theirs, shapes)
         names = config.get("label_names") or ()
     else:
         weights, idle = from_transformers(str(config["model_type"]), section, theirs, shapes)
+        section, weights = simplest(section, weights)
         heads = [name for name in shapes if name.startswith("head") and "norm" not in name]
         if any(name not in weights for name in heads):
             notes.append("its classifier is not one of ours: the backbone alone is read")

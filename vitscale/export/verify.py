@@ -125,7 +125,8 @@ def _imported(name: str, remedy: str) -> Any:
 def _of_transformers(loaded: Loaded, folder: Path) -> Peer:
     transformers = _imported("transformers", "pip install 'vitscale[hf]'")
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
-    known = KINDS[str(read_object(folder / CONFIG)["model_type"])]
+    kind = str(read_object(folder / CONFIG)["model_type"])
+    known = KINDS[kind]
     changes: dict[str, Any] = {"mask_ratio": 0.0} if known.base == "ViTMAEModel" else {}        # else it hides patches at random
     with _quiet("transformers"):
         try:
@@ -137,8 +138,8 @@ def _of_transformers(loaded: Loaded, folder: Path) -> Peer:
     classifiers = [named[name] for name in ("classifier", "cls_classifier", "distillation_classifier") if name in named]
 
     def answer(model: Any, images: Tensor) -> Tensor:
-        output = model(images)
-        return output.logits if loaded.section.classes else _pooled(loaded, output)
+        output = model(**_asked(kind, model, images))
+        return output.logits if loaded.section.classes else _pooled(loaded, kind, output)
 
     return Peer("transformers", model, answer, [one for one in classifiers if isinstance(one, nn.Linear)])
 
@@ -170,14 +171,24 @@ def _quiet(name: str) -> Iterator[None]:
         log.setLevel(level)
 
 
-def _pooled(loaded: Loaded, output: Any) -> Tensor:
+def _asked(kind: str, model: Any, images: Tensor) -> dict[str, Tensor]:
+    """What a model's forward takes: images, or SigLIP 2's rows of patches with their places."""
+    if not kind.startswith("siglip2"):
+        return {"pixel_values": images}
+    patch = getattr(model.config, "vision_config", model.config).patch_size
+    rows = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).permute(0, 2, 4, 3, 5, 1)     # (B, h, w, P, P, C)
+    grid = torch.tensor(rows.shape[1:3]).expand(len(images), 2)
+    return {"pixel_values": rows.flatten(3).flatten(1, 2), "spatial_shapes": grid,
+            "pixel_attention_mask": torch.ones(len(images), rows.shape[1] * rows.shape[2], dtype=torch.int64)}
+
+
+def _pooled(loaded: Loaded, kind: str, output: Any) -> Tensor:
     """Our pooled features, of what a class without a classifier gives."""
-    if loaded.section.family in ("swin", "convnext"):
+    pool = getattr(loaded.section, "pool", "")
+    if KINDS[kind].pooler or pool == "attention" or getattr(loaded.section, "pool_norm", False):
         return output.pooler_output
     tokens: Tensor = output.last_hidden_state
-    if getattr(loaded.section, "pool", "token") == "token":
-        return tokens[:, 0]
-    return output.pooler_output if getattr(loaded.section, "pool_norm", False) else tokens.mean(dim=1)
+    return tokens[:, 0] if pool == "token" else tokens[:, getattr(loaded.section, "registers", 0):].mean(dim=1)
 
 
 def check_own(loaded: Loaded, folder: Path) -> float:

@@ -27,8 +27,27 @@ def sincos(grid: tuple[int, int], width: int, device: torch.device | str | None 
 
 def interpolated(numbers: Tensor, size: tuple[int, int], kind: str) -> Tensor:
     """(B, C, height, width) -> (B, C, *size); `kind` is a recipe's model.position_interpolation."""
+    if kind == "geometric":
+        down, across = (geometric(*sides).to(numbers) for sides in zip(numbers.shape[2:], size, strict=True))
+        return down @ numbers @ across.T
     mode, _, antialias = kind.partition("_")
     return F.interpolate(numbers, size=size, mode=mode, align_corners=False, antialias=bool(antialias))
+
+
+def geometric(old: int, new: int) -> Tensor:
+    """The matrix (new, old) that interpolates biases of `old` offsets, an odd number about 0, to `new` ones: linear between places whose
+    distances grow geometrically from the middle, the outermost lying about where the new ones do (the code of Bao et al. 2022, BEiT)."""
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        low, high = (low, ratio) if (1 - ratio ** (old // 2)) / (1 - ratio) > new // 2 else (ratio, high)
+    ones_side = [sum(ratio**power for power in range(count)) for count in range(1, old // 2 + 1)]
+    places = torch.tensor([*(-place for place in reversed(ones_side)), 0.0, *ones_side], device="cpu")
+    wanted = torch.arange(new, dtype=torch.float32, device="cpu") - new // 2
+    right = torch.bucketize(wanted, places).clamp(max=old - 1)
+    left = (right - 1).clamp(min=0)
+    share = ((wanted - places[left]) / (places[right] - places[left]).clamp(min=1e-12)).clamp(0, 1)[:, None]     # of the right one
+    return (1 - share) * F.one_hot(left, old) + share * F.one_hot(right, old)
 
 
 def resample(table: Tensor, old: tuple[int, int], new: tuple[int, int], kind: str = "bicubic") -> Tensor:

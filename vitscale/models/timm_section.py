@@ -6,19 +6,16 @@ arguments come on top.  The defaults here are those of timm's classes.  Tests co
 
 import functools
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from vitscale.errors import CheckpointError, RecipeError
-from vitscale.models.foreign_keys import ForeignKeys, ForeignTensors
+from vitscale.models.foreign_keys import ForeignKeys
+from vitscale.models.timm_arguments import POOLS, activation, norm_eps, pooling, side
+from vitscale.models.timm_eva import beit, eva
 from vitscale.recipe.load import check_section
-from vitscale.recipe.schema import FAMILIES, ConvNext, Model, Vit
-from vitscale.shapes.vit import grid, num_positions
+from vitscale.recipe.schema import FAMILIES, Model, Vit
 
 Reader = Callable[[ForeignKeys], dict[str, Any]]
 _TRAINING = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "drop_block_rate",
@@ -29,8 +26,7 @@ _PRETRAINED = """
     url file state_dict hf_hub_id hf_hub_filename source architecture tag custom_load test_input_size min_input_size fixed_input_size
     interpolation crop_pct test_crop_pct crop_mode mean std label_offset label_names label_descriptions pool_size test_pool_size first_conv
     classifier license description origin_url paper_name paper_ids notes""".split()        # noqa: SIM905  (forty quotes)
-_IDLE = (r".*\.relative_position_index", r".*\.relative_coords_table", r".*\.attn_mask", "mask_token")
-_POOLS = {"token": "token", "avg": "mean", "map": "attention"}
+_GATED = "GluMlp(act_layer=SiLU, gate_last=False)"
 
 
 @functools.cache
@@ -78,47 +74,33 @@ def _agree(outer: ForeignKeys, keys: ForeignKeys) -> None:
         outer.refuse("global_pool", f"{said!r} is not what model_args build, {built!r}; save the folder anew with timm 1.0.31 or newer")
 
 
-def _side(keys: ForeignKeys, key: str, default: int) -> Any:
-    value = keys.take(key, default)
-    if isinstance(value, (list, tuple)):
-        if not value or any(one != value[0] for one in value):
-            keys.refuse(key, f"{value!r} is not square")
-            return default
-        return value[0]
-    return value
-
-
-def _activation(keys: ForeignKeys, *default: Any) -> None:
-    """Every model here has the exact GELU."""
-    keys.must("act_layer", *default, "gelu", "GELU")
-
-
 def _vit(keys: ForeignKeys) -> dict[str, Any]:
-    _activation(keys, None)
-    keys.must("norm_layer", None, "LayerNorm(eps=1e-06)", "LayerNorm", "layernorm")
-    for key, default in {"scale_attn_norm": False, "scale_mlp_norm": False, "proj_bias": True, "pre_norm": False, "final_norm": True,
-                         "embed_layer": "PatchEmbed", "embed_norm_layer": None, "block_fn": "Block", "mlp_layer": "Mlp",
+    for key, default in {"proj_bias": True, "embed_layer": "PatchEmbed", "embed_norm_layer": None, "block_fn": "Block",
                          "attn_layer": "Attention"}.items():
         keys.must(key, default)
-    width = keys.take("embed_dim", 768)
-    token, registers, pool = keys.take("class_token", True), keys.take("reg_tokens", 0), keys.take("global_pool", "token")
-    if pool not in _POOLS:
-        keys.refuse("global_pool", f"{pool!r} is not expressed here; {', '.join(_POOLS)} are")
-    if token and pool != "token":
-        keys.refuse("class_token", f"true is not expressed here with global_pool {pool!r}")
-    if pool == "map" and not keys.take("pool_include_prefix", False) and registers:
-        keys.refuse("pool_include_prefix", "false is not expressed here with reg_tokens: attention pooling sees all tokens")
-    keys.idle("pool_include_prefix")
-    norm = keys.take("fc_norm", None)
+    gated = keys.take("mlp_layer", "Mlp")
+    if gated not in ("Mlp", _GATED):
+        keys.refuse("mlp_layer", f"{gated!r} is not expressed here; 'Mlp' and {_GATED!r} are")
+    pool, registers = pooling(keys, "token", keys.take("reg_tokens", 0))
+    prefix = keys.take("pool_include_prefix", False)
+    width, norm, last = keys.take("embed_dim", 768), keys.take("fc_norm", None), keys.take("final_norm", True)
     positions = keys.take("pos_embed", "learn")
     if positions not in ("learn", "none", ""):
         keys.refuse("pos_embed", f"{positions!r} is not known here")
+    hidden, act = int(width * keys.take("mlp_ratio", 4.0)), activation(keys, None)
+    if gated == _GATED and (act != "silu" or pool == "map"):
+        keys.refuse("act_layer", f"{act} is not expressed here with a gate, which is silu" if act != "silu" else "silu is not expressed "
+                    "here in attention pooling beside gated MLPs")
     return {
-        "family": "vit", "image": _side(keys, "img_size", 224), "patch": _side(keys, "patch_size", 16), "width": width,
-        "depth": keys.take("depth", 12), "heads": keys.take("num_heads", 12), "mlp": int(width * keys.take("mlp_ratio", 4.0)),
+        "family": "vit", "image": side(keys, "img_size", 224), "patch": side(keys, "patch_size", 16), "width": width,
+        "depth": keys.take("depth", 12), "heads": keys.take("num_heads", 12), "mlp": hidden // 2 if gated == _GATED else hidden,
+        "gated": gated == _GATED, "hidden_act": "gelu" if gated == _GATED else act, "norm_eps": norm_eps(keys, None),
         "qkv_bias": keys.take("qkv_bias", True), "qk_norm": keys.take("qk_norm", False), "layer_scale": keys.take("init_values", None),
-        "registers": registers, "pool": _POOLS.get(pool, "token"), "pool_norm": pool == "avg" if norm is None else norm,
-        "class_position": not keys.take("no_embed_class", False), "position": "learned" if positions == "learn" else "none"}
+        "scale_attn_norm": keys.take("scale_attn_norm", False), "scale_mlp_norm": keys.take("scale_mlp_norm", False),
+        "pre_norm": keys.take("pre_norm", False), "registers": registers, "pool": POOLS.get(pool, "token"), "final_norm": last,
+        "pool_norm": last and (pool == "avg" if norm is None else norm), "pool_include_prefix": prefix if pool in ("avg", "map") else None,
+        "class_position": not keys.take("no_embed_class", False), "position": "learned" if positions == "learn" else "none",
+        "position_interpolation": "bicubic_antialias"}
 
 
 def _distilled(keys: ForeignKeys) -> dict[str, Any]:
@@ -131,60 +113,44 @@ def _distilled(keys: ForeignKeys) -> dict[str, Any]:
 def _swin(keys: ForeignKeys) -> dict[str, Any]:
     for key, default in {"global_pool": "avg", "head_dim": None, "mlp_ratio": 4.0, "qkv_bias": True}.items():
         keys.must(key, default)
-    keys.must("norm_layer", "LayerNorm", "layernorm", None)
     keys.must("embed_layer", "PatchEmbed")
-    return {"family": "swin", "version": 1, "image": _side(keys, "img_size", 224), "patch": _side(keys, "patch_size", 4),
-            "window": _side(keys, "window_size", 7), "width": keys.take("embed_dim", 96), "depths": keys.take("depths", (2, 2, 6, 2)),
-            "heads": keys.take("num_heads", (3, 6, 12, 24))}
+    windows = keys.take("window_size", 7)
+    various = isinstance(windows, (list, tuple)) and len(windows) > 2
+    return {"family": "swin", "version": 1, "image": side(keys, "img_size", 224), "patch": side(keys, "patch_size", 4),
+            "norm_eps": norm_eps(keys, "LayerNorm", 1e-5), "width": keys.take("embed_dim", 96),
+            "depths": keys.take("depths", (2, 2, 6, 2)), "heads": keys.take("num_heads", (3, 6, 12, 24)),
+            **({"windows": windows} if various else {"window": side(keys, "window_size", 7)})}
 
 
 def _swin_v2(keys: ForeignKeys) -> dict[str, Any]:
-    _activation(keys)
-    if any(given := keys.take("pretrained_window_sizes", (0, 0, 0, 0))):
-        keys.refuse("pretrained_window_sizes", f"{given!r} is not expressed here: offsets are counted in the model's own window")
-    return _swin(keys) | {"version": 2}
+    given = keys.take("pretrained_window_sizes", (0, 0, 0, 0))
+    return {"hidden_act": activation(keys, "gelu"), "pretrained_windows": given if any(given) else None} | _swin(keys) | {"version": 2}
 
 
 def _convnext(keys: ForeignKeys) -> dict[str, Any]:
-    _activation(keys)
-    for key, default in {"global_pool": "avg", "output_stride": 32, "kernel_sizes": 7, "stem_type": "patch", "patch_size": 4,
-                         "head_norm_first": False, "head_hidden_size": None, "conv_bias": True}.items():
+    for key, default in {"global_pool": "avg", "output_stride": 32, "patch_size": 4, "head_norm_first": False, "conv_bias": True}.items():
         keys.must(key, default)
-    keys.must("norm_layer", None, "layernorm", "layernorm2d", "LayerNorm")
-    keys.must("norm_eps", None, 1e-6)
+    eps, own = norm_eps(keys, None), keys.take("norm_eps", None)
+    stem = keys.take("stem_type", "patch")
+    if stem not in ("patch", "overlap", "overlap_tiered"):
+        keys.refuse("stem_type", f"{stem!r} is not expressed here; patch, overlap, overlap_tiered are")
     keys.idle("conv_mlp")       # the same as convolutions of 1 x 1
     grn, scale = keys.take("use_grn", False), keys.take("ls_init_value", 1e-6)
-    if grn != (scale is None):
-        keys.refuse("ls_init_value", f"{scale!r} is not expressed here {'with' if grn else 'without'} use_grn")
-    values = {"family": "convnext", "version": 2 if grn else 1, "image": _side(keys, "img_size", 224),
-              "widths": keys.take("dims", (96, 192, 384, 768)), "depths": keys.take("depths", (3, 3, 9, 3))}
-    return values if grn else values | {"layer_scale": scale}
+    return {"family": "convnext", "version": 2 if scale is None else 1, "image": side(keys, "img_size", 224), "stem": stem,
+            "widths": keys.take("dims", (96, 192, 384, 768)), "depths": keys.take("depths", (3, 3, 9, 3)), "layer_scale": scale,
+            "use_grn": grn, "kernel": side(keys, "kernel_sizes", 7), "head_hidden": keys.take("head_hidden_size", None),
+            "hidden_act": activation(keys, "gelu"), "norm_eps": eps if own is None else own}
 
 
 READERS: dict[str, Reader] = {              # by class of timm's
     "VisionTransformer": _vit, "VisionTransformerDistilled": _distilled, "SwinTransformer": _swin, "SwinTransformerV2": _swin_v2,
-    "ConvNeXt": _convnext,
+    "ConvNeXt": _convnext, "Eva": eva, "Beit": beit,
 }
 
 
-def from_timm(section: Model, theirs: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], list[str]]:
-    """(timm's weights as ours, for those of `shapes` that theirs has; names of what in theirs no answer depends on).
-
-    The places of registers go into the registers.  Raises CheckpointError naming what is left over.
-    """
-    known = ForeignTensors(theirs)
-    ours = {name: known[name] for name in shapes if name in known}
-    left = known.close(_IDLE)
-    if isinstance(section, ConvNext):       # layers of it may be convolutions of 1 x 1
-        ours = {name: value.flatten(1) if re.search(r"mlp\.fc\d\.weight$", name) and value.shape[2:] == (1, 1) else value
-                for name, value in ours.items()}
-    if isinstance(section, Vit) and section.registers and "pos_embed" in ours:
-        table, first = ours["pos_embed"], num_positions(section) - grid(section) ** 2
-        last = first + section.registers
-        if table.shape[1] == num_positions(section) + section.registers:        # theirs have places too
-            ours |= {"reg_token": ours["reg_token"] + table[:, first:last],
-                     "pos_embed": torch.cat([table[:, :first], table[:, last:]], dim=1)}
-    return ours, left
+def arguments_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm builds the model of: its architecture's arguments, and the folder's own on top."""
+    return architectures()[str(config["architecture"])][1] | dict(config.get("model_args") or {})
 
 
 def embeds_class(section: Vit) -> bool:

@@ -9,68 +9,82 @@ from vitscale.shapes import convnext, swin
 from vitscale.shapes.vit import shape_of
 
 Wrong = list[tuple[str, str]]
+_EVERY: dict[str, tuple[Any, ...]] = {
+    "attention": ("full",), "patch_embed": ("patch",), "parallel": (False,), "qk_norm": (False,), "head_hidden": (None,),
+    "class_tokens": (1,), "pool_heads": (None,), "pool_mlp": (None,), "scale_attn_norm": (False,), "scale_mlp_norm": (False,),
+    "rope_type": (None,), "rope_grid": (None,), "rope_offset": (0.0,)}
+_TABLE = ("learned", "sincos", "none")
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "family": ("vit",), "position": _TABLE, "gated": (False,), "layer_scale": (None,), "registers": (0,), "pre_norm": (False,),
+    "final_norm": (True,), "pool_norm": (False,), "pool": ("token",), "pool_include_prefix": (None,)}
+_DINO = {"gated": (False, True), "layer_scale": (), "pool": ("token", "token_mean")}
+_CLIP = {"pre_norm": (True,)}
+# model_type -> (whether its class has a classifier; None: one has and one has not; values of keys that it expresses, () for any)
+_FIRST = _PLAIN | {"pool_norm": (False, True)}         # of one token alone, a norm before the pooling is one after it
+_VITS: dict[str, tuple[bool | None, dict[str, tuple[Any, ...]]]] = {
+    "vit": (None, _FIRST), "deit": (None, _FIRST | {"family": ("deit",)}), "dinov2": (None, _FIRST | _DINO),
+    "dinov2_with_registers": (None, _FIRST | _DINO | {"registers": ()}),
+    "beit": (None, _PLAIN | {"position": (*_TABLE, "relative"), "layer_scale": ()}),
+    "siglip": (True, _PLAIN | {"pool": ("mean",)}),
+    "siglip_vision_model": (False, _PLAIN | {"pool": ("mean", "attention"), "pool_include_prefix": (None, True)}),
+    "clip": (True, _PLAIN | _CLIP | {"pool": ("mean",), "final_norm": (False,), "registers": (1,)}),
+    "clip_vision_model": (False, _PLAIN | _CLIP),
+    "dinov3_vit": (False, _FIRST | {"position": ("rotary",), "rope_type": (None, "dinov3"), "gated": (False, True), "layer_scale": (),
+                                    "registers": ()}),
+}
+_BEIT_MEAN = {"pool": ("mean",), "pool_norm": (True,), "registers": (1,)}
 
 
 def kind_of(section: Model) -> str:
     """transformers' model_type whose stock class gives the same logits.  Raises RecipeError naming each option that none has."""
-    if isinstance(section, Swin):
-        return "swin" if section.version == 1 else "swinv2"
-    if isinstance(section, ConvNext):
-        return "convnext" if section.version == 1 else "convnextv2"
-    if not isinstance(section, Vit):
-        raise RecipeError("no stock class of transformers expresses this model:\n"
-                          f"  model.family  {section.family} has no expression there\n"
-                          "write it with --format safetensors instead")
-    kind, wrong = _vit_kind(section), _nowhere(section)
-    if kind is None and not wrong:
-        wrong = _not_together(section)
-    if wrong:
-        lines = [f"  {key}  {sentence}" for key, sentence in wrong]
-        raise RecipeError("\n".join(["no stock class of transformers expresses this model:", *lines,
+    if isinstance(section, Vit):
+        wrong = {kind: _unlike(kind, section) for kind in _VITS}
+    else:
+        wrong = _others(section)
+    # of several alike the one with the same pooling and positions, or whose MLPs alone are of another width
+    kind = min(wrong, key=lambda one: (len(wrong[one]), not dict(wrong[one]).keys().isdisjoint(("model.pool", "model.position")),
+                                       "model.mlp" not in dict(wrong[one])))
+    if wrong[kind]:
+        lines = [f"  {key}  {sentence}" for key, sentence in wrong[kind]]
+        raise RecipeError("\n".join([f"no stock class of transformers expresses this model; the nearest is {kind}:", *lines,
                                      "write it with --format timm or --format safetensors instead"]))
-    assert kind is not None
     return kind
 
 
-def _nowhere(section: Vit) -> Wrong:
-    """Options that no classifier among transformers' has."""
-    plain = {"attention": "full", "patch_embed": "patch", "parallel": False, "qk_norm": False, "head_hidden": None, "class_tokens": 1}
-    return [(f"model.{key}", f"{getattr(section, key)} has no expression there") for key, value in plain.items()
-            if getattr(section, key) != value] + (
-        [("model.position", "rotary has no expression there with a classifier")] if section.position == "rotary" else []) + (
-        [("model.pool", "attention has no expression there with a classifier")] if section.pool == "attention" else [])
-
-
-def _vit_kind(section: Vit) -> str | None:
-    extras = section.layer_scale is not None or section.gated or section.registers > 0
-    if section.position == "relative":
-        fits = section.pool == "mean" and section.pool_norm and section.registers == 1 and not section.gated
-        return "beit" if fits else None
-    if section.family == "deit":
-        return None if extras else "deit"
-    if section.pool == "token":
-        if extras and _dino_ratio(section) is None:
-            return None
-        return ("dinov2_with_registers" if section.registers else "dinov2") if extras else "vit"
-    if section.pool_norm and section.registers == 1 and not section.gated:
-        return "beit"
-    return None if extras or section.pool_norm else "siglip"
-
-
-def _not_together(section: Vit) -> Wrong:
-    """Why a combination has no expression although its options have."""
-    if section.position == "relative":
-        return [("model.position", "relative has one (BEiT) only with pool: mean, pool_norm: true, registers: 1 and without gated")]
-    if section.family == "deit":
-        return [("model.family", "deit has one only without layer_scale, gated and registers")]
-    if section.pool == "token":
+def _unlike(kind: str, section: Vit) -> Wrong:
+    """What of a section a class of theirs does not express."""
+    classified, allowed = _VITS[kind]
+    if kind == "beit" and section.pool == "mean":
+        allowed = allowed | _BEIT_MEAN
+    found = [(f"model.{key}", f"{getattr(section, key)} has no expression there; {' or '.join(map(str, values))} has")
+             for key, values in (_EVERY | allowed).items() if values and getattr(section, key) not in values]
+    if classified is not None and bool(section.classes) != classified:
+        found.append(("model.classes", "0 has no expression there" if classified else
+                      f"{section.classes} has none there: the class has no classifier; classes 0 has"))
+    if kind.startswith("dinov2") and _dino_ratio(section) is None:
         options = ", ".join(str(dino_mlp(shape_of(section).width, ratio, section.gated)) for ratio in (2, 3, 4))
-        return [("model.mlp", f"{shape_of(section).mlp} has one with layer_scale, gated or registers (DINOv2) only at widths of its own, "
-                 f"such as {options}")]
-    if section.pool_norm:
-        return [("model.pool_norm", "after a mean has one (BEiT) only with registers: 1 and without gated")]
-    odd = next(key for key in ("layer_scale", "gated", "registers") if getattr(section, key))
-    return [(f"model.{odd}", "has no expression there together with pool: mean")]
+        found.append(("model.mlp", f"{shape_of(section).mlp} has one with layer_scale, gated or registers (DINOv2) only at widths of its "
+                      f"own, such as {options}"))
+    if section.pool == "token_mean" and (section.pool_norm or not section.classes):
+        found.append(("model.pool", "token_mean has an expression there (DINOv2) only with a classifier and without pool_norm"))
+    if section.mup_base_head_width is not None:
+        found.append(("model.mup_base_head_width", "has no expression there"))
+    return found
+
+
+def _others(section: Model) -> dict[str, Wrong]:
+    """By model_type, of sections of other families, what has no expression there."""
+    fits: dict[str, tuple[Any, ...]]
+    if isinstance(section, Swin):
+        kind = "swin" if section.version == 1 else "swinv2"
+        fits = {"norm_eps": (1e-5,), "windows": (None,), **({"position": ("none",)} if section.version == 2 else {})}
+    elif isinstance(section, ConvNext):
+        kind = "convnext" if section.version == 1 else "convnextv2"
+        fits = {"norm_eps": (1e-6,), "stem": ("patch",), "kernel": (7,), "head_hidden": (None,), "use_grn": (None, section.version == 2)}
+    else:
+        return {"vit": [("model.family", f"{section.family} has no expression there")]}
+    return {kind: [(f"model.{key}", f"{getattr(section, key)} has no expression there") for key, values in fits.items()
+                   if getattr(section, key) not in values]}
 
 
 def config_of(kind: str, section: Model, names: tuple[str, ...]) -> dict[str, Any]:
@@ -82,10 +96,8 @@ def config_of(kind: str, section: Model, names: tuple[str, ...]) -> dict[str, An
         config["id2label"] = {str(number): name for number, name in enumerate(names)}
         config["label2id"] = {name: number for number, name in enumerate(names)}
     body = _swin(section) if isinstance(section, Swin) else _convnext(section) if isinstance(section, ConvNext) else _vit(kind, section)
-    if kind == "siglip":
-        if not section.classes:
-            return config | body | {"model_type": "siglip_vision_model"}
-        return config | {"vision_config": body | {"model_type": "siglip_vision_model"}}
+    if kind in ("siglip", "clip"):
+        return config | {"vision_config": body | {"model_type": f"{kind}_vision_model"}}
     return config | body
 
 
@@ -94,23 +106,35 @@ def _vit(kind: str, section: Model) -> dict[str, Any]:
     shape = shape_of(section)
     config: dict[str, Any] = {
         "hidden_size": shape.width, "num_hidden_layers": shape.depth, "num_attention_heads": shape.heads, "intermediate_size": shape.mlp,
-        "hidden_act": "gelu", "hidden_dropout_prob": section.dropout, "layer_norm_eps": section.norm_eps, "image_size": section.image,
-        "patch_size": section.patch, "num_channels": section.channels, "qkv_bias": section.qkv_bias,
+        "hidden_act": their_activation(section.hidden_act), "hidden_dropout_prob": section.dropout,
+        "layer_norm_eps": section.norm_eps, "image_size": section.image, "patch_size": section.patch, "num_channels": section.channels,
+        "qkv_bias": section.qkv_bias,
     }
-    if kind.startswith("dino"):
+    if kind.startswith("dinov2"):
         config |= {"mlp_ratio": _dino_ratio(section), "use_swiglu_ffn": section.gated, "layerscale_value": section.layer_scale or 1.0,
                    "drop_path_rate": section.drop_path}
         config |= {"num_register_tokens": section.registers} if section.registers else {}
         del config["intermediate_size"]
-    if kind == "siglip":
-        config["vision_use_head"] = False
+    if kind == "dinov3_vit":
+        config |= {"query_bias": section.qkv_bias, "value_bias": section.qkv_bias, "key_bias": section.qkv_bias and section.key_bias,
+                   "layerscale_value": section.layer_scale or 1.0, "use_gated_mlp": section.gated, "drop_path_rate": section.drop_path,
+                   "num_register_tokens": section.registers, "rope_theta": section.rope_temperature}
+        config |= {"hidden_act": "silu"} if section.gated else {}
+    if "siglip" in kind or "clip" in kind or kind == "dinov3_vit":
         del config["qkv_bias"], config["hidden_dropout_prob"]
+    if "siglip" in kind:
+        config["vision_use_head"] = section.pool == "attention"
     if kind == "beit":
         del config["qkv_bias"]
         relative = section.position == "relative"
-        config |= {"use_relative_position_bias": relative, "use_absolute_position_embeddings": not relative, "use_mean_pooling": True,
-                   "layer_scale_init_value": section.layer_scale or 0.0, "use_mask_token": False, "drop_path_rate": section.drop_path}
+        config |= {"use_relative_position_bias": relative, "use_absolute_position_embeddings": not relative,
+                   "use_mean_pooling": section.pool == "mean", "layer_scale_init_value": section.layer_scale or 0.0,
+                   "use_mask_token": False, "drop_path_rate": section.drop_path}
     return config
+
+
+def their_activation(name: str) -> str:
+    return "gelu_pytorch_tanh" if name == "gelu_tanh" else name
 
 
 def dino_mlp(width: int, ratio: int, gated: bool) -> int:
@@ -129,14 +153,16 @@ def _swin(section: Swin) -> dict[str, Any]:
     return {
         "image_size": section.image, "patch_size": section.patch, "num_channels": section.channels, "embed_dim": stages[0].width,
         "depths": [stage.depth for stage in stages], "num_heads": [stage.heads for stage in stages], "window_size": section.window,
-        "mlp_ratio": float(swin.MLP_RATIO), "qkv_bias": True, "hidden_act": "gelu", "layer_norm_eps": 1e-5,
-        "drop_path_rate": section.drop_path, "use_absolute_embeddings": False,
+        "mlp_ratio": float(swin.MLP_RATIO), "qkv_bias": True,
+        "hidden_act": their_activation(section.hidden_act), "layer_norm_eps": 1e-5,
+        "drop_path_rate": section.drop_path, "use_absolute_embeddings": section.position == "learned",
+        **({"pretrained_window_sizes": list(section.pretrained_windows)} if section.pretrained_windows else {}),
     }
 
 
 def _convnext(section: ConvNext) -> dict[str, Any]:
     stages, scale = convnext.stages_of(section), convnext.layer_scale_of(section)
     config = {"image_size": section.image, "patch_size": convnext.STEM, "num_channels": section.channels, "num_stages": len(stages),
-              "hidden_sizes": [stage.width for stage in stages], "depths": [stage.depth for stage in stages], "hidden_act": "gelu",
-              "layer_norm_eps": 1e-6, "drop_path_rate": section.drop_path}
+              "hidden_sizes": [stage.width for stage in stages], "depths": [stage.depth for stage in stages],
+              "hidden_act": their_activation(section.hidden_act), "layer_norm_eps": 1e-6, "drop_path_rate": section.drop_path}
     return config if scale is None else config | {"layer_scale_init_value": scale}

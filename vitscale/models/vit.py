@@ -156,7 +156,8 @@ class VisionTransformer(Backbone):
         self.blocks = nn.ModuleList(Block(model, shape, rate, eps, layer) for layer, rate in enumerate(self.drop_rates[::2]))
         features = num_features(model, shape.width)
         self.norm = nn.LayerNorm(shape.width, eps=eps) if model.final_norm and not model.pool_norm else nn.Identity()
-        self.attn_pool = AttentionPool(shape.width, shape.heads, shape.mlp, eps, model.hidden_act) if model.pool == "attention" else None
+        heads, hidden = model.pool_heads or shape.heads, model.pool_mlp or shape.mlp
+        self.attn_pool = AttentionPool(shape.width, heads, hidden, eps, model.hidden_act) if model.pool == "attention" else None
         self.fc_norm = nn.LayerNorm(features, eps=eps) if model.pool_norm else nn.Identity()
         self.pre_logits = Hidden(features, model.head_hidden) if model.head_hidden else nn.Identity()
         self.head_drop = nn.Dropout(model.head_dropout)

@@ -38,7 +38,8 @@ def _params(model: Vit, shape: Shape) -> dict[str, int]:
     features = num_features(model, width)
     hidden = model.head_hidden
     last = 2 * features if model.pool_norm else norm if model.final_norm else 0
-    pool_mlp = (width * shape.mlp + shape.mlp) + (shape.mlp * width + width)
+    wide = model.pool_mlp or shape.mlp
+    pool_mlp = (width * wide + wide) + (wide * width + width)
     return {
         "patch_embed": patch_embed.params(model, width),
         "position": num_positions(model) * width if model.position == "learned" else 0,
@@ -77,7 +78,7 @@ def _flops(model: Vit, shape: Shape) -> dict[str, int]:
     pool = 0
     if model.pool == "attention":                               # one query (the probe) per image over all tokens
         seen = num_pooled(model)
-        pool = square + seen * 2 * square + 2 * (2 * seen * width) + square + 2 * (2 * width * mlp)
+        pool = square + seen * 2 * square + 2 * (2 * seen * width) + square + 2 * (2 * width * (model.pool_mlp or mlp))
     heads = 2 if model.family == "deit" else 1
     return {
         "patch_embed": patch_embed.flops(model, width),

@@ -14,7 +14,8 @@ def model_contradictions(model: Model) -> list[tuple[str, str]]:
 _BELONGS = {
     "pre_norm": "belongs to model.patch_embed patch", "hidden_act": "is of MLPs without a gate, and model.gated has one: silu",
     "key_bias": "belongs to model.qkv_bias, without which keys have none anyway",
-    "pool_include_prefix": "belongs to model.pool mean or attention",
+    "pool_include_prefix": "belongs to model.pool mean or attention", "pool_heads": "belongs to model.pool attention",
+    "pool_mlp": "belongs to model.pool attention",
 }
 
 
@@ -62,8 +63,12 @@ def _vit(model: Vit) -> list[tuple[str, str]]:
     if not model.final_norm and model.pool_norm:
         found.append(("model.pool_norm", "is a norm after the last block, which model.final_norm false says there is none of"))
     found += _turned(model)
-    for key, belongs in (("pre_norm", model.patch_embed == "patch"), ("hidden_act", not model.gated or model.pool == "attention"),
-                         ("key_bias", model.qkv_bias), ("pool_include_prefix", model.pool in ("mean", "attention"))):
+    if model.position_interpolation == "geometric" and model.position != "relative":
+        found.append(("model.position_interpolation", f"geometric is of biases by offset, model.position relative, not {model.position}"))
+    attentive = model.pool == "attention"
+    for key, belongs in (("pre_norm", model.patch_embed == "patch"), ("hidden_act", not model.gated or attentive),
+                         ("key_bias", model.qkv_bias), ("pool_include_prefix", model.pool == "mean" or attentive),
+                         ("pool_heads", attentive), ("pool_mlp", attentive)):
         if getattr(model, key) != Vit.model_fields[key].default and not belongs:
             found.append((f"model.{key}", _BELONGS[key]))
     if model.pool_norm and model.pool == "attention":

@@ -38,7 +38,7 @@ JUDGE = numbers_of("classification").judge.column               # by which they 
 
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]      # vitscale/models/mlp.py
-Interpolation = Literal["bicubic", "bicubic_antialias", "bilinear", "bilinear_antialias"]
+Interpolation = Literal["bicubic", "bicubic_antialias", "bilinear", "bilinear_antialias", "geometric"]      # vitscale/models/position.py
 
 
 class Model(Section):
@@ -72,6 +72,8 @@ class Vit(Model):
     registers: CountOrZero = 0              # tokens without a place or a use of their own (Darcet et al. 2024)
     pool: Literal["token", "mean", "attention", "token_mean"] = "token"   # token_mean: both beside each other (DINOv2's heads)
     pool_include_prefix: bool | None = None     # mean or attention over what is no patch as well; null: attention does, the mean does not
+    pool_heads: Count | None = None         # of attention pooling; null: heads
+    pool_mlp: Count | None = None           # hidden width of attention pooling's MLP; null: mlp
     final_norm: bool = True                 # a norm after the last block; CLIP's mean of patches: false
     pre_norm: bool = False                  # a norm before the first block, and no bias of the patches (Radford et al. 2021, CLIP)
     pool_norm: bool = False                 # the last norm comes after the pooling (MAE's fine-tuning, timm's fc_norm), not before it
@@ -122,6 +124,7 @@ class Swin(Model):
     depths: Depths | None = None            # blocks of each stage
     heads: Depths | None = None             # heads of each stage
     window: Count = 7                       # M, tokens on a side of a window
+    windows: Depths | None = None           # a window for each stage; null: `window` is that of all
     pretrained_windows: Windows | None = None   # of version 2: each stage's windows before, which its offsets are counted in; null, 0: M
     patch: Count = 4                        # P, pixels on a side
     position: Literal["none", "learned"] = "none"   # learned: a table for the first stage's tokens besides the biases

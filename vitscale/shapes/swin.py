@@ -56,15 +56,23 @@ def problems(model: Swin) -> list[tuple[str, str]]:
         found.append(("model.image", f"{model.image} is not divisible by {step}, which patches and {len(depths)} stages ask for; the "
                       f"nearest sizes are {f'{low} or ' if low else ''}{low + step}"))
         return found
+    if model.windows is not None and len(model.windows) != len(depths):
+        return [*found, ("model.windows", f"has {len(model.windows)} numbers, model.depths {len(depths)}")]
     for stage in range(len(depths)):
-        grid = model.image // (model.patch * 2**stage)
-        if grid > model.window and grid % model.window:
-            found.append(("model.window", f"{model.window} does not divide the {grid} tokens on a side of stage {stage}; "
+        grid, window = model.image // (model.patch * 2**stage), window_of(model, stage)
+        if grid > window and grid % window:
+            key = "model.windows" if model.windows else "model.window"
+            found.append((key, f"{window} does not divide the {grid} tokens on a side of stage {stage}; "
                           f"try {', '.join(str(m) for m in range(4, 33) if _fits(model, m, len(depths))) or 'another image'}"))
             break
     if model.dropout:
         found.append(("model.dropout", "is not used by Swin; its regularisation is model.drop_path"))
     return found
+
+
+def window_of(model: Swin, stage: int) -> int:
+    """Tokens on a side of a stage's windows, where its grid is larger."""
+    return model.windows[stage] if model.windows else model.window
 
 
 def _fits(model: Swin, window: int, stages: int) -> bool:
@@ -83,7 +91,7 @@ def stages_of(model: Swin) -> tuple[SwinStageShape, ...]:
     stages = []
     for number, (depth, count) in enumerate(zip(depths, heads, strict=True)):
         grid = model.image // (model.patch * 2**number)
-        window = min(model.window, grid)
+        window = min(window_of(model, number), grid)
         pretrained = model.pretrained_windows[number] if model.pretrained_windows else 0
         stages.append(SwinStageShape(width * 2**number, depth, count, grid, window, window // 2 if window < grid else 0, pretrained))
     return tuple(stages)

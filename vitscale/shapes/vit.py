@@ -53,6 +53,8 @@ def problems(model: Vit) -> list[tuple[str, str]]:
     origin = f" of size {model.size}" if model.size and model.width is None else ""
     if shape.width % shape.heads:
         found.append(("model.heads", f"{shape.heads} heads do not divide the width {shape.width}{origin}"))
+    if model.pool_heads and shape.width % model.pool_heads:
+        found.append(("model.pool_heads", f"{model.pool_heads} heads do not divide the width {shape.width}{origin}"))
     if is_rotary(model) and shape.width % (4 * shape.heads) and not shape.width % shape.heads:
         key = "model.position" if model.position == "rotary" else "model.rope_type"
         found.append((key, f"rotary positions want heads whose width is divisible by 4, got {shape.width // shape.heads}"))
