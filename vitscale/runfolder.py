@@ -216,3 +216,26 @@ def rows_backwards(path: Path) -> Iterator[dict[str, Any]]:
 def printable(text: str) -> str:
     """For a terminal: a log or a file's name may hold what would steer it."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def number(value: object) -> float:
+    """One number that a file says, true as 1, where JSON takes NaN, infinity and numbers of any length; NaN for anything else."""
+    if not isinstance(value, (int, float)):
+        return math.nan
+    try:
+        found = float(value)
+    except OverflowError:
+        return math.nan
+    return found if math.isfinite(found) else math.nan
+
+
+def known(value: object) -> float | None:
+    """The same; None for anything else."""
+    found = number(value)
+    return found if found == found else None
+
+
+def inside(found: dict[str, Any], key: str) -> dict[str, Any]:
+    """The object that a file has there; {} for anything else."""
+    inner = found.get(key)
+    return inner if isinstance(inner, dict) else {}

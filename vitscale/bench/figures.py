@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-
-from vitscale.data.report import console
+from vitscale.terminal import console, table
 
 
 @dataclass(frozen=True)
@@ -32,15 +30,10 @@ def show(title: str, figures: Sequence[Figure], facts: Mapping[str, Any], as_jso
     if as_json:
         print(json.dumps({"title": title, **facts, "figures": [vars(figure) for figure in figures]}, indent=1))
         return
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
-    for name, justify in (("what", "left"), ("median", "right"), ("", "left"), ("least to most", "right"), ("", "left")):
-        table.add_column(name, justify=justify, overflow="fold")        # type: ignore[arg-type]
-    for figure in figures:
-        span = "" if figure.low is None or figure.high is None or figure.low == figure.high else (
-            f"{number(figure.low)} to {number(figure.high)}")
-        table.add_row(figure.name, number(figure.value), figure.unit, span, figure.note)
+    rows = [(one.name, number(one.value), one.unit, "" if one.low is None or one.high is None or one.low == one.high else
+             f"{number(one.low)} to {number(one.high)}", one.note) for one in figures]
     out = console()
-    out.print(table, markup=False)
+    out.print(table(["what", "median", "", "least to most", ""], rows, words=(0, 2, 4), fold=True, title=title))
     brief = {name: value for name, value in facts.items() if not isinstance(value, dict | float)}
     out.print("; ".join(f"{name} {value}" for name, value in brief.items()), highlight=False, markup=False)
 

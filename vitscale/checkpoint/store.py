@@ -30,7 +30,6 @@ from vitscale.checkpoint.retain import to_delete
 from vitscale.checkpoint.room import Unwritten, checkpoint_bytes, free_bytes
 from vitscale.checkpoint.table import TABLE, Reader, read_table
 from vitscale.checkpoint.tensors import shapes_of, write_tensors
-from vitscale.data.report import size as size_text
 from vitscale.errors import CheckpointError, StorageError, said
 from vitscale.files import (
     files_below,
@@ -45,6 +44,7 @@ from vitscale.files import (
     write_json,
 )
 from vitscale.recipe import Checkpoint as CheckpointSettings
+from vitscale.terminal import size as size_text
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"

@@ -12,18 +12,12 @@ from vitscale.cli.app import Overrides, RecipeArgument, recipes_app, tell
 @recipes_app.command("list")
 def recipes_list() -> None:
     """Every recipe that vitscale ships, with the first line of its header."""
-    from rich.console import Console
-    from rich.table import Table
-
     from vitscale.recipe import RECIPES, recipe_files
+    from vitscale.terminal import console, table
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("what it is")
-    for path in recipe_files():
-        first = path.read_text(encoding="utf-8").splitlines()[0]
-        table.add_row(str(path.relative_to(RECIPES).with_suffix("")), first.lstrip("# ") if first.startswith("#") else "")
-    Console().print(table)
+    firsts = {str(path.relative_to(RECIPES).with_suffix("")): path.read_text(encoding="utf-8").splitlines()[0] for path in recipe_files()}
+    rows = [(name, first.lstrip("# ") if first.startswith("#") else "") for name, first in firsts.items()]
+    console().print(table(["recipe", "what it is"], rows, words=(0, 1), fold=True))
 
 
 @recipes_app.command("show")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.cluster.slurm import Queued, is_job
-from vitscale.runfolder import BEGUN, JOB, OUTCOME, Holder, holder_of, mark, reached, read_object
+from vitscale.runfolder import BEGUN, JOB, OUTCOME, Holder, holder_of, mark, number, reached, read_object
 
 SILENT_S = 20.0         # a heartbeat comes every 5 s: one that is so late is told
 _WORKING = ("RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING")
@@ -51,7 +51,7 @@ def state_of(folder: Path, queue: Sequence[Queued] | None, now: float | None = N
     if not outcome and _lives(holder, begun, entry, entry is None and known):
         return _living(holder, entry, now)
     working = next((queued[job] for job in jobs if job in queued and queued[job].state in ("RUNNING", "SUSPENDED", "STOPPED")), None)
-    if working is not None and not (outcome and _started(working, now) < _number(outcome.get("time"))):
+    if working is not None and not (outcome and _started(working, now) < number(outcome.get("time"))):
         return RunState("suspended", f"job {working.job}") if working.state != "RUNNING" else RunState("starting", f"for {working.elapsed}")
     waiting = next((queued[job] for job in jobs if job in queued and queued[job].state not in _WORKING), None)
     if waiting is not None:
@@ -102,7 +102,8 @@ class _Begun:
         before = told.get("before")
         before = before if isinstance(before, dict) else {}
         lease, job, restart = before.get("lease"), told.get("job"), told.get("restart")
-        return cls(job if is_job(job) else None, restart if isinstance(restart, int) else 0, _number(told.get("began")),
+        began = number(told.get("began"))
+        return cls(job if is_job(job) else None, restart if isinstance(restart, int) else 0, began if began == began else 0.0,
                    lease if isinstance(lease, int) else None, before.get("outcome"), str(told.get("nodes") or "its nodes"))
 
     def came_later(self, folder: Path, holder: Holder) -> bool:
@@ -175,10 +176,6 @@ def _is_ours(folder: Path) -> bool:
         except OSError:
             continue
     return True
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 0.0
 
 
 def span(seconds: float) -> str:

@@ -15,7 +15,20 @@ from vitscale.errors import ClusterError, RecipeError
 from vitscale.metrics.system import SPEED
 from vitscale.recipe import Duration
 from vitscale.recipe.text import read_yaml
-from vitscale.runfolder import BEGUN, ENVIRONMENT, JOB, METRICS, OUTCOME, RECIPE, highest_lease, last_row, mark, printable, read_object
+from vitscale.runfolder import (
+    BEGUN,
+    ENVIRONMENT,
+    JOB,
+    METRICS,
+    OUTCOME,
+    RECIPE,
+    highest_lease,
+    known,
+    last_row,
+    mark,
+    printable,
+    read_object,
+)
 
 MARKS = (JOB, BEGUN, OUTCOME, METRICS, RECIPE)      # a folder with one of these is a run's
 
@@ -56,30 +69,19 @@ def status_of(folder: Path, queue: Sequence[Queued] | None, now: float | None = 
     now = time.time() if now is None else now
     state, row, jobs = state_of(folder, queue, now), last_row(folder / METRICS, "loss"), jobs_of(folder)
     queued = sorted((entry for entry in queue or () if entry.job in jobs), key=lambda entry: jobs.index(entry.job))
-    step, speed, timestamp = (_number(row.get(column)) for column in ("step", SPEED.column, "time"))
-    done, left = _progress(folder, step, _number(row.get("images")))
+    step, speed, timestamp = (known(row.get(column)) for column in ("step", SPEED.column, "time"))
+    done, left = _progress(folder, step, known(row.get("images")))
     return Status(
         run=folder.name, state=state.name, detail=state.detail, cause=state.cause, lost_steps=state.lost_steps,
         step=None if step is None else int(step), done_ratio=done, images_per_second=speed,
-        eta_s=left / speed if left is not None and speed and state == RunState("running", "") else None, loss=_number(row.get("loss")),
+        eta_s=left / speed if left is not None and speed and state == RunState("running", "") else None, loss=known(row.get("loss")),
         restarts=max(highest_lease(folder) - 1, 0), checkpoint_age_s=_checkpoint_age(folder / "checkpoints", now),
         step_age_s=None if timestamp is None else max(now - timestamp, 0.0), job=queued[0].job if queued else jobs[-1] if jobs else None)
 
 
-def _number(value: object) -> float | None:
-    """JSON takes NaN, infinity and numbers of any length."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
 def _progress(folder: Path, step: float | None, images: float | None) -> tuple[float | None, float | None]:
     """(share of the run that is done, images left): by what its last attempt wrote down, else by its recipe."""
-    total = _number(read_object(folder / ENVIRONMENT).get("total_images"))
+    total = known(read_object(folder / ENVIRONMENT).get("total_images"))
     if total is not None and total > 0 and images is not None:
         return min(images / total, 1.0), max(total - images, 0.0)
     recipe = folder / RECIPE

@@ -8,29 +8,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.markup import escape as escape_markup
-from rich.table import Table
 
 from vitscale.data.pack import BAD, Packed, PackOptions
 from vitscale.data.sources import Source
 from vitscale.data.stats import Stats
 from vitscale.data.verify import Findings
+from vitscale.terminal import console, escape, plural, size, table
 
 _ROWS = 40              # faults shown; --json has them all
 _ENDS = 5               # classes shown from either end
-_PLAIN_WIDTH = 180      # columns where the output is no terminal
-
-
-def console() -> Console:
-    wide = Console()
-    return wide if wide.is_terminal else Console(width=_PLAIN_WIDTH)
 
 
 def show_packed(split: str, source: Source, packed: Packed, out: Path, options: PackOptions, max_left_out: float, skip_bad: bool) -> bool:
     """What was packed, which number each class has, what was left out and why; -> whether it is what the user must have wanted.
 
     It is not if images were bad or a class folder gave none (unless skip_bad), or more than `max_left_out` of the files are no images."""
-    screen, trouble = console(), Console(stderr=True, width=_PLAIN_WIDTH)
+    screen, trouble = console(), console(stderr=True)
     kept = f"; {packed.kept} shards were there already" if packed.kept else ""
     order = "" if source.mixed or options.shuffle is None else f"; mixed by seed {options.shuffle}"
     named = f"{split}: " if split else ""
@@ -78,13 +71,9 @@ def show_verdict(verdict: Findings) -> None:
     """A table of faults, then one line."""
     out = console()
     if verdict.faults:
-        table = Table(box=None, pad_edge=False)
-        for name, justify in (("shard", "left"), ("offset", "right"), ("key", "left"), ("reason", "left"), ("what", "left")):
-            table.add_column(name, justify=justify, overflow="fold")        # type: ignore[arg-type]
-        for fault in verdict.faults[:_ROWS]:
-            offset = "" if fault.offset is None else f"{fault.offset}"
-            table.add_row(escape(os.path.basename(fault.shard)), offset, escape(fault.key or ""), fault.reason, escape(fault.detail))
-        out.print(table)
+        rows = [(os.path.basename(fault.shard), "" if fault.offset is None else f"{fault.offset}", fault.key or "", fault.reason,
+                 fault.detail) for fault in verdict.faults[:_ROWS]]
+        out.print(table(["shard", "offset", "key", "reason", "what"], rows, words=(0, 2, 3, 4), fold=True))
         if len(verdict.faults) > _ROWS:
             out.print(f"... and {len(verdict.faults) - _ROWS} more; --json FILE has them all")
     checked = f"{verdict.samples:,} samples in {verdict.shards:,} shards, {size(verdict.bytes)}"
@@ -102,16 +91,11 @@ def show_stats(stats: Stats) -> None:
               + ", ".join(f"{kind} {count:,}" for kind, count in stats.formats.most_common()), highlight=False)
     if stats.unreadable:
         out.print("unreadable: " + ", ".join(f"{reason} {count:,}" for reason, count in stats.unreadable.most_common()), highlight=False)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for name in ("min", "median", "max"):
-        table.add_column(name, justify="right")
-    for name, values in (("width", stats.width), ("height", stats.height), ("shorter side", np.minimum(stats.width, stats.height)),
-                         ("image bytes", stats.bytes)):
-        table.add_row(name, *_spread(values))
+    spreads = {"width": stats.width, "height": stats.height, "shorter side": np.minimum(stats.width, stats.height),
+               "image bytes": stats.bytes}
     if stats.classes:
-        table.add_row("samples of a class", *_spread(np.array(list(stats.classes.values()))))
-    out.print(table)
+        spreads["samples of a class"] = np.array(list(stats.classes.values()))
+    out.print(table(["", "min", "median", "max"], [(name, *_spread(values)) for name, values in spreads.items()]))
     _show_classes(stats, out)
     if stats.copies:
         disputed = f"; {stats.disputed:,} of them under different labels" if stats.disputed else ""
@@ -137,29 +121,10 @@ def _show_classes(stats: Stats, out: Console) -> None:
     if largest == smallest:
         return
     shown = ranked if len(ranked) <= 2 * _ENDS else [*ranked[:_ENDS], (-1, 0), *ranked[-_ENDS:]]
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for number, count in shown:
-        bar = "█" * max(round(40 * count / largest), 1)
-        table.add_row(*(("...", "", "") if number < 0 else (escape(stats.class_name(number)), f"{count:,}", bar)))
-    out.print(table)
+    rows = [("...", "", "") if number < 0 else (stats.class_name(number), f"{count:,}", "█" * max(round(40 * count / largest), 1))
+            for number, count in shown]
+    out.print(table(["", "", ""], rows, words=(0, 2), show_header=False))
 
 
 def _spread(values: NDArray[np.int64]) -> tuple[str, ...]:
     return tuple(f"{value:,.0f}" for value in (values.min(), np.median(values), values.max())) if len(values) else ("", "", "")
-
-
-def escape(text: str) -> str:
-    """A name from a tar, fit for a terminal: no control characters, no broken Unicode, no markup."""
-    return escape_markup("".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text))
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def size(count: int) -> str:
-    """12345678 -> '12.3 MB'"""
-    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 999.5 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.3g} {units[0]}"

@@ -138,22 +138,15 @@ def as_json(entries: Sequence[ComparedModel], device: torch.device, batch: int) 
 
 def show(entries: Sequence[ComparedModel], device: torch.device, batch: int) -> None:
     """The table on the terminal, a row for each model, and who is best at what."""
-    from rich.table import Table
+    from vitscale.terminal import console, escape, table
 
-    from vitscale.data.report import console, escape
-
-    table = Table(box=None, pad_edge=False)
-    for name in ("model", "family", "top-1", "interval", "parameters", "GFLOP", "trained on", "train img/s", "latency", "img/s", "memory"):
-        table.add_column(name, justify="left" if name in ("model", "family") else "right", overflow="fold")
-    for entry in entries:
-        table.add_row(
-            escape(entry.name), entry.family, _or(entry.top1, "{:.2%}"),
-            f"{entry.interval[0]:.1%} to {entry.interval[1]:.1%}" if entry.interval else "", f"{entry.parameters:,}",
-            "not known" if entry.flops is None else f"{entry.flops / 1e9:.3g}", _or(entry.images_seen, "{:,}"),
-            _or(entry.training_images_per_s, "{:,.0f}"), f"{entry.latency_s * 1e3:.2f} ms", f"{entry.images_per_s:,.0f}",
-            f"{entry.peak_bytes / 1e6:.1f} MB")
+    heads = ("model", "family", "top-1", "interval", "parameters", "GFLOP", "trained on", "train img/s", "latency", "img/s", "memory")
+    rows = [(one.name, one.family, _or(one.top1, "{:.2%}"), f"{one.interval[0]:.1%} to {one.interval[1]:.1%}" if one.interval else "",
+             f"{one.parameters:,}", "not known" if one.flops is None else f"{one.flops / 1e9:.3g}", _or(one.images_seen, "{:,}"),
+             _or(one.training_images_per_s, "{:,.0f}"), f"{one.latency_s * 1e3:.2f} ms", f"{one.images_per_s:,.0f}",
+             f"{one.peak_bytes / 1e6:.1f} MB") for one in entries]
     out = console()
-    out.print(table)
+    out.print(table(heads, rows, words=(0, 1), fold=True))
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
     out.print(f"latency of one image, speed and memory in batches of {batch}, fp32, on {escape(where)}")
     for line in verdict(entries):

@@ -53,18 +53,9 @@ def as_csv(rows: list[Row]) -> str:
 
 def show(rows: list[Row]) -> None:
     """A table on the terminal."""
-    from rich.table import Table
+    from vitscale.terminal import console, table
 
-    from vitscale.data.report import console, escape
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("image", overflow="fold")
-    table.add_column("class")
-    table.add_column("", justify="right")
-    table.add_column("or")
-    for row in rows:
-        if "error" not in row:
-            (name, share), *others = row["classes"]
-            table.add_row(escape(row["image"]), escape(name), f"{share:.1%}",
-                          escape(", ".join(f"{other} {less:.1%}" for other, less in others[:2])))
-    console().print(table)
+    told = [(row["image"], *row["classes"]) for row in rows if "error" not in row]
+    console().print(table(["image", "class", "", "or"], [
+        (image, name, f"{share:.1%}", ", ".join(f"{other} {less:.1%}" for other, less in others[:2]))
+        for image, (name, share), *others in told], words=(0, 1, 3), fold=True))

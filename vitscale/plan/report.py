@@ -1,12 +1,13 @@
 """A plan for people: one page on the terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from vitscale import terminal
 from vitscale.plan.answer import MemoryPlan, Plan, Row
 
 BAR = 28        # characters of the longest bar
@@ -50,15 +51,18 @@ def _lines(lines: Iterable[str]) -> RenderableType:
     return Group(*(Text(f"* {line}", overflow="fold") for line in lines))
 
 
-def _grid(*justify: str) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    for one in justify:
-        table.add_column(justify=one)  # type: ignore[arg-type]
-    return table
+def _table(*heads: str, words: Sequence[int] = ()) -> Table:
+    made = terminal.table(heads, words=words)
+    made.header_style = "dim"
+    return made
+
+
+def _grid(columns: int, words: Sequence[int]) -> Table:
+    return terminal.table([""] * columns, words=words, fold=True, show_header=False)
 
 
 def _facts(plan: Plan) -> RenderableType:
-    table = _grid("left", "left")
+    table = _grid(2, (0, 1))
     table.columns[0].style = "dim"
     time, batch, flops, growth = plan.time, plan.batch, plan.flops, plan.growth
     rows = [("model", f"{plan.parameters.total:,} parameters; {number(flops.per_image)}FLOP an image, forward and backward"
@@ -130,7 +134,7 @@ def _money(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _memory(memory: MemoryPlan) -> RenderableType:
-    table = _grid("left", "right", "left")
+    table = _grid(3, (0, 2))
     most = max(getattr(memory, name) for name in MEMORY_PARTS) or 1
     for name, words in MEMORY_PARTS.items():
         part = getattr(memory, name)
@@ -142,9 +146,7 @@ def _memory(memory: MemoryPlan) -> RenderableType:
 
 
 def _components(plan: Plan) -> RenderableType:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("component", "parameters", "FLOP", "share", "time", "FLOP/B", "by"):
-        table.add_column(name, justify="left" if name in ("component", "by") else "right", no_wrap=True)
+    table = _table("component", "parameters", "FLOP", "share", "time", "FLOP/B", "by", words=(0, 6))
     whole, spent = max(plan.flops.forward_per_image, 1), sum(one.seconds for one in plan.operations) or 1
     timed = {one.name: one for one in plan.operations}
     flops = plan.flops.by_component
@@ -164,9 +166,7 @@ def _components(plan: Plan) -> RenderableType:
 
 def _scaling(plan: Plan) -> RenderableType:
     assert plan.scaling is not None
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("GPUs", "images/s", "time", "eff.", "micro", "GiB", "|", "batch", "images/s", "eff.", "GiB"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table("GPUs", "images/s", "time", "eff.", "micro", "GiB", "|", "batch", "images/s", "eff.", "GiB")
     weak = {row.gpus: row for row in plan.scaling.weak}
     strong = {row.gpus: row for row in plan.scaling.strong}
     for gpus in sorted({*weak, *strong}):
@@ -219,9 +219,8 @@ def _proposal(plan: Plan) -> RenderableType:
 
 
 def _alternatives(plan: Plan) -> RenderableType:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("images/s", "time", "GiB", "micro", "changes"):
-        table.add_column(name, justify="left" if name == "changes" else "right", no_wrap=name != "changes")
+    table = _table("images/s", "time", "GiB", "micro", "changes", words=(4,))
+    table.columns[4].no_wrap = False
     for one in plan.alternatives:
         changes = Text(overrides(one.changes) or "none: the recipe as it is", overflow="fold")
         table.add_row(f"{one.images_per_second:,.0f}", _short(one.days), f"{one.peak_bytes / 2**30:.1f}", f"{one.micro_batch:,}", changes)

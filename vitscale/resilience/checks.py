@@ -23,12 +23,12 @@ from vitscale.checkpoint.store import checkpoints_in
 from vitscale.data import remote
 from vitscale.data.descriptors import Held
 from vitscale.data.index import SetIndex
-from vitscale.data.report import size
 from vitscale.errors import UserError
 from vitscale.parallel.world import World
 from vitscale.recipe import Recipe
 from vitscale.resilience.speed import write_speed
 from vitscale.shapes.storage import checkpoint_bytes, retained_checkpoints
+from vitscale.terminal import size
 
 OTHERS_BYTES = 2 << 30          # a GPU with more than this taken before we begin is used by somebody else; our own context takes less
 SLOW_CHECKPOINT_S = 600.0       # a checkpoint that takes longer to write is worth a word

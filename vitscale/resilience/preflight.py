@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from vitscale.data.index import SetIndex
-from vitscale.data.report import size
 from vitscale.errors import EXIT_REQUEUE, ClusterError
 from vitscale.objectives import num_parameters
 from vitscale.parallel.rank_info import node_name
@@ -21,6 +20,7 @@ from vitscale.recipe import Recipe
 from vitscale.recipe.external import package_of
 from vitscale.resilience import checks, speed
 from vitscale.resilience.checks import Finding
+from vitscale.terminal import size
 
 log = logging.getLogger(__name__)
 CLOCK_S = 2.0                       # clocks that differ by more are named

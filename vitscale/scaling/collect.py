@@ -7,6 +7,7 @@ from typing import Any
 from vitscale.cluster.state import state_of
 from vitscale.errors import DataError
 from vitscale.metrics import COLUMNS, JUDGES
+from vitscale.runfolder import number
 from vitscale.scaling.points import Points, make_points
 from vitscale.scaling.runner import manifest, outcome_of
 
@@ -37,7 +38,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
             "seed": run["seed"],
             "held_out": run["held_out"],
             "state": "not started" if state.name == "new" else state.name,
-            **{judge.column: _number(outcome.get(judge.column)) for judge in reversed(JUDGES)},
+            **{judge.column: number(outcome.get(judge.column)) for judge in reversed(JUDGES)},
         }
         row["reason"] = _why_not(row, outcome, told["metric"], state.detail)
         rows.append(row)
@@ -60,10 +61,6 @@ def largest_of(name: str) -> tuple[list[str], list[str]]:
         raise DataError(f"{folder}: of its largest budget no run is done: `vitscale sweep` resumes it; or name the run folders\n  "
                         + "\n  ".join(left_out))
     return done, left_out
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
 
 
 def _why_not(row: dict[str, Any], outcome: dict[str, Any], metric: str, detail: str) -> str | None:

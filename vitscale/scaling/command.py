@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vitscale import terminal
 from vitscale.errors import DataError
 from vitscale.processes import usable_cores
 from vitscale.scaling.analyse import Analysis, FitRequest, analyse, check_forms
 from vitscale.scaling.files import write_csv, write_json
 from vitscale.scaling.optimum import PLANNED, best_for, budget_of, flops_per_sample
 from vitscale.scaling.points import Columns, Points, read_csv, read_number
-from vitscale.scaling.say import new_console, number, show_fit, span
+from vitscale.scaling.say import number, show_fit, span
 
 
 def forms_of(text: str | None) -> tuple[str, ...]:
@@ -62,7 +63,7 @@ def fit_csv(path: Path, columns: Columns, asked: FitRequest, out: Path, by: str 
     groups = {", ".join(values): points.take(members[values]) for values in sorted(members)}
     told: list[dict[str, Any]] = []
     errors: dict[str, list[float]] = {}
-    console = new_console()
+    console = terminal.console()
     at_once = min(usable_cores(), len(groups))
     with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
         fits = pool.map(functools.partial(_group, asked=replace(asked, intervals=False), split_by=split_by), groups.values())
@@ -110,7 +111,7 @@ def _one(
 ) -> None:
     found = _analysed(points, asked, split_by)
     write_analysis(found, out)
-    console = new_console()
+    console = terminal.console()
     console.print(show_fit(found.told), highlight=False)
     plan = optimum_of(found, budget, serve) if budget is not None else None
     if plan is not None:

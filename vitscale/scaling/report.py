@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from vitscale import terminal
 from vitscale.errors import DataError, RecipeError
 from vitscale.metrics import COLUMNS, JUDGES, text
 from vitscale.metrics.system import EVALUATION_LOSS
@@ -25,7 +26,7 @@ from vitscale.scaling.optimum import PLANNED, Best, best_for, budget_of, flops_p
 from vitscale.scaling.prediction import FILE as PREDICTION
 from vitscale.scaling.prediction import judge, predict
 from vitscale.scaling.runner import manifest, outcome_of
-from vitscale.scaling.say import new_console, number, show_fit, span, terminal_table
+from vitscale.scaling.say import number, show_fit, span
 from vitscale.scaling.seeds import say_seeds
 from vitscale.scaling.shapes import family
 from vitscale.scaling.sweep import Sweep
@@ -89,7 +90,7 @@ def show_runs(folder: Path, console: Console) -> None:
         if row["reason"] is not None:
             told = [row["reason"], *[""] * (len(judges) - 1)]
         shown.append([row["run"], f"{row['n']:,}", f"{row['d']:,}", f"{row['c']:.3g}", *told])
-    console.print(terminal_table(["run", "parameters", "images", "FLOP", *(one.word for one in judges)], shown), highlight=False)
+    console.print(terminal.table(["run", "parameters", "images", "FLOP", *(one.word for one in judges)], shown), highlight=False)
     for line in say_seeds(rows, manifest(folder)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     line = f"\nwritten to {folder}: runs.csv; their speed and memory beside it: vitscale compare {folder}"
@@ -105,7 +106,7 @@ def fit_sweep(
     folder: Path, given: FitRequest, out: Path, budget: str | None, serve: float, figures: bool, console: Console | None = None
 ) -> None:
     """runs.csv, fit.json, backtest.csv, plan.json, recommended.yaml, verdict.json, figures/, report.html.  Raises DataError."""
-    console = console or new_console()
+    console = console or terminal.console()
     asked_budget = budget_of(budget) if budget is not None else None
     found, rows, sweep = fit_points(folder, given)
     write_csv(out / "runs.csv", rows)

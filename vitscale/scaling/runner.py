@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from vitscale import terminal
 from vitscale.errors import EXIT_REQUEUE, EXIT_WRONG_INPUT, ClusterError
 from vitscale.files import write_json
 from vitscale.metrics import JUDGES
@@ -201,9 +202,7 @@ def table(states: Any) -> Table:
     """Every run, its state, how far it is, and its loss."""
     states = list(states)
     done = sum(state.state == "done" for state in states)
-    shown = Table(box=None, pad_edge=False, title=f"{done} of {len(states)} runs done", title_justify="left")
-    for column in ("run", "state", "images", "loss", "attempts"):
-        shown.add_column(column, justify="left" if column in ("run", "state") else "right", no_wrap=True)
+    shown = terminal.table(["run", "state", "images", "loss", "attempts"], words=(0, 1), title=f"{done} of {len(states)} runs done")
     for state in states:
         row = last_row(state.folder / METRICS, "loss")
         seen = int(row.get("images", 0))

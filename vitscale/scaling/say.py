@@ -3,17 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
+from vitscale.terminal import table
+
 Rows = tuple[list[str], list[list[str]]]        # heads of the columns, and rows
-
-
-def new_console() -> Console:
-    """As wide as the terminal; into a file or a pipe so wide that no table is cut."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
 
 
 def number(value: float | None) -> str:
@@ -31,16 +26,6 @@ def interval(low: float | None, high: float | None) -> str:
 def span(three: Sequence[float | None]) -> str:
     """A value and its interval."""
     return f"{number(three[0])} ({interval(*three[1:])})"
-
-
-def terminal_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """The first column names the rows; the others are numbers."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for position, head in enumerate(heads):
-        table.add_column(head, justify="right" if position else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
 
 
 def choice_by_backtest(told: Mapping[str, Any]) -> Rows:
@@ -74,7 +59,7 @@ def show_fit(told: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [Text(line) for line in lines]
     held = told.get("hold_out", {}).get("rms_log_error", {})
     if len(told["fits"]) > 1:
-        parts += [Text(), terminal_table(*choice_by_backtest(told))]
+        parts += [Text(), table(*choice_by_backtest(told))]
     elif held:
         error, count = next(iter(held.values())), told["hold_out"]["points"]
         parts += [Text(), Text(f"hold-out: root mean square log error {error:.2%} on {count} points")]
@@ -85,7 +70,7 @@ def show_fit(told: Mapping[str, Any]) -> RenderableType:
             parts += [Text(), Text(f"{name}:  {one['formula']}"),
                       Text(f"  {one['source']}; Huber's delta {number(one['huber_delta'])}, residuals {number(one['residual_scale'])}; "
                            f"{starts['agree']} of {starts['finished']} starts agree"),
-                      terminal_table(*parameters_of(one["parameters"])), *(Text(f"  ! {warning}") for warning in one["warnings"])]
+                      table(*parameters_of(one["parameters"])), *(Text(f"  ! {warning}") for warning in one["warnings"])]
     return Group(*parts)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from vitscale import terminal
 from vitscale.cluster.bill import bill
 from vitscale.cluster.site import Site
 from vitscale.cluster.slurm import queue
@@ -24,7 +25,6 @@ from vitscale.scaling.expand import Run, SweepPlan, expand
 from vitscale.scaling.files import read_json, write_json, write_text
 from vitscale.scaling.report import fit_now, predict_now, show_runs
 from vitscale.scaling.runner import branch_off, is_done, run_all
-from vitscale.scaling.say import new_console
 from vitscale.scaling.sweep import load_sweep
 
 CHECK = "coordinate_check.json"
@@ -32,7 +32,7 @@ CHECK = "coordinate_check.json"
 
 def sweep(name: str, out: Path | None, jobs: int, submit: bool, dry_run: bool, site: Site, at_once: int | None) -> int:
     """Go on with a sweep as far as it can now; the exit code.  Raises UserError."""
-    console = new_console()
+    console = terminal.console()
     asked, source = load_sweep(name)
     folder = out or Path("sweeps") / asked.name
     plan = expand(asked, source, folder)
@@ -67,9 +67,8 @@ def bill_of(plan: SweepPlan, site: Site) -> Table:
     price, gpu = site.price_per_gpu_hour, site.gpu
     gpu_hours = {name: (one.hours * one.ranks if one.hours is not None else None) for name, one in bills.items()}
     cached = {run.name: run.branch_step * run.batch / run.d for run in plan.runs if run.trunk and run.branch_step}
-    table = Table(box=None, pad_edge=False, title=f"{plan.sweep.name}: {len(plan.runs)} runs", title_justify="left")
-    for column in ("level", "runs", "parameters", "images", "FLOP", "GPU-hours", "cost"):
-        table.add_column(column, justify="left" if column == "level" else "right", no_wrap=True)
+    table = terminal.table(["level", "runs", "parameters", "images", "FLOP", "GPU-hours", "cost"],
+                           title=f"{plan.sweep.name}: {len(plan.runs)} runs")
 
     def row(label: str, runs: Sequence[Run]) -> None:
         flops = sum(run.c * (1 - cached.get(run.name, 0.0)) for run in runs)

@@ -14,10 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.table import Table
-
 from vitscale.data import native
-from vitscale.data.report import console, size
 from vitscale.errors import EXIT_DONE, EXIT_WRONG_INPUT, DataError, RecipeError
 from vitscale.objectives import num_parameters
 from vitscale.observe.console import make_console, setup_logging
@@ -29,6 +26,7 @@ from vitscale.processes import usable_cores
 from vitscale.recipe import Recipe
 from vitscale.resilience.checks import Finding
 from vitscale.resilience.preflight import look, measured, merge
+from vitscale.terminal import console, size, table
 from vitscale.train.prepare import Prepared, prepare
 from vitscale.train.size import device_bytes, size_up
 
@@ -145,10 +143,6 @@ def _show(findings: Sequence[Finding], as_json: bool) -> None:
         sound = all(finding.state != "failed" for finding in findings)
         print(json.dumps({"sound": sound, "findings": [asdict(finding) for finding in findings]}, indent=1))
         return
-    table = Table(box=None, pad_edge=False)
-    for name in ("check", "", "found", "", "where"):
-        table.add_column(name, overflow="fold")
-    for finding in findings:
-        mark = {"ok": "", "warning": "warning", "failed": "FAILED"}[finding.state]
-        table.add_row(finding.name, mark, measured(finding), finding.words, finding.where)
-    console().print(table, markup=False)
+    marks = {"ok": "", "warning": "warning", "failed": "FAILED"}
+    rows = [(one.name, marks[one.state], measured(one), one.words, one.where) for one in findings]
+    console().print(table(["check", "", "found", "", "where"], rows, words=range(5), fold=True))

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vitscale.observe.dashboard.table import inside, known, number
 from vitscale.recipe.redact import redact
-from vitscale.runfolder import EVALUATION, printable, read_object
+from vitscale.runfolder import EVALUATION, inside, known, number, printable, read_object
 
 _MOST_BYTES = 16 << 20
 _MOST_ROWS = 60         # of sets of images, and of few-shot's numbers of images

@@ -10,9 +10,8 @@ import numpy as np
 
 from vitscale.metrics import JUDGES
 from vitscale.observe.dashboard.declared import place
-from vitscale.observe.dashboard.table import inside, known, number
 from vitscale.observe.dashboard.thin import plain
-from vitscale.runfolder import printable, read_object
+from vitscale.runfolder import inside, known, number, printable, read_object
 
 _CURVE = 60             # places of a curve
 _MOST = 40              # laws, parameters, runs of a verdict, warnings

@@ -12,7 +12,7 @@ from vitscale.cluster.status import MARKS, status_of
 from vitscale.errors import ClusterError
 from vitscale.metrics.system import EVALUATION_LOSS, MFU, SPEED
 from vitscale.observe.dashboard.declared import JUDGED
-from vitscale.observe.dashboard.table import number, sampled
+from vitscale.observe.dashboard.table import sampled
 from vitscale.observe.meters import data_wait_share
 from vitscale.runfolder import (
     BEGUN,
@@ -24,6 +24,7 @@ from vitscale.runfolder import (
     holder_of,
     last_row,
     mark,
+    number,
     page_id,
     printable,
 )

@@ -9,8 +9,7 @@ from vitscale.metrics.system import EVALUATION_LOSS, TRAINING_LOSS
 from vitscale.observe.dashboard.declared import JUDGED, place
 from vitscale.observe.dashboard.fitted import curves, fitted, plan, verdict
 from vitscale.observe.dashboard.folder import Runs
-from vitscale.observe.dashboard.table import known, number
-from vitscale.runfolder import ENVIRONMENT, METRICS, last_row, printable, read_object
+from vitscale.runfolder import ENVIRONMENT, METRICS, known, last_row, number, printable, read_object
 from vitscale.scaling.seeds import over_seeds, setting_of, words
 
 _NOT_STARTED = "not started"

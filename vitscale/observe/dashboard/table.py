@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitscale.metrics import OF_STEPS, is_evaluation
-from vitscale.runfolder import cut_by
+from vitscale.runfolder import cut_by, number
 
 COLUMNS = (*(metric.column for metric in OF_STEPS), "attempt", "applied")
 _CHUNK = 4 << 20
@@ -184,17 +184,6 @@ def numbers(values: list[Any]) -> NDArray[np.float64]:
     return np.array([number(value) for value in values], dtype=np.float64)
 
 
-def number(value: object) -> float:
-    """One number that a file says; NaN for anything else."""
-    if not isinstance(value, (int, float)):
-        return float("nan")
-    try:
-        found = float(value)
-    except OverflowError:
-        return float("nan")
-    return found if np.isfinite(found) else float("nan")
-
-
 def sampled(path: Path, count: int, start: int = 0) -> list[dict[str, Any]]:
     """About `count` training rows, evenly spread over the file from byte `start` on, in order, the last one among them.  Reads little."""
     rows: list[dict[str, Any]] = []
@@ -226,15 +215,3 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
-
-
-def known(value: object) -> float | None:
-    """One number that a file says; None for anything else."""
-    found = number(value)
-    return found if found == found else None
-
-
-def inside(found: dict[str, Any], key: str) -> dict[str, Any]:
-    """The object that a file has there; {} for anything else."""
-    inner = found.get(key)
-    return inner if isinstance(inner, dict) else {}

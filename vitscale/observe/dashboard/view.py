@@ -17,10 +17,10 @@ from vitscale.metrics import OF_EVALUATIONS, OF_STEPS, is_evaluation
 from vitscale.metrics.system import BUCKETS, PHASES, SLOWEST
 from vitscale.observe.dashboard.declared import JUDGED, PANELS
 from vitscale.observe.dashboard.evaluated import evaluation
-from vitscale.observe.dashboard.table import Table, number, sampled
+from vitscale.observe.dashboard.table import Table, sampled
 from vitscale.observe.dashboard.thin import Floats, chosen, last_of_each, plain, thin
 from vitscale.recipe.redact import redact
-from vitscale.runfolder import ENVIRONMENT, EVALUATION, GOODPUT, OUTCOME, RECIPE, printable, read_object
+from vitscale.runfolder import ENVIRONMENT, EVALUATION, GOODPUT, OUTCOME, RECIPE, number, printable, read_object
 
 CURVES = tuple(metric.column for metric in OF_STEPS if metric.curve is not None)
 ATTEMPTS, QUARANTINE = "attempts.jsonl", "quarantine.jsonl"
