@@ -113,10 +113,10 @@ def _ours(who: str, model: str, batch: int, device: torch.device, precision: str
 
     recipe = _recipe(model, batch, str(device), precision, compiled)
     world = World(0, 1, 0, 1, device, None)
-    engine, task, made = prepared(recipe, world, batch, 1)
+    coupling, made = prepared(recipe, world, batch, 1)
     inputs, meters = made_inputs(recipe, world, made), Meters()
     meters.begin()
-    return lambda: one_step(engine, made, task, inputs, LR, meters)
+    return lambda: one_step(coupling, made, inputs, LR, meters)
 
 
 def _theirs(who: str, model: str, batch: int, device: torch.device, precision: str, compiled: bool) -> Step:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from vitscale.data import MicroBatch, StepBatch
+from vitscale.data.batch import ViewBatch
 from vitscale.errors import RecipeError
 from vitscale.models import initial_value
 from vitscale.models.lora import BASE, UP, with_adapters
@@ -291,8 +292,8 @@ def _batch(step: int, size: int, work: Work, world: World, task: Task, rates: Te
 
         index = torch.cat([places, spare])
         micro.append(MicroBatch(
-            images=filled(images), labels=filled(labels), weight=filled(torch.ones(size)), ids=index, index=index, flip=filled(flip),
-            keep=None if keep is None else keep[:, index], draws=None if draws is None else filled(draws)))
+            views=(ViewBatch(filled(images), filled(flip)),), labels=filled(labels), weight=filled(torch.ones(size)), ids=index,
+            index=index, keep=None if keep is None else keep[:, index], draws=None if draws is None else filled(draws)))
     return StepBatch(step, 0, size, 0, size, micro)
 
 

@@ -155,7 +155,7 @@ def test_a_group_that_cannot_be_read_is_not_mixed_into_others(tmp_path, shards):
 def test_evaluation_is_not_augmented(shards):
     with open_stream(recipe(shards, RICH), open_index(shards), "val", rank=0, world=1, micro_batch=4) as stream:
         one = next(iter(stream))
-    assert (one.ops, one.erase, one.mix) == (None, None, None)
+    assert (one.views[0].ops, one.views[0].erase, one.mix) == (None, None, None)
     assert device_inputs(one, torch.device("cpu"), recipe(shards, RICH).data.augment)[0].labels.dtype == torch.int64
 
 

@@ -304,7 +304,7 @@ def test_an_error_in_a_thread_names_the_sample(shards, monkeypatch):
 
     with open_stream(recipe(shards), open_index(shards), rank=0, world=1, micro_batch=2) as stream:
         with monkeypatch.context() as patch:
-            patch.setattr("vitscale.data.batch.decode", fail)
+            patch.setattr("vitscale.data.batch.decode_views", fail)
             with pytest.raises(ZeroDivisionError) as caught:
                 next(stream)
         assert "while reading sample" in caught.value.__notes__[0]

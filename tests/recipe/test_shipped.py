@@ -35,6 +35,8 @@ PUBLISHED = {
     "finetune_mae_l16_in1k": (304_326_632 - 1024, 1024, "50 epochs"),           # the class token has no place of its own
     "finetune_mae_h14_in1k": (632_045_800 - 1280, 1024, "50 epochs"),
     "finetune_deit3_l16_in1k": (304_374_760, 512, "20 epochs"),
+    "dino_s16_in1k": (22_050_664 - 385_000 + 22_286_592, 512, "100 epochs"),    # no classifier, but a head over prototypes
+    "dino_cifar10": (1_322_400, 256, "5 epochs"),                               # our own settings
     "vit_so400m14": (427_680_704 + 29_593 * 1_153, 16_384, "40000000000 images"),
 }
 

@@ -17,22 +17,26 @@ from torch import Tensor
 
 import vitscale
 from vitscale.bench.figures import Figure, spread
-from vitscale.data.batch import MicroBatch, StepBatch
+from vitscale.data.batch import MicroBatch, StepBatch, ViewBatch
 from vitscale.data.drop_path import keep_of_groups
 from vitscale.files import write_atomically
 from vitscale.models import initial_value
-from vitscale.objectives import Task, build_task
+from vitscale.objectives import build_task
 from vitscale.observe.meters import PHASES, Meters
 from vitscale.observe.peak import measure_peak_flops
 from vitscale.optim.build import build_optimizer
-from vitscale.parallel.engine import Engine, Work
+from vitscale.optim.ema import WeightAverage
+from vitscale.parallel.engine import Work
 from vitscale.parallel.engines import open_engine
 from vitscale.parallel.world import World
 from vitscale.plan.forecast import forecast
 from vitscale.plan.hardware import find_device, peak_for
 from vitscale.recipe import Recipe
 from vitscale.recipe.check import drop_group
+from vitscale.recipe.course import Now
+from vitscale.recipe.views import view_kinds
 from vitscale.resilience.speed import matmul_flops
+from vitscale.train.coupling import Coupling
 from vitscale.train.size import largest_micro_batch
 from vitscale.train.step import Inputs, train_step
 from vitscale.train.teacher import give_teacher
@@ -49,7 +53,7 @@ def measure_step(recipe: Recipe, world: World, steps: int, warm_up: int, micro_s
     """
     share = max(recipe.global_batch // world.data_size, 1)
     micro_batch = recipe.micro_batch or largest_micro_batch(recipe, world, share)
-    engine, task, batch = prepared(recipe, world, micro_batch, micro_steps)
+    coupling, batch = prepared(recipe, world, micro_batch, micro_steps)
     on_gpu = world.device.type == "cuda"
     inputs = made_inputs(recipe, world, batch)
     if on_gpu:
@@ -59,7 +63,7 @@ def measure_step(recipe: Recipe, world: World, steps: int, warm_up: int, micro_s
     for number in range(warm_up + steps):
         meters = Meters()
         meters.begin()
-        elapsed = one_step(engine, batch, task, inputs, recipe.optim.lr, meters)
+        elapsed = one_step(coupling, batch, inputs, recipe.optim.lr, meters)
         if number >= warm_up:
             seconds.append(elapsed)
             for name, took in meters.end_step(batch.size).items():
@@ -96,8 +100,8 @@ def save(path: Path, facts: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(facts, indent=1) + "\n")
 
 
-def prepared(recipe: Recipe, world: World, micro_batch: int, micro_steps: int) -> tuple[Engine, Task, StepBatch]:
-    """The engine with its model and optimizer, the task, and a batch for every step."""
+def prepared(recipe: Recipe, world: World, micro_batch: int, micro_steps: int) -> tuple[Coupling, StepBatch]:
+    """The task with its model and optimizer under their engine, and a batch for every step."""
     engine = open_engine(recipe.parallel, world, Work(micro_batch, micro_steps, recipe.optim.clip_norm))
     task = build_task(recipe.model, recipe.objective)
     give_teacher(task, recipe, world.device)
@@ -108,7 +112,8 @@ def prepared(recipe: Recipe, world: World, micro_batch: int, micro_steps: int) -
     engine.adopt(model, build_optimizer(model, recipe.optim))
     micro = [_made_up(recipe, micro_batch, drop_rates, task.num_draws, pin=world.device.type == "cuda") for _ in range(micro_steps)]
     size = micro_batch * micro_steps * world.data_size
-    return engine, task, StepBatch(step=0, position=0, end=size, epoch=0, size=size, micro=micro)
+    average = WeightAverage(engine.model, recipe.ema.decay if recipe.ema else 1.0) if recipe.keeps_average else None
+    return Coupling(task, engine, average), StepBatch(step=0, position=0, end=size, epoch=0, size=size, micro=micro)
 
 
 def made_inputs(recipe: Recipe, world: World, batch: StepBatch) -> Inputs:
@@ -119,36 +124,46 @@ def made_inputs(recipe: Recipe, world: World, batch: StepBatch) -> Inputs:
 def _made_up(recipe: Recipe, count: int, drop_rates: Sequence[float], num_draws: int, pin: bool) -> MicroBatch:
     draw = torch.Generator().manual_seed(recipe.seed)
     model = recipe.model
-    several = recipe.data.multi_label
+    several, kinds = recipe.data.multi_label, view_kinds(recipe)
+    passes = count * sum(one.count for one in kinds)        # of the backbone
 
     def place(tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if pin else tensor
 
     keep = None
     if (group := drop_group(recipe)) is not None:
-        keep = torch.from_numpy(keep_of_groups(drop_rates, recipe.seed, 0, np.arange(count), group, count))
+        keep = torch.from_numpy(keep_of_groups(drop_rates, recipe.seed, 0, np.arange(passes), group, passes))
     elif any(drop_rates):
-        keep = (torch.rand(len(drop_rates), count, generator=draw) >= torch.tensor(drop_rates)[:, None]).float()
+        keep = (torch.rand(len(drop_rates), passes, generator=draw) >= torch.tensor(drop_rates)[:, None]).float()
     labels = torch.randint(max(model.classes, 1), (count,), generator=draw)
+    views = tuple(ViewBatch(
+        place(torch.randint(0, 256, (one.count * count, one.image, one.image, model.channels), generator=draw, dtype=torch.uint8)),
+        place(torch.rand(one.count * count, generator=draw) < 0.5)) for one in kinds)
     return MicroBatch(
-        images=place(torch.randint(0, 256, (count, model.image, model.image, model.channels), generator=draw, dtype=torch.uint8)),
-        labels=place(labels), weight=place(torch.ones(count)), ids=torch.arange(count), index=torch.arange(count),
-        flip=place(torch.rand(count, generator=draw) < 0.5), keep=None if keep is None else place(keep),
+        views=views, labels=place(labels), weight=place(torch.ones(count)), ids=torch.arange(count), index=torch.arange(count),
+        keep=None if keep is None else place(keep),
         draws=place(torch.rand(count, num_draws, generator=draw)) if num_draws else None,
         targets=place(torch.nn.functional.one_hot(labels, model.classes).float()) if several else None)
 
 
-def one_step(engine: Engine, batch: StepBatch, task: Task, inputs: Inputs, lr: float, meters: Meters) -> float:
+def one_step(coupling: Coupling, batch: StepBatch, inputs: Inputs, lr: float, meters: Meters) -> float:
     """Train one step; -> seconds, on a GPU by its own clock, between events."""
+    engine, now = coupling.engine, Now(batch.end, batch.end)
+
+    def step() -> None:
+        coupled = coupling.of_step(batch, inputs, now)
+        train_step(engine, batch, coupling.task, inputs, lr, False, 0, meters, coupled=coupled)
+        coupling.applied(now)
+
     if engine.world.device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        train_step(engine, batch, task, inputs, lr, False, 0, meters)
+        step()
         end.record()
         torch.cuda.synchronize()
         return float(begin.elapsed_time(end)) / 1e3
     began = time.perf_counter()
-    train_step(engine, batch, task, inputs, lr, False, 0, meters)
+    step()
     return time.perf_counter() - began
 
 

@@ -60,7 +60,8 @@ def load(source: str | Path, *, checkpoint: str | int = "last", ema: bool = Fals
     """A run folder (or the name of one in ./runs), one of its checkpoints, or a folder of transformers' or timm's -> a model to use.
 
     checkpoint: of a run folder `last` (the newest that is whole), `best`, or the number of a step.  ema: the averaged weights, if the
-    run kept them.  class_map: a file with a class name on each line, in place of the names that the run knows.
+    run kept them; those of a run whose teacher they are stand for it in any case.  class_map: a file with a class name on each line, in
+    place of the names that the run knows.
     Raises CheckpointError for what holds no such weights, DataError for a class map that does not match.
     """
     path = Path(source)
@@ -73,7 +74,7 @@ def load(source: str | Path, *, checkpoint: str | int = "last", ema: bool = Fals
     folder = checkpoint_of(path, checkpoint)
     facts = read_facts(folder)
     recipe = recipe_of(facts, folder)
-    weights = folder / (EMA_WEIGHTS if ema else WEIGHTS)
+    weights = folder / (EMA_WEIGHTS if ema or recipe.objective.averages else WEIGHTS)
     if ema and not weights.is_file():
         raise CheckpointError(f"{folder}: holds no averaged weights; the run had no `ema` section")
     if (reason := damage_in(folder, only=weights.name)) is not None:

@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitscale.checkpoint.foreign import is_foreign_folder, read_folder
-from vitscale.checkpoint.store import FACTS, MANIFEST, WEIGHTS, checkpoints_in, damage_in, fault_in, read_facts
+from vitscale.checkpoint.store import EMA_WEIGHTS, FACTS, MANIFEST, WEIGHTS, checkpoints_in, damage_in, fault_in, read_facts
 from vitscale.checkpoint.tensors import first_not_finite, read_tensors
 from vitscale.errors import CheckpointError, RecipeError
 from vitscale.models.adapt import adapted
 from vitscale.models.lora import has_adapters, merged
-from vitscale.models.names import CLASSIFIERS, HEAD, PIXEL_DECODER
+from vitscale.models.names import CLASSIFIERS, HEAD, PRETRAINING
 from vitscale.recipe.objectives import OBJECTIVES
 from vitscale.recipe.schema import Model
 from vitscale.recipe.upgrade import Understood, listed, understood
@@ -55,6 +55,8 @@ def read_start(source: Path, model: nn.Module, objective: str) -> dict[str, Tens
         path, weights, section = folder.source, folder.weights, folder.section
     else:
         path = find_weights(source)
+        if teaches(path) and not OBJECTIVES[objective].averages and (path.parent / EMA_WEIGHTS).is_file():
+            path = path.parent / EMA_WEIGHTS
         weights, section = _load(path), section_before(path)
         if own := _own_parts(path, weights, shapes, objective):
             weights = {name: value for name, value in weights.items() if name not in own}
@@ -123,10 +125,17 @@ def read_backbone(source: Path, shapes: Mapping[str, tuple[int, ...]], objective
 def _own_parts(path: Path, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], objective: str) -> list[str]:
     """Names of the weights that belong to a pretraining without labels alone, if it was that and `shapes` is something else."""
     before = _objective_of(path)
-    own = [name for name in weights if name.startswith(PIXEL_DECODER)]
-    if before is not None and before != objective and not OBJECTIVES[before].wants_labels:
+    lacking = tuple(start for start in PRETRAINING if not any(name.startswith(start) for name in shapes))
+    own = [name for name in weights if name.startswith(lacking)]
+    if before is not None and before != objective and not OBJECTIVES[before].wants_labels and len(lacking) == len(PRETRAINING):
         own += [name for name in weights if name in CLASSIFIERS]
-    return [] if any(name.startswith(PIXEL_DECODER) for name in shapes) else own
+    return own
+
+
+def teaches(path: Path) -> bool:
+    """Whether the average beside these weights of a checkpoint is a teacher, and what the run was for."""
+    name = _objective_of(path)
+    return name is not None and OBJECTIVES[name].averages
 
 
 def _objective_of(path: Path) -> str | None:

@@ -17,7 +17,7 @@ from vitscale.data.bad import BadSample
 from vitscale.data.cache import ShardCache
 from vitscale.data.crop import CentreCrop, RandomCrop
 from vitscale.data.crumbs import SPLITS, Watching
-from vitscale.data.decode import decode
+from vitscale.data.decode import Cut, decode_views
 from vitscale.data.decoded_before import DecodedImages, sum_of
 from vitscale.data.index import SetIndex
 from vitscale.data.labels import LabelRule, labels_of
@@ -26,21 +26,39 @@ from vitscale.data.reader import ShardReader
 
 
 @dataclass(frozen=True)
+class ViewBatch:
+    """A set of views of b samples: v views of each, those of the first view of all samples first."""
+
+    images: Tensor          # (v b, S, S, C) uint8, cropped and resized, neither flipped nor normalised
+    flip: Tensor            # (v b,) bool: mirror it
+    ops: Ops | None = None          # RandAugment, 3-Augment, colour jitter, greys, blur, solarize
+    erase: Erase | None = None      # random erasing
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """b samples of one forward pass of one rank.  Dummies that fill it up are black, labelled 0, weighted 0."""
 
-    images: Tensor          # (b, S, S, C) uint8, cropped and resized, neither flipped nor normalised
+    views: tuple[ViewBatch, ...]     # of data.views in their order; most recipes have one view of each sample
     labels: Tensor          # (b,) int64; of a sample's several labels the first, 0 if it has none
     weight: Tensor          # (b,) float32: 1, or 0 for dummies and samples that could not be read
     ids: Tensor             # (b,) int64 sample ids by the index, -1 for dummies
     index: Tensor           # (b,) int64 place in the global batch (evaluation: in the set), -1 for dummies
-    flip: Tensor            # (b,) bool: mirror it
-    keep: Tensor | None     # (2L, b) float32, 1 where a residual branch is kept (stochastic depth), rows as in drop_rates; None: all are
-    ops: Ops | None = None          # RandAugment, 3-Augment, colour jitter
-    erase: Erase | None = None      # random erasing
+    keep: Tensor | None     # (2L, V b) float32, 1 where a residual branch is kept (stochastic depth), rows as in drop_rates, a column for
+                            # each of the V views of all sets, in the order of their images; None: all are
     mix: Mix | None = None          # mixup, CutMix
     draws: Tensor | None = None     # (b, K) float32 uniforms in [0, 1) for the objective
     targets: Tensor | None = None   # (b, classes) float32, 1 for each of a sample's labels, if it may have several (data.multi_label)
+
+    @property
+    def images(self) -> Tensor:
+        """Of the first set of views."""
+        return self.views[0].images
+
+    @property
+    def flip(self) -> Tensor:
+        """Of the first set of views."""
+        return self.views[0].flip
 
 
 @dataclass(frozen=True)
@@ -56,6 +74,30 @@ class StepBatch:
 
 
 @dataclass(frozen=True)
+class ViewPlan:
+    """What is drawn for a set of v views of m samples, of which a micro-batch has b."""
+
+    image: int                          # S
+    crop: NDArray[np.float64] | None    # (v, m, 22) draws; None: the centre
+    flip: NDArray[np.bool_]             # (v, m)
+    ops: Ops | None = None              # rows as in ViewBatch
+    erase: Erase | None = None
+
+    def allocate(self, size: int, channels: int, pin: bool) -> ViewBatch:
+        """Tensors for `size` samples, with everything filled in but the pixels of those that are no dummies."""
+        count, known = self.flip.shape
+        images = torch.empty((count, size, self.image, self.image, channels), dtype=torch.uint8, pin_memory=pin)
+        images[:, known:] = 0
+        flip = torch.zeros((count, size), dtype=torch.bool, pin_memory=pin)
+        flip[:, :known] = torch.from_numpy(self.flip)
+
+        def place(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory() if pin else tensor
+
+        return ViewBatch(images.flatten(0, 1), flip.flatten(), moved(self.ops, place), moved(self.erase, place))
+
+
+@dataclass(frozen=True)
 class SamplePlan:
     """Which samples with which draws a micro-batch is to hold; m <= b of them are no dummies."""
 
@@ -66,15 +108,12 @@ class SamplePlan:
     ids: NDArray[np.int64]              # (m,)
     shard: NDArray[np.int64]            # (m,)
     number: NDArray[np.int64]           # (m,) index in the shard
-    crop: NDArray[np.float64] | None    # (m, 22) draws
-    flip: NDArray[np.bool_]             # (m,)
-    keep: NDArray[np.float32] | None    # (2L, m), or of whole groups, dummies among them, (2L, b)
-    ops: Ops | None = None
-    erase: Erase | None = None
+    views: tuple[ViewPlan, ...]
+    keep: NDArray[np.float32] | None    # (2L, V, m) for all V views, or of whole groups, dummies among them, (2L, V, b)
     mix: Mix | None = None
     draws: NDArray[np.float64] | None = None    # (m, K) for the objective
 
-    def allocate(self, image: int, channels: int, pin: bool, targets: int = 0) -> MicroBatch:
+    def allocate(self, channels: int, pin: bool, targets: int = 0) -> MicroBatch:
         """Tensors with everything filled in but the pixels, labels and weights of the m samples.  targets: classes of multi-hot targets,
         0 for none."""
         def vector(values: NDArray[Any], fill: float, dtype: torch.dtype) -> Tensor:
@@ -87,20 +126,21 @@ class SamplePlan:
 
         keep = None
         if self.keep is not None:
-            keep = torch.ones((len(self.keep), self.size), pin_memory=pin)
-            keep[:, :self.keep.shape[1]] = torch.from_numpy(self.keep)
+            keep = torch.ones((*self.keep.shape[:2], self.size), pin_memory=pin)
+            keep[:, :, :self.keep.shape[2]] = torch.from_numpy(self.keep)
+            keep = keep.flatten(1)
         draws = None
         if self.draws is not None:
             draws = torch.zeros((self.size, self.draws.shape[1]), pin_memory=pin)
             draws[:len(self.ids)] = torch.from_numpy(self.draws)
-        images = torch.empty((self.size, image, image, channels), dtype=torch.uint8, pin_memory=pin)
-        images[len(self.ids):] = 0
-        return MicroBatch(images=images, labels=torch.zeros(self.size, dtype=torch.int64, pin_memory=pin),
-                          weight=torch.zeros(self.size, pin_memory=pin),
-                          ids=vector(self.ids, -1, torch.int64), index=vector(self.index, -1, torch.int64),
-                          flip=vector(self.flip, 0, torch.bool), keep=keep, draws=draws,
-                          ops=moved(self.ops, place), erase=moved(self.erase, place), mix=moved(self.mix, place),
-                          targets=torch.zeros((self.size, targets), pin_memory=pin) if targets else None)
+        return MicroBatch(
+            views=tuple(one.allocate(self.size, channels, pin) for one in self.views),
+            labels=torch.zeros(self.size, dtype=torch.int64, pin_memory=pin),
+            weight=torch.zeros(self.size, pin_memory=pin),
+            ids=vector(self.ids, -1, torch.int64), index=vector(self.index, -1, torch.int64),
+            keep=keep, draws=draws, mix=moved(self.mix, place),
+            targets=torch.zeros((self.size, targets), pin_memory=pin) if targets else None,
+        )
 
 
 _Tensors = TypeVar("_Tensors", Ops, Erase, Mix)
@@ -127,14 +167,15 @@ class ReadReport:
 class Fetcher:
     """Fills slots of micro-batches.  Called from many threads, each with slots of its own."""
 
-    def __init__(self, index: SetIndex, *, label: LabelRule | None, classes: int, image: int, channels: int, group: int,
-                 crop: RandomCrop | CentreCrop, exif: bool = False, cache: ShardCache | None = None, crumbs: Watching | None = None,
-                 split: str = "train") -> None:
+    def __init__(self, index: SetIndex, *, label: LabelRule | None, classes: int, channels: int, group: int,
+                 crops: Sequence[RandomCrop | CentreCrop], exif: bool = False, cache: ShardCache | None = None,
+                 crumbs: Watching | None = None, split: str = "train") -> None:
+        """crops: of each set of views."""
         self.stopping = Event()
         self.index, self.reader = index, ShardReader(index, cache=cache, stopping=self.stopping)
-        self.label, self.classes, self.image, self.channels, self.group, self.crop = label, classes, image, channels, group, crop
+        self.label, self.classes, self.channels, self.group, self.crops = label, classes, channels, group, crops
         self.exif, self.targets = exif, classes if label is not None and label.several else 0
-        self.sound = DecodedImages(index.num_samples, marked=isinstance(crop, RandomCrop))
+        self.sound = DecodedImages(index.num_samples, marked=len(crops) == 1 and isinstance(crops[0], RandomCrop))
         self.crumbs, self.split = crumbs, SPLITS.index(split)
 
     def fill(self, plan: SamplePlan, micro: MicroBatch, low: int, high: int) -> ReadReport:
@@ -158,7 +199,8 @@ class Fetcher:
                                    f"{self.index.paths[plan.shard[slot]]}")
                     raise
             for slot in sorted(set(slots) - set(good)):
-                micro.images.numpy()[slot] = 0
+                for cut in self._cuts(plan, micro, slot):
+                    cut.out[:] = 0
                 for other in sorted(good, key=lambda other: (other < slot, other)):     # those after it first, then from the start
                     try:
                         report.bytes += self._put(plan, micro, slot, other)
@@ -177,16 +219,16 @@ class Fetcher:
         if image is None:
             members = ", ".join(ext for ext, _, _ in self.index.shard(shard).members(number))
             raise BadSample("image", f"has no image{f' {self.index.image!r}' if self.index.image else ''} (its members are {members})")
-        draws: Sequence[float] = () if plan.crop is None else plan.crop[slot].tolist()
+        cuts = self._cuts(plan, micro, slot)
         data, sample = self.reader.pread(shard, *image[1:]), int(plan.ids[source])
         known = sum_of(data)
         sound, marks = self.sound.contains(sample, known), self.sound.marks(sample, known)
         crumb: AbstractContextManager[None] = nullcontext()
         if self.crumbs is not None:
             self.crumbs.refuse(data, known)
-            crumb = self.crumbs.decoding(self.split, shard, number, *image[1:], sound, draws)
+            crumb = self.crumbs.decoding(self.split, shard, number, *image[1:], sound, cuts[0].draws)
         with crumb:
-            decode(data, self.crop, self.image, self.channels, draws, self.exif, sound, micro.images.numpy()[slot], marks)
+            decode_views(data, cuts, self.channels, self.exif, sound, marks)
         if not sound:
             self.sound.note(sample, known, marks)
         micro.labels.numpy()[slot] = labels[0] if labels else 0
@@ -194,6 +236,16 @@ class Fetcher:
             micro.targets.numpy()[slot, labels] = 1
         micro.weight.numpy()[slot] = 1
         return len(data)
+
+    def _cuts(self, plan: SamplePlan, micro: MicroBatch, slot: int) -> list[Cut]:
+        """What is to be cut out of the image of that slot, and where it goes."""
+        found = []
+        for crop, planned, view in zip(self.crops, plan.views, micro.views, strict=True):
+            pixels = view.images.numpy()
+            for number in range(len(planned.flip)):
+                draws: Sequence[float] = () if planned.crop is None else planned.crop[number, slot].tolist()
+                found.append(Cut(crop, planned.image, draws, pixels[number * plan.size + slot]))
+        return found
 
     def _describe(self, plan: SamplePlan, slot: int, error: BadSample) -> dict[str, Any]:
         shard, number = int(plan.shard[slot]), int(plan.number[slot])

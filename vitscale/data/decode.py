@@ -1,6 +1,7 @@
 """From the bytes of an image to the pixels the model sees: decode, crop, resize.  PIL is the numerical oracle."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,46 @@ from vitscale.data.crop import CentreCrop, RandomCrop, reduction
 from vitscale.data.image import checked_header, decode_above, decode_checked, reducible
 from vitscale.data.orient import orientation, stored_box, swaps, upright
 from vitscale.data.resample import resample
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One view of an image: what is taken of it, at which size, and where it is put."""
+
+    crop: RandomCrop | CentreCrop
+    size: int
+    draws: Sequence[float]          # 22 numbers in [0, 1) for a RandomCrop
+    out: NDArray[np.uint8]          # (S, S, C), contiguous
+
+
+@only_bad_samples
+def decode_views(data: bytes, cuts: Sequence[Cut], channels: int = 3, exif: bool = False, sound: bool = False,
+                 marks: NDArray[np.uint32] | None = None) -> None:
+    """Every view of one image, which is decoded once for all of them: as large as the one that wants most of it.
+
+    Of a single view this is decode(), with whose options.  Several are random crops.  Raises BadSample; then what they are put into holds
+    nothing of use.
+    """
+    if len(cuts) == 1:
+        one, = cuts
+        decode(data, one.crop, one.size, channels, one.draws, exif, sound, one.out, marks)
+        return
+    header, turn = checked_header(data), orientation(data) if exif else 1
+    height, width = header.height, header.width
+    seen = (width, height) if swaps(turn) else (height, width)
+    boxes = []
+    for cut in cuts:
+        assert isinstance(cut.crop, RandomCrop)
+        boxes.append(stored_box(cut.crop.box(*seen, cut.draws), height, width, turn))
+    scale = min(reduction(box, cut.size) for box, cut in zip(boxes, cuts, strict=True)) if reducible(header) else 1
+    if marks is not None and not sound:
+        marks[:] = 0        # ways into the coded data are of use to who decodes a part of it
+    bottom = -(-max(top + h for top, _, h, _ in boxes) // scale)
+    pixels = decode_above(data, channels, header, scale, bottom) if sound else decode_checked(data, channels, header, scale)
+    for (top, left, h, w), cut in zip(boxes, cuts, strict=True):
+        square = resample(pixels, (top, left, h, w), scale, cut.size, cut.size) if scale > 1 else \
+            resize(pixels[top:top + h, left:left + w], cut.size, cut.size)
+        cut.out[:] = upright(square, turn)
 
 
 @only_bad_samples

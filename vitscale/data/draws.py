@@ -22,6 +22,7 @@ THREE = slice(28, 30)       # 3-Augment: which of the three, the blur's radius
 ERASE = slice(30, 44)       # whether; five tries of (area, log ratio); the place (top, left); the key of the noise
 RANDAUGMENT = slice(44, 64)     # five operations of (which, whether, magnitude, sign)
 KEEP = 64                   # stochastic depth: one column for each row of drop rates, from here on
+COLOURS = slice(4032, 4040)     # whether jittered, whether grey, whether blurred, the blur's radius, whether solarized
 TASK = 4096                 # what the objective draws (masks, rotations), from here on
 
 # Columns of a group's row, for what mixes its samples or leaves some of them out.
@@ -55,24 +56,24 @@ def _permutation(seed: int, use: int, epoch: int, shard: int, count: int) -> NDA
 
 def uniforms(
     seed: int, set_index: int, epoch: int | NDArray[np.int64], ids: Sequence[int] | NDArray[np.int64], repeat: int | NDArray[np.int64],
-    count: int, first: int = 0,
+    count: int, first: int = 0, view: int = 0,
 ) -> NDArray[np.float64]:
     """Columns [first, first + count) of the uniforms in [0, 1) that belong to the samples `ids` (B,).  -> (B, count) float64
 
-    epoch, and repeat, which of its repeats in the epoch a sample is: one for all or (B,).
+    epoch, and repeat, which of its repeats in the epoch a sample is: one for all or (B,).  view: which of its views.
 
-    Philox4x64-10 (Salmon et al. 2011) keyed (seed, set) with counter (block, epoch, sample, repeat); a column holds the high 53 bits of
-    a word.  `first` is a multiple of 4, the words of a block.  Equal to numpy's own Philox, only for many samples at once.
+    Philox4x64-10 (Salmon et al. 2011) keyed (seed, set) with counter (block, epoch, sample, view 2^32 + repeat); a column holds the high
+    53 bits of a word.  `first` is a multiple of 4, the words of a block.  Equal to numpy's own Philox, only for many samples at once.
     """
-    return _rows(seed, _SAMPLE | set_index << 8, epoch, ids, repeat, count, first)
+    return _rows(seed, _SAMPLE | set_index << 8, epoch, ids, repeat + (view << 32), count, first)
 
 
 def group_uniforms(
-    seed: int, epoch: int, groups: Sequence[int] | NDArray[np.int64], count: int, first: int = 0,
+    seed: int, epoch: int, groups: Sequence[int] | NDArray[np.int64], count: int, first: int = 0, view: int = 0,
 ) -> NDArray[np.float64]:
     """Columns [first, first + count) of the uniforms in [0, 1) of each group (B,), numbered by its place in the epoch.  -> (B, count)
-    float64; `first` as in `uniforms`."""
-    return _rows(seed, _GROUP, epoch, groups, 0, count, first)
+    float64; `first` and `view` as in `uniforms`."""
+    return _rows(seed, _GROUP, epoch, groups, view << 32, count, first)
 
 
 def _rows(

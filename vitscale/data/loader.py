@@ -12,23 +12,23 @@ from numpy.typing import NDArray
 
 from vitscale.data import remote
 from vitscale.data.ahead import Ahead, OnBad
-from vitscale.data.augment import Erase, Ops
-from vitscale.data.batch import Fetcher, MicroBatch, SamplePlan, StepBatch
+from vitscale.data.batch import Fetcher, MicroBatch, SamplePlan, StepBatch, ViewPlan
 from vitscale.data.cache import ShardCache
 from vitscale.data.crop import CentreCrop, RandomCrop
 from vitscale.data.crumbs import Watching
-from vitscale.data.draws import CROP, ERASE, FLIP, KEEP, TASK, uniforms
+from vitscale.data.draws import KEEP, TASK, uniforms
 from vitscale.data.drop_path import keep_of_groups
 from vitscale.data.index import SetIndex
 from vitscale.data.labels import LabelRule
 from vitscale.data.mix import plan_mix
 from vitscale.data.mixture import order_of
 from vitscale.data.order import Batch, Order, merge_skips
-from vitscale.data.policy import erasures, operations
+from vitscale.data.views import drawn_views
 from vitscale.errors import CheckpointError, DataError
 from vitscale.processes import usable_cores
 from vitscale.recipe import Augment, Recipe
 from vitscale.recipe.check import default_group, drop_group
+from vitscale.recipe.views import ViewKind, view_kinds
 
 _SET = 0        # of the key of a draw: one index, in which every sample has an id of its own, also of a mixture
 _VAL = 1        # the same of an evaluation
@@ -59,12 +59,12 @@ def open_stream(recipe: Recipe, index: SetIndex, split: Literal["train", "val"] 
     group = default_group(recipe) if train else 1
     if micro_batch % group:
         raise DataError(f"micro_batch: {micro_batch} is not a multiple of data.group {group}")
-    random = train and data.augment.crop == "random"
-    crop = RandomCrop(data.augment.scale, data.augment.ratio) if random else CentreCrop(recipe.evaluate.crop)
+    views = view_kinds(recipe)
     label = None
     if recipe.objective.wants_labels and data.label is not None:
         label = LabelRule.of(data.label, data.class_map, data.multi_label)
-    fetcher = Fetcher(index, label=label, classes=model.classes, image=model.image, channels=model.channels, group=group, crop=crop,
+    fetcher = Fetcher(index, label=label, classes=model.classes, channels=model.channels, group=group,
+                      crops=[_crop(recipe, one.augment) for one in views] if train else [CentreCrop(recipe.evaluate.crop)],
                       exif=data.exif_orientation == "apply", cache=ShardCache(data.cache_dir, data.cache_bytes), crumbs=crumbs, split=split)
     workers = data.workers or max(usable_cores() // local_ranks, 1)
     if train:
@@ -75,11 +75,14 @@ def open_stream(recipe: Recipe, index: SetIndex, split: Literal["train", "val"] 
     ahead = Ahead(fetcher, workers=workers, depth=max(data.prefetch, num_micro if train else 1), pin=pin,
                   max_bad_fraction=data.max_bad_fraction, on_bad=on_bad, on_request=on_request)
     if train:
-        return Stream(index.hash, order, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro,
-                      augment=data.augment, image=model.image, classes=model.classes, drop_rates=drop_rates,
-                      drop_group=drop_group(recipe), num_draws=num_draws)
-    return EvalStream(
-        index, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro, seed=recipe.seed, num_draws=num_draws)
+        return Stream(index.hash, order, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro, views=views,
+                      classes=model.classes, drop_rates=drop_rates, drop_group=drop_group(recipe), num_draws=num_draws)
+    return EvalStream(index, ahead, rank=rank, world=world, micro_batch=micro_batch, num_micro=num_micro, seed=recipe.seed,
+                      num_draws=num_draws, image=model.image)
+
+
+def _crop(recipe: Recipe, augment: Augment) -> RandomCrop | CentreCrop:
+    return RandomCrop(augment.scale, augment.ratio) if augment.crop == "random" else CentreCrop(recipe.evaluate.crop)
 
 
 class Stream:
@@ -92,14 +95,14 @@ class Stream:
 
     def __init__(
         self, index_hash: str, order: Order, ahead: Ahead, *, rank: int, world: int, micro_batch: int, num_micro: int,
-        augment: Augment, image: int, classes: int, drop_rates: Sequence[float], drop_group: int | None = None, num_draws: int = 0,
+        views: Sequence[ViewKind], classes: int, drop_rates: Sequence[float], drop_group: int | None = None, num_draws: int = 0,
     ) -> None:
         self.index_hash, self.order = index_hash, order
         self.num_micro, self.micro_batch = num_micro, micro_batch
         self.position = 0
         self.wait_s, self.ready = 0.0, 0
         self._ahead, self._rank, self._world = ahead, rank, world
-        self._augment, self._image, self._classes = augment, image, classes
+        self._views, self._classes, self._num_views = views, classes, sum(one.count for one in views)
         self._drop_rates = np.asarray(drop_rates, np.float64) if any(drop_rates) else None
         self._drop_group = drop_group
         self._num_draws = num_draws
@@ -208,33 +211,33 @@ class Stream:
                 yield shard[micro * self.micro_batch:(micro + 1) * self.micro_batch]
 
     def _plans(self, batch: Batch) -> Iterator[SamplePlan]:
-        order, augment = self.order, self._augment
+        order, first = self.order, self._views[0]
         index = order.share(batch, self._rank, self._world)
         ids, epochs, copies = (of(batch.start, index) for of in (order.sample_ids, order.epochs, order.copies))
         shard, number = order.locate(ids)
-        draws = uniforms(order.seed, _SET, epochs, ids, copies, _columns(augment))
+
+        def drawn(count: int, start: int = 0, view: int = 0) -> NDArray[np.float64]:
+            return uniforms(order.seed, _SET, epochs, ids, copies, count, start, view)
+
+        views = list(drawn_views(self._views, drawn))
         keep = None
         if self._drop_rates is not None and self._drop_group is None:
             rates = self._drop_rates
-            keep = (uniforms(order.seed, _SET, epochs, ids, copies, len(rates), first=KEEP) >= rates).T.astype(np.float32)
-        wanted = uniforms(order.seed, _SET, epochs, ids, copies, self._num_draws, first=TASK) if self._num_draws else None
+            keep = np.stack([(drawn(len(rates), KEEP, view) >= rates).T.astype(np.float32) for view in range(self._num_views)], axis=1)
+        wanted = drawn(self._num_draws, TASK) if self._num_draws else None
         places = batch.start % order.epoch_size + index
         for micro in range(self.num_micro):
             part = slice(micro * self.micro_batch, (micro + 1) * self.micro_batch)
-            kept = None if keep is None else keep[:, part]
+            kept = None if keep is None else keep[:, :, part]
             if self._drop_rates is not None and self._drop_group is not None:
-                kept = keep_of_groups(self._drop_rates.tolist(), order.seed, batch.epoch, places[part], self._drop_group, self.micro_batch)
+                kept = np.stack([keep_of_groups(
+                    self._drop_rates.tolist(), order.seed, batch.epoch, places[part], self._drop_group, self.micro_batch, view)
+                    for view in range(self._num_views)], axis=1)
             yield SamplePlan(
                 batch.step, batch.start, self.micro_batch, index[part], ids[part], shard[part], number[part],
-                draws[part, CROP], draws[part, FLIP] < augment.flip, kept, Ops.of(operations(augment, draws[part], self._image)),
-                Erase.of(erasures(augment.erasing, draws[part, ERASE], self._image)) if augment.erasing else None,
-                plan_mix(augment, order.seed, batch.epoch, places[part], order.group, self.micro_batch, self._image, self._classes),
+                tuple(one.plan(part, self.micro_batch) for one in views), kept,
+                plan_mix(first.augment, order.seed, batch.epoch, places[part], order.group, self.micro_batch, first.image, self._classes),
                 None if wanted is None else wanted[part])
-
-
-def _columns(augment: Augment) -> int:
-    """How many of a sample's columns are looked at, so that no more are computed."""
-    return KEEP if augment.rand_augment or augment.three_augment or any(augment.color_jitter) or augment.erasing else FLIP + 1
 
 
 class EvalStream:
@@ -246,7 +249,9 @@ class EvalStream:
 
     def __init__(
         self, index: SetIndex, ahead: Ahead, *, rank: int, world: int, micro_batch: int, num_micro: int, seed: int, num_draws: int,
+        image: int,
     ) -> None:
+        self._image = image
         self.num_samples = index.num_samples        # over all ranks
         self.num_micro, self.micro_batch = num_micro, micro_batch
         self._seed, self._num_draws = seed, num_draws
@@ -287,5 +292,6 @@ class EvalStream:
             low = start + micro * self.micro_batch
             ids = np.arange(low, max(low, min(low + self.micro_batch, stop)))
             shard = np.searchsorted(self._first_ids, ids, side="right") - 1
-            yield SamplePlan(0, 0, self.micro_batch, ids, ids, shard, ids - self._first_ids[shard], None, np.zeros(len(ids), bool), None,
+            views = (ViewPlan(self._image, None, np.zeros((1, len(ids)), bool)),)
+            yield SamplePlan(0, 0, self.micro_batch, ids, ids, shard, ids - self._first_ids[shard], views, None,
                              draws=uniforms(self._seed, _VAL, 0, ids, 0, self._num_draws, first=TASK) if self._num_draws else None)

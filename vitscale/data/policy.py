@@ -1,6 +1,7 @@
 """Which operations with which numbers each image goes through: from uniforms to parameters.  Pure numpy; pixels.py applies them.
 
-In this order: RandAugment's operations one after the other, or 3-Augment's one; then the colour jitter's four in an order of their own.
+In this order: RandAugment's operations one after the other, or 3-Augment's one; then the colour jitter's four in an order of their own;
+then greys, blur, solarize, each with its probability.
 """
 
 import itertools
@@ -38,15 +39,19 @@ class Operations:
     parameters: Floats      # (R, 6)
 
 
-def operations(augment: Augment, draws: Floats, size: int) -> Operations | None:
-    """draws: (m, 64) uniforms, a row per image of `size` pixels on a side; None when the recipe asks for nothing."""
+def operations(augment: Augment, draws: Floats, size: int, colours: Floats | None = None) -> Operations | None:
+    """draws: (m, 64) uniforms, a row per image of `size` pixels on a side; None when the recipe asks for nothing.  colours: (m, 8) more,
+    where wants_colours()."""
     stages: list[Stage] = []
     if augment.rand_augment:
         stages += rand_augment(augment.rand_augment, draws[:, RANDAUGMENT], size)
     if augment.three_augment:
         stages.append(three_augment(draws[:, THREE]))
     if any(augment.color_jitter):
-        stages += color_jitter(augment.color_jitter, draws[:, JITTER])
+        jitter = color_jitter(augment.color_jitter, draws[:, JITTER])
+        stages += jitter if colours is None else [_where(stage, colours[:, 0] < augment.color_jitter_prob) for stage in jitter]
+    if colours is not None:
+        stages += chances(augment, colours)
     if not stages:
         return None
     parts, at = [], 0
@@ -124,6 +129,33 @@ def three_augment(draws: Floats) -> Stage:
     weights[:, :3] = [blur_weights(0.1 + 1.9 * float(radius)) for radius in draws[soft, 1]] if len(soft) else 0
     stage = {"grey": (greys, np.zeros((len(greys), 6))), "solarize": (bright, np.full((len(bright), 6), 128.0)), "blur": (soft, weights)}
     return {name: part for name, part in stage.items() if len(part[0])}
+
+
+def wants_colours(augment: Augment) -> bool:
+    """Whether some of an image's changes are made or left out by chance."""
+    jitters = any(augment.color_jitter) and augment.color_jitter_prob < 1
+    return jitters or augment.grey > 0 or augment.blur > 0 or augment.solarize > 0
+
+
+def _where(stage: Stage, chosen: NDArray[np.bool_]) -> Stage:
+    """The same for the chosen images alone."""
+    return {name: (rows[chosen[rows]], parameters[chosen[rows]]) for name, (rows, parameters) in stage.items() if chosen[rows].any()}
+
+
+def chances(augment: Augment, draws: Floats) -> Iterator[Stage]:
+    """Greys, a Gaussian blur, solarize at 128, each with its probability, in this order (Grill et al. 2020, BYOL, appendix B; Caron et al.
+    2021, DINO's code).  draws: (m, 8)"""
+    greys, soft, bright = (np.flatnonzero(draws[:, column] < probability)
+                           for column, probability in ((1, augment.grey), (2, augment.blur), (4, augment.solarize)))
+    if len(greys):
+        yield {"grey": (greys, np.zeros((len(greys), 6)))}
+    if len(soft):
+        low, high = augment.blur_radius
+        weights = np.zeros((len(soft), 6))
+        weights[:, :3] = [blur_weights(low + (high - low) * float(radius)) for radius in draws[soft, 3]]
+        yield {"blur": (soft, weights)}
+    if len(bright):
+        yield {"solarize": (bright, np.full((len(bright), 6), 128.0))}
 
 
 def blur_weights(radius: float) -> tuple[int, int, int]:

@@ -93,7 +93,8 @@ def _first_samples(recipe: Recipe, index: SetIndex, count: int) -> tuple[NDArray
     with open_stream(one_batch, index, rank=0, world=1, micro_batch=count, crumbs=watch) as stream:
         micro = next(stream).micro[0]
     plain = data.augment
-    seen = augment.apply(micro.images, micro.flip, plain.mean, plain.std, ops=micro.ops, erase=micro.erase)
+    view = micro.views[0]
+    seen = augment.apply(view.images, view.flip, plain.mean, plain.std, ops=view.ops, erase=view.erase)
     centre, spread = (torch.tensor(values) for values in (plain.mean, plain.std))
     if seen.shape[1] == 1:
         centre, spread = centre.mean(0, keepdim=True), spread.mean(0, keepdim=True)

@@ -46,13 +46,14 @@ def outputs(loaded: Loaded, index: SetIndex, world: World, *, label: LabelRule, 
     `classes`: of the labels, which may be fewer than the model's.  Raises DataError if nothing could be read, or an answer is no number.
     """
     transform, device = loaded.transform, world.device
-    fetcher = Fetcher(index, label=label, classes=classes, image=transform.image, channels=transform.channels, group=1,
-                      crop=CentreCrop(transform.crop), exif=transform.exif, cache=ShardCache(None, CACHE_BYTES))
+    fetcher = Fetcher(index, label=label, classes=classes, channels=transform.channels, group=1,
+                      crops=[CentreCrop(transform.crop)], exif=transform.exif, cache=ShardCache(None, CACHE_BYTES))
     bad: list[dict[str, Any]] = []
     num_micro = math.ceil(math.ceil(index.num_samples / world.size) / batch)
     ahead = Ahead(fetcher, workers=max(usable_cores() // world.local_size, 1), depth=DEPTH, pin=device.type == "cuda", max_bad_fraction=1.0,
                   on_bad=bad.append)
-    stream = EvalStream(index, ahead, rank=world.rank, world=world.size, micro_batch=batch, num_micro=num_micro, seed=0, num_draws=0)
+    stream = EvalStream(index, ahead, rank=world.rank, world=world.size, micro_batch=batch, num_micro=num_micro, seed=0, num_draws=0,
+                        image=transform.image)
     parts: dict[str, list[NDArray[Any]]] = {"ids": [], "labels": [], "logits": [], "features": []}
     with stream, torch.inference_mode():
         for micro in stream:

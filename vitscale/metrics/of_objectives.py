@@ -5,7 +5,7 @@ Here one is added, and nowhere else: see docs/extending.md.  This file needs no 
 
 from dataclasses import dataclass
 
-from vitscale.metrics.metric import EVALUATED, Metric, evaluated
+from vitscale.metrics.metric import EVALUATED, Metric, Panel, evaluated, trained
 from vitscale.metrics.system import ACCURACY, BESIDE, EVALUATION_LOSS
 
 
@@ -42,6 +42,12 @@ TOP1 = evaluated("top1", "Top-1 accuracy", lambda task, output, seen: task.hits(
 TOP5 = evaluated("top5", "Top-5 accuracy", lambda task, output, seen: task.hits(output, seen, 5),
                  panel=ACCURACY, title="Top-5", unit="ratio", better="higher", card="top_5_accuracy", colour=2, compared=False)
 
+# of objectives whose teacher answers over prototypes: both ways in which its answers can collapse bring it to 0
+INFORMATION = trained("information", "How much the teacher's answers tell of their images", lambda task, output, seen:
+                      seen.coupled.rows["information"], panel=Panel("Information", "ratio", zero=True, learning=True),
+                      title="Information of the teacher", unit="ratio", word="information")
+
+declare("dino", INFORMATION)
 declare("classification", TOP1, TOP5, judge=TOP1)
 declare("distillation", TOP1, TOP5, judge=TOP1)
 declare("rotation", TOP1, judge=TOP1)

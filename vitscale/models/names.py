@@ -7,7 +7,7 @@ TABLES = ("cls_token", "dist_token", "reg_token", "mask_token", "pos_embed", "la
 
 CLASSIFIERS = ("head.weight", "head.bias", "head.fc.weight", "head.fc.bias", "head_dist.weight", "head_dist.bias")
 HEAD = (*CLASSIFIERS, "fc_norm.", "pre_logits.", "attn_pool.")      # how names begin of what comes after the backbone
-PIXEL_DECODER = ("decoder_", "mask_token")                                # and of what only hidden pixels are for
+PRETRAINING = ("decoder_", "mask_token", "dino_head.")                    # and of what serves pretraining without labels alone
 
 
 def depth_of(name: str, units: Sequence[str]) -> int:
@@ -18,7 +18,7 @@ def depth_of(name: str, units: Sequence[str]) -> int:
     for depth, unit in enumerate(units, 1):
         if name.startswith(unit + "."):
             return depth
-    if name.startswith((*HEAD, *PIXEL_DECODER, "norm.", "head.")):
+    if name.startswith((*HEAD, *PRETRAINING, "norm.", "head.")):
         return len(units) + 1
     stage = name.partition(".downsample.")[0] + "."
     return next((depth for depth, unit in enumerate(units, 1) if unit.startswith(stage)), 0)

@@ -6,19 +6,20 @@ from typing import Any
 import torch
 
 from vitscale.objectives.classification import Classifying, multilabel_hits, per_sample_loss, topk_correct
+from vitscale.objectives.dino import SelfDistilling
 from vitscale.objectives.distillation import Distilling
 from vitscale.objectives.masked import Inpaint, MaskedAutoencoding
 from vitscale.objectives.pretext import Puzzling, Rotating
-from vitscale.objectives.task import Seen, Task
+from vitscale.objectives.task import Coupled, Seen, Task
 from vitscale.recipe.objectives import Objective
 from vitscale.recipe.schema import Model
 
 OBJECTIVES: dict[str, Callable[[Any, Any], Task]] = {
     "classification": Classifying, "distillation": Distilling, "mae": MaskedAutoencoding, "inpainting": Inpaint, "rotation": Rotating,
-    "jigsaw": Puzzling,
+    "jigsaw": Puzzling, "dino": SelfDistilling,
 }
 
-__all__ = ["OBJECTIVES", "Seen", "Task", "build_task", "multilabel_hits", "num_parameters", "per_sample_loss", "topk_correct"]
+__all__ = ["OBJECTIVES", "Coupled", "Seen", "Task", "build_task", "multilabel_hits", "num_parameters", "per_sample_loss", "topk_correct"]
 
 
 def build_task(model: Model, objective: Objective) -> Task:

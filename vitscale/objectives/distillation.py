@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitscale.objectives.classification import Classifying, per_sample_loss
-from vitscale.objectives.task import Seen
+from vitscale.objectives.task import Companion, Frozen, Seen
 from vitscale.recipe.objectives import Distillation
 from vitscale.recipe.schema import Model
 
@@ -22,6 +22,9 @@ class Distilling(Classifying):
     def __init__(self, model: Model, objective: Distillation) -> None:
         super().__init__(model, objective)
         self.teacher: Teacher | None = None         # whoever knows how to read one puts it here
+
+    def companions(self) -> tuple[Companion, ...]:
+        return (Frozen(self.objective.teacher),)
 
     def losses(self, output: Any, seen: Seen) -> Tensor:
         """(1 - alpha) x label's + alpha x teacher's.  Raises ValueError for another number of classes."""

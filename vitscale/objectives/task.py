@@ -1,35 +1,115 @@
 """What is asked of a model on a batch: what it is given, how wrong its answer is, and what else is told of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
 from vitscale.metrics import Metric, Numbers, numbers_of
 from vitscale.models import Backbone
+from vitscale.objectives.rows import Rows
+from vitscale.recipe.course import Course, Now
 from vitscale.recipe.objectives import Objective
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """What a micro-batch is told of the rest of its step."""
+
+    now: Now
+    rows: Mapping[str, Tensor] = field(default_factory=dict)        # (b, ...) for each of its samples, by name: what couple() gave
+    state: Mapping[str, Tensor] = field(default_factory=dict)       # of the objective, as it was before the step
 
 
 @dataclass(frozen=True)
 class Seen:
     """A micro-batch on the device, as a task sees it."""
 
-    images: Tensor              # (b, C, S, S) fp32, augmented and normalised
+    images: Tensor              # (v b, C, S, S) fp32, augmented and normalised: of the first set of views, mostly the only one, of one view
     labels: Tensor              # (b,) int64 or targets (b, classes) float; zeros where the recipe has no labels
     draws: Tensor | None = None     # (b, num_draws) fp32 uniforms in [0, 1), by sample
+    more: tuple[Tensor, ...] = ()   # images of the other sets of views
+    coupled: Coupled | None = None  # of a task that surveys
+
+    @property
+    def views(self) -> tuple[Tensor, ...]:
+        """Images of every set, in the order of data.views; in each those of the first view of all samples first."""
+        return self.images, *self.more
+
+
+class Networks(Protocol):
+    """What a survey may ask, without a gradient; each is given what inputs() would give the model, and is in evaluation mode."""
+
+    def student(self, images: Tensor, *more: Tensor) -> Any:
+        """The model that is trained, as it is before the step."""
+
+    def teacher(self, images: Tensor, *more: Tensor) -> Any:
+        """Its average: of an objective with Averaged among its companions."""
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """A companion: the moving average of all that is trained, with this momentum."""
+
+    momentum: Course
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A companion that is given, and stays as it is: a run's folder or another library's."""
+
+    source: str
+
+
+Companion = Averaged | Frozen
 
 
 class Task(ABC):
-    """One objective of a recipe with one model.  It holds no parameters that are trained: those belong to what build() gives."""
+    """One objective of a recipe with one model.  It holds no parameters that are trained: those belong to what build() gives.
+
+    A step asks survey() of every micro-batch, couple() once, and then the model and losses() of every micro-batch; tasks that leave
+    `surveys` False have the last alone.
+    """
 
     objective: Objective
     num_draws = 0               # uniforms that it wants for each sample; drawn on the host by key, so that no rank or device changes them
+    surveys = False             # survey() and couple() are asked
+    # How far a sample's loss looks: at itself alone, at its group (data.group), or at the whole global batch.
+    coupling: Literal["none", "group", "batch"] = "none"
 
     @abstractmethod
     def build(self) -> Backbone:
         """The model that is trained, on torch's current default device: the backbone, and whatever the objective adds to it."""
+
+    def companions(self) -> tuple[Companion, ...]:
+        """The networks that it wants besides; one Averaged at most."""
+        return ()
+
+    @property
+    def momentum(self) -> Course | None:
+        """Of the averaged companion; None: it has none."""
+        return next((one.momentum for one in self.companions() if isinstance(one, Averaged)), None)
+
+    def new_state(self) -> dict[str, Tensor]:
+        """What it remembers from step to step before the first: small, fp32, on the CPU; the same on every rank.  Checkpoints hold it."""
+        return {}
+
+    def survey(self, networks: Networks, seen: Seen) -> dict[str, Tensor]:
+        """Rows (b, ...) by name for the samples of a micro-batch, without a gradient; in evaluation too, where couple() is not asked."""
+        return {}
+
+    def couple(self, rows: Rows, state: Mapping[str, Tensor], now: Now) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """The surveyed rows of all micro-batches of this rank -> the rows (n, ...) that losses() is told of, and the state after the step.
+
+        Asked once a step, on every rank; what it wants to know of other ranks' samples it asks of `rows`.
+        """
+        return rows, state
+
+    def resting(self, now: Now) -> tuple[str, ...]:
+        """How the names of parameters begin that are not to learn in this step."""
+        return ()
 
     def inputs(self, seen: Seen) -> tuple[Tensor, ...]:
         """What the model is given: its images, and after `keep` whatever else its forward takes."""

@@ -20,13 +20,14 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 class WeightAverage:
-    """average <- decay * average + (1 - decay) * weight after each update (Polyak & Juditsky 1992 with exponential weights).
+    """average <- decay * average + (1 - decay) * weight after each update (Polyak & Juditsky 1992 with exponential weights).  The decay may
+    be another at each update, as of an objective's averaged teacher (Grill et al. 2020, BYOL).
 
     Make it after sharding and after the weights are set: the average starts from them.  The weights must be the fp32 master weights.
     """
 
     @torch.no_grad()
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float = 1.0) -> None:
         self.decay = decay
         self._model = model
         self._parameters = dict(model.named_parameters())
@@ -36,10 +37,10 @@ class WeightAverage:
         self._swapped = False
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, decay: float | None = None) -> None:
         """Move every average towards its weight.  Call once after each optimizer update."""
         assert not self._swapped, "update() inside swapped() would average the averages"
-        torch._foreach_lerp_(self._averages, self._locals(), 1 - self.decay)
+        torch._foreach_lerp_(self._averages, self._locals(), 1 - (self.decay if decay is None else decay))
 
     @torch.no_grad()
     def restart(self) -> None:

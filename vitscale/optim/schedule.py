@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from vitscale.errors import RecipeError
 from vitscale.recipe import Duration, Optim
+from vitscale.recipe.course import Course, Now
 
 
 def lr_at(images: float, *, optim: Optim, total: float, warmup: float, cooldown: float = 0, timescale: float = 0) -> float:
@@ -59,6 +60,9 @@ class Schedule:
     warmup: int
     cooldown: int
     timescale: int
+    epoch: int | None = None        # images of one; None: an endless mixture
+    global_batch: int = 1
+    repeats: int = 1
 
     @classmethod
     def of(cls, optim: Optim, duration: Duration, num_samples: int | None, global_batch: int, repeats: int = 1) -> "Schedule":
@@ -70,7 +74,16 @@ class Schedule:
         total, warmup, cooldown = images(duration), images(optim.warmup), images(optim.cooldown)
         if warmup + cooldown > total:
             raise RecipeError(f"optim.warmup: warm-up and cooldown take {warmup + cooldown} images, more than the {total} of the whole run")
-        return cls(optim, total, warmup, cooldown, images(optim.timescale) or warmup)
+        return cls(optim, total, warmup, cooldown, images(optim.timescale) or warmup, num_samples, global_batch, repeats)
+
+    def now(self, images: int) -> Now:
+        """What objectives read their schedules by, at the end of a step that brings the images seen to `images`."""
+        return Now(images, self.total, self.epoch, self.global_batch, self.repeats)
+
+    def weight_decay(self, images: int) -> float:
+        """Of the same update: it stays, or goes by half a cosine to where it ends (Caron et al. 2021)."""
+        start, end = self.optim.weight_decay, self.optim.weight_decay_end
+        return start if end is None else self.now(images).value(Course(start=start, end=end))
 
     def lr(self, images: int) -> float:
         """The learning rate of the update whose batch brings the images seen to `images`."""

@@ -39,6 +39,7 @@ class Engine(ABC):
         self.parallel, self.world, self.work = parallel, world, work
         self.model: nn.Module
         self.optimizer: torch.optim.Optimizer
+        self.resting: tuple[str, ...] = ()      # how the names of parameters begin that the coming step() leaves as they are
 
     @property
     def is_forward_local(self) -> bool:
@@ -85,12 +86,21 @@ class Engine(ABC):
         """After the weights were changed other than by step() and restore().  Collective."""
 
     def step(self) -> Update:
-        """Clip, update unless the gradient is not finite, and clear the gradients."""
+        """Clip, update unless the gradient is not finite, and clear the gradients.  What rests stays as it is."""
+        if self.resting:
+            for name, parameter in self.model.named_parameters():
+                if name.startswith(self.resting):
+                    parameter.grad = None
         return clip_and_step(self.model, self.optimizer, self.work.clip_norm)
 
     def set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)       # its share of it: optim/groups.py
+
+    def set_weight_decay(self, factor: float) -> None:
+        """So many times that of optim.weight_decay, in every group that decays."""
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = group.setdefault("whole_decay", group["weight_decay"]) * factor
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole training state by name, the same names in every engine: `model.NAME` in fp32 and `optim.NAME.KEY`.
@@ -106,6 +116,11 @@ class Engine(ABC):
     def begin_anew(self, value_of: ValueOf) -> None:
         """Forget all training: initial values, and an optimizer that has seen no gradient.  Collective."""
         self.restore({name: tensor.shape for name, tensor in self.tensors().items()}, lambda targets: fill_first_(targets, value_of))
+
+
+def images_in_bf16(images: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+    """What a model of bf16 weights is given: its images, which have four dimensions, in bf16, and the rest as exact as it comes."""
+    return tuple(one.bfloat16() if one.ndim == 4 and one.is_floating_point() else one for one in (images, *more))
 
 
 def prepared(build: Callable[[], Backbone], parallel: Parallel) -> Backbone:

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from vitscale.models import Backbone
 from vitscale.optim.local import reshard
-from vitscale.parallel.engine import Engine, prepared
+from vitscale.parallel.engine import Engine, images_in_bf16, prepared
 from vitscale.parallel.state import Fill, ValueOf, fill_parameters_, fill_rests_
 from vitscale.parallel.tensor import cut_
 from vitscale.parallel.update import Update
@@ -112,7 +112,7 @@ class FsdpEngine(Engine):
 
     def forward(self, images: Tensor, keep: Tensor | None, *more: Tensor) -> Any:
         if self.parallel.precision == "bf16":       # the weights are cast, not what goes in
-            images = images.bfloat16()
+            images, *more = images_in_bf16(images, *more)      # type: ignore[assignment]
         output = self.model(images, keep, *more)
         if not torch.is_grad_enabled():
             # The root, and with parallel.gather once every unit, keeps its gathered weights for a backward that never comes; its

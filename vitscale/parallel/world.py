@@ -91,6 +91,14 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def gathered(self, values: torch.Tensor) -> torch.Tensor:
+        """(n, ...) on the device -> those of every rank that leads, one after the other; n is the same on all."""
+        if self.size == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat([part for rank, part in enumerate(parts) if self.axes.leads(rank)])
+
     def sum_over_samples(self, values: torch.Tensor) -> torch.Tensor:
         """Of `values` that add up samples, the sum over every sample once."""
         return self.sum_(values if self.leads else torch.zeros_like(values))

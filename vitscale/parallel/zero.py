@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from vitscale.models import Backbone
-from vitscale.parallel.engine import Engine
+from vitscale.parallel.engine import Engine, images_in_bf16
 from vitscale.parallel.state import Fill, check_names, fill_rests_, optimizer_keys
 from vitscale.parallel.update import Update
 
@@ -86,7 +86,7 @@ class ZeroEngine(Engine):
 
     def forward(self, images: Tensor, keep: Tensor | None, *more: Tensor) -> Any:
         if self.parallel.precision == "bf16":       # DeepSpeed casts the weights, not what goes in
-            images = images.bfloat16()
+            images, *more = images_in_bf16(images, *more)      # type: ignore[assignment]
         return self._engine(images, keep, *more)
 
     def backward(self, loss: Tensor) -> None:

@@ -1,6 +1,6 @@
 """A model taken apart, as far as the planner must know it: the same for every family."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Numbers that autograd keeps for each hidden one of an MLP, where not two, the activation's input and its output: ReLU keeps its output
 # alone, QuickGELU a sigmoid besides
@@ -39,3 +39,14 @@ class Anatomy:
     mask_bytes: int = 0         # masks of elementwise dropout outside the units
     formulas: tuple[tuple[str, str], ...] = ()      # component, how it grows with N and D: a multiply-add is 2
     growth: str = "how it grows as images do, no formula says"      # the same as a sentence
+    surveyed: dict[str, int] = field(default_factory=dict)      # FLOPs of the passes without a gradient, a teacher's, by component
+    rows: int = 0               # numbers in fp32 that a step keeps of every image until it has come to its losses
+
+    @property
+    def training_flops(self) -> int:
+        """The backward pass is two products per product of the forward (Kaplan et al. 2020, section 2.1)."""
+        return 3 * sum(self.flops.values()) + sum(self.surveyed.values())
+
+    def run_flops(self, images: int | None) -> float | None:
+        """Of so many images; None: nobody knows how many."""
+        return None if images is None else float(self.training_flops * images)

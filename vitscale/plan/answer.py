@@ -20,6 +20,7 @@ from vitscale.plan.speed import Pace, Supply
 from vitscale.recipe.axes import axes_of
 from vitscale.recipe.check import contradictions
 from vitscale.recipe.schema import Recipe
+from vitscale.recipe.views import num_values
 from vitscale.shapes.tensor import check_tensor
 
 MOST_GPUS = 1024        # of the scaling tables
@@ -231,14 +232,13 @@ def plan_run(recipe: Recipe, fleet: Fleet, assumptions: Assumptions | None = Non
         check_measured(given.measured, fleet, recipe.parallel.precision)
     mfu = given.measured.mfu if given.measured is not None else given.mfu
     found = way(recipe, fleet, given.supply, mfu)
-    parts = cached_anatomy(recipe.model, recipe.objective)
-    forward = sum(parts.flops.values())
+    parts = cached_anatomy(recipe)
     time = _time(recipe, fleet, found.pace, given)
     others = ways(recipe, fleet, given.supply, mfu) if search else []
     return Plan(
         recipe=recipe.name, hardware=_hardware(recipe, fleet),
         parameters=Parameters(sum(parts.params.values()), dict(parts.params)),
-        flops=Flops(3 * forward, forward, dict(parts.flops), None if time.images is None else 3.0 * forward * time.images),
+        flops=Flops(parts.training_flops, sum(parts.flops.values()), dict(parts.flops), parts.run_flops(time.images)),
         growth=growth(recipe),
         batch=PlannedBatch(recipe.global_batch, shares(recipe, fleet), found.micro_batch, found.micro_steps,
                     "planned" if recipe.micro_batch is None else "recipe"),
@@ -264,10 +264,10 @@ def _hardware(recipe: Recipe, fleet: Fleet) -> Hardware:
 
 def _memory(recipe: Recipe, fleet: Fleet, found: Way) -> MemoryPlan:
     one = found.memory
-    waiting = max(recipe.data.prefetch, found.micro_steps) * found.micro_batch * recipe.model.channels * recipe.model.image**2
+    waiting = max(recipe.data.prefetch, found.micro_steps) * found.micro_batch * num_values(recipe)
     offloaded = 0
     if recipe.parallel.zero_offload:        # moments, masters, gradients
-        offloaded = 16 * sum(cached_anatomy(recipe.model, recipe.objective).params.values()) // fleet.nodes
+        offloaded = 16 * sum(cached_anatomy(recipe).params.values()) // fleet.nodes
     usable = int(USABLE * fleet.device.memory_bytes) if fleet.device and fleet.device.memory_bytes else None
     parts = {part.name: getattr(one, part.name) for part in fields(one)}
     return MemoryPlan(peak_bytes=one.total, usable_bytes=usable, fits=found.fits, **parts,
@@ -282,7 +282,7 @@ def _time(recipe: Recipe, fleet: Fleet, found: Pace | None, given: Assumptions) 
         return Time(images, steps, None, None, None, None, None, "unknown")
     rate = recipe.global_batch / found.step_s
     seconds = None if images is None else images / rate
-    per_image = 3 * sum(cached_anatomy(recipe.model, recipe.objective).flops.values())
+    per_image = cached_anatomy(recipe).training_flops
     return Time(images, steps, rate, found.step_s, seconds, None if seconds is None else seconds / 86400,
                 rate * per_image / (fleet.size * peak), "measured" if given.measured else "assumed")
 

@@ -72,7 +72,7 @@ def checkpoints(recipe: Recipe, fleet: Fleet, step_s: float | None, mtbf_hours: 
     size, mtbf_s = checkpoint_bytes(recipe, parameters), mtbf_hours * 3600 / fleet.size
     write_s = size / (WRITE * fleet.nodes)
     sharded = ENGINES[recipe.parallel.engine] != "copies"
-    copies = 4 * parameters * (3 if recipe.ema is None else 4)
+    copies = 4 * parameters * (4 if recipe.keeps_average else 3)
     stall_s = max(copies / (fleet.size if sharded else 1) / COPY, LEAST_STALL_S) if recipe.checkpoint.background else write_s
     interval_s = max(young_daly(stall_s, mtbf_s), write_s)      # the next one waits for the one before
     every, asked = recipe.checkpoint.every, None

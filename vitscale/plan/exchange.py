@@ -54,7 +54,7 @@ def exchange(recipe: Recipe, fleet: Fleet, micro_batch: int, micro_steps: int) -
     parallel, size = recipe.parallel, fleet.size
     if size == 1 or fleet.device is None:
         return Exchange()
-    parts, axes = cached_anatomy(recipe.model, recipe.objective), axes_of(parallel, size, fleet.per_node)
+    parts, axes = cached_anatomy(recipe), axes_of(parallel, size, fleet.per_node)
     n, element = sum(parts.params.values()), 2 if parallel.precision == "bf16" else 4
     blocks = [unit.params for unit in parts.units]
     part = (size - 1) / size
@@ -78,7 +78,7 @@ def exchange(recipe: Recipe, fleet: Fleet, micro_batch: int, micro_steps: int) -
 def _fsdp(recipe: Recipe, fleet: Fleet, axes: Axes, micro_batch: int, micro_steps: int) -> Exchange:
     """Gathers along the axis `shard` forward and backward, or once a step; scatters gradients along it in the last micro-step, and adds up
     along `replicate` what each rank is then left with."""
-    parts, element = cached_anatomy(recipe.model, recipe.objective), 2 if recipe.parallel.precision == "bf16" else 4
+    parts, element = cached_anatomy(recipe), 2 if recipe.parallel.precision == "bf16" else 4
     shard, replicas = along(fleet, axes, "shard"), along(fleet, axes, "replicate")
     blocks = [axes.own_part(unit.params) for unit in parts.units]
     outer = sum(parts.params.values()) - sum(unit.params for unit in parts.units) + (axes.shard - 1) * parts.one_row
@@ -114,6 +114,6 @@ def along(fleet: Fleet, axes: Axes, name: str) -> Fleet:
 
 def _tensor_s(recipe: Recipe, fleet: Fleet, axes: Axes, micro_batch: int) -> float:
     """Four sums over the ranks of a block's tokens (Shoeybi et al. 2019, section 3), inside a node."""
-    parts, group = cached_anatomy(recipe.model, recipe.objective), along(fleet, axes, "tensor")
+    parts, group = cached_anatomy(recipe), along(fleet, axes, "tensor")
     element = 2 if recipe.parallel.precision == "bf16" else 4
     return sum(4 * 2 * gather_s(element * micro_batch * unit.stream, group) for unit in parts.units)

@@ -3,11 +3,11 @@
 from typing import cast
 
 from vitscale.errors import RecipeError
-from vitscale.plan import masked
+from vitscale.plan import masked, self_distilled
 from vitscale.plan.anatomy import Anatomy
 from vitscale.recipe.fields import code_at
-from vitscale.recipe.objectives import Classification, Inpainting, Mae, Objective
-from vitscale.recipe.schema import FAMILIES, Model, Vit
+from vitscale.recipe.objectives import Classification, Dino, Inpainting, Mae, Objective
+from vitscale.recipe.schema import FAMILIES, Model, ViewSet, Vit
 from vitscale.shapes.families import check_model, trained_section
 
 BY_LABEL = Classification()
@@ -18,16 +18,18 @@ def has_closed_form(model: Model) -> bool:
     return model.code.anatomy is not None
 
 
-def anatomy_of(model: Model, objective: Objective = BY_LABEL) -> Anatomy:
-    """What an objective trains on a model section, taken apart.  Raises RecipeError when the section contradicts itself, and for a
-    family without a closed form."""
+def anatomy_of(model: Model, objective: Objective = BY_LABEL, views: tuple[ViewSet, ...] = ()) -> Anatomy:
+    """What an objective trains on a model section, taken apart; views: of an objective that wants them (data.views).  Raises RecipeError
+    when the section contradicts itself, and for a family without a closed form."""
     if model.code.anatomy is None:
         known = ", ".join(name for name, section in FAMILIES.items() if section.code.anatomy)
         raise RecipeError(f"model.family: of {model.family} no closed form of parameters, FLOPs and memory is known, as there is of "
                           f"{known}, so that what it costs cannot be computed; it trains all the same, and `vitscale bench step` measures "
                           "it")
     check_model(model)
-    if isinstance(objective, Mae | Inpainting):
-        assert isinstance(model, Vit)       # recipe/check_model.py says so
+    if isinstance(objective, Mae | Inpainting | Dino):
+        assert isinstance(model, Vit)       # recipe/check_objective.py says so
+        if isinstance(objective, Dino):
+            return self_distilled.dino_anatomy(model, objective, views)
         return masked.mae_anatomy(model, objective) if isinstance(objective, Mae) else masked.inpainting_anatomy(model, objective)
     return cast(Anatomy, code_at(model.code.anatomy)(trained_section(model, objective)))

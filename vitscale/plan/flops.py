@@ -2,7 +2,7 @@
 
 from vitscale.plan.families import BY_LABEL, anatomy_of
 from vitscale.recipe.objectives import Objective
-from vitscale.recipe.schema import Model
+from vitscale.recipe.schema import Model, ViewSet
 
 
 def flops_by_component(model: Model, objective: Objective = BY_LABEL) -> dict[str, int]:
@@ -19,9 +19,9 @@ def forward_flops(model: Model, objective: Objective = BY_LABEL) -> int:
     return sum(flops_by_component(model, objective).values())
 
 
-def training_flops_per_image(model: Model, objective: Objective = BY_LABEL) -> int:
-    """3 x forward: the backward pass is two products per product of the forward (Kaplan et al. 2020, section 2.1).
+def training_flops_per_image(model: Model, objective: Objective = BY_LABEL, views: tuple[ViewSet, ...] = ()) -> int:
+    """3 x forward, and once what is looked at without a gradient; views: of the recipe's data.views.
 
     Recomputation is not counted, as model FLOPs utilisation wants it (Chowdhery et al. 2022, PaLM, appendix B).
     """
-    return 3 * forward_flops(model, objective)
+    return anatomy_of(model, objective, views).training_flops

@@ -29,7 +29,7 @@ def forecast(recipe: Recipe) -> Forecast | None:
     """None: of this family of models nobody has written down the closed forms, and what a run costs shows only as it runs."""
     if not has_closed_form(recipe.model):
         return None
-    return Forecast(recipe, training_flops_per_image(recipe.model, recipe.objective))
+    return Forecast(recipe, training_flops_per_image(recipe.model, recipe.objective, recipe.data.views))
 
 
 def known_forward_flops(model: Model) -> int | None:

@@ -10,8 +10,8 @@ from vitscale.plan.anatomy import Anatomy, Unit
 from vitscale.plan.families import anatomy_of
 from vitscale.recipe.axes import Axes, axes_of
 from vitscale.recipe.check import default_group
-from vitscale.recipe.objectives import Objective
-from vitscale.recipe.schema import ENGINES, OPTIMIZERS, Model, Recipe
+from vitscale.recipe.schema import ENGINES, OPTIMIZERS, Recipe
+from vitscale.recipe.views import num_values
 
 USABLE = 0.9                    # of a device's memory; the rest is left to fragmentation
 CONTEXT = 600 * 2**20           # bytes that CUDA, its kernels and cuBLAS's workspace hold.  An assumption, not measured
@@ -53,10 +53,12 @@ def _autocast(recipe: Recipe) -> bool:
     return recipe.parallel.precision == "bf16" and ENGINES[recipe.parallel.engine] == "copies"
 
 
-@lru_cache(maxsize=64)
-def cached_anatomy(model: Model, objective: Objective) -> Anatomy:
-    """A search asks for the same one many times."""
-    return anatomy_of(model, objective)
+def cached_anatomy(recipe: Recipe) -> Anatomy:
+    """Of what the recipe trains: a search asks for the same one many times."""
+    return _anatomy(recipe.model, recipe.objective, recipe.data.views)
+
+
+_anatomy = lru_cache(maxsize=64)(anatomy_of)
 
 
 def unit_bytes(recipe: Recipe, unit: Unit) -> int:
@@ -112,7 +114,7 @@ def estimate(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int
 
 def _moments(recipe: Recipe, axes: Axes, micro_batch: int, micro_steps: int, on_gpu: bool) -> list[Memory]:
     """While each block is differentiated, from the last to the first, and what comes before them."""
-    parts = cached_anatomy(recipe.model, recipe.objective)
+    parts = cached_anatomy(recipe)
     parallel, element = recipe.parallel, _element(recipe)
     states = _States(recipe, parts, axes, micro_steps, on_gpu)
     of: dict[tuple[Unit, bool], _Kept] = {}
@@ -120,10 +122,11 @@ def _moments(recipe: Recipe, axes: Axes, micro_batch: int, micro_steps: int, on_
     for number, one in enumerate(parts.units):
         first = number % parallel.recompute_every == 0
         kept.append(of.get((one, first)) or of.setdefault((one, first), _kept(recipe, first, one)))
-    image = recipe.model.channels * recipe.model.image**2
+    image = num_values(recipe)
     loader = micro_batch * image * (4 if element == 4 else 4 + element)
     norm = parts.normed * (4 if _autocast(recipe) else element)
     ends = parts.mask_bytes + norm + (parts.stem + parts.pooled) * element + 2 * 4 * parts.outputs      # logits and log-probabilities
+    rows = 4 * parts.rows * micro_batch * micro_steps
     context = (CONTEXT + (NCCL if axes.size > 1 else 0)) if on_gpu else 0
     held = list(accumulate((one.held for one in kept), initial=0))              # of the blocks before
     attention = list(accumulate((one.attention_held for one in kept), initial=0))
@@ -135,7 +138,7 @@ def _moments(recipe: Recipe, axes: Axes, micro_batch: int, micro_steps: int, on_
             still += kept[turn].held + kept[turn].again
             mixed += kept[turn].attention_held + kept[turn].attention_again
         weights, gradients, communication = states.at(turn)
-        found.append(Memory(weights, gradients, states.optimizer, states.ema, micro_batch * (ends + still - mixed + unit),
+        found.append(Memory(weights, gradients, states.optimizer, states.ema, rows + micro_batch * (ends + still - mixed + unit),
                             micro_batch * mixed, communication, loader, context))
     return found
 
@@ -169,7 +172,7 @@ class _States:
         moments = self.n * 4 * OPTIMIZERS[recipe.optim.name]
         master = parallel.engine == "zero" and self.element == 2
         self.optimizer = 0 if parallel.zero_offload else self._share(moments + (4 * self.n if master else 0))
-        self.ema = 0 if recipe.ema is None else self._share(4 * self.n)
+        self.ema = 0 if not recipe.keeps_average else self._share(4 * self.n)
 
     def _share(self, num_bytes: int) -> int:
         """One rank's part of what is held once by the ranks of a group."""

@@ -27,7 +27,7 @@ class Growth:
 def growth(recipe: Recipe) -> Growth:
     """Raises RecipeError when the model contradicts itself."""
     model = trained_section(recipe.model, recipe.objective)
-    parts = cached_anatomy(recipe.model, recipe.objective)
+    parts = cached_anatomy(recipe)
     flops, formulas, sentence = parts.flops, parts.formulas, parts.growth
     attention, mlp, whole = flops.get("attention_product", 0), flops.get("mlp", 0), max(sum(flops.values()), 1)
     tokens = width = at = pixels = None

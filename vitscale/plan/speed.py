@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from vitscale.plan.exchange import HOST_LINK, Exchange, exchange, uncounted
 from vitscale.plan.fleet import Fleet
-from vitscale.plan.flops import training_flops_per_image
 from vitscale.plan.memory import cached_anatomy
 from vitscale.plan.roofline import BANDWIDTH, Operation, operations
 from vitscale.recipe.axes import axes_of
@@ -72,7 +71,7 @@ def pace(recipe: Recipe, fleet: Fleet, micro_batch: int, micro_steps: int, suppl
     device, precision = fleet.device, recipe.parallel.precision
     if device is None or device.memory_bandwidth is None or set(fleet.unknown(precision)) - {"memory"}:
         return None
-    parts, axes = cached_anatomy(recipe.model, recipe.objective), axes_of(recipe.parallel, fleet.size, fleet.per_node)
+    parts, axes = cached_anatomy(recipe), axes_of(recipe.parallel, fleet.size, fleet.per_node)
     if uncounted(axes):
         return None
     found = tuple(operations(recipe, device, micro_batch, axes))
@@ -80,7 +79,7 @@ def pace(recipe: Recipe, fleet: Fleet, micro_batch: int, micro_steps: int, suppl
     backward = axes.own_part(micro_batch * sum(one.backward_s for one in found))
     if device_mfu is not None:
         peak = device.peak(precision) or 0.0
-        whole = axes.own_part(micro_batch * training_flops_per_image(recipe.model, recipe.objective) / (peak * device_mfu))
+        whole = axes.own_part(micro_batch * parts.training_flops / (peak * device_mfu))
         forward, backward = whole * forward / (forward + backward), whole * backward / (forward + backward)
     sent = exchange(recipe, fleet, micro_batch, micro_steps)
     exposed = sent.forwards * (max(sent.forward - forward, 0) + sent.first) + micro_steps * sent.blocking + sent.after
@@ -92,7 +91,7 @@ def pace(recipe: Recipe, fleet: Fleet, micro_batch: int, micro_steps: int, suppl
     own = n / axes.copy_size
     moments = OPTIMIZERS[recipe.optim.name]
     # gradient read and scaled for clipping (3 x 4); read gradient, weight and moments, write weight and moments; an average besides
-    update = own * (12 + 4 * (3 + 2 * moments) + (12 if recipe.ema else 0)) / (BANDWIDTH * device.memory_bandwidth)
+    update = own * (12 + 4 * (3 + 2 * moments) + (12 if recipe.keeps_average else 0)) / (BANDWIDTH * device.memory_bandwidth)
     if recipe.parallel.zero_offload:
         update = own * 8 / HOST_LINK + own * fleet.per_node * 4 * (3 + 2 * moments) / HOST_UPDATE
 

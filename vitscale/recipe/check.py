@@ -10,6 +10,8 @@ from vitscale.recipe.objectives import Classification, Distillation
 from vitscale.recipe.schema import Augment, Recipe, Vit
 from vitscale.recipe.teacher import teacher_classes
 
+BLUR_BELOW = 2.4        # pixels: a Gaussian blur of a larger standard deviation reaches beyond what vitscale/data/policy.py weighs
+
 
 def mixes(recipe: Recipe) -> bool:
     """Whether samples of a batch are mixed with each other."""
@@ -73,7 +75,8 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         wrong("data.group", f"{group} is not a multiple of model.drop_path_group {drop_group(recipe)}")
     if mixes(recipe) and group < 2:
         wrong("data.group", "mixup and cutmix mix samples of a group, which wants at least 2")
-    found += _augment(data.augment)
+    found += _augment("data.augment", data.augment)
+    found += _views(recipe)
     found += _labels(recipe)
     found += _mix(recipe, lanes)
     for key, urls in (("data.mix" if data.mix else "data.train", train_urls(recipe)), ("data.val", data.val or ())):
@@ -116,6 +119,8 @@ def _schedule(recipe: Recipe) -> list[tuple[str, str]]:
         wrong("optim.cooldown", "wsd wants a cooldown, such as '10 epochs'")
     if optim.timescale is not None and optim.schedule != "rsqrt":
         wrong("optim.timescale", f"belongs to the schedule rsqrt, not to {optim.schedule}")
+    if optim.weight_decay_end is not None and not optim.weight_decay:
+        wrong("optim.weight_decay_end", "wants a weight_decay above 0 to begin with")
     if optim.min_lr > optim.lr:
         wrong("optim.min_lr", f"{optim.min_lr:g} is more than optim.lr {optim.lr:g}")
     if recipe.duration.amount == 0:
@@ -196,20 +201,47 @@ def _mix(recipe: Recipe, lanes: int) -> list[tuple[str, str]]:
     return found
 
 
-def _augment(augment: Augment) -> list[tuple[str, str]]:
-    """What contradicts itself in data.augment."""
+def _views(recipe: Recipe) -> list[tuple[str, str]]:
+    """What contradicts itself in data.views, or does not go with the objective or the model."""
+    model, views, found = recipe.model, recipe.data.views, []
+    if not recipe.objective.wants_views:
+        return [("data.views", f"{recipe.objective.name} looks at one view of each image; leave data.views out")] if views else []
+    if len({one.name for one in views}) < len(views):
+        found.append(("data.views", f"wants a name of its own for each set, got {', '.join(one.name for one in views)}"))
+    for number, one in enumerate(views):
+        key, size = f"data.views.{number}", one.image or model.image
+        patch = getattr(model, "patch", 1)
+        if size % patch:
+            found.append((f"{key}.image", f"{size} pixels are no whole patches of {patch}"))
+        if size != model.image and isinstance(model, Vit) and model.attention != "full":
+            found.append((f"{key}.image", f"attention {model.attention} is laid out for one size, model.image {model.image}"))
+        if one.augment is None:
+            continue
+        found += _augment(f"{key}.augment", one.augment)
+        found += [(f"{key}.augment.{name}", "is that of all views: give it in data.augment")
+                  for name in ("mean", "std") if name in one.augment.model_fields_set
+                  and getattr(one.augment, name) != getattr(recipe.data.augment, name)]
+        found += [(f"{key}.augment.{name}", f"mixes labels, of which {recipe.objective.name} has none; leave it out")
+                  for name in ("mixup", "cutmix") if getattr(one.augment, name) > 0]
+    return found
+
+
+def _augment(section: str, augment: Augment) -> list[tuple[str, str]]:
+    """What contradicts itself in data.augment, or in that of a set of views."""
     found = []
     areas = {"scale": augment.scale} | ({"erasing.scale": augment.erasing.scale} if augment.erasing else {})
     ratios = {"ratio": augment.ratio} | ({"erasing.ratio": augment.erasing.ratio} if augment.erasing else {})
-    for key, (low, high) in (areas | ratios).items():
+    for key, (low, high) in (areas | ratios | {"blur_radius": augment.blur_radius}).items():
         if low > high:
-            found.append((f"data.augment.{key}", f"wants [low, high], got {[low, high]}"))
+            found.append((f"{section}.{key}", f"wants [low, high], got {[low, high]}"))
         elif key in areas and high > 1:
-            found.append((f"data.augment.{key}", f"is a share of the image's area, at most 1, got {high:g}"))
+            found.append((f"{section}.{key}", f"is a share of the image's area, at most 1, got {high:g}"))
+    if augment.blur_radius[1] >= BLUR_BELOW:
+        found.append((f"{section}.blur_radius", f"wants less than {BLUR_BELOW:g} pixels, got {augment.blur_radius[1]:g}"))
     if min(augment.std) <= 0:
-        found.append(("data.augment.std", "wants numbers > 0"))
+        found.append((f"{section}.std", "wants numbers > 0"))
     if augment.rand_augment and augment.three_augment:
-        found.append(("data.augment.three_augment", "takes the place of rand_augment; give one of them"))
+        found.append((f"{section}.three_augment", "takes the place of rand_augment; give one of them"))
     return found
 
 

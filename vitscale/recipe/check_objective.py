@@ -4,7 +4,7 @@ import math
 
 from vitscale.metrics import numbers_of
 from vitscale.metrics.system import EVALUATION_LOSS
-from vitscale.recipe.objectives import Inpainting, Jigsaw, Mae
+from vitscale.recipe.objectives import Dino, Inpainting, Jigsaw, Mae
 from vitscale.recipe.schema import Recipe, Vit
 
 
@@ -46,7 +46,40 @@ def objective_contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             found.append(("model.patch_embed", f"{objective.name} hides patches, of which {recipe.model.patch_embed} would see more than "
                           "their own tokens: it wants patch"))
         return found + (_mae(recipe.model, objective) if isinstance(objective, Mae) else _inpainting(recipe.model, objective))
+    if isinstance(objective, Dino):
+        return found + _dino(recipe, objective)
     return found + (_jigsaw(recipe, objective) if isinstance(objective, Jigsaw) else [])
+
+
+def _dino(recipe: Recipe, objective: Dino) -> list[tuple[str, str]]:
+    model, views, parallel, found = recipe.model, recipe.data.views, recipe.parallel, []
+    if type(model) is not Vit:
+        found.append(("objective.name", f"dino wants model.family vit, not {model.family}"))
+    elif model.mup_base_width is not None:
+        found.append(("model.mup_base_width", "muP is worked out for classifiers; dino has a head of its own"))
+    count = sum(one.count for one in views)
+    if count < 2 or objective.global_views > count:
+        found.append(("data.views", f"dino compares views of an image: it wants 2 at least, of which {objective.global_views} "
+                      f"(objective.global_views) are the teacher's too, got {count}"))
+    found += [("data.views", f"the views of {one.name} would all be the centre of the image: its augment.crop wants to be random")
+              for one in views if (one.augment or recipe.data.augment).crop != "random"]
+    found += [(f"objective.{key}", f"wants {words}, got {value:g}") for key, value, sound, words in (
+        *(("momentum", value, 0 <= value <= 1, "0 to 1") for value in (objective.momentum.start, objective.momentum.end)),
+        *(("teacher_temp", value, value >= 0.012, "0.012 at least, under which fp32 cannot tell answers apart")
+          for value in (objective.teacher_temp.start, objective.teacher_temp.end))) if not sound]
+    if recipe.ema is not None:
+        found.append(("ema", "dino's teacher is the average of the weights, by objective.momentum; leave ema out"))
+    if parallel.engine in ("zero", "accelerate"):
+        found.append(("parallel.engine", f"dino's teacher is an fp32 average of the weights, of which {parallel.engine} has no fp32 shard "
+                      "in every form; use fsdp or ddp"))
+    if parallel.tensor > 1:
+        found.append(("parallel.tensor", "cuts blocks, not dino's head; use fsdp without it"))
+    if recipe.data.mix:
+        found += [(f"objective.{key}", "a mixture (data.mix) has no epochs; give steps or images")
+                  for key, length in (("momentum", objective.momentum.over), ("teacher_temp", objective.teacher_temp.over),
+                                      ("rest_prototypes", objective.rest_prototypes))
+                  if length is not None and length.unit == "epochs" and length.amount]
+    return found
 
 
 def _mae(model: Vit, objective: Mae) -> list[tuple[str, str]]:

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias, Union
 
 from pydantic import BeforeValidator, Field, Tag
 
+from vitscale.recipe.course import Course, CourseOrNumber, constant
+from vitscale.recipe.duration import Duration
 from vitscale.recipe.fields import Count, Fraction, Positive, Rate, Section, whole
 
 
@@ -13,6 +15,8 @@ class Objective(Section):
     name: str
 
     wants_labels: ClassVar[bool] = True     # else they are not even read
+    wants_views: ClassVar[bool] = False     # it compares views of an image: data.views
+    averages: ClassVar[bool] = False        # its teacher is the average of what is trained
 
     @property
     def own_classes(self) -> int | None:
@@ -92,9 +96,31 @@ class Jigsaw(Objective):
         return self.permutations
 
 
+class Dino(Objective):
+    """Self-distillation with no labels (Caron et al. 2021).  Defaults are those of the paper's code."""
+
+    name: Literal["dino"]
+    prototypes: Annotated[int, Field(ge=2), BeforeValidator(whole)] = 65536     # K, what views of an image are to agree on
+    hidden: Count = 2048                    # width of the head's hidden layers
+    bottleneck: Count = 256                 # width of what is compared with the prototypes
+    layers: Count = 3                       # of the head before the prototypes
+    global_views: Count = 2                 # of the views, in the order of data.views, the first so many are the teacher's too
+    momentum: CourseOrNumber = Course(start=0.996, end=1.0)     # of the teacher, which is the student's average
+    student_temp: Positive = 0.1
+    teacher_temp: CourseOrNumber = constant(0.04)   # of long runs {start: 0.04, end: 0.07, over: 30 epochs, shape: linear}
+    centring: Literal["average", "sinkhorn"] = "average"    # a moving average of the teacher's logits, or each batch spread evenly
+    centre_momentum: Rate = 0.9             # of average
+    sinkhorn_iterations: Count = 3          # of sinkhorn
+    rest_prototypes: Duration = Duration(0, "images")   # that prototypes stay as they are at first; the paper's: 1 epochs
+
+    wants_labels: ClassVar[bool] = False
+    wants_views: ClassVar[bool] = True
+    averages: ClassVar[bool] = True
+
+
 OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Classification, "distillation": Distillation, "mae": Mae, "inpainting": Inpainting, "rotation": Rotation,
-    "jigsaw": Jigsaw,
+    "jigsaw": Jigsaw, "dino": Dino,
 }
 if TYPE_CHECKING:
     OneObjective: TypeAlias = Objective

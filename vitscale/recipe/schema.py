@@ -209,6 +209,11 @@ class Augment(Section):
     rand_augment: RandAugment | None = None
     three_augment: bool = False                     # one of greys, solarize, blur for every image (Touvron et al. 2022, DeiT III)
     color_jitter: Jitter = (0.0, 0.0, 0.0, 0.0)     # brightness, contrast, saturation (0.4: 0.6 to 1.4 times), hue (turns); or one number
+    color_jitter_prob: Fraction = 1.0               # that an image goes through it at all (Chen et al. 2020, SimCLR: 0.8)
+    grey: Fraction = 0.0                            # probability of greys in place of colours
+    blur: Fraction = 0.0                            # probability of a Gaussian blur
+    blur_radius: Interval = (0.1, 2.0)              # its standard deviation in pixels, drawn evenly; under 2.4
+    solarize: Fraction = 0.0                        # probability that what is at least 128 is inverted
     erasing: Erasing | None = None
     mixup: NotNegative = 0.0                        # alpha of mixup (Zhang et al. 2018), inside groups; 0: off
     cutmix: NotNegative = 0.0                       # alpha of CutMix (Yun et al. 2019), inside groups; 0: off
@@ -224,6 +229,15 @@ class MixSet(Section):
     shards: Urls                            # brace URLs or globs
     weight: Positive = 1.0                  # its share of every batch is in proportion to it
     num_samples: Count | None = None        # `plan` takes it from here
+
+
+class ViewSet(Section):
+    """Views of every image that are cut out and changed alike, each by draws of its own (Caron et al. 2020, SwAV: multi-crop)."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+    count: Annotated[int, Field(ge=1, le=64), BeforeValidator(whole)] = 1
+    image: Count | None = None              # pixels on a side; null: model.image
+    augment: Augment | None = None          # null: data.augment; mean and std are always those of data.augment
 
 
 class Data(Section):
@@ -245,6 +259,7 @@ class Data(Section):
     multi_label: bool = False               # a sample has any number of labels: a JSON list, or numbers between spaces or commas
     exif_orientation: Literal["ignore", "apply"] = "ignore"   # turn images upright; ignore: as stored, as PIL and timm decode
     augment: Augment = Augment()
+    views: Annotated[tuple[ViewSet, ...], BeforeValidator(pair)] = ()   # of objectives that compare views of an image; else there is one
     workers: Count | None = None            # decoding threads of one rank; null: the rank's share of the cores
     prefetch: Count = 4                     # micro-batches decoded ahead of the device
     max_bad_fraction: Fraction = 0.001      # unreadable samples, as a share of those read, past which the run stops
@@ -257,6 +272,7 @@ class Optim(Section):
     betas: Annotated[tuple[Rate, Rate], BeforeValidator(pair)] = (0.9, 0.999)     # of lion usually (0.9, 0.99); sgd's momentum: the first
     eps: Positive = 1e-8                    # of adamw and lamb
     weight_decay: NotNegative = 0.05        # decoupled but for sgd; norms, biases, positions and tokens are exempt
+    weight_decay_end: Positive | None = None    # where it goes by half a cosine from there, over the whole run (DINO); null: it stays
     schedule: Literal["cosine", "linear", "rsqrt", "wsd", "constant"] = "cosine"
     warmup: Duration = Duration(0, "steps")
     cooldown: Duration | None = None        # linear fall to min_lr at the end: rsqrt, wsd
@@ -399,6 +415,11 @@ class Recipe(Section):
     profile: Steps | None = None            # steps:20-25: torch profiler traces of those steps and a summary, in the run folder's profile/
     init: str | None = None                 # whose weights a new run starts from: run folder, checkpoint, .safetensors, exported folder
     format: Count = FORMAT                  # of the keys, as a run saves it; left out in a file, old names are still understood
+
+    @property
+    def keeps_average(self) -> bool:
+        """Whether an average of the weights is kept beside them."""
+        return self.ema is not None or self.objective.averages
 
     @model_validator(mode="before")
     @classmethod

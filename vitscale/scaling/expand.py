@@ -155,7 +155,7 @@ def _run(sweep: Sweep, values: dict[str, Any], source: Path, folder: Path, membe
     if budget is None and samples is not None:
         mine["duration"] = f"{samples} images"
     probe = check_recipe(mine, f"{source}: a run of {member.name}")
-    per_image = training_flops_per_image(probe.model, probe.objective)
+    per_image = training_flops_per_image(probe.model, probe.objective, probe.data.views)
     batch = probe.global_batch
     if budget is not None:
         images = max(1, round(budget / per_image / batch)) * batch

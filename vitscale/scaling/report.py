@@ -193,7 +193,7 @@ def recommend(
         except RecipeError:
             continue
     recipe = min(models, key=lambda one: abs(np.log(count_params(one.model, one.objective) / best.n[0])))
-    per_image = training_flops_per_image(recipe.model, recipe.objective)
+    per_image = training_flops_per_image(recipe.model, recipe.objective, recipe.data.views)
     told = recipe.model_dump(mode="json")
     for key, place in (("lr", ("optim", "lr")), ("batch", ("global_batch",))):
         law = rates.get(key, {}).get("law")

@@ -8,7 +8,7 @@ def checkpoint_bytes(recipe: Recipe, parameters: int) -> int:
 
     Names, tables and archives around the numbers are not counted: some 2 kB for each tensor (checkpoint/room.py counts them).
     """
-    return 4 * (4 if recipe.ema is None else 6) * parameters
+    return 4 * (6 if recipe.keeps_average else 4) * parameters
 
 
 def retained_checkpoints(recipe: Recipe) -> int:

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
 from vitscale.data import MicroBatch
 from vitscale.metrics.system import EVALUATED_IMAGES, EVALUATION_LOSS
-from vitscale.objectives import Task
 from vitscale.parallel.engine import Engine
 from vitscale.recipe import Augment
+from vitscale.recipe.course import Now
 from vitscale.resilience.signals import StopFlag
+from vitscale.train.coupling import Coupling
 from vitscale.train.step import device_inputs, sync_inputs
 
 VOTE_EVERY = 8      # batches between two questions whether to leave: an evaluation takes minutes, who preempts a job gives it seconds
@@ -21,14 +23,15 @@ class EvaluationLeft(Exception):
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, batches: Iterable[MicroBatch], task: Task, augment: Augment, stop: StopFlag) -> dict[str, float]:
+def evaluate(engine: Engine, batches: Iterable[MicroBatch], coupling: Coupling, now: Now, augment: Augment,
+             stop: StopFlag) -> dict[str, float]:
     """By column: how many images are readable and, over each of them once, the means of the loss and of what the task tells besides.
 
     Without a readable sample the means are NaN.
     Every rank must be given the same number of batches (masked ones among them): sharded engines communicate in the forward pass.
     Raises EvaluationLeft, on all ranks alike, soon after `stop` is set on one.
     """
-    world = engine.world
+    world, task = engine.world, coupling.task
     engine.model.eval()
     columns, sums = [EVALUATED_IMAGES.column, EVALUATION_LOSS.column], torch.zeros(2, dtype=torch.float64, device=world.device)
     for number, micro in enumerate(batches):
@@ -36,6 +39,7 @@ def evaluate(engine: Engine, batches: Iterable[MicroBatch], task: Task, augment:
             raise EvaluationLeft
         seen, weight, _ = device_inputs(micro, world.device, augment)
         seen, weight = sync_inputs(engine, seen, weight)
+        seen = replace(seen, coupled=coupling.of_evaluation(seen, now))
         images, *more = task.inputs(seen)
         output = engine.forward(images, None, *more)
         told = task.measured(task.numbers.evaluation, output, seen)

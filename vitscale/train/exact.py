@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ from vitscale.plan.answer import Exact, Plan
 from vitscale.plan.command import PlanOptions
 from vitscale.recipe import Recipe, load_recipe
 from vitscale.recipe.axes import same_samples
+from vitscale.recipe.course import Now
+from vitscale.recipe.views import view_kinds
+from vitscale.train.coupling import Coupling
 
 
 def hold_against(plan: Plan, recipe: str, overrides: Sequence[str], options: PlanOptions) -> Plan:
@@ -50,6 +54,9 @@ def track(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int = 
     if parallel.engine == "zero" or alike:
         what = "parallel.engine zero: DeepSpeed" if parallel.engine == "zero" else " and ".join(f"parallel.{name}" for name in alike)
         raise RecipeError(f"--exact: {what} does not run on fake tensors; it is for engine ddp and fsdp")
+    if len({one.image for one in view_kinds(recipe)}) > 1:
+        raise RecipeError("--exact: torch's tracker takes a block that views of several sizes go through for a mistake; give data.views "
+                          "one size, or plan without it")
     recipe = recipe.model_copy(update={"parallel": parallel.model_copy(update={
         "compile": False, "engine": "fsdp" if parallel.engine == "fsdp" else "ddp", "device": "cpu"})})
     sharded = recipe.parallel.engine == "fsdp"
@@ -77,35 +84,51 @@ def _track(recipe: Recipe, engine: Engine, task: Task, built: Backbone, buckets:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=not buckets)
-    images = torch.zeros(work.micro_batch, recipe.model.channels, recipe.model.image, recipe.model.image)
-    labels = torch.zeros(work.micro_batch, dtype=torch.int64)
-    draws = torch.zeros(work.micro_batch, task.num_draws) if task.num_draws else None
-    keep = torch.ones(len(model.drop_rates), work.micro_batch) if any(model.drop_rates) else None
-    outside = 0
-    if recipe.ema is not None:
-        outside = sum(_bytes(tensor) for tensor in WeightAverage(engine.model, recipe.ema.decay).tensors().values())
+    seen, keep = _given(recipe, task, work.micro_batch, model.drop_rates)
+    average = WeightAverage(engine.model) if recipe.keeps_average else None
+    outside = sum(_bytes(tensor) for tensor in average.tensors().values()) if average else 0
+    coupling = Coupling(task, engine, average)
+    given = [one for one in (*seen.views, seen.labels, seen.draws, keep) if one is not None]
     tracker: MemTracker
     if isinstance(engine, FsdpEngine):
         tracker = FSDPMemTracker(model, optimizer)
-        tracker.track_inputs((images, labels, draws, keep))
+        tracker.track_inputs(tuple(given))
     else:
         tracker = MemTracker()
-        given = (images, labels, draws, keep, *(p.grad for p in model.parameters()))
-        tracker.track_external(model, optimizer, *(one for one in given if one is not None))
+        tracker.track_external(model, optimizer, *given, *(p.grad for p in model.parameters() if p.grad is not None))
     with tracker:
-        _step(engine, task, Seen(images, labels, draws), keep, tracker)
+        _step(engine, coupling, seen, keep, tracker)
         optimizer.step()                # the engine's own asks whether the gradient is finite, and fake numbers do not say
     peak = tracker.get_tracker_snapshot("peak")
     return outside + sum(int(one["Total"]) for one in peak.values())
 
 
-def _step(engine: Engine, task: Task, seen: Seen, keep: Tensor | None, tracker: MemTracker) -> None:
+def _given(recipe: Recipe, task: Task, count: int, drop_rates: Sequence[float]) -> tuple[Seen, Tensor | None]:
+    """What a micro-batch of so many samples gives the task, and stochastic depth."""
+    kinds = view_kinds(recipe)
+    images, *more = (torch.zeros(one.count * count, recipe.model.channels, one.image, one.image) for one in kinds)
+    draws = torch.zeros(count, task.num_draws) if task.num_draws else None
+    keep = torch.ones(len(drop_rates), count * sum(one.count for one in kinds)) if any(drop_rates) else None
+    return Seen(images, torch.zeros(count, dtype=torch.int64), draws, tuple(more)), keep
+
+
+def _step(engine: Engine, coupling: Coupling, seen: Seen, keep: Tensor | None, tracker: MemTracker) -> None:
+    task, count = coupling.task, len(seen.labels)
     steps = min(engine.work.micro_steps, 2)         # a third adds nothing that stays
+    micro = [SimpleNamespace(index=torch.arange(number * count, (number + 1) * count)) for number in range(steps)]
+
+    def given(one: Any, again: bool) -> tuple[Seen, Tensor, Tensor | None]:
+        tracker.reset_mod_stats()
+        return seen, torch.ones(count), keep
+
+    inputs = SimpleNamespace(of=given)
+    coupled = coupling.of_step(SimpleNamespace(micro=micro, size=steps * count), inputs, Now(1, 1))     # type: ignore[arg-type]
     for number in range(steps):
         tracker.reset_mod_stats()                   # it takes a module's second forward pass for a mistake
         with engine.micro_step(last=number == steps - 1):
-            images, *more = task.inputs(seen)
-            engine.backward(task.losses(engine.forward(images, keep, *more), seen).sum())
+            told = dataclasses.replace(seen, coupled=coupled[number])
+            images, *more = task.inputs(told)
+            engine.backward(task.losses(engine.forward(images, keep, *more), told).sum())
 
 
 def _bytes(tensor: Tensor) -> int:

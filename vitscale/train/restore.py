@@ -28,6 +28,7 @@ from vitscale.recipe import Recipe
 from vitscale.recipe.bound import Change, changes, read_settings, refuse_changes, settings_of, tell_changes
 from vitscale.recipe.external import package_of
 from vitscale.resilience.skips import remembered, rollbacks, undone_by
+from vitscale.train.coupling import Coupling
 from vitscale.train.prepare import Prepared
 from vitscale.train.state import Moment, Progress
 
@@ -180,8 +181,9 @@ def _naming(path: Path) -> Iterator[None]:
         raise error if str(path.parent) in str(error) else CheckpointError(f"{path}: {error}") from None
 
 
-def restore(start: Start, engine: Engine, ema: WeightAverage | None, stream: Stream, anew: Callable[[], ValueOf] | None = None) -> Progress:
-    """Put weights, optimizer, averages and data to where the checkpoint left them, or where training begins.  Collective.
+def restore(start: Start, engine: Engine, ema: WeightAverage | None, stream: Stream, coupling: Coupling | None = None,
+            anew: Callable[[], ValueOf] | None = None) -> Progress:
+    """Put weights, optimizer, averages, the objective's state and data to where the checkpoint left them, or to the beginning.  Collective.
 
     `anew`: where initial values come from if there is no checkpoint; None: the weights have them already.
     """
@@ -190,6 +192,8 @@ def restore(start: Start, engine: Engine, ema: WeightAverage | None, stream: Str
             engine.begin_anew(anew())
             if ema is not None:
                 ema.restart()
+            if coupling is not None:
+                coupling.restart()
         if anew is not None or start.skips:
             stream.load_state_dict(stream.state_dict() | {"position": 0, "skips": start.skips})
         return Progress()
@@ -201,6 +205,8 @@ def restore(start: Start, engine: Engine, ema: WeightAverage | None, stream: Str
         read_into(state, {f"ema.{name}": value for name, value in ema.tensors().items()})
     elif ema is not None:
         ema.restart()
+    if coupling is not None and (kept := coupling.tensors()):
+        read_into(state, kept)
     with _naming(start.checkpoint / FACTS):
         stream.load_state_dict(facts.data | {"skips": start.skips})
     progress = Progress(Moment(facts.step, facts.data["position"]), facts.best, dict(facts.stopping), dict(facts.guard),

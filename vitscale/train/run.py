@@ -46,6 +46,7 @@ from vitscale.resilience.restarts import begin_attempt
 from vitscale.resilience.roll import answer
 from vitscale.resilience.signals import StopFlag
 from vitscale.resilience.watchdog import Watchdog
+from vitscale.train.coupling import Coupling
 from vitscale.train.crashers import crashers_of
 from vitscale.train.evaluate import EvaluationLeft, evaluate
 from vitscale.train.facts import facts_of
@@ -155,7 +156,8 @@ class Session:
             log.info("optim.freeze=%s: %s parameters are frozen", recipe.optim.freeze, f"{frozen:,}")
         drop_rates = model.drop_rates
         self.engine.adopt(model, build_optimizer(model, recipe.optim))
-        self.ema = WeightAverage(self.engine.model, recipe.ema.decay) if recipe.ema else None
+        self.ema = WeightAverage(self.engine.model, recipe.ema.decay if recipe.ema else 1.0) if recipe.ema or self.task.momentum else None
+        self.coupling = Coupling(self.task, self.engine, self.ema)
         self.stream = stack.enter_context(open_stream(
             recipe, self.prepared.train, "train", drop_rates=drop_rates, on_request=self.on_gpu, **self._share(self.bad)))
         self.inputs = Inputs(world.device, recipe.data.augment, self.stream.peek if self.on_gpu else None)
@@ -166,7 +168,7 @@ class Session:
         self.watchdog.reading(lambda: self.stream.progress, slack_s=PATIENCE.silence_s if self.stream.is_remote else 0.0)
         with self.meters.phase("restore"):
             start, self.progress = restore_newest(start, recipe, prepared, world, self.lease,
-                                                  lambda found: restore(found, self.engine, self.ema, self.stream))
+                                                  lambda found: restore(found, self.engine, self.ema, self.stream, self.coupling))
         self.guard = Guard(recipe.resilience, self.progress.now.step, self.progress.guard)
         self.record = stack.enter_context(Recorder(
             recipe, prepared, world, self.lease, self.meters, self.goodput, self.progress.now, self.watchdog.nodes, self.engine,
@@ -215,13 +217,18 @@ class Session:
                 raise
         if self.recipe.model.dropout:   # the one draw that is not made by sample: by step and rank, so that it repeats on as many ranks
             torch.manual_seed(hash((self.recipe.seed, batch.step, self.world.data_rank)))
-        lr = self.prepared.schedule.lr(batch.end)
+        schedule, seen = self.prepared.schedule, self.prepared.schedule.now(batch.end)
+        lr = schedule.lr(batch.end)
+        if self.recipe.optim.weight_decay_end is not None:
+            self.engine.set_weight_decay(schedule.weight_decay(batch.end) / self.recipe.optim.weight_decay)
+        with self.meters.phase("compute"):
+            coupled = self.coupling.of_step(batch, self.inputs, seen)
         result = train_step(self.engine, batch, self.task, self.inputs, lr, bool(self.stop), len(self.bad), self.meters,
-                            self.probe if batch.step % PROBE_EVERY == 0 else None, save=self.clock.due)
+                            self.probe if batch.step % PROBE_EVERY == 0 else None, save=self.clock.due, coupled=coupled)
         now = self.progress.now = Moment(batch.step + 1, batch.end)
         self.watchdog.step_ended(now.step)
-        if self.ema is not None and result.applied:
-            self.ema.update()
+        if result.applied:
+            self.coupling.applied(seen)
         self.record.step(batch, result, lr, now, self.bad)
         self.bad.clear()
         self.profile.end(now.step, self.at_end or result.stop)
@@ -255,12 +262,13 @@ class Session:
         assert self.prepared.val is not None
         unusable: list[dict[str, Any]] = []
         with self.meters.phase("evaluate"), open_stream(_patient(self.recipe), self.prepared.val, "val", **self._share(unusable)) as val:
-            result = evaluate(self.engine, self.watchdog.over(val), self.task, self.recipe.data.augment, self.stop)
+            now = self.prepared.schedule.now(self.progress.now.images)
+            result = evaluate(self.engine, self.watchdog.over(val), self.coupling, now, self.recipe.data.augment, self.stop)
             found = list(unusable)
-            if self.ema is not None:
+            if self.ema is not None and self.task.momentum is None:
                 with self.ema.swapped():
                     self.engine.weights_changed()
-                    averaged = evaluate(self.engine, self.watchdog.over(val), self.task, self.recipe.data.augment, self.stop)
+                    averaged = evaluate(self.engine, self.watchdog.over(val), self.coupling, now, self.recipe.data.augment, self.stop)
                 self.engine.weights_changed()
                 result |= {COLUMNS[column].averaged: value for column, value in averaged.items()}
         readable = result[EVALUATED_IMAGES.column]
@@ -287,7 +295,7 @@ class Session:
             self.writer.settle()
             self.progress.unwritten(self.writer.lost_step)
             self.progress.guard = self.guard.memory()
-            tensors = self.engine.tensors()
+            tensors = self.engine.tensors() | self.coupling.tensors()
             if self.ema is not None:
                 tensors |= {f"ema.{name}": value for name, value in self.ema.tensors().items()}
             self.writer.save(tensors, facts_of(self.recipe, self.prepared, self.world, self.progress, self.stream), again)
@@ -301,7 +309,7 @@ class Session:
                 left = self.progress.now
                 _, self.progress = restore_newest(
                     again, self.recipe, self.prepared, self.world, self.lease,
-                    lambda found: restore(found, self.engine, self.ema, self.stream,
+                    lambda found: restore(found, self.engine, self.ema, self.stream, self.coupling,
                                           anew=lambda: initial_values(self.recipe, self.task, found)))
                 self.progress.owes_evaluation = False       # made up when the attempt that began there did
                 self.guard = Guard(self.recipe.resilience, self.progress.now.step, self.progress.guard)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitscale.data import MicroBatch, StepBatch, augment, mix
 from vitscale.data.batch import moved
-from vitscale.objectives import Seen, Task
+from vitscale.objectives import Coupled, Seen, Task
 from vitscale.observe.meters import Meters
 from vitscale.parallel.engine import Engine
 from vitscale.recipe import Augment
@@ -48,12 +48,13 @@ class Inputs:
         self._device, self._settings, self._peek = device, settings, peek
         self._ahead: tuple[MicroBatch, Moved] | None = None
 
-    def of(self, micro: MicroBatch) -> Moved:
-        """device_inputs() of it."""
+    def of(self, micro: MicroBatch, again: bool = False) -> Moved:
+        """device_inputs() of it.  again: they are kept, for they will be asked for once more before any others."""
         ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] is micro:
-            return ahead[1]
-        return device_inputs(micro, self._device, self._settings)
+        found = ahead[1] if ahead is not None and ahead[0] is micro else device_inputs(micro, self._device, self._settings)
+        if again:
+            self._ahead = micro, found
+        return found
 
     def look_ahead(self, last: bool) -> None:
         """A micro-batch's work, the `last` of the step perhaps, has been handed to the device."""
@@ -65,35 +66,35 @@ class Inputs:
 
 
 def device_inputs(micro: MicroBatch, device: torch.device, settings: Augment) -> Moved:
-    """What the task sees, weight (b,), keep (2L, b) or None, on the device; images are augmented and normalised."""
+    """What the task sees, weight (b,), keep (2L, V b) or None, on the device; images are augmented and normalised."""
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
 
-    images = augment.apply(move(micro.images), move(micro.flip), settings.mean, settings.std,
-                           ops=moved(micro.ops, move), erase=moved(micro.erase, move))
+    images, *more = (augment.apply(move(view.images), move(view.flip), settings.mean, settings.std,
+                                   ops=moved(view.ops, move), erase=moved(view.erase, move)) for view in micro.views)
     labels = move(micro.labels if micro.targets is None else micro.targets)
     weight, mixing = move(micro.weight), moved(micro.mix, move)
     if mixing is not None:
         images, labels = mix.apply(images, labels, weight, mixing)
-    seen = Seen(images, labels, None if micro.draws is None else move(micro.draws))
+    seen = Seen(images, labels, None if micro.draws is None else move(micro.draws), tuple(more))
     return seen, weight, None if micro.keep is None else move(micro.keep)
 
 
 def sync_inputs(engine: Engine, seen: Seen, weight: Tensor) -> tuple[Seen, Tensor]:
     """The samples as every rank that is given them sees them."""
-    images, labels, weight = engine.sync_inputs(seen.images, seen.labels, weight)
-    return dataclasses.replace(seen, images=images, labels=labels), weight
+    images, labels, weight, *more = engine.sync_inputs(seen.images, seen.labels, weight, *seen.more)
+    return dataclasses.replace(seen, images=images, labels=labels, more=tuple(more)), weight
 
 
 def train_step(engine: Engine, batch: StepBatch, task: Task, inputs: Inputs, lr: float, stop: bool, bad: int, meters: Meters,
-               probe: Probe | None = None, save: bool = False) -> StepResult:
+               probe: Probe | None = None, save: bool = False, coupled: Sequence[Coupled | None] = ()) -> StepResult:
     """Forward and backward of every micro-batch, one update, and one small exchange of what all ranks must know.
 
     The denominator is the size of the global batch by the index, known to every rank.  A rank's loss is its local sum times the number
     of shares over it, so that averaging gradients over ranks is exact for uneven shares, masked samples and accumulation.  `stop`,
     `save` and `bad` (samples of this rank that could not be read) travel with the loss, and so do the times that each rank takes by
     itself: waiting for data, moving it, the forward pass where that waits for nobody, and the `probe`, if there is one (on all ranks or
-    on none).
+    on none).  `coupled`: for each micro-batch what Coupling.of_step() found.
     """
     world = engine.world
     engine.model.train()
@@ -108,6 +109,8 @@ def train_step(engine: Engine, batch: StepBatch, task: Task, inputs: Inputs, lr:
         with meters.phase("compute"), engine.micro_step(last):
             started = time.perf_counter()
             seen, weight = sync_inputs(engine, seen, weight)
+            if coupled:
+                seen = dataclasses.replace(seen, coupled=coupled[number])
             images, *more = task.inputs(seen)
             losses, numbers = _answered(task, engine.forward(images, keep, *more), seen)
             loss = _sum(losses, weight)

@@ -1,0 +1,85 @@
+"""Self-distillation with no labels (Caron et al. 2021, DINO): views of an image are to give the answer that its average gives of others."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vitscale.models import Backbone
+from vitscale.models.multi_crop import MultiCrop
+from vitscale.objectives.collapse import entropy, information
+from vitscale.objectives.prototypes import centred, cross_entropy, moved_centre, sinkhorn, view_losses
+from vitscale.objectives.rows import Rows
+from vitscale.objectives.task import Averaged, Companion, Networks, Seen, Task
+from vitscale.recipe.course import Now
+from vitscale.recipe.objectives import Dino
+from vitscale.recipe.schema import Vit
+
+
+class SelfDistilling(Task):
+    """The teacher is surveyed with the global views of every sample; its answers wait, made sharp and centred, for the student's."""
+
+    objective: Dino
+    surveys = True
+
+    def __init__(self, model: Vit, objective: Dino) -> None:
+        self.model, self.objective = model, objective
+
+    def build(self) -> Backbone:
+        return MultiCrop(self.model, self.objective)
+
+    def companions(self) -> tuple[Companion, ...]:
+        return (Averaged(self.objective.momentum),)
+
+    def new_state(self) -> dict[str, Tensor]:
+        return {"centre": torch.zeros(self.objective.prototypes)} if self.objective.centring == "average" else {}
+
+    def resting(self, now: Now) -> tuple[str, ...]:
+        return ("dino_head.last_layer.",) if now.images <= now.length(self.objective.rest_prototypes) else ()
+
+    def inputs(self, seen: Seen) -> tuple[Tensor, ...]:
+        return seen.views
+
+    def global_views(self, seen: Seen) -> list[Tensor]:
+        """The teacher's (v b, C, S, S) of each set that has some; of an evaluation's batch the only ones."""
+        found, left = [], self.objective.global_views * len(seen.labels)
+        for images in seen.views:
+            found.append(images[:left])
+            left -= len(found[-1])
+            if not left:
+                break
+        return found
+
+    def survey(self, networks: Networks, seen: Seen) -> dict[str, Tensor]:
+        """`teacher` (b, T, K): its logits of T views."""
+        logits: Tensor = networks.teacher(*self.global_views(seen))
+        return {"teacher": logits.unflatten(0, (-1, len(seen.labels))).transpose(0, 1)}
+
+    def couple(self, rows: Rows, state: Mapping[str, Tensor], now: Now) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """`teacher` (n, T, K) probabilities, and of the whole batch the number `information` (n,)."""
+        logits, temperature, known = rows["teacher"], now.value(self.objective.teacher_temp), self.objective
+        flat, valid = logits.flatten(0, 1), rows.valid.repeat_interleave(logits.shape[1])
+        if known.centring == "average":
+            answers = centred(logits, state["centre"], temperature)
+            state = {"centre": moved_centre(state["centre"], flat, valid, known.centre_momentum, rows.over_ranks)}
+        else:
+            answers = sinkhorn(flat, valid, temperature, rows.over_ranks, known.sinkhorn_iterations).view_as(logits)
+        # one exchange: of each prototype's share, of the answers' entropies, of the samples
+        told = answers.mean(dim=1), entropy(answers).mean(dim=1, keepdim=True), torch.ones_like(answers[:, 0, :1])
+        sums = rows.total(torch.cat(told, dim=1))
+        means = sums[:-1] / sums[-1].clamp(min=1)
+        return {"teacher": answers, "information": information(means[:-1], means[-1]).float().expand(len(logits))}, state
+
+    def losses(self, output: Tensor, seen: Seen) -> Tensor:
+        """output (V b, K): the student's logits of all views, the teacher's first."""
+        assert seen.coupled is not None
+        return view_losses(output.unflatten(0, (-1, len(seen.labels))).unbind(), seen.coupled.rows["teacher"].unbind(1),
+                           self.objective.student_temp)
+
+    def evaluation_losses(self, output: Tensor, seen: Seen) -> Tensor:
+        """How far the student's answer is from the teacher's of the same view."""
+        assert seen.coupled is not None
+        logits = seen.coupled.rows["teacher"][:, 0]
+        centre = seen.coupled.state.get("centre", logits.new_zeros(logits.shape[1]))
+        answers = centred(logits, centre, seen.coupled.now.value(self.objective.teacher_temp))
+        return cross_entropy(output, answers, self.objective.student_temp)

@@ -1,0 +1,118 @@
+"""What a step knows before the first of its losses: an objective's survey of all its samples, the teacher it asks, the state it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitscale.data import StepBatch
+from vitscale.objectives import Coupled, Seen, Task
+from vitscale.objectives.rows import Rows
+from vitscale.optim.ema import WeightAverage
+from vitscale.parallel.engine import Engine
+from vitscale.recipe.course import Now
+from vitscale.train.step import Inputs, sync_inputs
+
+PREFIX = "objective."       # of the names of an objective's state in a checkpoint
+
+
+class Coupling:
+    """Of one run: the objective's state, and how it surveys a step with the model and its average."""
+
+    def __init__(self, task: Task, engine: Engine, average: WeightAverage | None) -> None:
+        """average: of the weights, if one is kept: the task's teacher, or one for later."""
+        self.task, self.engine, self._average = task, engine, average
+        self._after: Mapping[str, Tensor] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """As before the first step."""
+        self.state: Mapping[str, Tensor] = {
+            name: value.to(self.engine.world.device) for name, value in self.task.new_state().items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state under its names in checkpoints; what is loaded into them in place is in effect."""
+        return {f"{PREFIX}{name}": value for name, value in self.state.items()}
+
+    @torch.no_grad()
+    def of_step(self, batch: StepBatch, inputs: Inputs, now: Now) -> Sequence[Coupled | None]:
+        """For each micro-batch what its losses are told.  Collective.  What follows from it for the state waits for applied()."""
+        self.engine.resting = self.task.resting(now)
+        if not self.task.surveys:
+            return [None] * len(batch.micro)
+        found, weights = [], []
+        with self._networks() as networks:
+            for micro in batch.micro:
+                seen, weight, _ = inputs.of(micro, again=len(batch.micro) == 1)
+                seen, weight = sync_inputs(self.engine, seen, weight)
+                found.append(self.task.survey(networks, seen))
+                weights.append(weight)
+        rows = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+        index = torch.cat([micro.index for micro in batch.micro]).to(self.engine.world.device, non_blocking=True)
+        world = self.engine.world
+        told, self._after = self.task.couple(
+            Rows(rows, torch.cat(weights), index, batch.size, world.sum_over_samples, world.gathered), self.state, now)
+        count = len(batch.micro)
+        parts = {name: value.chunk(count) for name, value in told.items()}
+        return [Coupled(now, {name: part[number] for name, part in parts.items()}, self.state) for number in range(count)]
+
+    @torch.no_grad()
+    def of_evaluation(self, seen: Seen, now: Now) -> Coupled | None:
+        """The same of a batch of an evaluation, which knows of no other."""
+        if not self.task.surveys:
+            return None
+        with self._networks() as networks:
+            return Coupled(now, self.task.survey(networks, seen), self.state)
+
+    def applied(self, now: Now) -> None:
+        """The update was made: the average and the state follow it."""
+        if self._after:
+            self.state, self._after = self._after, {}
+        if self._average is not None:
+            self._average.update(None if self.task.momentum is None else now.value(self.task.momentum))
+
+    @contextmanager
+    def _networks(self) -> Iterator[_Networks]:
+        model = self.engine.model
+        mode = model.training
+        model.eval()
+        with _Networks(self.engine, self._average) as networks:
+            yield networks
+        model.train(mode)
+
+
+class _Networks:
+    """The student in the model's place, and for as long as it is asked the teacher."""
+
+    def __init__(self, engine: Engine, average: WeightAverage | None) -> None:
+        self._engine, self._average, self._swapped = engine, average, ExitStack()
+        self._teaches = False
+
+    def __enter__(self) -> _Networks:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._put(False)
+
+    def student(self, images: Tensor, *more: Tensor) -> Any:
+        self._put(False)
+        return self._engine.forward(images, None, *more)
+
+    def teacher(self, images: Tensor, *more: Tensor) -> Any:
+        self._put(True)
+        return self._engine.forward(images, None, *more)
+
+    def _put(self, teaches: bool) -> None:
+        if teaches == self._teaches:
+            return
+        if teaches:
+            assert self._average is not None
+            self._swapped.enter_context(self._average.swapped())
+        else:
+            self._swapped.close()
+        self._teaches = teaches
+        self._engine.weights_changed()
