@@ -219,8 +219,8 @@ def _views(recipe: Recipe) -> list[tuple[str, str]]:
             continue
         found += _augment(f"{key}.augment", one.augment)
         found += [(f"{key}.augment.{name}", "is that of all views: give it in data.augment")
-                  for name in ("mean", "std") if name in one.augment.model_fields_set
-                  and getattr(one.augment, name) != getattr(recipe.data.augment, name)]
+                  for name in ("mean", "std")
+                  if getattr(one.augment, name) not in (getattr(recipe.data.augment, name), Augment.model_fields[name].default)]
         found += [(f"{key}.augment.{name}", f"mixes labels, of which {recipe.objective.name} has none; leave it out")
                   for name in ("mixup", "cutmix") if getattr(one.augment, name) > 0]
     return found
