@@ -87,7 +87,7 @@ def test_its_cost_is_the_planners(file):
     recipe = load_recipe(file)
     cost = " ".join(file.read_text(encoding="utf-8").split("\n# Accuracy")[0].split("\n# Cost")[1].replace("#", " ").split())
     images = recipe.duration.images(recipe.data.num_samples, recipe.global_batch, recipe.data.repeats)
-    flops = training_flops_per_image(recipe.model, recipe.objective)
+    flops = training_flops_per_image(recipe.model, recipe.objective, recipe.data.views)
 
     def told(pattern):
         [number] = re.findall(pattern, cost)
@@ -109,7 +109,7 @@ def test_the_table_of_recipes_has_them_all():
     for file in FILES:
         recipe, row = load_recipe(file), rows[file.stem]
         assert row[2] == f"{count_params(recipe.model, recipe.objective):,}"
-        assert row[3] == f"{forward_flops(recipe.model, recipe.objective) / 1e9:.4g}"
+        assert row[3] == f"{forward_flops(recipe.model, recipe.objective, recipe.data.views) / 1e9:.4g}"
         head = " ".join(file.read_text(encoding="utf-8").split("\nname:")[0].replace("#", " ").split())
         assert row[4] == "none" or f"{row[4]} GPU-hours" in head
         assert all(figure in head for figure in re.findall(r"[\d.]+ %", " ".join(row[5:])))
