@@ -65,6 +65,11 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e .
 	touch $@
 
-$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python $(VENV)/peers
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[dev]'
 	touch $(VENV)/installed $@
+
+# timm, and the torchvision that it asks for, where only tests/export/interchange.py looks: beside torch for CPUs torchvision would break
+# transformers' import of it.
+$(VENV)/peers: | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $@ timm==1.0.31 torchvision==0.28.0

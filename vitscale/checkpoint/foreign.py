@@ -15,7 +15,7 @@ from vitscale.errors import CheckpointError, RecipeError, UserError, said
 from vitscale.models import parameter_shapes
 from vitscale.models.timm_section import arguments_of, section_of_timm
 from vitscale.models.timm_tensors import from_timm
-from vitscale.models.transformers_names import from_transformers, simplest
+from vitscale.models.transformers_names import from_transformers, kind_of_file, simplest
 from vitscale.models.transformers_section import section_of
 from vitscale.recipe import Model
 from vitscale.recipe.load import check_section
@@ -76,7 +76,7 @@ def _read_folder(folder: Path) -> Folder:
         weights, idle = from_timm(arguments_of(config), section, theirs, shapes)
         names = config.get("label_names") or ()
     else:
-        weights, idle = from_transformers(str(config["model_type"]), section, theirs, shapes)
+        weights, idle = from_transformers(kind_of_file(config), section, theirs, shapes)
         section, weights = simplest(section, weights)
         heads = [name for name in shapes if name.startswith("head") and "norm" not in name]
         if any(name not in weights for name in heads):

@@ -16,7 +16,7 @@ from vitscale.checkpoint.facts import read_object
 from vitscale.checkpoint.foreign import CONFIG
 from vitscale.checkpoint.load import Loaded, load
 from vitscale.errors import CheckpointError, UserError, said
-from vitscale.models.transformers_names import KINDS
+from vitscale.models.transformers_names import KINDS, kind_of_file
 
 EQUAL = 1e-5            # of the largest difference, as a share of the answers' standard deviation
 ROUNDING = 1e-4         # the same where answers cannot be had in fp64 and deep models round more than that
@@ -125,7 +125,7 @@ def _imported(name: str, remedy: str) -> Any:
 def _of_transformers(loaded: Loaded, folder: Path) -> Peer:
     transformers = _imported("transformers", "pip install 'vitscale[hf]'")
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
-    kind = str(read_object(folder / CONFIG)["model_type"])
+    kind = kind_of_file(read_object(folder / CONFIG))
     known = KINDS[kind]
     changes: dict[str, Any] = {"mask_ratio": 0.0} if known.base == "ViTMAEModel" else {}        # else it hides patches at random
     with _quiet("transformers"):
@@ -171,10 +171,10 @@ def _quiet(name: str) -> Iterator[None]:
         log.setLevel(level)
 
 
-def _asked(kind: str, model: Any, images: Tensor) -> dict[str, Tensor]:
+def _asked(kind: str, model: Any, images: Tensor) -> dict[str, Any]:
     """What a model's forward takes: images, or SigLIP 2's rows of patches with their places."""
     if not kind.startswith("siglip2"):
-        return {"pixel_values": images}
+        return {"pixel_values": images, "return_dict": True}
     patch = getattr(model.config, "vision_config", model.config).patch_size
     rows = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).permute(0, 2, 4, 3, 5, 1)     # (B, h, w, P, P, C)
     grid = torch.tensor(rows.shape[1:3]).expand(len(images), 2)

@@ -95,7 +95,7 @@ class ConvNextHead(nn.Module):
     def __init__(self, width: int, model: ConvNext) -> None:
         super().__init__()
         hidden = model.head_hidden
-        self.norm = nn.LayerNorm(width, eps=model.norm_eps)
+        self.norm = nn.LayerNorm(width, eps=model.head_norm_eps or model.norm_eps)
         self.pre_logits = nn.Sequential(OrderedDict(fc=nn.Linear(width, hidden), act=nn.GELU())) if hidden else nn.Identity()
         self.fc = nn.Linear(hidden or width, model.classes) if model.classes else nn.Identity()
 

@@ -43,7 +43,8 @@ def _refusal(wrong: list[tuple[str, str]]) -> str:
 
 
 def _vit(section: Vit, common: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    plain = {"attention": "full", "patch_embed": "patch", "parallel": False, "gated": False, "head_hidden": None, "class_tokens": 1}
+    plain = {"attention": "full", "patch_embed": "patch", "parallel": False, "gated": False, "head_hidden": None, "class_tokens": 1,
+             "mup_base_width": None, "mup_base_head_width": None}
     wrong = [(f"model.{key}", f"{getattr(section, key)} has no expression there") for key, value in plain.items()
              if getattr(section, key) != value]
     if section.position in ("rotary", "relative"):

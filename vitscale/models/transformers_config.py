@@ -12,7 +12,7 @@ Wrong = list[tuple[str, str]]
 _EVERY: dict[str, tuple[Any, ...]] = {
     "attention": ("full",), "patch_embed": ("patch",), "parallel": (False,), "qk_norm": (False,), "head_hidden": (None,),
     "class_tokens": (1,), "pool_heads": (None,), "pool_mlp": (None,), "scale_attn_norm": (False,), "scale_mlp_norm": (False,),
-    "rope_type": (None,), "rope_grid": (None,), "rope_offset": (0.0,)}
+    "rope_type": (None,), "rope_grid": (None,), "rope_offset": (0.0,), "mup_base_width": (None,), "mup_base_head_width": (None,)}
 _TABLE = ("learned", "sincos", "none")
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "family": ("vit",), "position": _TABLE, "gated": (False,), "layer_scale": (None,), "registers": (0,), "pre_norm": (False,),
@@ -67,8 +67,6 @@ def _unlike(kind: str, section: Vit) -> Wrong:
                       f"own, such as {options}"))
     if section.pool == "token_mean" and (section.pool_norm or not section.classes):
         found.append(("model.pool", "token_mean has an expression there (DINOv2) only with a classifier and without pool_norm"))
-    if section.mup_base_head_width is not None:
-        found.append(("model.mup_base_head_width", "has no expression there"))
     return found
 
 
@@ -164,5 +162,6 @@ def _convnext(section: ConvNext) -> dict[str, Any]:
     stages, scale = convnext.stages_of(section), convnext.layer_scale_of(section)
     config = {"image_size": section.image, "patch_size": convnext.STEM, "num_channels": section.channels, "num_stages": len(stages),
               "hidden_sizes": [stage.width for stage in stages], "depths": [stage.depth for stage in stages],
-              "hidden_act": their_activation(section.hidden_act), "layer_norm_eps": 1e-6, "drop_path_rate": section.drop_path}
+              "hidden_act": their_activation(section.hidden_act),
+              "layer_norm_eps": section.head_norm_eps or section.norm_eps, "drop_path_rate": section.drop_path}
     return config if scale is None else config | {"layer_scale_init_value": scale}

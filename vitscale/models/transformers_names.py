@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,6 +112,8 @@ KINDS: dict[str, Architecture] = {          # by transformers' model_type
     "ijepa": Architecture("IJepaForImageClassification", "IJepaModel", "ijepa.", _VIT, _POOLER),
     "deit": Architecture("DeiTForImageClassificationWithTeacher", "DeiTModel", "deit.",
                          ((r"^head\.", "cls_classifier."), (r"^head_dist\.", "distillation_classifier."), *_VIT), _POOLER),
+    "deit_by_label": Architecture("DeiTForImageClassification", "DeiTModel", "deit.", (
+        (r"^head\.", "classifier."), (r"^reg_token", "embeddings.distillation_token"), *_VIT), _POOLER),
     "dinov2": Architecture("Dinov2ForImageClassification", "Dinov2Model", "dinov2.", _DINO, _MASKED, _DINO_GATED),
     "dinov2_with_registers": Architecture("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersModel",
                                           "dinov2_with_registers.", _DINO, _MASKED, _DINO_GATED),
@@ -131,6 +134,12 @@ KINDS: dict[str, Architecture] = {          # by transformers' model_type
     "convnextv2": Architecture("ConvNextV2ForImageClassification", "ConvNextV2Model", "convnextv2.", _CONVNEXT, pooler=True),
 }
 _CLASSIFIERS = ("classifier.", "cls_classifier.", "distillation_classifier.")
+
+
+def kind_of_file(config: Mapping[str, Any]) -> str:
+    """Of KINDS: the model_type, but where one of its classes sees the same tensors otherwise."""
+    by_class = {"DeiTForImageClassification": "deit_by_label"}
+    return next((by_class[name] for name in config.get("architectures") or () if name in by_class), str(config.get("model_type")))
 
 
 def their_names(kind: str, section: Model, name: str, rows: int = 0) -> tuple[str, ...]:
@@ -187,8 +196,9 @@ def from_transformers(kind: str, section: Model, theirs: Mapping[str, Tensor], s
             ours[name] = _our_shape(kind, section, name, torch.cat(whole) if len(whole) > 1 else whole[0])
     left = known.close((*KINDS[kind].idle, *(one.replace(".", r"\.") + ".*" for one in _CLASSIFIERS)))
     if "pos_embed" in ours and "reg_token" in ours and ours["pos_embed"].shape[1] == shapes["pos_embed"][1] + 1:
-        ours["reg_token"] = ours["reg_token"] + ours["pos_embed"][:, :1]    # our register in their class token's stead has no place
-        ours["pos_embed"] = ours["pos_embed"][:, 1:]
+        table, place = ours["pos_embed"], shapes["pos_embed"][1] - grid(section) ** 2 if isinstance(section, Vit) else 0
+        ours["reg_token"] = ours["reg_token"] + table[:, place:place + 1]       # our register in another token's stead has no place
+        ours["pos_embed"] = torch.cat([table[:, :place], table[:, place + 1:]], dim=1)
     return ours, left
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from vitscale.errors import CheckpointError, RecipeError
 from vitscale.models.foreign_keys import ForeignKeys
 from vitscale.models.transformers_config import dino_mlp
+from vitscale.models.transformers_names import kind_of_file
 from vitscale.recipe.load import check_section
 from vitscale.recipe.schema import FAMILIES, Model
 
@@ -32,7 +33,7 @@ _AS_BACKBONE = ("out_features", "out_indices", "stage_names", "reshape_hidden_st
 
 def section_of(config: Mapping[str, Any], where: str) -> Model:
     """The section.  Raises CheckpointError naming every key that ours cannot follow."""
-    kind = str(config.get("model_type"))
+    kind = kind_of_file(config)
     if kind not in READERS:
         raise CheckpointError(f"{where}: model_type {kind!r} is none that is known here; known are {', '.join(READERS)}")
     keys = ForeignKeys(config)
@@ -122,6 +123,11 @@ def _deit(keys: ForeignKeys) -> dict[str, Any]:
     return _vit(keys) | {"family": "deit"}
 
 
+def _deit_by_label(keys: ForeignKeys) -> dict[str, Any]:
+    """DeiTForImageClassification looks at the class token alone: the distillation token is a register to it."""
+    return _vit(keys) | {"registers": 1}
+
+
 def _mae(keys: ForeignKeys) -> dict[str, Any]:
     keys.idle("decoder_num_attention_heads", "decoder_hidden_size", "decoder_num_hidden_layers", "decoder_intermediate_size", "mask_ratio",
               "norm_pix_loss")
@@ -149,6 +155,8 @@ def _dinov3(keys: ForeignKeys) -> dict[str, Any]:
     keys.must("proj_bias", True)
     keys.must("mlp_bias", True)
     keys.idle("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale", *_AS_BACKBONE)     # the first three in training alone
+    if keys.take("use_gated_mlp", False) and keys.take("hidden_act", "gelu") != "silu":
+        keys.refuse("hidden_act", f"{keys.take('hidden_act', 'gelu')!r} is not expressed here with use_gated_mlp; 'silu' is")
     return transformer(keys, eps=1e-5) | gate(keys, "use_gated_mlp") | {
         "width": keys.take("hidden_size", 384), "heads": keys.take("num_attention_heads", 6), "mlp": keys.take("intermediate_size", 1536),
         "position": "rotary", "rope_temperature": float(keys.take("rope_theta", 100.0)), "qkv_bias": bias, "key_bias": keyed or not bias,
@@ -235,15 +243,15 @@ def _swinv2(keys: ForeignKeys) -> dict[str, Any]:
 
 
 def _convnext(keys: ForeignKeys) -> dict[str, Any]:
-    keys.must("layer_norm_eps", 1e-12, 1e-6)
+    eps = keys.take("layer_norm_eps", 1e-12)        # of the last norm alone
     keys.idle("num_stages", *_AS_BACKBONE)
     values = images(keys, patch=4) | {"hidden_act": activation(keys)}
     del values["patch"]
     keys.must("patch_size", 4, [4, 4])
     return values | {
         "family": "convnext", "version": 1, "widths": keys.take("hidden_sizes", [96, 192, 384, 768]),
-        "depths": keys.take("depths", [3, 3, 9, 3]), "layer_scale": keys.take("layer_scale_init_value", 1e-6),
-        "drop_path": keys.take("drop_path_rate", 0.0)}
+        "depths": keys.take("depths", [3, 3, 9, 3]), "head_norm_eps": None if eps == 1e-6 else eps,
+        "layer_scale": keys.take("layer_scale_init_value", 1e-6), "drop_path": keys.take("drop_path_rate", 0.0)}
 
 
 def _convnextv2(keys: ForeignKeys) -> dict[str, Any]:
@@ -261,8 +269,9 @@ def _dinov3_convnext(keys: ForeignKeys) -> dict[str, Any]:
 
 
 READERS: dict[str, Reader] = {          # by model_type
-    "vit": _vit, "vit_mae": _mae, "deit": _deit, "dinov2": _dinov2, "dinov2_with_registers": _dinov2_with_registers, "beit": _beit,
-    "data2vec-vision": _data2vec, "ijepa": _ijepa, "vit_msn": _msn, "dinov3_vit": _dinov3, "dinov3_convnext": _dinov3_convnext,
+    "vit": _vit, "vit_mae": _mae, "deit": _deit, "deit_by_label": _deit_by_label, "dinov2": _dinov2,
+    "dinov2_with_registers": _dinov2_with_registers, "beit": _beit, "data2vec-vision": _data2vec,
+    "ijepa": _ijepa, "vit_msn": _msn, "dinov3_vit": _dinov3, "dinov3_convnext": _dinov3_convnext,
     "siglip": _inside(_siglip_vision), "siglip_vision_model": _siglip_vision, "siglip2": _inside(_siglip2_vision),
     "siglip2_vision_model": _siglip2_vision, "clip": _inside(_clip_vision), "clip_vision_model": _clip_vision, "swin": _swin,
     "swinv2": _swinv2, "convnext": _convnext, "convnextv2": _convnextv2,

@@ -149,6 +149,7 @@ class ConvNext(Model):
     hidden_act: Activation = "gelu"
     head_hidden: Count | None = None        # width of a hidden layer (GELU) before the classifier
     norm_eps: Positive = 1e-6               # of every LayerNorm
+    head_norm_eps: Positive | None = None   # of the one before the classifier; null: as the others; transformers' default is 1e-12
 
 
 FAMILIES: dict[str, type[Model]] = {"vit": Vit, "deit": Deit, "swin": Swin, "convnext": ConvNext}

@@ -1,0 +1,51 @@
+"""A sample of the matrix of tests/export/interchange.py that changes with the date, and the whole of it."""
+
+import datetime
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "interchange.json"
+
+
+def run(library: str, *arguments: str) -> list[dict[str, Any]]:
+    """The rows of some cases, in a process of its own."""
+    done = subprocess.run([sys.executable, str(HERE / "interchange.py"), library, *arguments], capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def judge(rows: list[dict[str, Any]]) -> None:
+    """No third outcome beside equal answers and a refusal by name."""
+    bad = [row for row in rows if row["result"] not in ("equal", "refused", "backbone", "no model")]
+    assert not bad, "\n".join(json.dumps(row) for row in bad[:10])
+    assert not [row for row in rows if row["result"] == "refused" and ("differ" in row["words"] or "itself" in row["words"])]
+    counts = Counter(row["result"] for row in rows)
+    assert counts["no model"] < len(rows) / 5
+    assert counts["equal"] >= len(rows) / 10
+
+
+@pytest.mark.parametrize(("library", "count"), [("timm", 16), ("transformers", 40)])
+def test_todays_folders_have_equal_answers_or_are_refused_by_name(library: str, count: int) -> None:
+    if library == "timm" and not (Path(sys.prefix) / "peers" / "timm").is_dir():
+        pytest.skip("timm is not in its environment; `make .venv/peers` puts it there")
+    seed = datetime.date.today().toordinal()
+    print(f"python tests/export/interchange.py {library} --sample {count} --seed {seed}")
+    judge(run(library, "--sample", str(count), "--seed", str(seed)))
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_all_of_them(library: str) -> None:
+    """Kept beside this file: what docs/models.md says is loaded comes from there."""
+    rows = run(library)
+    judge(rows)
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    kept[library] = [{key: row[key] for key in ("name", "options", "result")} for row in rows]
+    RESULTS.write_text(json.dumps(kept, indent=0) + "\n", encoding="utf-8")
