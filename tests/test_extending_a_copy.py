@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,8 @@ from running import TIMEOUT_S, Run, command, same_as, start, train
 import vitscale
 
 pytestmark = pytest.mark.slow       # whole runs of real processes
-# what the page says it costs, in files
-COSTS = {"Add a backbone to vitscale itself": 3, "Add an objective": 3,
-         "Add an optimizer": 2, "Add a shard format": 2, "Add an engine": 3, "Add an axis of parallelism": 4}
+TITLES = ("Add a backbone to vitscale itself", "Add an objective", "Add an optimizer", "Add a shard format", "Add an engine",
+          "Add an axis of parallelism")
 RECIPE = str(Path(vitscale.__file__).parents[1] / "recipes" / "quickstart.yaml")
 SMALL = ["objective={name: mirror}", "optim.name=nadam", "model.width=32", "model.heads=2", "model.mlp=64", "model.depth=2",
          "global_batch=64", "duration=60 steps", "optim.warmup=5 steps", "evaluate.every=null", "data.augment.flip=0", "data.lanes=16",
@@ -35,7 +35,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     shutil.copytree(Path(vitscale.__file__).parent, folder / "vitscale")
     module = files_in(DOCS.read_text(encoding="utf-8"))["convmixer.py"]
     (folder / "vitscale" / "models" / "convmixer.py").write_text(module, encoding="utf-8")
-    for title in COSTS:
+    for title in TITLES:
         for block in blocks_in(title):
             put(block, folder)
     (folder / "data").mkdir()
@@ -48,9 +48,11 @@ def grown(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("title", COSTS)
-def test_what_each_costs(title: str) -> None:
-    assert len({block.path for block in blocks_in(title)}) == COSTS[title]
+@pytest.mark.parametrize("title", TITLES)
+def test_each_costs_what_the_page_says(title: str) -> None:
+    said = re.search(rf"\(#{title.lower().replace(' ', '-')}\) \| (\d) \|", DOCS.read_text(encoding="utf-8"))
+    assert said is not None
+    assert len({block.path for block in blocks_in(title)}) == int(said[1])
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +147,7 @@ def test_the_backbone_trains_with_a_micro_batch_and_an_mfu_of_the_planner(grown:
     run = Run(grown / "runs" / "mixed")
     assert run.losses[10] < run.losses[1]
     assert all(row["mfu"] > 0 for row in run.rows() if "loss" in row)
-    for form in ("timm", "transformers"):
-        told = subprocess.run(command("export", "runs/mixed", "--format", form, "--out", form), cwd=grown, capture_output=True, text=True,
-                              timeout=TIMEOUT_S)
-        assert told.returncode == 2
-        assert "convmixer" in told.stderr
+    told = subprocess.run(command("export", "runs/mixed", "--format", "timm", "--out", "t"), cwd=grown, capture_output=True, text=True,
+                          timeout=TIMEOUT_S)
+    assert told.returncode == 2
+    assert "convmixer has no expression there" in told.stderr

@@ -10,15 +10,28 @@ from torch.distributed.tensor import DTensor
 from vitscale.models import build_model, initial_value
 from vitscale.objectives import Seen, build_task
 from vitscale.optim.build import build_optimizer
+from vitscale.parallel import engines
 from vitscale.parallel.engine import Work
 from vitscale.parallel.engines import open_engine
+from vitscale.parallel.fsdp import SHARED
 from vitscale.parallel.rank_info import RankInfo
 from vitscale.parallel.world import World, joined
-from vitscale.recipe import Classification, Optim, Parallel, Vit
+from vitscale.recipe import Classification, Optim, Parallel, Vit, axes, schema
+from vitscale.recipe.fields import code_at
 
 MODEL = Vit(width=16, depth=3, heads=2, mlp=24, patch=4, image=8, classes=7)       # 2 ranks divide 16 and 24, not 7 and the 5 tokens
 OPTIM = Optim(lr=3e-3, weight_decay=0.1)
 STEPS = 10
+
+
+def test_what_a_recipe_may_name_is_there() -> None:
+    """Tables of one thing that lie in two rooms, one of which knows no torch."""
+    assert set(engines.ENGINES) == set(schema.ENGINES)
+    assert set(SHARED) == set(axes.SAME_SAMPLES) == set(axes.REFUSALS)
+    assert set(axes.Axes().sizes) - {"shard"} <= set(Parallel.model_fields)
+    for section in schema.SECTIONS.values():
+        for place in filter(None, (section.code.build, section.code.anatomy, section.code.problems)):
+            assert callable(code_at(place))
 
 
 @dataclass(frozen=True)
