@@ -12,9 +12,9 @@ ALLOWED = {
     "checkpoint/lease.py: _refuse_if_alive": "shown to people; a holder is judged by whether its heart beats while it is watched",
     "bench/startup.py: measure_startup": "the first row of another process, a few seconds later on the same machine",
     "observe/dashboard/folder.py: line": "makes a label of an age",
-    "observe/goodput.py: __init__": "makes a label of an age",
-    "observe/goodput.py: program_started": "a stamp of the future is left aside",
-    "observe/goodput.py: process_started": "makes a label of the kernel's own count",
+    "train/goodput.py: __init__": "makes a label of an age",
+    "train/goodput.py: program_started": "a stamp of the future is left aside",
+    "train/goodput.py: process_started": "makes a label of the kernel's own count",
     "processes.py: moment": "makes a label of an age",
     "processes.py: label_of": "makes a label of an age",
     "observe/dashboard/view.py": "the hour, so that a page is drawn anew",
@@ -41,8 +41,8 @@ def is_now(node: ast.AST) -> bool:
 
 
 def test_the_scan_sees() -> None:
-    found = {place for path in (PACKAGE / "observe" / "goodput.py", PACKAGE / "checkpoint" / "lease.py") for place, _ in of_the_day(path)}
-    assert {"observe/goodput.py: process_started", "checkpoint/lease.py: _refuse_if_alive"} <= found
+    found = {place for path in (PACKAGE / "train" / "goodput.py", PACKAGE / "checkpoint" / "lease.py") for place, _ in of_the_day(path)}
+    assert {"train/goodput.py: process_started", "checkpoint/lease.py: _refuse_if_alive"} <= found
 
 
 def test_nothing_is_measured_by_the_time_of_day() -> None:

@@ -10,8 +10,8 @@ from accounts import one_story
 from faults import Fault, faults
 from running import SMALL, Run, same_as, start, train
 
-from vitscale.observe.goodput import goodput_ratio, read_books
 from vitscale.resilience.restarts import attempts_of
+from vitscale.train.goodput import goodput_ratio, read_books
 
 pytestmark = pytest.mark.slow       # whole runs of real processes: several seconds each for starting alone
 

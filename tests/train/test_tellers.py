@@ -93,7 +93,7 @@ CALLS = ("vitscale.train.record:device_peak_flops", "vitscale.train.record:write
          "vitscale.observe.console:ProgressDisplay.evaluated", "vitscale.observe.console:ProgressDisplay.__exit__",
          "vitscale.observe.trackers:Trackers.row", "vitscale.observe.trackers:Trackers.__exit__",
          "vitscale.observe.profile:glance", "vitscale.observe.papers:write_report", "vitscale.observe.papers:write_card",
-         "vitscale.observe.goodput:write_atomically")
+         "vitscale.train.goodput:write_atomically")
 
 
 @pytest.mark.parametrize("console", ["pipe", pytest.param("terminal", marks=pytest.mark.all)])

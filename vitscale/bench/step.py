@@ -23,7 +23,6 @@ from vitscale.files import write_atomically
 from vitscale.models import initial_value
 from vitscale.objectives import build_task
 from vitscale.observe.meters import PHASES, Meters
-from vitscale.observe.peak import measure_peak_flops
 from vitscale.optim.build import build_optimizer
 from vitscale.optim.ema import WeightAverage
 from vitscale.parallel.engine import Work
@@ -35,7 +34,7 @@ from vitscale.recipe import Recipe
 from vitscale.recipe.check import drop_group
 from vitscale.recipe.course import Now
 from vitscale.recipe.views import view_kinds
-from vitscale.resilience.speed import matmul_flops
+from vitscale.resilience.speed import matmul_flops, measure_peak_flops
 from vitscale.train.coupling import Coupling
 from vitscale.train.size import largest_micro_batch
 from vitscale.train.step import Inputs, train_step

@@ -7,7 +7,7 @@ from vitscale.metrics.metric import Curve, Metric, Panel
 
 PHASES = ("data_wait", "h2d", "compute", "optimizer", "communication", "checkpoint", "evaluate")
 DISKS = ("runs", "cache")
-BUCKETS = ("startup", "restore", "train", "repeated", "data_wait", "checkpoint", "evaluate", "waiting", "lost")    # observe/goodput.py
+BUCKETS = ("startup", "restore", "train", "repeated", "data_wait", "checkpoint", "evaluate", "waiting", "lost")    # train/goodput.py
 CAUSES_OF_ROLLBACK = ("nonfinite", "spike")
 # Why a sample could not be used.  read: it is not there, cut short, or not to be had; storage: its file system went on failing
 REASONS = ("read", "storage", "image", "format", "bomb", "truncated", "decode", "crash", "label")

@@ -41,7 +41,7 @@ class Attempt:
     cause: str | None           # one of metrics.system.CAUSES
     reason: str | None
     exit_code: int | None       # None: it was killed before it could say anything
-    seconds: dict[str, float] = field(default_factory=dict)     # of the run so far, by bucket: observe/goodput.py
+    seconds: dict[str, float] = field(default_factory=dict)     # of the run so far, by bucket: train/goodput.py
     host: str = ""
     node: str | None = None
     job: str | None = None

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from vitscale.awake import Awake
 
 DEADLINE_S = 60.0       # a device that has not done a second's work by then is taken for dead
+_SIZES = (256, 512, 768, 1024, 1536)       # of square matrices
 
 
 class TooSlow(RuntimeError):
@@ -46,6 +47,20 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, size: int, budget_s: 
         best = max(best, work / (ended - began))
         if ended >= deadline:
             return best
+
+
+def measure_peak_flops(dtype: torch.dtype = torch.float32, budget_s: float = 0.3) -> float:
+    """FLOP/s of the best of several square products on this machine's CPU, with the threads torch has now: what MFU is held against there.
+
+    Takes about `budget_s` seconds; the smallest size is always measured, so a CPU without `dtype` in hardware takes somewhat longer.
+    """
+    best, start = 0.0, time.perf_counter()
+    for index, size in enumerate(_SIZES):
+        share_s = start + budget_s * (index + 1) / len(_SIZES) - time.perf_counter()
+        best = max(best, matmul_flops(torch.device("cpu"), dtype, size, share_s))
+        if time.perf_counter() - start >= budget_s:
+            break
+    return best
 
 
 def _await_device() -> None:

@@ -23,7 +23,6 @@ from vitscale.metrics import metrics_of
 from vitscale.metrics.system import EVALUATION_LOSS
 from vitscale.observe.console import ProgressDisplay as Display
 from vitscale.observe.console import make_console
-from vitscale.observe.goodput import Goodput, goodput_ratio
 from vitscale.observe.jsonl import JsonLines, cut_after
 from vitscale.observe.meters import Meters
 from vitscale.observe.papers import leave_papers
@@ -48,6 +47,7 @@ from vitscale.resilience.skips import rollbacks
 from vitscale.runfolder import ENVIRONMENT, RECIPE, last_row
 from vitscale.train.environment import write_environment
 from vitscale.train.facts import versions
+from vitscale.train.goodput import Goodput, goodput_ratio
 from vitscale.train.metrics import RankMetrics
 from vitscale.train.pace import RankPace
 from vitscale.train.prepare import Prepared

@@ -26,7 +26,6 @@ from vitscale.metrics.system import EVALUATED_IMAGES
 from vitscale.models.lora import with_adapters
 from vitscale.objectives import build_task
 from vitscale.observe.console import make_console, setup_logging
-from vitscale.observe.goodput import Goodput
 from vitscale.observe.meters import Meters
 from vitscale.observe.profile import StepProfiler
 from vitscale.optim.build import build_optimizer
@@ -50,6 +49,7 @@ from vitscale.train.coupling import Coupling
 from vitscale.train.crashers import crashers_of
 from vitscale.train.evaluate import EvaluationLeft, evaluate
 from vitscale.train.facts import facts_of
+from vitscale.train.goodput import Goodput
 from vitscale.train.pace import PROBE_EVERY, Probe
 from vitscale.train.prepare import Prepared, prepare
 from vitscale.train.record import Recorder

@@ -7,13 +7,13 @@ import torch
 
 from vitscale.data.index import SetIndex
 from vitscale.data.mixture import order_of
-from vitscale.observe.peak import measure_peak_flops
 from vitscale.parallel.engine import Work
 from vitscale.parallel.world import World
 from vitscale.plan.forecast import check_micro_batch, forecast
 from vitscale.plan.hardware import peak_for
 from vitscale.recipe import Recipe
 from vitscale.recipe.check import default_group
+from vitscale.resilience.speed import measure_peak_flops
 
 log = logging.getLogger(__name__)
 

@@ -105,12 +105,12 @@ def _start_ranks(folder: Path, processes: int, max_restarts: int, keep_going: bo
     from vitscale.checkpoint.lease import refuse_if_held
     from vitscale.cluster.ended import ended, word_of
     from vitscale.cluster.tries import VARIABLE, RestartLoop, Tries
-    from vitscale.observe.goodput import process_started
     from vitscale.parallel.launch import launch, rank_command
     from vitscale.resilience.lasterror import tell_if_nobody_did
     from vitscale.resilience.outcome import read_outcome, why_stopped, write_outcome
     from vitscale.resilience.restarts import attempts_of
     from vitscale.runfolder import marks
+    from vitscale.train.goodput import process_started
 
     setup_logging(make_console(), folder / "logs" / "rank-0.log")      # how ranks ended, and that they start again, is of the run's story
     started, tries, again = process_started(), Tries(folder, max_restarts), False

@@ -18,13 +18,13 @@ from vitscale.checkpoint.lease import Lease
 from vitscale.errors import EXIT_REQUEUE
 from vitscale.files import write_json
 from vitscale.metrics.system import BUCKETS
-from vitscale.observe.goodput import CLOCK_S, FILE, Goodput, goodput_ratio, process_started, program_started, read_books
 from vitscale.observe.meters import Meters
 from vitscale.parallel.launch import STARTED_VARIABLE
 from vitscale.processes import moment
 from vitscale.resilience.outcome import write_outcome
 from vitscale.resilience.restarts import FILE as ATTEMPTS_FILE
 from vitscale.resilience.restarts import begin_attempt
+from vitscale.train.goodput import CLOCK_S, FILE, Goodput, goodput_ratio, process_started, program_started, read_books
 
 approx = pytest.approx
 A_LITTLE_S = 0.5        # for what the test itself takes
@@ -117,7 +117,7 @@ def test_the_books_are_written_while_the_main_thread_is_busy_and_not_without_the
 
 def test_when_a_program_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = time.time()
-    program = "import time; time.sleep(0.3); from vitscale.observe.goodput import program_started; print(program_started())"
+    program = "import time; time.sleep(0.3); from vitscale.train.goodput import program_started; print(program_started())"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert begin - 0.05 < float(answer) < time.time() - 0.3         # the kernel counts in hundredths
     monkeypatch.setenv("SLURM_JOB_ID", "7")

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from vitscale.observe.peak import measure_peak_flops
+from vitscale.resilience.speed import measure_peak_flops
 
 
 def test_peak_is_at_least_what_one_product_reaches_and_at_most_absurd():
