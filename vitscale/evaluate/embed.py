@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from vitscale.errors import DataError, RecipeError
 from vitscale.evaluate.images import ImageBatch
 
-POOLS = ("none", "mean")
-
 
 def known_layers(model: nn.Module) -> list[str]:
     return model.feature_names()        # type: ignore[operator]

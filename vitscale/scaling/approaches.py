@@ -128,24 +128,6 @@ def _crossing(first: Any, second: Any, low: float, high: float) -> float:
     return (low + high) / 2
 
 
-@dataclass(frozen=True)
-class Power:
-    """k C^a, with bootstrap draws (S, 2) of (log k, a)."""
-
-    k: float
-    a: float
-    draws: Array
-
-    def at(self, c: float) -> float:
-        return float(self.k * c**self.a)
-
-
-def power_of(c: Sequence[float], values: Sequence[float], draws: Array | None = None) -> Power:
-    """A straight line through logarithms, by least squares."""
-    a, log_k = np.polyfit(np.log(c), np.log(values), 1)
-    return Power(float(np.exp(log_k)), float(a), np.array([[log_k, a]]) if draws is None else draws)
-
-
 def approach(points: Points, number: int, draws: int = 200) -> dict[str, Any]:
     """Approach 1 or 2: exponents and factors of N* and D* with bootstrap intervals by run, the optima, and what was left out.
 

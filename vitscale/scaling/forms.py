@@ -41,19 +41,15 @@ def effective(p: Sequence[Column], logs: Logs, centre: Centre) -> tuple[Any, Any
     log_u = np.minimum(logs["d"] + centre["d"], logs["u"] + centre["u"])
     rounds = np.expm1(np.maximum(logs["d"] + centre["d"] - log_u, 0.0))
     rd, rn = np.exp(log_rd), np.exp(log_rn)
-    log_data = log_u + np.log1p(rd * -_expm1(-rounds / rd))
+    log_data = log_u + np.log1p(rd * -np.expm1(-rounds / rd))
     # The optimum of E + A N^-alpha + B U^-beta under N U = const: N = (alpha A / beta B)^(1 / alpha) U^(beta / alpha).
     log_big_a, log_big_b = a + alpha * centre["n"], b + beta * centre["d"]
     log_best = (np.log(alpha / beta) + log_big_a - log_big_b + beta * log_u) / alpha
     log_n = logs["n"] + centre["n"]
     over = np.real(log_best) < log_n
     surplus = np.where(over, np.exp(np.where(over, log_n - log_best, 0.0)) - 1, 0.0)
-    log_size = np.where(over, log_best, log_n) + np.log1p(rn * -_expm1(-surplus / rn))
+    log_size = np.where(over, log_best, log_n) + np.log1p(rn * -np.expm1(-surplus / rn))
     return log_size - centre["n"], log_data - centre["d"]
-
-
-def _expm1(x: Any) -> Any:
-    return np.expm1(x)
 
 
 def _constrained(p: Sequence[Column], logs: Logs, centre: Centre) -> Any:

@@ -159,7 +159,8 @@ def plan_next(
     best = best_for(law, draws, per_sample, amount, serve, unique)
     levels = sorted({float(row["budget"] or row["c"]) for row in rows})
     told |= {"law": usable[0], "n": best.n, "d": best.d, "predicted": best.y, "epochs": best.d[0] / unique, "metric": law.points.metric,
-             "frontier": [_as_row(best_for(law, draws, per_sample, level, 0.0, unique)) for level in sorted({*levels, amount})]}
+             "frontier": [{"c": one.c, "n": one.n, "d": one.d, "predicted": one.y} for one in
+                          (best_for(law, draws, per_sample, level, 0.0, unique) for level in sorted({*levels, amount}))]}
     if best.at_edge:
         return told | {"reason": "the law has no optimum among the sizes searched: its loss falls with size, or with samples, to the end"}
     known = {(row["n"], row["d"]) for row in rows}
@@ -170,10 +171,6 @@ def plan_next(
     told["next_most_informative"] = most_informative(law, draws, per_sample, best, candidates)[:5]
     recipe, chosen = recommend(folder, rows, sweep, best, amount, serve, told["rates"])
     return told | {"recommended": chosen, "recipe": recipe}
-
-
-def _as_row(best: Best) -> dict[str, Any]:
-    return {"c": best.c, "n": best.n, "d": best.d, "predicted": best.y}
 
 
 def recommend(
