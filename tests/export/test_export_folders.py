@@ -117,7 +117,7 @@ def test_the_processor_cuts_out_the_same_pixels_of_an_image_of_any_size():
     for long in range(size, size + 130):
         for height, width in ((size, long), (long, size), (size + 3, long)):
             places = np.arange(height * width, dtype=np.float32).reshape(height, width, 1)
-            top, left, *_ = CentreCrop.middle(height, width, size)
+            top, left, *_ = CentreCrop().middle(height, width, size)
             assert (center_crop(places, (size, size), input_data_format="channels_last")
                     == places[top:top + size, left:left + size]).all(), (height, width)
 

@@ -39,7 +39,8 @@ SECTIONS: dict[str, Model] = {
     "convnext": ConvNext(family="convnext", widths=(8, 16), depths=(1, 2), image=32, classes=4),
     "no head": Vit(**{**SIZES, "classes": 0}, image=32, patch=8),
 }
-PROCESSOR = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True, "resample": 2,
+PROCESSOR = {"image_processor_type": "BitImageProcessor",
+             "size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True, "resample": 2,
              "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
 
 

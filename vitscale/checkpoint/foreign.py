@@ -19,12 +19,11 @@ from vitscale.models.transformers_names import from_transformers, kind_of_file, 
 from vitscale.models.transformers_section import section_of
 from vitscale.recipe import Model
 from vitscale.recipe.load import check_section
+from vitscale.recipe.preprocessing import colour, prepared_by_timm, prepared_by_transformers
 from vitscale.recipe.schema import FAMILIES, External
-from vitscale.recipe.weights import colour, prepared_by_timm, prepared_by_transformers
 
 log = logging.getLogger(__name__)
 CONFIG, PREPROCESSOR, INDEX, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors.index.json", "model.safetensors"
-BICUBIC = 3     # PIL's number
 MAX_DEPTH, MAX_SIZE = 4096, 2**20
 
 
@@ -71,8 +70,7 @@ def _read_folder(folder: Path) -> Folder:
     theirs, source = _tensors(folder)
     shapes = parameter_shapes(section)
     if is_timm:
-        prepared = prepared_by_timm(config)
-        transform = Transform(section.image, section.channels, prepared.crop, prepared.mean, prepared.std)
+        prepared = prepared_by_timm(config, section.image)
         weights, idle = from_timm(arguments_of(config), section, theirs, shapes)
         names = config.get("label_names") or ()
     else:
@@ -84,8 +82,7 @@ def _read_folder(folder: Path) -> Folder:
             section = section.model_copy(update={"classes": 0})
             weights = {name: value for name, value in weights.items() if name not in heads}
         about = folder / PREPROCESSOR
-        prepared = prepared_by_transformers(read_object(about) if about.is_file() else {}, section.image)
-        transform = Transform(section.image, section.channels, prepared.crop, prepared.mean, prepared.std)
+        prepared = prepared_by_transformers(read_object(about) if about.is_file() else None, str(config["model_type"]), section.image)
         labels = config.get("id2label") or {}
         names = [labels.get(str(number), str(number)) for number in range(section.classes)] if labels else ()
     if idle:
@@ -93,6 +90,11 @@ def _read_folder(folder: Path) -> Folder:
         notes.append(f"left behind, since no answer depends on it: {', '.join(idle[:6])}{more}")
     for note in notes:
         log.info("%s: %s", folder, note)
+    for note in prepared.notes:
+        log.warning("%s: %s", folder, note)
+    notes += prepared.notes
+    transform = Transform(prepared.image, section.channels, prepared.crop, prepared.mean, prepared.std, resize=prepared.resize,
+                          resampling=prepared.resampling, half_even=prepared.half_even)
     return Folder(section, {name: value.float() for name, value in weights.items()}, transform, tuple(map(str, names)), source,
                   tuple(notes))
 
@@ -102,7 +104,9 @@ def _own(folder: Path, config: Mapping[str, Any]) -> Folder:
     try:
         section = check_section(FAMILIES.get(config["model"]["family"], External), config["model"], str(folder / CONFIG))
         given = config["transform"]
-        transform = Transform(**{**given, "mean": colour(given["mean"], 0.5), "std": colour(given["std"], 0.5)})
+        resize = given.get("resize")
+        transform = Transform(**{**given, "mean": colour(given["mean"], 0.5), "std": colour(given["std"], 0.5),
+                                 "resize": tuple(resize) if isinstance(resize, list) else resize})
         names = tuple(map(str, config["class_names"]))
     except (KeyError, TypeError, RecipeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: was written by another version of vitscale ({error})") from None

@@ -54,19 +54,24 @@ class CentreCrop:
     """Shorter side to size / crop, then the centre, as torchvision and transformers evaluate."""
 
     crop: float = 0.875             # share of the shorter side that is kept
+    resize: int | tuple[int, int] | None = None     # in its stead the shorter side in pixels, or a (height, width) whatever the shape was
+    resampling: str = "bicubic"     # one of PIL's
+    half_even: bool = False         # how an odd margin is halved: torchvision rounds half of it to even
 
     def resized(self, height: int, width: int, size: int) -> tuple[int, int]:
         """(height, width) of the whole image before the centre is cut out; the shorter side is floor(size / crop)."""
-        short = max(math.floor(size / self.crop), size)
+        if isinstance(self.resize, tuple):
+            return self.resize
+        short = self.resize or max(math.floor(size / self.crop), size)
         if width <= height:
             return max(int(short * height / width), short), short
         return short, max(int(short * width / height), short)
 
-    @staticmethod
-    def middle(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+    def middle(self, height: int, width: int, size: int) -> tuple[int, int, int, int]:
         """(top, left, size, size) in the resized image.
 
-        An odd margin is larger below and to the right, as in transformers, whose processors go with exported models; torchvision rounds
-        half of it to even, which is another pixel for every second odd margin.
+        An odd margin is larger below and to the right, as in transformers, whose processors go with exported models, unless half_even.
         """
+        if self.half_even:
+            return round((height - size) / 2), round((width - size) / 2), size, size
         return (height - size) // 2, (width - size) // 2, size, size

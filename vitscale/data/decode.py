@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from vitscale.data import jpeg, native
 from vitscale.data.bad import only_bad_samples
@@ -93,7 +94,8 @@ def decode(
         box, scale, window = (0, 0, height, width), 1, stored_box(crop.middle(h, w, size), *resized, turn)
     if out is None:
         out = np.empty((size, size, channels), np.uint8)
-    if reduces and native.available() and (sound or jpeg.zeroed(data, header) is None):
+    resampling = "bicubic" if isinstance(crop, RandomCrop) else crop.resampling
+    if reduces and resampling == "bicubic" and native.available() and (sound or jpeg.zeroed(data, header) is None):
         square = out if turn == 1 else np.empty_like(out)
         if native.crop(data, square, scale, box, resized, window, whole=not sound, marks=marks):
             if turn != 1:
@@ -105,13 +107,16 @@ def decode(
     bottom = -(-(top + h) // scale)
     pixels = decode_above(data, channels, header, scale, bottom) if sound else decode_checked(data, channels, header, scale)
     row, column, _, _ = window
-    square = resample(pixels, box, scale, *resized) if scale > 1 else resize(pixels[top:top + h, left:left + w], *resized)
+    square = resample(pixels, box, scale, *resized) if scale > 1 else resize(pixels[top:top + h, left:left + w], *resized, resampling)
     out[:] = upright(square[row:row + size, column:column + size], turn)
     return out
 
 
-def resize(pixels: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]:
-    """(h, w, C) -> (height, width, C), by torch."""
+def resize(pixels: NDArray[Any], height: int, width: int, resampling: str = "bicubic") -> NDArray[np.uint8]:
+    """(h, w, C) -> (height, width, C), by torch; another resampling than bicubic by PIL."""
+    if resampling != "bicubic":
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
+        return np.asarray(image.resize((width, height), Image.Resampling[resampling.upper()])).reshape(height, width, -1)
     # with the strides of channels-last in every dimension, also that of the one image: else the result is planes, and copying it into a
     # batch takes 0.4 ms
     planes = torch.from_numpy(np.ascontiguousarray(pixels).reshape(1, *pixels.shape).transpose(0, 3, 1, 2))

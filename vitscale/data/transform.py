@@ -29,6 +29,14 @@ class Transform:
     mean: Colour = (0.485, 0.456, 0.406)    # RGB, 0..1
     std: Colour = (0.229, 0.224, 0.225)
     exif: bool = False          # turn images upright first
+    resize: int | tuple[int, int] | None = None     # these three as CentreCrop has them
+    resampling: str = "bicubic"
+    half_even: bool = False
+
+    @property
+    def centre(self) -> CentreCrop:
+        """What of an image is taken."""
+        return CentreCrop(self.crop, self.resize, self.resampling, self.half_even)
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Transform":
@@ -46,7 +54,7 @@ class Transform:
 
     def pixels(self, data: bytes) -> NDArray[np.uint8]:
         """The bytes of an image -> (S, S, C) uint8.  Raises BadSample."""
-        return decode(data, CentreCrop(self.crop), self.image, self.channels, exif=self.exif)
+        return decode(data, self.centre, self.image, self.channels, exif=self.exif)
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """(B, S, S, C) uint8 -> (B, C, S, S) fp32."""

@@ -14,7 +14,6 @@ from vitscale.checkpoint.load import Loaded
 from vitscale.data.ahead import Ahead
 from vitscale.data.batch import Fetcher
 from vitscale.data.cache import ShardCache
-from vitscale.data.crop import CentreCrop
 from vitscale.data.index import SetIndex
 from vitscale.data.labels import LabelRule
 from vitscale.data.loader import EvalStream
@@ -47,7 +46,7 @@ def outputs(loaded: Loaded, index: SetIndex, world: World, *, label: LabelRule, 
     """
     transform, device = loaded.transform, world.device
     fetcher = Fetcher(index, label=label, classes=classes, channels=transform.channels, group=1,
-                      crops=[CentreCrop(transform.crop)], exif=transform.exif, cache=ShardCache(None, CACHE_BYTES))
+                      crops=[transform.centre], exif=transform.exif, cache=ShardCache(None, CACHE_BYTES))
     bad: list[dict[str, Any]] = []
     num_micro = math.ceil(math.ceil(index.num_samples / world.size) / batch)
     ahead = Ahead(fetcher, workers=max(usable_cores() // world.local_size, 1), depth=DEPTH, pin=device.type == "cuda", max_bad_fraction=1.0,

@@ -8,11 +8,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import vitscale
-from vitscale.checkpoint.foreign import BICUBIC, CONFIG, PREPROCESSOR, WEIGHTS
+from vitscale.checkpoint.foreign import CONFIG, PREPROCESSOR, WEIGHTS
 from vitscale.checkpoint.load import Loaded
 from vitscale.models.timm_config import timm_architecture, to_timm
 from vitscale.models.transformers_config import config_of, kind_of
 from vitscale.models.transformers_names import to_transformers
+from vitscale.recipe.preprocessing import RESAMPLING
 
 
 def write_transformers(loaded: Loaded, out: Path) -> str:
@@ -30,7 +31,8 @@ def write_timm(loaded: Loaded, out: Path) -> str:
     name, arguments = timm_architecture(loaded.section)
     transform = loaded.transform
     about = {
-        "input_size": [transform.channels, transform.image, transform.image], "crop_pct": transform.crop, "interpolation": "bicubic",
+        "input_size": [transform.channels, transform.image, transform.image], "crop_pct": transform.crop,
+        "interpolation": transform.resampling, "crop_mode": "squash" if isinstance(transform.resize, tuple) else "center",
         "mean": list(transform.mean), "std": list(transform.std), "num_classes": loaded.section.classes, "fixed_input_size": False,
     }
     config: dict[str, Any] = {"architecture": name, "num_classes": loaded.section.classes, "model_args": arguments, "pretrained_cfg": about}
@@ -64,14 +66,17 @@ def _json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _preprocessor(loaded: Loaded) -> dict[str, Any]:
-    """BiT's processor resizes the shorter side and cuts out the middle, which is what our evaluation does."""
+    """BiT's processor resizes the shorter side and cuts out the middle, which is what our evaluation does; DeiT's squeezes, then cuts."""
     transform, grey = loaded.transform, loaded.transform.channels == 1
     mean, std = (list(values) for values in (transform.mean, transform.std))
     if grey:
         mean, std = [sum(mean) / 3], [sum(std) / 3]
+    squeeze = transform.resize if isinstance(transform.resize, tuple) else None
+    short = transform.resize or max(int(transform.image / transform.crop), transform.image)
     return {
-        "image_processor_type": "BitImageProcessor", "do_convert_rgb": not grey, "do_resize": True,
-        "size": {"shortest_edge": max(int(transform.image / transform.crop), transform.image)}, "resample": BICUBIC, "do_center_crop": True,
+        "image_processor_type": "DeiTImageProcessor" if squeeze else "BitImageProcessor", "do_convert_rgb": not grey, "do_resize": True,
+        "size": {"height": squeeze[0], "width": squeeze[1]} if squeeze else {"shortest_edge": short}, "do_center_crop": True,
+        "resample": {name: number for number, name in RESAMPLING.items()}[transform.resampling],
         "crop_size": {"height": transform.image, "width": transform.image}, "do_rescale": True, "rescale_factor": 1 / 255,
         "do_normalize": True, "image_mean": mean, "image_std": std,
     }

@@ -62,6 +62,8 @@ def settle(values: dict[str, Any], strict: bool = False, compare: bool = True) -
         about = {key: value for key, value in known.values.items()
                  if (labelled or key != "model.classes") and (alike or key != "model.patch")}
         _settle(values, about, silent, f"init={init}", notes)
+        if known.squeezed:
+            notes.append(Note(f"init={init} was given all of an image, squeezed to a square; here its middle is cut out", differs=True))
         if known.resampling != "bicubic":
             notes.append(Note(f"images were resized by {known.resampling} for init={init}; here they are by bicubic", differs=True))
         if names and known.names and len(known.names) == len(first) == _at(values, "model.classes"):

@@ -11,12 +11,11 @@ from vitscale.errors import RecipeError
 from vitscale.recipe.beside import CLASSES, class_lists, read_names
 from vitscale.recipe.check import train_urls
 from vitscale.recipe.objectives import OBJECTIVES
+from vitscale.recipe.preprocessing import Preprocessing, colour, prepared_by_timm, prepared_by_transformers
 from vitscale.recipe.upgrade import understood
 
 RUN, CONFIG, PREPROCESSOR = "run.json", "config.json", "preprocessor_config.json"
-Colour = tuple[float, float, float]
 _MOST_BYTES = 1 << 28
-_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}      # PIL's numbers
 _THEIRS = {"data.augment.mean": "mean", "data.augment.std": "std", "evaluate.crop": "crop_pct"}      # timm's names
 _PATCH = re.compile(r"_patch(\d+)")
 
@@ -29,16 +28,7 @@ class Known:
     names: tuple[str, ...] = ()         # of the classes, in the order of their numbers; () where they are numbers alone
     family: str = "vit"
     resampling: str = "bicubic"         # by which images were resized
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How images are prepared for a model."""
-
-    crop: float = 0.875
-    mean: Colour = (0.5, 0.5, 0.5)
-    std: Colour = (0.5, 0.5, 0.5)
-    resampling: str = "bicubic"
+    squeezed: bool = False              # all of an image, to a square
 
 
 def known_of(source: Path) -> Known | None:
@@ -82,7 +72,7 @@ def _of_run(facts: Path) -> Known:
         names = read_names(Path(data.class_map)) if data.class_map else read_names(facts.parents[2] / CLASSES)
         names = names or next(iter(class_lists(train_urls(recipe), far=False).values()), ())
     values = _values(model.image, model.channels, getattr(model, "patch", None), model.classes if labelled else None,
-                     Preprocessing(recipe.evaluate.crop, data.augment.mean, data.augment.std))
+                     Preprocessing(model.image, recipe.evaluate.crop, None, data.augment.mean, data.augment.std))
     return Known(values, names if len(names) == model.classes else (), model.family)
 
 
@@ -95,7 +85,7 @@ def _values(image: int, channels: int, patch: int | None, classes: int | None, p
 def _of_folder(folder: Path, config: Mapping[str, Any]) -> Known:
     if "vitscale" in config:
         model, given = config["model"], config["transform"]
-        prepared = Preprocessing(float(given["crop"]), colour(given["mean"], 0.5), colour(given["std"], 0.5))
+        prepared = Preprocessing(model["image"], float(given["crop"]), None, colour(given["mean"], 0.5), colour(given["std"], 0.5))
         names = tuple(map(str, config["class_names"]))
         return Known(_values(model["image"], model["channels"], model.get("patch"), model["classes"], prepared), _named(names),
                      model["family"])
@@ -109,12 +99,12 @@ def _of_folder(folder: Path, config: Mapping[str, Any]) -> Known:
     classes = (len(labels) if labels else int(config.get("num_labels", 2))) if classified else None
     image = _side(body.get("image_size", 224))
     about = folder / PREPROCESSOR
-    prepared = prepared_by_transformers(read_object(about) if about.is_file() else {}, image)
+    prepared = prepared_by_transformers(read_object(about) if about.is_file() else None, kind, image)
     patch = None if family == "convnext" else _side(body.get("patch_size", 4 if family == "swin" else 16))
     names = tuple(str(labels.get(str(number), number)) for number in range(len(labels))) if classified else ()
     found = _values(image, body.get("num_channels", 3), patch, classes, prepared)
     return Known({key: value for key, value in found.items() if about.is_file() or key.startswith("model.")}, _named(names), family,
-                 prepared.resampling)
+                 prepared.resampling, isinstance(prepared.resize, tuple))
 
 
 def _of_timm(config: Mapping[str, Any]) -> Known:
@@ -123,12 +113,14 @@ def _of_timm(config: Mapping[str, Any]) -> Known:
     size = about.get("input_size") or [3, 224, 224]
     family = next((one for one in ("swin", "convnext") if name.startswith(one)), "deit" if "_distilled" in name else "vit")
     patch = _PATCH.search(name)
-    found = _values(_side(arguments.get("img_size", size[-1])), arguments.get("in_chans", size[0]),
+    image = _side(arguments.get("img_size", size[-1]))
+    prepared = prepared_by_timm(config, image)
+    found = _values(image, arguments.get("in_chans", size[0]),
                     arguments.get("patch_size", int(patch[1]) if patch else 4 if family == "swin" else None),
-                    arguments.get("num_classes", about.get("num_classes", 1000)), prepared_by_timm(config))
+                    arguments.get("num_classes", about.get("num_classes", 1000)), prepared)
     found = {key: value for key, value in found.items() if key.startswith("model.") or about.get(_THEIRS[key])}
     names = tuple(map(str, config.get("label_names") or ()))
-    return Known(found, _named(names), family, str(about.get("interpolation") or "bicubic"))
+    return Known(found, _named(names), family, prepared.resampling, isinstance(prepared.resize, tuple))
 
 
 def _side(size: Any) -> int:
@@ -139,27 +131,3 @@ def _named(names: tuple[str, ...]) -> tuple[str, ...]:
     """Nothing for names that are the numbers again."""
     numbers = range(len(names))
     return () if names in (tuple(map(str, numbers)), tuple(f"LABEL_{number}" for number in numbers)) else names
-
-
-def prepared_by_transformers(given: Mapping[str, Any], image: int) -> Preprocessing:
-    """preprocessor_config.json.  Square images are cut from the middle here, where some of their processors squeeze the whole image."""
-    size, box = given.get("size", image), given.get("crop_size", image)
-    side = box if isinstance(box, int) else box.get("height", image)
-    short = size if isinstance(size, int) else size.get("shortest_edge", side)
-    crop = given.get("crop_pct") or (side / short if given.get("do_center_crop", True) else 1.0)
-    return Preprocessing(min(float(crop), 1.0), colour(given.get("image_mean"), 0.5), colour(given.get("image_std"), 0.5),
-                    _RESAMPLING.get(given.get("resample", 3), "bicubic"))
-
-
-def prepared_by_timm(config: Mapping[str, Any]) -> Preprocessing:
-    """timm's config.json."""
-    given = {**(config.get("pretrained_cfg") or {}), **config}
-    return Preprocessing(float(given.get("crop_pct") or 0.875), colour(given.get("mean"), 0.5), colour(given.get("std"), 0.5),
-                    str(given.get("interpolation") or "bicubic"))
-
-
-def colour(given: Any, default: float) -> Colour:
-    """One number for each of red, green and blue; one alone is that of all."""
-    values = [float(value) for value in given] if isinstance(given, list) and given else [default]
-    red, green, blue = (values * 3)[:3] if len(values) == 1 else values
-    return red, green, blue
