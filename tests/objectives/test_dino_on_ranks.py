@@ -152,3 +152,12 @@ def test_ranks_equal_one_process(urls: str, alone: dict[str, dict[str, Any]], si
     for rank in found:
         for (centring, _, _), one in zip(cases, rank, strict=True):
             same(one, alone[centring])
+
+
+@pytest.mark.slow
+def test_bf16_is_near_fp32(urls: str, alone: dict[str, dict[str, Any]]) -> None:
+    """Sharded weights are cast, and so is what goes in: the images of every set of views."""
+    kinds: list[dict[str, Any]] = [{"engine": "fsdp", "precision": "bf16"}, {"engine": "ddp", "precision": "bf16"}]
+    for found in run_ranks(2, every, [(recipe_of(urls, **kind), 5) for kind in kinds], timeout_s=600)[0]:
+        assert found["losses"] == pytest.approx(alone["average"]["losses"], rel=0.05)
+        assert found["state"]["objective.centre"] == pytest.approx(alone["average"]["state"]["objective.centre"], abs=0.05)

@@ -35,7 +35,7 @@ parallel: {device: cpu}
 pytestmark = pytest.mark.slow       # whole runs of real processes
 
 
-def test_kill_9_and_another_engine_on_other_ranks_goes_on(place: Path) -> None:
+def test_kill_9_and_another_engine_on_other_ranks_goes_on_and_another_run_begins_there(place: Path) -> None:
     (place / "dino.yaml").write_text(RECIPE)
     train(place, "name=whole", recipe="dino.yaml")
     process = start(place, "name=k", "parallel.processes=2", "micro_batch=6", recipe="dino.yaml")
@@ -56,3 +56,14 @@ def test_kill_9_and_another_engine_on_other_ranks_goes_on(place: Path) -> None:
             torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
     assert load_file(ours / "ema.safetensors").keys() == load_file(ours / "model.safetensors").keys()
     assert not torch.equal(load_file(ours / "ema.safetensors")["norm.weight"], load_file(ours / "model.safetensors")["norm.weight"])
+
+    output = train(place, "name=next", "init=runs/whole", "duration=1 steps", "optim.lr=0", "optim.warmup=0 steps",
+                   "objective.momentum=1.0", "objective.centre_momentum=0.999", recipe="dino.yaml")
+    assert "the teacher is that run's, and so is objective.centre" in output
+    (begun,) = (place / "runs" / "next" / "checkpoints").iterdir()
+    for name in ("model.safetensors", "ema.safetensors"):
+        found, wanted = load_file(begun / name), load_file(theirs / name)
+        assert all(torch.equal(found[key], value) for key, value in wanted.items())
+    centre = read_whole(theirs / STATE, "objective.")["centre"]
+    torch.testing.assert_close(read_whole(begun / STATE, "objective.")["centre"], centre, rtol=0, atol=2e-3)
+    assert centre.abs().max() > 0.01

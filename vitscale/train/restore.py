@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from vitscale.checkpoint.facts import FACTS, Damaged, RunFacts
+from vitscale.checkpoint.foreign import is_foreign_folder
 from vitscale.checkpoint.lease import Lease
 from vitscale.checkpoint.resume import newest_whole, set_aside, set_aside_damaged
-from vitscale.checkpoint.store import STATE, checkpoints_in, read_facts, read_into, shapes_in, step_of
-from vitscale.checkpoint.weights import read_saved, read_start
+from vitscale.checkpoint.store import EMA_WEIGHTS, STATE, WEIGHTS, checkpoints_in, read_facts, read_into, shapes_in, step_of
+from vitscale.checkpoint.weights import find_weights, read_saved, read_start, teaches
 from vitscale.cluster.resumable import meant
 from vitscale.data import Stream
 from vitscale.errors import CheckpointError
@@ -23,6 +24,7 @@ from vitscale.models.lora import BASE, UP
 from vitscale.objectives import Task
 from vitscale.optim.ema import WeightAverage
 from vitscale.parallel.engine import Engine, ValueOf
+from vitscale.parallel.state import fill_first_
 from vitscale.parallel.world import World
 from vitscale.recipe import Recipe
 from vitscale.recipe.bound import Change, changes, read_settings, refuse_changes, settings_of, tell_changes
@@ -130,6 +132,24 @@ def initial_values(recipe: Recipe, task: Task, start: Start) -> ValueOf:
         return weights[name] if name in weights else initial_value(skeleton, name, shape, recipe.seed)
 
     return value
+
+
+def carry_over(recipe: Recipe, task: Task, ema: WeightAverage | None, coupling: Coupling) -> None:
+    """What `init` gives a new run besides weights, if it names one whose teacher is an average too: the teacher, and what both remember in
+    their objectives' states.  Collective.  Raises CheckpointError."""
+    if recipe.init is None or ema is None or task.momentum is None or is_foreign_folder(Path(recipe.init)):
+        return
+    folder = find_weights(Path(recipe.init)).parent
+    if not teaches(folder / WEIGHTS) or not (folder / EMA_WEIGHTS).is_file():
+        return
+    with torch.device("meta"):
+        skeleton = task.build()
+    weights = read_start(folder / EMA_WEIGHTS, skeleton, recipe.objective.name)
+    fill_first_({f"model.{name}": target for name, target in ema.tensors().items() if name in weights}, lambda name, shape: weights[name])
+    shapes = shapes_in(folder / STATE)
+    if kept := {name: value for name, value in coupling.tensors().items() if shapes.get(name) == value.shape}:
+        read_into(folder / STATE, kept)
+    log.info("init=%s: the teacher is that run's%s", recipe.init, f", and so is {', '.join(kept)}" if kept else "")
 
 
 def restore_newest(start: Start, recipe: Recipe, prepared: Prepared, world: World, lease: Lease | None,

@@ -53,10 +53,10 @@ from vitscale.train.goodput import Goodput
 from vitscale.train.pace import PROBE_EVERY, Probe
 from vitscale.train.prepare import Prepared, prepare
 from vitscale.train.record import Recorder
-from vitscale.train.restore import Start, find_start, initial_values, restore, restore_newest
+from vitscale.train.restore import Start, carry_over, find_start, initial_values, restore, restore_newest
 from vitscale.train.rollback import decide
 from vitscale.train.size import size_up
-from vitscale.train.state import Moment, SaveClock, due
+from vitscale.train.state import Moment, Progress, SaveClock, due
 from vitscale.train.step import Inputs, StepResult, train_step
 from vitscale.train.teacher import give_teacher
 
@@ -167,8 +167,7 @@ class Session:
         recipe, prepared, world = self.recipe, self.prepared, self.world
         self.watchdog.reading(lambda: self.stream.progress, slack_s=PATIENCE.silence_s if self.stream.is_remote else 0.0)
         with self.meters.phase("restore"):
-            start, self.progress = restore_newest(start, recipe, prepared, world, self.lease,
-                                                  lambda found: restore(found, self.engine, self.ema, self.stream, self.coupling))
+            start, self.progress = restore_newest(start, recipe, prepared, world, self.lease, self.put)
         self.guard = Guard(recipe.resilience, self.progress.now.step, self.progress.guard)
         self.record = stack.enter_context(Recorder(
             recipe, prepared, world, self.lease, self.meters, self.goodput, self.progress.now, self.watchdog.nodes, self.engine,
@@ -181,6 +180,14 @@ class Session:
             self.writer.last_step = self.progress.now.step      # it is there already, should this attempt be asked to stop before a step
         self.clock = SaveClock(recipe.checkpoint.every, asks=world.is_first)
         self.patience_over = self.progress.out_of_patience(recipe.evaluate.early_stopping)
+
+    def put(self, found: Start, again: bool = False) -> Progress:
+        """Everything to there.  `again`: the weights are not initial values any more."""
+        anew = (lambda: initial_values(self.recipe, self.task, found)) if again else None
+        progress = restore(found, self.engine, self.ema, self.stream, self.coupling, anew)
+        if found.checkpoint is None:
+            carry_over(self.recipe, self.task, self.ema, self.coupling)
+        return progress
 
     def train(self) -> int:
         """Step by step to the end; returns the exit code.  Raises EvaluationLeft."""
@@ -308,9 +315,7 @@ class Session:
             if not isinstance(again, str):
                 left = self.progress.now
                 _, self.progress = restore_newest(
-                    again, self.recipe, self.prepared, self.world, self.lease,
-                    lambda found: restore(found, self.engine, self.ema, self.stream, self.coupling,
-                                          anew=lambda: initial_values(self.recipe, self.task, found)))
+                    again, self.recipe, self.prepared, self.world, self.lease, functools.partial(self.put, again=True))
                 self.progress.owes_evaluation = False       # made up when the attempt that began there did
                 self.guard = Guard(self.recipe.resilience, self.progress.now.step, self.progress.guard)
                 self.writer.last_step = None    # a checkpoint of that step would now be another one
