@@ -6,12 +6,15 @@ another's part and nothing is communicated.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vitscale.optim.local import reshard
+
+_AT_A_TIME = 1 << 24        # numbers
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -34,6 +37,9 @@ class WeightAverage:
         wrong = sorted(name for name, parameter in self._parameters.items() if parameter.dtype != torch.float32)
         assert not wrong, f"only fp32 weights can be averaged; these are not: {wrong}"
         self._averages = [_local(parameter).clone() for parameter in self._parameters.values()]
+        marks = [held // _AT_A_TIME for held in accumulate(average.numel() for average in self._averages)]
+        edges = [0, *(number for number in range(1, len(marks)) if marks[number] != marks[number - 1]), len(marks)]
+        self._parts = [slice(first, last) for first, last in pairwise(edges)]
         self._swapped = False
 
     @torch.no_grad()
@@ -52,7 +58,8 @@ class WeightAverage:
     def swapped(self) -> Iterator[None]:
         """Inside, the model's parameters hold the averages; after, also after an error, their own values again, bit for bit.
 
-        Contents are exchanged tensor by tensor, so the extra memory is that of the largest shard alone.
+        Contents are exchanged some tensors at a time, in few calls, since a teacher is asked in every step.  The extra memory is that of
+        _AT_A_TIME numbers and the largest shard.
         """
         self._exchange()
         try:
@@ -74,10 +81,11 @@ class WeightAverage:
     @torch.no_grad()
     def _exchange(self) -> None:
         reshard(self._model)        # else what is still gathered would be used again, now stale
-        for weight, average in zip(self._locals(), self._averages, strict=True):
-            kept = weight.clone()
-            weight.copy_(average)
-            average.copy_(kept)
+        weights = self._locals()
+        for part in self._parts:
+            kept = torch._foreach_mul(weights[part], 1.0)       # a copy
+            torch._foreach_copy_(weights[part], self._averages[part])
+            torch._foreach_copy_(self._averages[part], kept)
         self._swapped = not self._swapped
 
 
