@@ -39,6 +39,13 @@ def test_global_batches_do_not_depend_on_the_world(order):
             assert taken(order, batch, world) == (list(range(batch.size)), alone)
 
 
+@pytest.mark.parametrize(("batch", "steps"), [(4, 3), (5, 3), (11, 2), (12, 1), (13, 1)])
+def test_an_epoch_has_a_step_for_each_batch_begun(batch, steps):
+    order = Order([7, 5], 0, batch, lanes=1)
+    assert order.steps_per_epoch == steps
+    assert [order.position_of(step) for step in (steps - 1, steps, steps + 1)] == [(steps - 1) * batch, 12, 12 + min(batch, 12)]
+
+
 @FEW
 @given(orders(), st.integers(0, 5))
 def test_every_sample_exactly_once_in_an_epoch(order, epoch):
