@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from vitscale.checkpoint.tensors import read_tensors
 from vitscale.data.transform import Transform
 from vitscale.errors import CheckpointError, RecipeError, UserError, said
 from vitscale.models import parameter_shapes
+from vitscale.models.foreign_decoder import pixel_decoder
 from vitscale.models.timm_section import arguments_of, section_of_timm
 from vitscale.models.timm_tensors import from_timm
 from vitscale.models.transformers_names import from_transformers, kind_of_file, simplest
@@ -37,6 +38,7 @@ class Folder:
     class_names: tuple[str, ...]        # () where the folder names none
     source: Path
     notes: tuple[str, ...] = ()         # what was left behind or taken for granted
+    decoder: dict[str, Tensor] = field(default_factory=dict)       # MAE's, by our names, for who goes on with its pretraining
 
 
 def is_foreign_folder(path: Path) -> bool:
@@ -64,7 +66,7 @@ def _read_folder(folder: Path) -> Folder:
     library = library_of(folder)
     if library == "vitscale":
         return _own(folder, config)
-    is_timm, notes = library == "timm", list[str]()
+    is_timm, notes, pixels = library == "timm", list[str](), dict[str, Tensor]()
     section = section_of_timm(config, str(folder / CONFIG)) if is_timm else section_of(config, str(folder / CONFIG))
     _refuse_absurd(section, folder)
     theirs, source = _tensors(folder)
@@ -74,8 +76,11 @@ def _read_folder(folder: Path) -> Folder:
         weights, idle = from_timm(arguments_of(config), section, theirs, shapes)
         names = config.get("label_names") or ()
     else:
-        weights, idle = from_transformers(kind_of_file(config), section, theirs, shapes)
+        decoder, missed = pixel_decoder(config, section, theirs)
+        notes += missed
+        weights, idle = from_transformers(kind_of_file(config), section, theirs, shapes | decoder)
         section, weights = simplest(section, weights)
+        pixels = {name: weights.pop(name).float() for name in decoder if name in weights}
         heads = [name for name in shapes if name.startswith("head") and "norm" not in name]
         if any(name not in weights for name in heads):
             notes.append("its classifier is not one of ours: the backbone alone is read")
@@ -96,7 +101,7 @@ def _read_folder(folder: Path) -> Folder:
     transform = Transform(prepared.image, section.channels, prepared.crop, prepared.mean, prepared.std, resize=prepared.resize,
                           resampling=prepared.resampling, half_even=prepared.half_even)
     return Folder(section, {name: value.float() for name, value in weights.items()}, transform, tuple(map(str, names)), source,
-                  tuple(notes))
+                  tuple(notes), pixels)
 
 
 def _own(folder: Path, config: Mapping[str, Any]) -> Folder:

@@ -53,6 +53,8 @@ def read_start(source: Path, model: nn.Module, objective: str) -> dict[str, Tens
     if is_foreign_folder(source):
         folder = read_folder(source)
         path, weights, section = folder.source, folder.weights, folder.section
+        if "decoder_embed.weight" in shapes:      # its pretraining goes on
+            weights = weights | folder.decoder
     else:
         path = find_weights(source)
         if teaches(path) and not OBJECTIVES[objective].averages and (path.parent / EMA_WEIGHTS).is_file():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vitscale.models.names import CLASSIFIERS, HEAD
 from vitscale.models.patch_embed import resample_kernel
 from vitscale.models.position import resample, resample_offsets, sincos
+from vitscale.models.surgery import operated
 from vitscale.models.vit import VisionTransformer
 from vitscale.recipe.schema import Model, Vit
 from vitscale.shapes.vit import grid, num_positions
@@ -27,6 +28,7 @@ def adapted(weights: Mapping[str, Tensor], model: nn.Module, before: Model | Non
     if isinstance(model, VisionTransformer):
         _positions(found, model, shapes, before, notes)
         _pooling(found, shapes, notes)
+    operated(found, model, shapes, notes)
     for name, shape in shapes.items():
         if name in found and tuple(found[name].shape) != shape:
             if name.endswith(TABLE):
@@ -40,6 +42,7 @@ def adapted(weights: Mapping[str, Tensor], model: nn.Module, before: Model | Non
 def _positions(found: dict[str, Tensor], model: VisionTransformer, shapes: Mapping[str, tuple[int, ...]], before: Model | None,
                notes: list[str]) -> None:
     if "pos_embed" not in shapes:
+        _fixed(found, model, notes)
         return
     rows, new = shapes["pos_embed"][1], model.grid
     placed = rows - new[0] * new[1]
@@ -60,12 +63,28 @@ def _positions(found: dict[str, Tensor], model: VisionTransformer, shapes: Mappi
     if (side, side) != new:
         patches = resample(patches, (side, side), new, model.interpolation)
         notes.append(f"positions interpolated from {side} x {side} to {new[0]} x {new[1]} patches")
-    if placed != was_placed and placed == 0 and "cls_token" in found:
+    if was_placed == 2 and placed == 1 and "dist_token" in found:
+        first = first[:, :1]
+    elif was_placed == 1 and placed == 2 and "dist_token" in shapes:
+        first = first.repeat(1, 2, 1)
+    elif placed != was_placed and placed == 0 and "cls_token" in found:
         found["cls_token"] = found["cls_token"] + first[:, :found["cls_token"].shape[1]]        # it takes its place along
         first = first[:, :0]
     elif was_placed == 0:
         first = torch.zeros(1, placed, model.width)
     found["pos_embed"] = torch.cat([first, patches], dim=1)
+
+
+def _fixed(found: dict[str, Tensor], model: VisionTransformer, notes: list[str]) -> None:
+    """A table that holds the sines and cosines which the model has fixed, as other libraries write MAE's down, is none to be learned."""
+    table, width = found.get("pos_embed"), model.width
+    if model.position != "sincos" or table is None or table.shape[2] != width:
+        return
+    side = math.isqrt(table.shape[1])
+    rows = table.shape[1] - side**2
+    if torch.allclose(table[:, rows:].float(), sincos((side, side), width, "cpu"), atol=1e-4) and not table[:, :rows].any():
+        del found["pos_embed"]
+        notes.append("its positions are the sines and cosines that are fixed here")
 
 
 def _is_square(number: int) -> bool:
