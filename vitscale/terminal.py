@@ -30,6 +30,12 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[RenderableType]] = (), *
     return made
 
 
+def say(screen: Console, *lines: str) -> None:
+    """Plain lines, as long as they are: no markup, no colours."""
+    for line in lines:
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def plain(text: str) -> str:
     """A name from a file without control characters and broken Unicode."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

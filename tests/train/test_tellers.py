@@ -92,7 +92,7 @@ CALLS = ("vitscale.train.record:device_peak_flops", "vitscale.train.record:write
          "vitscale.observe.console:ProgressDisplay.__enter__", "vitscale.observe.console:ProgressDisplay.step",
          "vitscale.observe.console:ProgressDisplay.evaluated", "vitscale.observe.console:ProgressDisplay.__exit__",
          "vitscale.observe.trackers:Trackers.row", "vitscale.observe.trackers:Trackers.__exit__",
-         "vitscale.observe.profile:glance", "vitscale.observe.papers:write_report", "vitscale.observe.papers:write_card",
+         "vitscale.observe.profile:glance", "vitscale.observe.report:write_report", "vitscale.observe.report:write_card",
          "vitscale.train.goodput:write_atomically")
 
 

@@ -27,6 +27,7 @@ from vitscale.data.reader import ShardReader
 from vitscale.data.under_way import SLOTS, Slots, kills, left_in
 from vitscale.errors import DataError
 from vitscale.files import write_atomically
+from vitscale.recipe import Recipe
 
 log = logging.getLogger(__name__)
 FILE = "crashers.jsonl"
@@ -108,6 +109,12 @@ class Setting:
     scale: tuple[float, float]      # of the random crop
     ratio: tuple[float, float]
     crop: float                     # of the centre crop
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Self:
+        model, data = recipe.model, recipe.data
+        return cls(model.image, model.channels, data.exif_orientation == "apply", data.augment.scale, data.augment.ratio,
+                   recipe.evaluate.crop)
 
 
 def known_crashers(run_folder: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
-"""report.html: the run's page with its numbers in it, one file that needs neither server nor network."""
+"""report.html: the run's page with its numbers in it, one file that needs neither server nor network; left at a run's end with the card."""
 
 import base64
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from vitscale.observe.dashboard.assets import OWN_SCRIPTS, OWN_SHEETS
 from vitscale.observe.dashboard.folder import Runs
 from vitscale.observe.dashboard.table import Table
 from vitscale.observe.dashboard.view import run_facts, run_view
+from vitscale.observe.modelcard import write_card
 from vitscale.pages.document import one_file
 from vitscale.runfolder import METRICS
 
+log = logging.getLogger(__name__)
 FILE = "report.html"
 _POINTS = 700
 _PICTURES = 24
@@ -52,3 +55,15 @@ def _pictures(run_folder: Path, rows: int) -> dict[str, str]:
     found = {number: picture(run_folder, number) for number in range(min(rows, _PICTURES))}
     return {str(number): f"data:image/jpeg;base64,{base64.b64encode(drawn).decode()}" for number, drawn in found.items()
             if isinstance(drawn, bytes)}
+
+
+def leave_papers(run_folder: Path) -> None:
+    """Write report and model card, from the files that the run has written.  Only for the holder of the run folder, after the outcome."""
+    started = time.perf_counter()
+    try:
+        report = write_report(run_folder)
+        write_card(run_folder)
+    except Exception as error:      # the run is over and sound, whatever is wrong with its papers
+        log.warning("the report or the model card could not be written: %s; `vitscale report %s` tries again", error, run_folder)
+        return
+    log.info("report %s (%.1f s)", report, time.perf_counter() - started)

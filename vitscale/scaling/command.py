@@ -77,15 +77,15 @@ def fit_csv(path: Path, columns: Columns, asked: FitRequest, out: Path, by: str 
                     errors.setdefault(name, []).append(error_of)
                 told.append({"group": label, "points": len(of), "chosen": chosen, **{f"hold_out_{name}": held[name] for name in held}})
                 write_json(out / "groups" / f"{len(told):03d}.json", {"group": label} | found)
-            console.print(f"{label}: {told[-1]['chosen'] or told[-1]['note']}", markup=False, highlight=False)
+            terminal.say(console, f"{label}: {told[-1]['chosen'] or told[-1]['note']}")
     write_csv(out / "groups.csv", told)
     whole = {name: one for name, one in errors.items() if len(one) == max(len(other) for other in errors.values())}
     summary = {name: sum(one) / len(one) for name, one in sorted(whole.items())}
     write_json(out / "groups.json",
                {"groups": len(told), "fitted": sum(bool(one["chosen"]) for one in told), "mean_hold_out_rms_log_error": summary})
     for name, error_of in summary.items():
-        console.print(f"mean hold-out error of {name}: {error_of:.3%} over {len(errors[name])} groups", markup=False, highlight=False)
-    console.print(f"written to {out}", markup=False, highlight=False)
+        terminal.say(console, f"mean hold-out error of {name}: {error_of:.3%} over {len(errors[name])} groups")
+    terminal.say(console, f"written to {out}")
 
 
 def _group(points: Points, asked: FitRequest, split_by: str | None) -> dict[str, Any] | str:
@@ -116,15 +116,14 @@ def _one(
     plan = optimum_of(found, budget, serve) if budget is not None else None
     if plan is not None:
         write_json(out / "plan.json", plan)
-        for line in say_optimum(plan):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        terminal.say(console, *say_optimum(plan))
     if figures and found.fits:
         from vitscale.scaling.figures import draw_all
         from vitscale.scaling.page import write_page
 
         draw_all(found, out / "figures", plan=plan)
         write_page(found, out / "report.html", title=Path(points.source).stem, plan=plan)
-    console.print(f"\nwritten to {out}", markup=False, highlight=False)
+    terminal.say(console, f"\nwritten to {out}")
 
 
 def optimum_of(found: Analysis, budget: tuple[float, str], serve: float) -> dict[str, Any]:

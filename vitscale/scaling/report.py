@@ -91,10 +91,8 @@ def show_runs(folder: Path, console: Console) -> None:
             told = [row["reason"], *[""] * (len(judges) - 1)]
         shown.append([row["run"], f"{row['n']:,}", f"{row['d']:,}", f"{row['c']:.3g}", *told])
     console.print(terminal.table(["run", "parameters", "images", "FLOP", *(one.word for one in judges)], shown), highlight=False)
-    for line in say_seeds(rows, manifest(folder)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    line = f"\nwritten to {folder}: runs.csv; their speed and memory beside it: vitscale compare {folder}"
-    console.print(line, markup=False, highlight=False)
+    terminal.say(console, *say_seeds(rows, manifest(folder)))
+    terminal.say(console, f"\nwritten to {folder}: runs.csv; their speed and memory beside it: vitscale compare {folder}")
 
 
 def fit_now(folder: Path, console: Console) -> None:
@@ -113,23 +111,19 @@ def fit_sweep(
     write_analysis(found, out)
     verdict = judge(folder, rows, found.points.hash())
     console.print(show_fit(found.told), highlight=False)
-    for line in say_seeds(rows, manifest(folder)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    terminal.say(console, *say_seeds(rows, manifest(folder)))
     plan = plan_next(found, rows, folder, sweep, asked_budget, serve)
     write_json(out / "plan.json", plan)
     if "recipe" in plan:
         write_text(out / "recommended.yaml", plan.pop("recipe"))
-    for line in [*say_plan(plan, out), *say_verdict(verdict)]:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    terminal.say(console, *say_plan(plan, out), *say_verdict(verdict))
     if figures:
         from vitscale.scaling.figures import draw_all
         from vitscale.scaling.page import write_page
 
         draw_all(found, out / "figures", plan=plan, verdict=verdict, held_out=_held_out(rows, folder, sweep))
         write_page(found, out / "report.html", plan=plan, verdict=verdict, title=sweep.name, held_out=_held_out(rows, folder, sweep))
-    console.print(
-        f"\nwritten to {out}: runs.csv, fit.json, plan.json" + (", figures/, report.html" if figures else ""), markup=False, highlight=False
-    )
+    terminal.say(console, f"\nwritten to {out}: runs.csv, fit.json, plan.json" + (", figures/, report.html" if figures else ""))
 
 
 def _held_out(rows: list[dict[str, Any]], folder: Path, sweep: Sweep) -> Any:

@@ -190,9 +190,8 @@ def _shown(states: Mapping[str, MemberState], console: Console) -> Iterator[Call
         for name, state in states.items():
             now = f"{state.state}, attempt {state.attempts}" if state.attempts > 1 else state.state
             if told.get(name, "waits") != now and state.state != "waits":
-                console.print(
-                    f"{name}: {now}{': ' + state.note if state.note else ''}{_result(state.folder) if state.state == 'done' else ''}",
-                    markup=False, highlight=False, soft_wrap=True)
+                result = _result(state.folder) if state.state == "done" else ""
+                terminal.say(console, f"{name}: {now}{': ' + state.note if state.note else ''}{result}")
             told[name] = now
 
     yield refresh

@@ -46,8 +46,8 @@ def sweep(name: str, out: Path | None, jobs: int, submit: bool, dry_run: bool, s
         if number == 1:
             told = predict_now(folder)
             for one in told["runs"]:
-                console.print(f"predicted before it runs: {one['run']}: {told['metric']} {one['predicted']:.4f} ({one['low']:.4f} to "
-                              f"{one['high']:.4f}) by {told['law']}", markup=False, highlight=False, soft_wrap=True)
+                terminal.say(console, f"predicted before it runs: {one['run']}: {told['metric']} {one['predicted']:.4f} ({one['low']:.4f} "
+                             f"to {one['high']:.4f}) by {told['law']}")
         if submit:
             waiting = submit_stage(runs, folder, number, site, at_once, console)
             if waiting:
@@ -157,7 +157,7 @@ def pass_gate(plan: SweepPlan, folder: Path, console: Console) -> None:
             told = read_json(folder / CHECK)
             raise ClusterError(f"{folder / CHECK}: the coordinate check did not pass, nothing was started"
                                + (f": {told['verdict']}" if "verdict" in told else ""))
-    console.print(f"coordinate check: {read_json(folder / CHECK)['verdict']}", markup=False, highlight=False)
+    terminal.say(console, f"coordinate check: {read_json(folder / CHECK)['verdict']}")
 
 
 def submit_stage(runs: Sequence[Run], folder: Path, stage: int, site: Site, at_once: int | None, console: Console) -> bool:
@@ -177,9 +177,7 @@ def submit_stage(runs: Sequence[Run], folder: Path, stage: int, site: Site, at_o
         listed = folder / f"submit-{stage}.txt"
         write_text(listed, "".join(f"{folder / 'recipes' / run.name}.yaml\n" for run in ready))
         planned = plan_sweep(listed, (), site, None, at_once)
-        console.print(f"submitted: {' '.join(send(planned))}: {len(ready)} runs", markup=False, highlight=False)
-    console.print(
-        f"{len(runs) - len(rest)} of {len(runs)} runs are done, {len(rest) - len(new)} were in the queue already; run the same command "
-        "again when they are done: it submits what failed or waits, then predicts, and goes on", markup=False, highlight=False,
-        soft_wrap=True)
+        terminal.say(console, f"submitted: {' '.join(send(planned))}: {len(ready)} runs")
+    terminal.say(console, f"{len(runs) - len(rest)} of {len(runs)} runs are done, {len(rest) - len(new)} were in the queue already; run "
+                 "the same command again when they are done: it submits what failed or waits, then predicts, and goes on")
     return True

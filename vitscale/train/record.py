@@ -25,8 +25,8 @@ from vitscale.observe.console import ProgressDisplay as Display
 from vitscale.observe.console import make_console
 from vitscale.observe.jsonl import JsonLines, cut_after
 from vitscale.observe.meters import Meters
-from vitscale.observe.papers import leave_papers
 from vitscale.observe.readings import process_memory
+from vitscale.observe.report import leave_papers
 from vitscale.observe.skipped import Skipped
 from vitscale.observe.telling import only_tells
 from vitscale.observe.totals import METRICS as METRICS_FILE

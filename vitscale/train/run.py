@@ -16,7 +16,7 @@ from vitscale.checkpoint.store import CheckpointWriter
 from vitscale.cluster import resumable
 from vitscale.cluster.tries import RestartLoop, Tries
 from vitscale.data import StepBatch, open_stream
-from vitscale.data.crumbs import Crumbs
+from vitscale.data.crumbs import Crumbs, Setting, find_crashers
 from vitscale.data.descriptors import raise_limit
 from vitscale.data.remote import PATIENCE
 from vitscale.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, CheckpointError, DataError, StorageError, UserError
@@ -46,7 +46,6 @@ from vitscale.resilience.roll import answer
 from vitscale.resilience.signals import StopFlag
 from vitscale.resilience.watchdog import Watchdog
 from vitscale.train.coupling import Coupling
-from vitscale.train.crashers import crashers_of
 from vitscale.train.evaluate import EvaluationLeft, evaluate
 from vitscale.train.facts import facts_of
 from vitscale.train.goodput import Goodput
@@ -88,7 +87,7 @@ def run(recipe: Recipe, place: RankInfo, stop: StopFlag, accept_changes: bool = 
                     goodput = stack.enter_context(Goodput(prepared.folder, lease, meters))
                     with storage_errors():
                         start = find_start(recipe, prepared, lease, accept_changes)
-                        crashers = crashers_of(recipe, prepared, start.attempt)
+                        crashers = find_crashers(prepared.folder, [prepared.train, prepared.val], Setting.of(recipe), start.attempt)
                         _count(prepared, world, start, goodput, refused)
                 except UserError as error:
                     mistake = error
