@@ -51,12 +51,19 @@ def write(folder: Path) -> str:
     return f"{folder}/s-*.tar"
 
 
-def recipe_of(urls: str, centring: str = "average", **parallel: Any) -> Recipe:
+SMALL = {"prototypes": 24, "hidden": 12, "bottleneck": 8, "momentum": 0.9, "rest_prototypes": "2 steps"}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "average": {"name": "dino", **SMALL}, "sinkhorn": {"name": "dino", **SMALL, "centring": "sinkhorn"},
+    "ibot": {"name": "ibot", **SMALL, "mask_share": [0.1, 0.6]},
+    "dinov2": {"name": "dinov2", **SMALL, "patch_prototypes": 20, "koleo": 0.3, "koleo_group": 2},
+}
+
+
+def recipe_of(urls: str, objective: str = "average", **parallel: Any) -> Recipe:
     return check_recipe({
         "name": "t", "model": {"width": 16, "depth": 2, "heads": 2, "mlp": 24, "image": 16, "patch": 4, "classes": 0, "drop_path": 0.2},
         "data": {"train": urls, "label": None, "workers": 1, "max_bad_fraction": 1.0, "views": VIEWS},
-        "objective": {"name": "dino", "prototypes": 24, "hidden": 12, "bottleneck": 8, "centring": centring, "momentum": 0.9,
-                      "rest_prototypes": "2 steps"},
+        "objective": OBJECTIVES[objective],
         # eps: large beside the gradients' rounding errors, which Adam otherwise makes steps of
         "optim": {"lr": 2e-3, "eps": 1e-3, "weight_decay": 0.04, "weight_decay_end": 0.4, "clip_norm": 0.5},
         "global_batch": 10, "duration": f"{STEPS} steps", "seed": 5, "parallel": {"device": "cpu", **parallel},
@@ -111,7 +118,6 @@ def every(place: RankInfo, cases: list[tuple[Recipe, int]]) -> list[dict[str, An
 
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"), None)
-CENTRINGS = ("average", "sinkhorn")
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +127,7 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def alone(urls: str) -> dict[str, dict[str, Any]]:
-    return {centring: train(ALONE, recipe_of(urls, centring), 10) for centring in CENTRINGS}
+    return {objective: train(ALONE, recipe_of(urls, objective), 10) for objective in OBJECTIVES}
 
 
 def same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -135,8 +141,8 @@ def same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 def test_accumulation_changes_nothing(urls: str, alone: dict[str, dict[str, Any]]) -> None:
-    for centring in CENTRINGS:
-        same(train(ALONE, recipe_of(urls, centring), 3), alone[centring])
+    for objective in OBJECTIVES:
+        same(train(ALONE, recipe_of(urls, objective), 4 if objective == "dinov2" else 3), alone[objective])
 
 
 @pytest.mark.slow
@@ -146,12 +152,12 @@ def test_ranks_equal_one_process(urls: str, alone: dict[str, dict[str, Any]], si
     kinds: list[dict[str, Any]] = [{"engine": "ddp"}, {"engine": "fsdp"}, {"engine": "fsdp", "recompute": "blocks", "gather": "once"}]
     if size == 4:
         kinds.append({"engine": "fsdp", "replicate": 2})
-    cases = [(centring, kind, micro) for centring in CENTRINGS for kind in kinds for micro in (2, 3)]
+    cases = [(objective, kind, micro) for objective in OBJECTIVES for kind in kinds for micro in (2, 4 if objective == "dinov2" else 3)]
     cases = cases if size > 2 else cases[::2] + cases[1:2]
-    found = run_ranks(size, every, [(recipe_of(urls, centring, **kind), micro) for centring, kind, micro in cases], timeout_s=600)
+    found = run_ranks(size, every, [(recipe_of(urls, objective, **kind), micro) for objective, kind, micro in cases], timeout_s=600)
     for rank in found:
-        for (centring, _, _), one in zip(cases, rank, strict=True):
-            same(one, alone[centring])
+        for (objective, _, _), one in zip(cases, rank, strict=True):
+            same(one, alone[objective])
 
 
 @pytest.mark.slow

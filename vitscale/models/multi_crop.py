@@ -1,14 +1,15 @@
 """An encoder of views of several sizes, and a head over prototypes: what self-distillation trains."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from vitscale.models.projection import PrototypeHead
+from vitscale.models.simmim import hidden
 from vitscale.models.vit import VisionTransformer
-from vitscale.recipe.objectives import Dino
+from vitscale.recipe.objectives import Dino, Ibot
 from vitscale.recipe.schema import Vit
 from vitscale.shapes.masked import encoder_section
 from vitscale.shapes.vit import num_features
@@ -30,20 +31,62 @@ class MultiCrop(VisionTransformer):
 
         Views of one size that stand side by side go through the backbone together.
         """
-        pooled, first = [], 0
-        for _, alike in groupby((images, *more), key=lambda one: one.shape[-2:]):
-            together = list(alike)
-            given = torch.cat(together) if len(together) > 1 else together[0]
-            kept = None if keep is None else keep[:, first:first + len(given)]
-            first += len(given)
-            pooled.append(self.forward_features(given, kept, ("pooled",))["pooled"])
-        return self.dino_head(torch.cat(pooled))
+        return self.dino_head(torch.cat([
+            self.forward_features(alike, kept, ("pooled",))["pooled"] for alike, kept in by_size((images, *more), keep)]))
 
     def units(self) -> Sequence[nn.Module]:
         """The blocks in order, then the head."""
         return [*self.blocks, self.dino_head]
 
     def initial_value(self, name: str, shape: Sequence[int], generator: torch.Generator) -> Tensor | None:
-        if not name.startswith("dino_head.") or len(shape) < 2:
+        if not name.startswith(("dino_head.", "ibot_head.")) or len(shape) < 2:
             return None
         return torch.nn.init.trunc_normal_(torch.empty(*shape, device="cpu"), std=_DEVIATION, generator=generator)
+
+
+class MaskedCrops(MultiCrop):
+    """The same, which may be shown a token in place of some patches, and answers for these too: by the head of the views, or `ibot_head`."""
+
+    def __init__(self, model: Vit, objective: Ibot) -> None:
+        """Raises RecipeError when a section contradicts itself."""
+        super().__init__(model, objective)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.width))
+        self.ibot_head = None if objective.patch_prototypes is None else PrototypeHead(
+            self.width, objective.hidden, objective.bottleneck, objective.patch_prototypes, objective.layers)
+
+    def forward(  # type: ignore[override]
+        self, images: Tensor, keep: Tensor | None, picked: Tensor, mask: Tensor | None, *more: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Views as MultiCrop's, of which the first b' are of one size and have N patches each -> logits (all n, K) of the views, logits
+        (M, K') of patches, and the pooled features (all n, D) of the views.
+
+        picked (M,) int64: for which patches an answer is wanted, their places in the first views' b' N.  mask (b', N) bool: which of
+        them are hidden; None: none.
+        """
+        pooled, patches = [], picked.new_empty(0)
+        for number, (alike, kept) in enumerate(by_size((images, *more), keep)):
+            tokens = self.patch_embed(alike)
+            if number == 0 and mask is not None:
+                tokens = torch.cat([hidden(tokens[:len(mask)], mask, self.mask_token), tokens[len(mask):]])
+            tokens = self.encoded(tokens, self.patch_embed.grid(alike), kept)
+            pooled.append(self.pooled(tokens))
+            if number == 0:
+                patches = tokens[:, self.before:].flatten(0, 1).index_select(0, picked)
+        views = torch.cat(pooled)
+        if self.ibot_head is not None:
+            return self.dino_head(views), self.ibot_head(patches), views
+        logits = self.dino_head(torch.cat([views, patches]))        # once: a sharded head is gathered for each call
+        return logits[:len(views)], logits[len(views):], views
+
+    def units(self) -> Sequence[nn.Module]:
+        return [*super().units(), *([] if self.ibot_head is None else [self.ibot_head])]
+
+
+def by_size(images: Sequence[Tensor], keep: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Views (n, C, S, S) of several sizes -> those of one size that stand side by side together, each with its columns of keep."""
+    first = 0
+    for _, alike in groupby(images, key=lambda one: one.shape[-2:]):
+        together = list(alike)
+        given = torch.cat(together) if len(together) > 1 else together[0]
+        yield given, None if keep is None else keep[:, first:first + len(given)]
+        first += len(given)

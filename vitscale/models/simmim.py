@@ -22,10 +22,10 @@ class Inpainter(VisionTransformer):
 
         A masked patch's own pixels reach nothing.  Pixels lie row by row, channels last.
         """
-        new_grid = self.patch_embed.grid(images)
-        layout = self.layout(new_grid, images.device)
-        tokens = self.patch_embed(images)
-        tokens = self.embed(torch.where(mask[:, :, None], self.mask_token.to(tokens.dtype), tokens), new_grid)
-        for block, masks in zip(self.blocks, self.by_block(keep), strict=True):
-            tokens = block(tokens, masks, layout)
-        return self.decoder_pred(self.norm(tokens)[:, self.before:])
+        patches = hidden(self.patch_embed(images), mask, self.mask_token)
+        return self.decoder_pred(self.encoded(patches, self.patch_embed.grid(images), keep)[:, self.before:])
+
+
+def hidden(patches: Tensor, mask: Tensor, token: Tensor) -> Tensor:
+    """Patch tokens (B, N, D) with the token (1, 1, D) in place of those that mask (B, N) hides."""
+    return torch.where(mask[:, :, None], token.to(patches.dtype), patches)

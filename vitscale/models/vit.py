@@ -206,6 +206,13 @@ class VisionTransformer(Backbone):
         note("pooled", self.pooled(tokens))
         return wanted.found
 
+    def encoded(self, patches: Tensor, new_grid: tuple[int, int], keep: Tensor | None) -> Tensor:
+        """Patch tokens (B, patches, D) of a grid, whatever has become of them -> (B, N, D) after the last norm."""
+        layout, tokens = self.layout(new_grid, patches.device), self.embed(patches, new_grid)
+        for block, masks in zip(self.blocks, self.by_block(keep), strict=True):
+            tokens = block(tokens, masks, layout)
+        return self.norm(tokens)
+
     def by_block(self, keep: Tensor | None) -> Sequence[Tensor | None]:
         """keep (2 L, B) -> what each block is told: its two rows, or with drop_path_group (2, n) int64, the samples that stay."""
         if keep is None:

@@ -8,6 +8,7 @@ import torch
 from vitscale.objectives.classification import Classifying, multilabel_hits, per_sample_loss, topk_correct
 from vitscale.objectives.dino import SelfDistilling
 from vitscale.objectives.distillation import Distilling
+from vitscale.objectives.ibot import MaskedDistilling
 from vitscale.objectives.masked import Inpaint, MaskedAutoencoding
 from vitscale.objectives.pretext import Puzzling, Rotating
 from vitscale.objectives.task import Coupled, Seen, Task
@@ -16,7 +17,8 @@ from vitscale.recipe.schema import Model
 
 OBJECTIVES: dict[str, Callable[[Any, Any], Task]] = {
     "classification": Classifying, "distillation": Distilling, "mae": MaskedAutoencoding, "inpainting": Inpaint, "rotation": Rotating,
-    "jigsaw": Puzzling, "dino": SelfDistilling,
+    "jigsaw": Puzzling, "dino": SelfDistilling, "ibot": MaskedDistilling,
+    "dinov2": MaskedDistilling,
 }
 
 __all__ = ["OBJECTIVES", "Coupled", "Seen", "Task", "build_task", "multilabel_hits", "num_parameters", "per_sample_loss", "topk_correct"]

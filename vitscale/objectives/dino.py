@@ -1,6 +1,7 @@
 """Self-distillation with no labels (Caron et al. 2021, DINO): views of an image are to give the answer that its average gives of others."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from vitscale.models import Backbone
 from vitscale.models.multi_crop import MultiCrop
 from vitscale.objectives.collapse import entropy, information
 from vitscale.objectives.prototypes import centred, cross_entropy, moved_centre, sinkhorn, view_losses
-from vitscale.objectives.rows import Rows
+from vitscale.objectives.rows import Row, Rows
 from vitscale.objectives.task import Averaged, Companion, Networks, Seen, Task
 from vitscale.recipe.course import Now
 from vitscale.recipe.objectives import Dino
@@ -37,7 +38,7 @@ class SelfDistilling(Task):
     def resting(self, now: Now) -> tuple[str, ...]:
         return ("dino_head.last_layer.",) if now.images <= now.length(self.objective.rest_prototypes) else ()
 
-    def inputs(self, seen: Seen) -> tuple[Tensor, ...]:
+    def inputs(self, seen: Seen) -> tuple[Any, ...]:
         return seen.views
 
     def global_views(self, seen: Seen) -> list[Tensor]:
@@ -50,33 +51,38 @@ class SelfDistilling(Task):
                 break
         return found
 
-    def survey(self, networks: Networks, seen: Seen) -> dict[str, Tensor]:
+    def survey(self, networks: Networks, seen: Seen) -> dict[str, Row]:
         """`teacher` (b, T, K): its logits of T views."""
         logits: Tensor = networks.teacher(*self.global_views(seen))
         return {"teacher": logits.unflatten(0, (-1, len(seen.labels))).transpose(0, 1)}
 
-    def couple(self, rows: Rows, state: Mapping[str, Tensor], now: Now) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    def couple(self, rows: Rows, state: Mapping[str, Tensor], now: Now) -> tuple[Mapping[str, Row], Mapping[str, Tensor]]:
         """`teacher` (n, T, K) probabilities, and of the whole batch the number `information` (n,)."""
-        logits, temperature, known = rows["teacher"], now.value(self.objective.teacher_temp), self.objective
-        flat, valid = logits.flatten(0, 1), rows.valid.repeat_interleave(logits.shape[1])
-        if known.centring == "average":
-            answers = centred(logits, state["centre"], temperature)
-            state = {"centre": moved_centre(state["centre"], flat, valid, known.centre_momentum, rows.over_ranks)}
-        else:
-            answers = sinkhorn(flat, valid, temperature, rows.over_ranks, known.sinkhorn_iterations).view_as(logits)
+        logits = rows["teacher"]
+        flat, state = self.answers(logits.flatten(0, 1), rows.valid.repeat_interleave(logits.shape[1]), rows, state, now)
+        answers = flat.view_as(logits)
         # one exchange: of each prototype's share, of the answers' entropies, of the samples
         told = answers.mean(dim=1), entropy(answers).mean(dim=1, keepdim=True), torch.ones_like(answers[:, 0, :1])
         sums = rows.total(torch.cat(told, dim=1))
         means = sums[:-1] / sums[-1].clamp(min=1)
         return {"teacher": answers, "information": information(means[:-1], means[-1]).float().expand(len(logits))}, state
 
-    def losses(self, output: Tensor, seen: Seen) -> Tensor:
+    def answers(self, logits: Tensor, valid: Tensor, rows: Rows, state: Mapping[str, Tensor], now: Now, centre: str = "centre",
+                ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The teacher's logits (m, K), of which valid (m,) count -> probabilities (m, K), and the state in which the centre has moved."""
+        known, temperature = self.objective, now.value(self.objective.teacher_temp)
+        if known.centring == "sinkhorn":
+            return sinkhorn(logits, valid, temperature, rows.over_ranks, known.sinkhorn_iterations), state
+        moved = moved_centre(state[centre], logits, valid, known.centre_momentum, rows.over_ranks)
+        return centred(logits, state[centre], temperature), {**state, centre: moved}
+
+    def losses(self, output: Any, seen: Seen) -> Tensor:
         """output (V b, K): the student's logits of all views, the teacher's first."""
         assert seen.coupled is not None
         return view_losses(output.unflatten(0, (-1, len(seen.labels))).unbind(), seen.coupled.rows["teacher"].unbind(1),
                            self.objective.student_temp)
 
-    def evaluation_losses(self, output: Tensor, seen: Seen) -> Tensor:
+    def evaluation_losses(self, output: Any, seen: Seen) -> Tensor:
         """How far the student's answer is from the teacher's of the same view."""
         assert seen.coupled is not None
         logits = seen.coupled.rows["teacher"][:, 0]

@@ -1,9 +1,37 @@
 """What was surveyed of the samples of a step, and the two questions that may be asked about those of other ranks."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of which a sample has any number."""
+
+    values: Tensor      # (m, ...)
+    owner: Tensor       # (m,) int64: whose each one is, by its place among the samples
+
+
+Row = Tensor | Ragged
+
+
+def joined(parts: Sequence[Row], size: int) -> Row:
+    """The rows of micro-batches of `size` samples, one after the other."""
+    if not isinstance(parts[0], Ragged):
+        return torch.cat(cast(Sequence[Tensor], parts))
+    ragged = cast(Sequence[Ragged], parts)
+    return Ragged(torch.cat([one.values for one in ragged]), torch.cat([one.owner + number * size for number, one in enumerate(ragged)]))
+
+
+def divided(row: Row, parts: Sequence[Row] | None, count: int) -> Sequence[Tensor]:
+    """What became of joined(parts), or another row for each sample, by the `count` micro-batches again."""
+    if not isinstance(row, Ragged):
+        return row.chunk(count)
+    return row.values.split([len(one.owner) for one in cast(Sequence[Ragged], parts)])
 
 
 class Rows(Mapping[str, Tensor]):
@@ -12,7 +40,7 @@ class Rows(Mapping[str, Tensor]):
     Places that no sample fills, and those of samples that could not be read, are among them, and count in neither answer.
     """
 
-    def __init__(self, rows: Mapping[str, Tensor], weight: Tensor, index: Tensor, size: int,
+    def __init__(self, rows: Mapping[str, Row], weight: Tensor, index: Tensor, size: int,
                  over_ranks: Callable[[Tensor], Tensor], of_ranks: Callable[[Tensor], Tensor]) -> None:
         """weight (n,), above 0 where there is a sample; index (n,) int64, its place in the global batch of `size`.
 
@@ -22,7 +50,15 @@ class Rows(Mapping[str, Tensor]):
         self.over_ranks, self._of_ranks = over_ranks, of_ranks
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._rows[name]
+        row = self._rows[name]
+        assert isinstance(row, Tensor)
+        return row
+
+    def ragged(self, name: str) -> Ragged:
+        """Rows of which a sample has any number."""
+        row = self._rows[name]
+        assert isinstance(row, Ragged)
+        return row
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)

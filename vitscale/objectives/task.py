@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitscale.metrics import Metric, Numbers, numbers_of
 from vitscale.models import Backbone
-from vitscale.objectives.rows import Rows
+from vitscale.objectives.rows import Row, Rows
 from vitscale.recipe.course import Course, Now
 from vitscale.recipe.objectives import Objective
 
@@ -19,7 +19,8 @@ class Coupled:
     """What a micro-batch is told of the rest of its step."""
 
     now: Now
-    rows: Mapping[str, Tensor] = field(default_factory=dict)        # (b, ...) for each of its samples, by name: what couple() gave
+    # by name what couple() gave: (b, ...) for each of its samples, or of ragged rows those of its samples
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
     state: Mapping[str, Tensor] = field(default_factory=dict)       # of the objective, as it was before the step
 
 
@@ -30,6 +31,7 @@ class Seen:
     images: Tensor              # (v b, C, S, S) fp32, augmented and normalised: of the first set of views, mostly the only one, of one view
     labels: Tensor              # (b,) int64 or targets (b, classes) float; zeros where the recipe has no labels
     draws: Tensor | None = None     # (b, num_draws) fp32 uniforms in [0, 1), by sample
+    on_host: Tensor | None = None   # the same on the CPU, for choices whose size the host must know
     more: tuple[Tensor, ...] = ()   # images of the other sets of views
     coupled: Coupled | None = None  # of a task that surveys
 
@@ -42,10 +44,10 @@ class Seen:
 class Networks(Protocol):
     """What a survey may ask, without a gradient; each is given what inputs() would give the model, and is in evaluation mode."""
 
-    def student(self, images: Tensor, *more: Tensor) -> Any:
-        """The model that is trained, as it is before the step."""
+    def student(self, images: Tensor, *more: Any) -> Any:
+        """The model that is trained, as it is before the step; in training with the branches left out that losses() will miss too."""
 
-    def teacher(self, images: Tensor, *more: Tensor) -> Any:
+    def teacher(self, images: Tensor, *more: Any) -> Any:
         """Its average: of an objective with Averaged among its companions."""
 
 
@@ -96,12 +98,13 @@ class Task(ABC):
         """What it remembers from step to step before the first: small, fp32, on the CPU; the same on every rank.  Checkpoints hold it."""
         return {}
 
-    def survey(self, networks: Networks, seen: Seen) -> dict[str, Tensor]:
-        """Rows (b, ...) by name for the samples of a micro-batch, without a gradient; in evaluation too, where couple() is not asked."""
+    def survey(self, networks: Networks, seen: Seen) -> dict[str, Row]:
+        """Rows (b, ...), or ragged ones, by name for the samples of a micro-batch, without a gradient; in evaluation too, where couple() is not asked."""
         return {}
 
-    def couple(self, rows: Rows, state: Mapping[str, Tensor], now: Now) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    def couple(self, rows: Rows, state: Mapping[str, Tensor], now: Now) -> tuple[Mapping[str, Row], Mapping[str, Tensor]]:
         """The surveyed rows of all micro-batches of this rank -> the rows (n, ...) that losses() is told of, and the state after the step.
+        Ragged ones have the name and the owners that they were surveyed with.
 
         Asked once a step, on every rank; what it wants to know of other ranks' samples it asks of `rows`.
         """
@@ -111,7 +114,7 @@ class Task(ABC):
         """How the names of parameters begin that are not to learn in this step."""
         return ()
 
-    def inputs(self, seen: Seen) -> tuple[Tensor, ...]:
+    def inputs(self, seen: Seen) -> tuple[Any, ...]:
         """What the model is given: its images, and after `keep` whatever else its forward takes."""
         return (seen.images,)
 

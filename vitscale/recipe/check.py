@@ -24,8 +24,9 @@ def train_urls(recipe: Recipe) -> tuple[str, ...]:
 
 
 def default_group(recipe: Recipe) -> int:
-    """Consecutive positions whose samples depend on each other: 8 if the recipe mixes them, groups of stochastic depth whole, else 1."""
-    return recipe.data.group or math.lcm(8 if mixes(recipe) else 1, drop_group(recipe) or 1)
+    """Consecutive positions whose samples depend on each other: 8 if the recipe mixes them, groups of stochastic depth and of the
+    objective whole, else 1."""
+    return recipe.data.group or math.lcm(8 if mixes(recipe) else 1, drop_group(recipe) or 1, recipe.objective.own_group)
 
 
 def drop_group(recipe: Recipe) -> int | None:
@@ -73,6 +74,8 @@ def contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         wrong("data.repeats", f"global_batch {batch} is not a multiple of {data.repeats} repeats of data.group {group}")
     if group % (drop_group(recipe) or 1):
         wrong("data.group", f"{group} is not a multiple of model.drop_path_group {drop_group(recipe)}")
+    if group % recipe.objective.own_group:
+        wrong("data.group", f"{group} is not a multiple of objective.koleo_group {recipe.objective.own_group}")
     if mixes(recipe) and group < 2:
         wrong("data.group", "mixup and cutmix mix samples of a group, which wants at least 2")
     found += _augment("data.augment", data.augment)

@@ -4,7 +4,7 @@ import math
 
 from vitscale.metrics import numbers_of
 from vitscale.metrics.system import EVALUATION_LOSS
-from vitscale.recipe.objectives import Dino, Inpainting, Jigsaw, Mae
+from vitscale.recipe.objectives import Dino, Ibot, Inpainting, Jigsaw, Mae
 from vitscale.recipe.schema import Recipe, Vit
 
 
@@ -47,20 +47,20 @@ def objective_contradictions(recipe: Recipe) -> list[tuple[str, str]]:
                           "their own tokens: it wants patch"))
         return found + (_mae(recipe.model, objective) if isinstance(objective, Mae) else _inpainting(recipe.model, objective))
     if isinstance(objective, Dino):
-        return found + _dino(recipe, objective)
+        return found + _dino(recipe, objective) + (_ibot(recipe, objective) if isinstance(objective, Ibot) else [])
     return found + (_jigsaw(recipe, objective) if isinstance(objective, Jigsaw) else [])
 
 
 def _dino(recipe: Recipe, objective: Dino) -> list[tuple[str, str]]:
     model, views, parallel, found = recipe.model, recipe.data.views, recipe.parallel, []
     if type(model) is not Vit:
-        found.append(("objective.name", f"dino wants model.family vit, not {model.family}"))
+        found.append(("objective.name", f"{objective.name} wants model.family vit, not {model.family}"))
     elif model.mup_base_width is not None:
-        found.append(("model.mup_base_width", "muP is worked out for classifiers; dino has a head of its own"))
+        found.append(("model.mup_base_width", f"muP is worked out for classifiers; {objective.name} has a head of its own"))
     count = sum(one.count for one in views)
     if count < 2 or objective.global_views > count:
-        found.append(("data.views", f"dino compares views of an image: it wants 2 at least, of which {objective.global_views} "
-                      f"(objective.global_views) are the teacher's too, got {count}"))
+        found.append(("data.views", f"{objective.name} compares views of an image: it wants 2 at least, objective.global_views ({objective.global_views}) "
+                      f"of them for the teacher, got {count}"))
     found += [("data.views", f"the views of {one.name} would all be the centre of the image: its augment.crop wants to be random")
               for one in views if (one.augment or recipe.data.augment).crop != "random"]
     found += [(f"objective.{key}", f"wants {words}, got {value:g}") for key, value, sound, words in (
@@ -68,17 +68,36 @@ def _dino(recipe: Recipe, objective: Dino) -> list[tuple[str, str]]:
         *(("teacher_temp", value, value >= 0.012, "0.012 at least, under which fp32 cannot tell answers apart")
           for value in (objective.teacher_temp.start, objective.teacher_temp.end))) if not sound]
     if recipe.ema is not None:
-        found.append(("ema", "dino's teacher is the average of the weights, by objective.momentum; leave ema out"))
+        found.append(("ema", f"{objective.name}'s teacher is the average of the weights, by objective.momentum; leave ema out"))
     if parallel.engine in ("zero", "accelerate"):
-        found.append(("parallel.engine", f"dino's teacher is an fp32 average of the weights, of which {parallel.engine} has no fp32 shard "
-                      "in every form; use fsdp or ddp"))
+        found.append(("parallel.engine", f"{objective.name}'s teacher is an fp32 average of the weights, which {parallel.engine} does not keep in every "
+                      "form; use fsdp or ddp"))
     if parallel.tensor > 1:
-        found.append(("parallel.tensor", "cuts blocks, not dino's head; use fsdp without it"))
+        found.append(("parallel.tensor", f"cuts blocks, not {objective.name}'s head; use fsdp without it"))
     if recipe.data.mix:
         found += [(f"objective.{key}", "a mixture (data.mix) has no epochs; give steps or images")
                   for key, length in (("momentum", objective.momentum.over), ("teacher_temp", objective.teacher_temp.over),
                                       ("rest_prototypes", objective.rest_prototypes))
                   if length is not None and length.unit == "epochs" and length.amount]
+    return found
+
+
+def _ibot(recipe: Recipe, objective: Ibot) -> list[tuple[str, str]]:
+    """What masks of the teacher's views cannot be."""
+    model, found, left = recipe.model, [], objective.global_views
+    for one in recipe.data.views:
+        if left > 0 and one.image not in (None, model.image):
+            found.append(("data.views", f"the views of {one.name} are the teacher's, whose patches {objective.name} hides: they want "
+                          f"model.image {model.image} pixels, got {one.image}"))
+        left -= one.count
+    if isinstance(model, Vit) and model.patch_embed != "patch":
+        found.append(("model.patch_embed", f"{objective.name} hides patches, of which {model.patch_embed} would see more than their own "
+                      "tokens: it wants patch"))
+    patches, (low, high) = (model.image // getattr(model, "patch", 1)) ** 2, objective.mask_share
+    if not low <= high < 1:
+        found.append(("objective.mask_share", f"wants [low, high], shares of a view's patches below 1, got {[low, high]}"))
+    elif int(high * patches) < 1:
+        found.append(("objective.mask_share", f"{high:g} of {patches} patches is less than one; take more"))
     return found
 
 

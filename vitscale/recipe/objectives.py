@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, Tag
 
 from vitscale.recipe.course import Course, CourseOrNumber, constant
 from vitscale.recipe.duration import Duration
-from vitscale.recipe.fields import Count, Fraction, Positive, Rate, Section, whole
+from vitscale.recipe.fields import Count, Fraction, Interval, NotNegative, Positive, Rate, Section, whole
 
 
 class Objective(Section):
@@ -22,6 +22,11 @@ class Objective(Section):
     def own_classes(self) -> int | None:
         """How many classes it tells apart by itself; None: those of the labels, or none."""
         return None
+
+    @property
+    def own_group(self) -> int:
+        """Consecutive samples that its loss looks at together; data.group is a multiple of it."""
+        return 1
 
 
 class Classification(Objective):
@@ -118,9 +123,38 @@ class Dino(Objective):
     averages: ClassVar[bool] = True
 
 
+class Ibot(Dino):
+    """Self-distillation of views and of hidden patches (Zhou et al. 2022).  Defaults are those of the paper's code."""
+
+    name: Literal["ibot"]  # type: ignore[assignment]
+    prototypes: Annotated[int, Field(ge=2), BeforeValidator(whole)] = 8192
+    patch_prototypes: Annotated[int, Field(ge=2), BeforeValidator(whole)] | None = None    # of a head of the patches' own; null: one for both
+    patch_weight: NotNegative = 1.0         # of the patches' loss beside the views'
+    mask_probability: Fraction = 0.5        # that patches of a teacher's view are hidden from the student
+    mask_share: Interval = (0.1, 0.5)       # of its patches, drawn evenly
+    koleo: NotNegative = 0.0                # weight of KoLeo, of each of the teacher's views (Sablayrolles et al. 2019; DINOv2: 0.1)
+    koleo_group: Annotated[int, Field(ge=2), BeforeValidator(whole)] = 16   # images of which each keeps away from the nearest one
+
+    @property
+    def own_group(self) -> int:
+        return self.koleo_group if self.koleo else 1
+
+
+class Dinov2(Ibot):
+    """The same with KoLeo and batches spread evenly (Oquab et al. 2024).  Defaults are those of the paper's ViT-L/14."""
+
+    name: Literal["dinov2"]  # type: ignore[assignment]
+    prototypes: Annotated[int, Field(ge=2), BeforeValidator(whole)] = 131072
+    patch_prototypes: Annotated[int, Field(ge=2), BeforeValidator(whole)] | None = 131072
+    bottleneck: Count = 384
+    momentum: CourseOrNumber = Course(start=0.994, end=1.0)
+    centring: Literal["average", "sinkhorn"] = "sinkhorn"
+    koleo: NotNegative = 0.1
+
+
 OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Classification, "distillation": Distillation, "mae": Mae, "inpainting": Inpainting, "rotation": Rotation,
-    "jigsaw": Jigsaw, "dino": Dino,
+    "jigsaw": Jigsaw, "dino": Dino, "ibot": Ibot, "dinov2": Dinov2,
 }
 if TYPE_CHECKING:
     OneObjective: TypeAlias = Objective

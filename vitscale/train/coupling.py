@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitscale.data import StepBatch
 from vitscale.objectives import Coupled, Seen, Task
-from vitscale.objectives.rows import Rows
+from vitscale.objectives.rows import Rows, divided, joined
 from vitscale.optim.ema import WeightAverage
 from vitscale.parallel.engine import Engine
 from vitscale.recipe.course import Now
@@ -47,17 +47,18 @@ class Coupling:
         found, weights = [], []
         with self._networks() as networks:
             for micro in batch.micro:
-                seen, weight, _ = inputs.of(micro, again=len(batch.micro) == 1)
+                seen, weight, networks.keep = inputs.of(micro, again=len(batch.micro) == 1)
                 seen, weight = sync_inputs(self.engine, seen, weight)
                 found.append(self.task.survey(networks, seen))
                 weights.append(weight)
-        rows = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+        by_name = {name: [one[name] for one in found] for name in found[0]}
+        rows = {name: joined(parts, len(weights[0])) for name, parts in by_name.items()}
         index = torch.cat([micro.index for micro in batch.micro]).to(self.engine.world.device, non_blocking=True)
         world = self.engine.world
         told, self._after = self.task.couple(
             Rows(rows, torch.cat(weights), index, batch.size, world.sum_over_samples, world.gathered), self.state, now)
         count = len(batch.micro)
-        parts = {name: value.chunk(count) for name, value in told.items()}
+        parts = {name: divided(row, by_name.get(name), count) for name, row in told.items()}
         return [Coupled(now, {name: part[number] for name, part in parts.items()}, self.state) for number in range(count)]
 
     @torch.no_grad()
@@ -66,7 +67,8 @@ class Coupling:
         if not self.task.surveys:
             return None
         with self._networks() as networks:
-            return Coupled(now, self.task.survey(networks, seen), self.state)
+            rows = self.task.survey(networks, seen)
+            return Coupled(now, {name: divided(row, [row], 1)[0] for name, row in rows.items()}, self.state)
 
     def applied(self, now: Now) -> None:
         """The update was made: the average and the state follow it."""
@@ -90,6 +92,7 @@ class _Networks:
 
     def __init__(self, engine: Engine, average: WeightAverage | None) -> None:
         self._engine, self._average, self._swapped = engine, average, ExitStack()
+        self.keep: Tensor | None = None         # of the micro-batch that is being surveyed
         self._teaches = False
 
     def __enter__(self) -> _Networks:
@@ -98,11 +101,11 @@ class _Networks:
     def __exit__(self, *error: Any) -> None:
         self._put(False)
 
-    def student(self, images: Tensor, *more: Tensor) -> Any:
+    def student(self, images: Tensor, *more: Any) -> Any:
         self._put(False)
-        return self._engine.forward(images, None, *more)
+        return self._engine.forward(images, self.keep, *more)
 
-    def teacher(self, images: Tensor, *more: Tensor) -> Any:
+    def teacher(self, images: Tensor, *more: Any) -> Any:
         self._put(True)
         return self._engine.forward(images, None, *more)
 

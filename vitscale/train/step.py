@@ -76,7 +76,7 @@ def device_inputs(micro: MicroBatch, device: torch.device, settings: Augment) ->
     weight, mixing = move(micro.weight), moved(micro.mix, move)
     if mixing is not None:
         images, labels = mix.apply(images, labels, weight, mixing)
-    seen = Seen(images, labels, None if micro.draws is None else move(micro.draws), tuple(more))
+    seen = Seen(images, labels, None if micro.draws is None else move(micro.draws), micro.draws, tuple(more))
     return seen, weight, None if micro.keep is None else move(micro.keep)
 
 
