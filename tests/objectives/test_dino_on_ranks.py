@@ -56,6 +56,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "average": {"name": "dino", **SMALL}, "sinkhorn": {"name": "dino", **SMALL, "centring": "sinkhorn"},
     "ibot": {"name": "ibot", **SMALL, "mask_share": [0.1, 0.6]},
     "dinov2": {"name": "dinov2", **SMALL, "patch_prototypes": 20, "koleo": 0.3, "koleo_group": 2},
+    "lejepa": {"name": "lejepa", "sigreg": 0.3, "directions": 8, "embedding": 6, "hidden": 12},
 }
 
 
@@ -91,7 +92,7 @@ def train(world: World, recipe: Recipe, micro_batch: int) -> dict[str, Any]:
     rates = model.drop_rates
     engine.adopt(model, build_optimizer(model, recipe.optim))
     average = WeightAverage(engine.model)
-    coupling = Coupling(task, engine, average)
+    coupling = Coupling(task, engine, average if task.momentum else None)
     schedule = Schedule.of(recipe.optim, recipe.duration, index.num_samples, recipe.global_batch)
     inputs, meters, losses, norms, told = Inputs(world.device, recipe.data.augment), Meters(), [], [], []
     meters.begin()

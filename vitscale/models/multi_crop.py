@@ -1,4 +1,4 @@
-"""An encoder of views of several sizes, and a head over prototypes: what self-distillation trains."""
+"""An encoder of views of several sizes, and a head: what self-distillation and LeJEPA train."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -6,15 +6,34 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from vitscale.models.projection import PrototypeHead
+from vitscale.models.projection import Projection, PrototypeHead
 from vitscale.models.simmim import hidden
 from vitscale.models.vit import VisionTransformer
-from vitscale.recipe.objectives import Dino, Ibot
+from vitscale.recipe.objectives import Dino, Ibot, Lejepa
 from vitscale.recipe.schema import Vit
 from vitscale.shapes.masked import encoder_section
 from vitscale.shapes.vit import num_features
 
 _DEVIATION = 0.02       # of the head's first weights: the paper's code
+
+
+class ProjectedCrops(VisionTransformer):
+    """A VisionTransformer without a classifier, whose weights are a classifier's, and a `projector` of its pooled features."""
+
+    def __init__(self, model: Vit, objective: Lejepa) -> None:
+        """Raises RecipeError when a section contradicts itself."""
+        super().__init__(encoder_section(model))
+        self.projector = Projection(num_features(encoder_section(model), self.width), objective.hidden, objective.embedding,
+                                    objective.layers, normed=True)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None, *more: Tensor) -> Tensor:
+        """Views as MultiCrop's -> embeddings (all n, D) in their order."""
+        return self.projector(torch.cat([
+            self.forward_features(alike, kept, ("pooled",))["pooled"] for alike, kept in by_size((images, *more), keep)]))
+
+    def units(self) -> Sequence[nn.Module]:
+        """The blocks in order, then the projector."""
+        return [*self.blocks, self.projector]
 
 
 class MultiCrop(VisionTransformer):
@@ -45,7 +64,7 @@ class MultiCrop(VisionTransformer):
 
 
 class MaskedCrops(MultiCrop):
-    """The same, which may be shown a token in place of some patches, and answers for these too: by the head of the views, or `ibot_head`."""
+    """The same, which may be shown a token in place of some patches and answers for these too, by the head of the views or `ibot_head`."""
 
     def __init__(self, model: Vit, objective: Ibot) -> None:
         """Raises RecipeError when a section contradicts itself."""

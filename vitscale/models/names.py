@@ -7,7 +7,7 @@ TABLES = ("cls_token", "dist_token", "reg_token", "mask_token", "pos_embed", "la
 
 CLASSIFIERS = ("head.weight", "head.bias", "head.fc.weight", "head.fc.bias", "head_dist.weight", "head_dist.bias")
 HEAD = (*CLASSIFIERS, "fc_norm.", "pre_logits.", "attn_pool.")      # how names begin of what comes after the backbone
-PRETRAINING = ("decoder_", "mask_token", "dino_head.", "ibot_head.")                 # and of what serves pretraining without labels alone
+PRETRAINING = ("decoder_", "mask_token", "dino_head.", "ibot_head.", "projector.")      # and of what serves pretraining without labels
 
 
 def depth_of(name: str, units: Sequence[str]) -> int:

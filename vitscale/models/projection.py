@@ -8,17 +8,22 @@ from torch import Tensor, nn
 
 
 class Projection(nn.Module):
-    """Linear layers with GELU between them: `hidden` wide, the last `out` wide (Caron et al. 2021, appendix C: three, without norms)."""
+    """Linear layers with GELU between them: `hidden` wide, the last `out` wide (Caron et al. 2021, appendix C: three, without norms).
 
-    def __init__(self, width: int, hidden: int, out: int, layers: int = 3) -> None:
+    normed: a LayerNorm before each GELU, where others have one over the batch, by which a sample's answer would hang on the others'.
+    """
+
+    def __init__(self, width: int, hidden: int, out: int, layers: int = 3, normed: bool = False) -> None:
         super().__init__()
         widths = [width, *[hidden] * (layers - 1), out]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) if normed else nn.Identity() for _ in range(layers - 1))
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., D) -> (..., out)."""
-        for number, layer in enumerate(self.layers):
-            features = layer(F.gelu(features) if number else features)
+        features = self.layers[0](features)
+        for norm, layer in zip(self.norms, list(self.layers)[1:], strict=True):
+            features = layer(F.gelu(norm(features)))
         return features
 
 

@@ -9,6 +9,7 @@ from vitscale.objectives.classification import Classifying, multilabel_hits, per
 from vitscale.objectives.dino import SelfDistilling
 from vitscale.objectives.distillation import Distilling
 from vitscale.objectives.ibot import MaskedDistilling
+from vitscale.objectives.lejepa import GaussianEmbedding
 from vitscale.objectives.masked import Inpaint, MaskedAutoencoding
 from vitscale.objectives.pretext import Puzzling, Rotating
 from vitscale.objectives.task import Coupled, Seen, Task
@@ -18,7 +19,7 @@ from vitscale.recipe.schema import Model
 OBJECTIVES: dict[str, Callable[[Any, Any], Task]] = {
     "classification": Classifying, "distillation": Distilling, "mae": MaskedAutoencoding, "inpainting": Inpaint, "rotation": Rotating,
     "jigsaw": Puzzling, "dino": SelfDistilling, "ibot": MaskedDistilling,
-    "dinov2": MaskedDistilling,
+    "dinov2": MaskedDistilling, "lejepa": GaussianEmbedding,
 }
 
 __all__ = ["OBJECTIVES", "Coupled", "Seen", "Task", "build_task", "multilabel_hits", "num_parameters", "per_sample_loss", "topk_correct"]

@@ -67,8 +67,9 @@ class SelfDistilling(Task):
         means = sums[:-1] / sums[-1].clamp(min=1)
         return {"teacher": answers, "information": information(means[:-1], means[-1]).float().expand(len(logits))}, state
 
-    def answers(self, logits: Tensor, valid: Tensor, rows: Rows, state: Mapping[str, Tensor], now: Now, centre: str = "centre",
-                ) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def answers(
+        self, logits: Tensor, valid: Tensor, rows: Rows, state: Mapping[str, Tensor], now: Now, centre: str = "centre",
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The teacher's logits (m, K), of which valid (m,) count -> probabilities (m, K), and the state in which the centre has moved."""
         known, temperature = self.objective, now.value(self.objective.teacher_temp)
         if known.centring == "sinkhorn":

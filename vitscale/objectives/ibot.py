@@ -66,8 +66,8 @@ class MaskedDistilling(SelfDistilling):
         _, picked = self.masks(seen)
         images, *more = self.global_views(seen)
         logits, patches, _ = networks.teacher(images, picked, None, *more)
-        samples = len(seen.labels)
-        return {"teacher": logits.unflatten(0, (-1, samples)).transpose(0, 1), "patches": Ragged(patches, picked // grid(self.model)**2 % samples)}
+        samples, size = len(seen.labels), grid(self.model)**2
+        return {"teacher": logits.unflatten(0, (-1, samples)).transpose(0, 1), "patches": Ragged(patches, picked // size % samples)}
 
     def couple(self, rows: Rows, state: Mapping[str, Tensor], now: Now) -> tuple[Mapping[str, Row], Mapping[str, Tensor]]:
         """Besides what DINO gives: ragged `patches`, probabilities, and `valid` (n,), which samples count."""

@@ -71,8 +71,12 @@ class Rows(Mapping[str, Tensor]):
 
         In fp64, so that how samples are shared out over ranks and micro-batches does not show in fp32.
         """
+        return self.over_ranks(self.own(values))
+
+    def own(self, values: Tensor) -> Tensor:
+        """This rank's part of total(), for those who put several into one exchange by over_ranks()."""
         counted = torch.where(self.valid.view(-1, *[1] * (values.ndim - 1)), values, 0)       # where: a dummy's row need not be finite
-        return self.over_ranks(counted.sum(dim=0, dtype=torch.float64))
+        return counted.sum(dim=0, dtype=torch.float64)
 
     def count(self) -> Tensor:
         """(), fp64: the samples that count.  Collective."""

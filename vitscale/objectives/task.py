@@ -99,7 +99,8 @@ class Task(ABC):
         return {}
 
     def survey(self, networks: Networks, seen: Seen) -> dict[str, Row]:
-        """Rows (b, ...), or ragged ones, by name for the samples of a micro-batch, without a gradient; in evaluation too, where couple() is not asked."""
+        """Rows (b, ...), or ragged ones, by name for the samples of a micro-batch, without a gradient; in evaluation too, where couple()
+        is not asked."""
         return {}
 
     def couple(self, rows: Rows, state: Mapping[str, Tensor], now: Now) -> tuple[Mapping[str, Row], Mapping[str, Tensor]]:

@@ -4,7 +4,7 @@ import math
 
 from vitscale.metrics import numbers_of
 from vitscale.metrics.system import EVALUATION_LOSS
-from vitscale.recipe.objectives import Dino, Ibot, Inpainting, Jigsaw, Mae
+from vitscale.recipe.objectives import Dino, Ibot, Inpainting, Jigsaw, Lejepa, Mae
 from vitscale.recipe.schema import Recipe, Vit
 
 
@@ -46,34 +46,54 @@ def objective_contradictions(recipe: Recipe) -> list[tuple[str, str]]:
             found.append(("model.patch_embed", f"{objective.name} hides patches, of which {recipe.model.patch_embed} would see more than "
                           "their own tokens: it wants patch"))
         return found + (_mae(recipe.model, objective) if isinstance(objective, Mae) else _inpainting(recipe.model, objective))
+    if isinstance(objective, Dino | Lejepa):
+        found += _compares(recipe, objective)
+    if isinstance(objective, Lejepa):
+        return found + _lejepa(recipe, objective)
     if isinstance(objective, Dino):
         return found + _dino(recipe, objective) + (_ibot(recipe, objective) if isinstance(objective, Ibot) else [])
     return found + (_jigsaw(recipe, objective) if isinstance(objective, Jigsaw) else [])
 
 
-def _dino(recipe: Recipe, objective: Dino) -> list[tuple[str, str]]:
-    model, views, parallel, found = recipe.model, recipe.data.views, recipe.parallel, []
+def _compares(recipe: Recipe, objective: Dino | Lejepa) -> list[tuple[str, str]]:
+    """What an objective that compares views of an image asks."""
+    model, views, found, name = recipe.model, recipe.data.views, [], objective.name
     if type(model) is not Vit:
-        found.append(("objective.name", f"{objective.name} wants model.family vit, not {model.family}"))
+        found.append(("objective.name", f"{name} wants model.family vit, not {model.family}"))
     elif model.mup_base_width is not None:
-        found.append(("model.mup_base_width", f"muP is worked out for classifiers; {objective.name} has a head of its own"))
+        found.append(("model.mup_base_width", f"muP is worked out for classifiers; {name} has a head of its own"))
     count = sum(one.count for one in views)
     if count < 2 or objective.global_views > count:
-        found.append(("data.views", f"{objective.name} compares views of an image: it wants 2 at least, objective.global_views ({objective.global_views}) "
-                      f"of them for the teacher, got {count}"))
+        found.append(("data.views", f"{name} compares views of an image: it wants 2 at least, and {objective.global_views} "
+                      f"(objective.global_views) of them global, got {count}"))
     found += [("data.views", f"the views of {one.name} would all be the centre of the image: its augment.crop wants to be random")
               for one in views if (one.augment or recipe.data.augment).crop != "random"]
-    found += [(f"objective.{key}", f"wants {words}, got {value:g}") for key, value, sound, words in (
+    if recipe.parallel.tensor > 1:
+        found.append(("parallel.tensor", f"cuts blocks, not {name}'s head; use fsdp without it"))
+    return found
+
+
+def _lejepa(recipe: Recipe, objective: Lejepa) -> list[tuple[str, str]]:
+    found = []
+    if recipe.model.dropout:
+        found.append(("model.dropout", "lejepa looks at a step twice and must see the same, but dropout is drawn anew; use drop_path"))
+    if recipe.parallel.engine in ("zero", "accelerate"):
+        found.append(("parallel.engine", f"lejepa surveys a whole step before it learns from it, which {recipe.parallel.engine} is not "
+                      "known to do exactly; use fsdp or ddp"))
+    return found
+
+
+def _dino(recipe: Recipe, objective: Dino) -> list[tuple[str, str]]:
+    parallel, name = recipe.parallel, objective.name
+    found = [(f"objective.{key}", f"wants {words}, got {value:g}") for key, value, sound, words in (
         *(("momentum", value, 0 <= value <= 1, "0 to 1") for value in (objective.momentum.start, objective.momentum.end)),
         *(("teacher_temp", value, value >= 0.012, "0.012 at least, under which fp32 cannot tell answers apart")
           for value in (objective.teacher_temp.start, objective.teacher_temp.end))) if not sound]
     if recipe.ema is not None:
-        found.append(("ema", f"{objective.name}'s teacher is the average of the weights, by objective.momentum; leave ema out"))
+        found.append(("ema", f"{name}'s teacher is the average of the weights, by objective.momentum; leave ema out"))
     if parallel.engine in ("zero", "accelerate"):
-        found.append(("parallel.engine", f"{objective.name}'s teacher is an fp32 average of the weights, which {parallel.engine} does not keep in every "
-                      "form; use fsdp or ddp"))
-    if parallel.tensor > 1:
-        found.append(("parallel.tensor", f"cuts blocks, not {objective.name}'s head; use fsdp without it"))
+        found.append(("parallel.engine", f"{name}'s teacher is an fp32 average of the weights, of which {parallel.engine} has no fp32 "
+                      "shard in every form; use fsdp or ddp"))
     if recipe.data.mix:
         found += [(f"objective.{key}", "a mixture (data.mix) has no epochs; give steps or images")
                   for key, length in (("momentum", objective.momentum.over), ("teacher_temp", objective.teacher_temp.over),

@@ -8,6 +8,8 @@ from vitscale.recipe.course import Course, CourseOrNumber, constant
 from vitscale.recipe.duration import Duration
 from vitscale.recipe.fields import Count, Fraction, Interval, NotNegative, Positive, Rate, Section, whole
 
+Several = Annotated[int, Field(ge=2), BeforeValidator(whole)]
+
 
 class Objective(Section):
     """What every objective has.  `name` says which of OBJECTIVES the section is."""
@@ -91,7 +93,7 @@ class Jigsaw(Objective):
     """In which of some permutations the tiles of an image were laid (Noroozi & Favaro 2016)."""
 
     name: Literal["jigsaw"]
-    grid: Annotated[int, Field(ge=2), BeforeValidator(whole)] = 2      # tiles on a side; divides the image into whole patches
+    grid: Several = 2      # tiles on a side; divides the image into whole patches
     permutations: Annotated[int, Field(ge=2, le=1000), BeforeValidator(whole)] = 24    # that are told apart; of 2 x 2 tiles there are 24
 
     wants_labels: ClassVar[bool] = False
@@ -105,7 +107,7 @@ class Dino(Objective):
     """Self-distillation with no labels (Caron et al. 2021).  Defaults are those of the paper's code."""
 
     name: Literal["dino"]
-    prototypes: Annotated[int, Field(ge=2), BeforeValidator(whole)] = 65536     # K, what views of an image are to agree on
+    prototypes: Several = 65536     # K, what views of an image are to agree on
     hidden: Count = 2048                    # width of the head's hidden layers
     bottleneck: Count = 256                 # width of what is compared with the prototypes
     layers: Count = 3                       # of the head before the prototypes
@@ -127,13 +129,13 @@ class Ibot(Dino):
     """Self-distillation of views and of hidden patches (Zhou et al. 2022).  Defaults are those of the paper's code."""
 
     name: Literal["ibot"]  # type: ignore[assignment]
-    prototypes: Annotated[int, Field(ge=2), BeforeValidator(whole)] = 8192
-    patch_prototypes: Annotated[int, Field(ge=2), BeforeValidator(whole)] | None = None    # of a head of the patches' own; null: one for both
+    prototypes: Several = 8192
+    patch_prototypes: Several | None = None  # of a head of the patches' own; null: one for both
     patch_weight: NotNegative = 1.0         # of the patches' loss beside the views'
     mask_probability: Fraction = 0.5        # that patches of a teacher's view are hidden from the student
     mask_share: Interval = (0.1, 0.5)       # of its patches, drawn evenly
     koleo: NotNegative = 0.0                # weight of KoLeo, of each of the teacher's views (Sablayrolles et al. 2019; DINOv2: 0.1)
-    koleo_group: Annotated[int, Field(ge=2), BeforeValidator(whole)] = 16   # images of which each keeps away from the nearest one
+    koleo_group: Several = 16   # images of which each keeps away from the nearest one
 
     @property
     def own_group(self) -> int:
@@ -144,17 +146,32 @@ class Dinov2(Ibot):
     """The same with KoLeo and batches spread evenly (Oquab et al. 2024).  Defaults are those of the paper's ViT-L/14."""
 
     name: Literal["dinov2"]  # type: ignore[assignment]
-    prototypes: Annotated[int, Field(ge=2), BeforeValidator(whole)] = 131072
-    patch_prototypes: Annotated[int, Field(ge=2), BeforeValidator(whole)] | None = 131072
+    prototypes: Several = 131072
+    patch_prototypes: Several | None = 131072
     bottleneck: Count = 384
     momentum: CourseOrNumber = Course(start=0.994, end=1.0)
     centring: Literal["average", "sinkhorn"] = "sinkhorn"
     koleo: NotNegative = 0.1
 
 
+class Lejepa(Objective):
+    """Views that agree, and embeddings that are an isotropic Gaussian (Balestriero & LeCun 2025): no teacher, one weight."""
+
+    name: Literal["lejepa"]
+    sigreg: Annotated[float, Field(gt=0, lt=1)] = 0.05      # share of the Gaussian's part of the loss, the rest is the views' (lambda)
+    directions: Count = 1024                # in which the embeddings of a step are looked at, drawn anew in each
+    embedding: Count = 64                   # width of what is compared
+    hidden: Count = 2048                    # width of the projector's hidden layers, each with a LayerNorm (the paper: BatchNorm)
+    layers: Count = 3                       # of the projector
+    global_views: Count = 2                 # of the views, in the order of data.views; all are to agree with the mean of the first so many
+
+    wants_labels: ClassVar[bool] = False
+    wants_views: ClassVar[bool] = True
+
+
 OBJECTIVES: dict[str, type[Objective]] = {
     "classification": Classification, "distillation": Distillation, "mae": Mae, "inpainting": Inpainting, "rotation": Rotation,
-    "jigsaw": Jigsaw, "dino": Dino, "ibot": Ibot, "dinov2": Dinov2,
+    "jigsaw": Jigsaw, "dino": Dino, "ibot": Ibot, "dinov2": Dinov2, "lejepa": Lejepa,
 }
 if TYPE_CHECKING:
     OneObjective: TypeAlias = Objective
