@@ -6,7 +6,7 @@ from vitscale.errors import RecipeError
 from vitscale.plan import masked, self_distilled
 from vitscale.plan.anatomy import Anatomy
 from vitscale.recipe.fields import code_at
-from vitscale.recipe.objectives import Classification, Dino, Inpainting, Mae, Objective
+from vitscale.recipe.objectives import Classification, Dino, Inpainting, Lejepa, Mae, Objective
 from vitscale.recipe.schema import FAMILIES, Model, ViewSet, Vit
 from vitscale.shapes.families import check_model, trained_section
 
@@ -27,9 +27,11 @@ def anatomy_of(model: Model, objective: Objective = BY_LABEL, views: tuple[ViewS
                           f"{known}, so that what it costs cannot be computed; it trains all the same, and `vitscale bench step` measures "
                           "it")
     check_model(model)
-    if isinstance(objective, Mae | Inpainting | Dino):
+    if isinstance(objective, Mae | Inpainting | Dino | Lejepa):
         assert isinstance(model, Vit)       # recipe/check_objective.py says so
         if isinstance(objective, Dino):
             return self_distilled.dino_anatomy(model, objective, views)
+        if isinstance(objective, Lejepa):
+            return self_distilled.lejepa_anatomy(model, objective, views)
         return masked.mae_anatomy(model, objective) if isinstance(objective, Mae) else masked.inpainting_anatomy(model, objective)
     return cast(Anatomy, code_at(model.code.anatomy)(trained_section(model, objective)))
