@@ -61,7 +61,7 @@ def open_stream(recipe: Recipe, index: SetIndex, split: Literal["train", "val"] 
         raise DataError(f"micro_batch: {micro_batch} is not a multiple of data.group {group}")
     views = view_kinds(recipe)
     label = None
-    if recipe.objective.wants_labels and data.label is not None:
+    if data.label is not None and (recipe.objective.wants_labels or (not train and recipe.evaluate.features)):
         label = LabelRule.of(data.label, data.class_map, data.multi_label)
     fetcher = Fetcher(index, label=label, classes=model.classes, channels=model.channels, group=group,
                       crops=[_crop(recipe, one.augment) for one in views] if train else [CentreCrop(recipe.evaluate.crop)],

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vitscale.errors import RecipeError
 from vitscale.evaluate.metrics import share
+from vitscale.objectives.votes import voted
 
-TEMPERATURE = 0.07      # of neighbours' votes: Wu et al. 2018 (Instance discrimination), as Caron et al. 2021 (DINO) evaluate
 _CHUNK = 1024           # queries compared at once
 
 
@@ -45,9 +45,8 @@ def knn(train: NDArray[np.float32], train_labels: NDArray[np.int64], val: NDArra
     """Each image is what its k nearest training images vote for, each vote weighted by exp(cosine / 0.07)."""
     k = min(k, len(train))
     cosines, numbers = nearest(normed(val), normed(train), k, faiss, device)
-    votes = torch.zeros(len(val), int(max(train_labels.max(), val_labels.max())) + 1)
-    votes.scatter_add_(1, torch.from_numpy(train_labels)[numbers], (cosines / TEMPERATURE).exp())
-    return {"top1": share(votes.argmax(dim=1).numpy() == val_labels), "k": k}
+    classes = int(max(train_labels.max(), val_labels.max())) + 1
+    return {"top1": share(voted(cosines, torch.from_numpy(train_labels)[numbers], classes).numpy() == val_labels), "k": k}
 
 
 def retrieval(features: NDArray[np.float32], labels: NDArray[np.int64], ks: tuple[int, ...] = (1, 5, 10), faiss: bool = False,

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 
 from vitscale.metrics.metric import EVALUATED, Curve, Metric, Panel, text
+from vitscale.metrics.of_features import OF_FEATURES
 from vitscale.metrics.of_objectives import NUMBERS, Numbers
 from vitscale.metrics.system import EVALUATED_IMAGES, EVALUATION_LOSS, LEARNED, MACHINES, PANELS, PROGRESS, SPENT, TRAINING_LOSS
 
-__all__ = ["BY_NAME", "COLUMNS", "JUDGES", "METRICS", "OF_EVALUATIONS", "OF_STEPS", "Metric", "Numbers", "curves", "is_evaluation",
-           "metrics_of", "numbers_of", "text"]
+__all__ = ["BY_NAME", "COLUMNS", "JUDGES", "METRICS", "OF_EVALUATIONS", "OF_FEATURES", "OF_STEPS", "Metric", "Numbers", "curves",
+           "is_evaluation", "metrics_of", "numbers_of", "text"]
 
 
 def _numbers(when: str) -> tuple[Metric, ...]:
@@ -22,7 +23,7 @@ def _numbers(when: str) -> tuple[Metric, ...]:
     return tuple(found.values())
 
 
-OF_EVALUATIONS = (*_numbers("evaluation"), EVALUATION_LOSS)
+OF_EVALUATIONS = (*_numbers("evaluation"), *OF_FEATURES.values(), EVALUATION_LOSS)
 _ALL = (*PROGRESS, *LEARNED, *_numbers("training"), *OF_EVALUATIONS, EVALUATED_IMAGES, *SPENT, *MACHINES)
 METRICS = tuple(metric for metric in _ALL if metric.name)           # those that Prometheus is told
 BY_NAME = {metric.name: metric for metric in METRICS}
@@ -31,7 +32,8 @@ OF_STEPS = tuple(metric for column, metric in COLUMNS.items() if not column.star
 if len(BY_NAME) < len(METRICS) or len(COLUMNS) < sum(bool(metric.column) for metric in _ALL):
     raise ValueError("two metrics have one name or one column")
 # The numbers that runs are judged by, each once, the loss last.
-JUDGES = (*dict.fromkeys(numbers.judge for numbers in NUMBERS.values() if numbers.judge != EVALUATION_LOSS), EVALUATION_LOSS)
+JUDGES = (*dict.fromkeys(numbers.judge for numbers in NUMBERS.values() if numbers.judge != EVALUATION_LOSS), *OF_FEATURES.values(),
+          EVALUATION_LOSS)
 
 
 def numbers_of(objective: str) -> Numbers:

@@ -82,8 +82,8 @@ def text(value: float, unit: Unit, digits: int = 4) -> str:
 Measure = Callable[[Any, Any, Any], Any]
 
 
-def evaluated(key: str, what: str, measure: Measure, *, panel: Panel, title: str, unit: Unit = "number", word: str = "", colour: int = 0,
-              better: Literal["", "higher", "lower"] = "", card: str = "", compared: bool = True) -> Metric:
+def evaluated(key: str, what: str, measure: Measure | None, *, panel: Panel, title: str, unit: Unit = "number", word: str = "",
+              colour: int = 0, better: Literal["", "higher", "lower"] = "", card: str = "", compared: bool = True) -> Metric:
     """A number of an objective that an evaluation reports: the mean of `measure` over its images, in the column eval_KEY.
 
     `what`, `title` and `word` say it, from long to short: "Top-1 accuracy", "Top-1", "top-1"."""

@@ -26,10 +26,10 @@ class ProjectedCrops(VisionTransformer):
         self.projector = Projection(num_features(encoder_section(model), self.width), objective.hidden, objective.embedding,
                                     objective.layers, normed=True)
 
-    def forward(self, images: Tensor, keep: Tensor | None = None, *more: Tensor) -> Tensor:
-        """Views as MultiCrop's -> embeddings (all n, D) in their order."""
-        return self.projector(torch.cat([
-            self.forward_features(alike, kept, ("pooled",))["pooled"] for alike, kept in by_size((images, *more), keep)]))
+    def forward(self, images: Tensor, keep: Tensor | None = None, *more: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Views as MultiCrop's -> embeddings (all n, E) in their order, and pooled features (all n, D)."""
+        pooled = torch.cat([self.forward_features(alike, kept, ("pooled",))["pooled"] for alike, kept in by_size((images, *more), keep)])
+        return self.projector(pooled), pooled
 
     def units(self) -> Sequence[nn.Module]:
         """The blocks in order, then the projector."""
@@ -45,13 +45,14 @@ class MultiCrop(VisionTransformer):
         self.dino_head = PrototypeHead(num_features(encoder_section(model), self.width), objective.hidden, objective.bottleneck,
                                        objective.prototypes, objective.layers)
 
-    def forward(self, images: Tensor, keep: Tensor | None = None, *more: Tensor) -> Tensor:
-        """images, and `more` of other views: (n, C, S, S) each, normalised; keep (2L, all n together) -> logits (all n, K) in their order.
+    def forward(self, images: Tensor, keep: Tensor | None = None, *more: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """images, and `more` of other views: (n, C, S, S) each, normalised; keep (2L, all n together) -> logits (all n, K) in their order,
+        and pooled features (all n, D).
 
         Views of one size that stand side by side go through the backbone together.
         """
-        return self.dino_head(torch.cat([
-            self.forward_features(alike, kept, ("pooled",))["pooled"] for alike, kept in by_size((images, *more), keep)]))
+        pooled = torch.cat([self.forward_features(alike, kept, ("pooled",))["pooled"] for alike, kept in by_size((images, *more), keep)])
+        return self.dino_head(pooled), pooled
 
     def units(self) -> Sequence[nn.Module]:
         """The blocks in order, then the head."""
@@ -76,8 +77,8 @@ class MaskedCrops(MultiCrop):
     def forward(  # type: ignore[override]
         self, images: Tensor, keep: Tensor | None, picked: Tensor, mask: Tensor | None, *more: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Views as MultiCrop's, of which the first b' are of one size and have N patches each -> logits (all n, K) of the views, logits
-        (M, K') of patches, and the pooled features (all n, D) of the views.
+        """Views as MultiCrop's, of which the first b' are of one size and have N patches each -> logits (all n, K) and pooled features
+        (all n, D) of the views, and logits (M, K') of patches.
 
         picked (M,) int64: for which patches an answer is wanted, their places in the first views' b' N.  mask (b', N) bool: which of
         them are hidden; None: none.
@@ -93,9 +94,9 @@ class MaskedCrops(MultiCrop):
                 patches = tokens[:, self.before:].flatten(0, 1).index_select(0, picked)
         views = torch.cat(pooled)
         if self.ibot_head is not None:
-            return self.dino_head(views), self.ibot_head(patches), views
+            return self.dino_head(views), views, self.ibot_head(patches)
         logits = self.dino_head(torch.cat([views, patches]))        # once: a sharded head is gathered for each call
-        return logits[:len(views)], logits[len(views):], views
+        return logits[:len(views)], views, logits[len(views):]
 
     def units(self) -> Sequence[nn.Module]:
         return [*super().units(), *([] if self.ibot_head is None else [self.ibot_head])]

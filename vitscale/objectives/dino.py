@@ -11,7 +11,7 @@ from vitscale.models.multi_crop import MultiCrop
 from vitscale.objectives.collapse import entropy, information
 from vitscale.objectives.prototypes import centred, cross_entropy, moved_centre, sinkhorn, view_losses
 from vitscale.objectives.rows import Row, Rows
-from vitscale.objectives.task import Averaged, Companion, Networks, Seen, Task
+from vitscale.objectives.task import Averaged, Companion, Networks, Seen, Task, is_evaluation
 from vitscale.recipe.course import Now
 from vitscale.recipe.objectives import Dino
 from vitscale.recipe.schema import Vit
@@ -52,9 +52,14 @@ class SelfDistilling(Task):
         return found
 
     def survey(self, networks: Networks, seen: Seen) -> dict[str, Row]:
-        """`teacher` (b, T, K): its logits of T views."""
-        logits: Tensor = networks.teacher(*self.global_views(seen))
-        return {"teacher": logits.unflatten(0, (-1, len(seen.labels))).transpose(0, 1)}
+        """`teacher` (b, T, K): its logits of T views; in an evaluation `features` (b, D) too, which are the teacher's."""
+        logits, features = networks.teacher(*self.global_views(seen))
+        return self.surveyed(logits, features, seen)
+
+    @staticmethod
+    def surveyed(logits: Tensor, features: Tensor, seen: Seen) -> dict[str, Row]:
+        rows: dict[str, Row] = {"teacher": logits.unflatten(0, (-1, len(seen.labels))).transpose(0, 1)}
+        return rows | ({"features": features} if is_evaluation(seen) else {})
 
     def couple(self, rows: Rows, state: Mapping[str, Tensor], now: Now) -> tuple[Mapping[str, Row], Mapping[str, Tensor]]:
         """`teacher` (n, T, K) probabilities, and of the whole batch the number `information` (n,)."""
@@ -78,9 +83,9 @@ class SelfDistilling(Task):
         return centred(logits, state[centre], temperature), {**state, centre: moved}
 
     def losses(self, output: Any, seen: Seen) -> Tensor:
-        """output (V b, K): the student's logits of all views, the teacher's first."""
+        """output: the student's logits (V b, K) of all views, the teacher's first, and its features."""
         assert seen.coupled is not None
-        return view_losses(output.unflatten(0, (-1, len(seen.labels))).unbind(), seen.coupled.rows["teacher"].unbind(1),
+        return view_losses(output[0].unflatten(0, (-1, len(seen.labels))).unbind(), seen.coupled.rows["teacher"].unbind(1),
                            self.objective.student_temp)
 
     def evaluation_losses(self, output: Any, seen: Seen) -> Tensor:
@@ -89,4 +94,8 @@ class SelfDistilling(Task):
         logits = seen.coupled.rows["teacher"][:, 0]
         centre = seen.coupled.state.get("centre", logits.new_zeros(logits.shape[1]))
         answers = centred(logits, centre, seen.coupled.now.value(self.objective.teacher_temp))
-        return cross_entropy(output, answers, self.objective.student_temp)
+        return cross_entropy(output[0], answers, self.objective.student_temp)
+
+    def features(self, output: Any, seen: Seen) -> Tensor:
+        assert seen.coupled is not None
+        return seen.coupled.rows["features"]

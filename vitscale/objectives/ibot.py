@@ -13,7 +13,7 @@ from vitscale.objectives.dino import SelfDistilling
 from vitscale.objectives.koleo import koleo_losses
 from vitscale.objectives.prototypes import patch_losses
 from vitscale.objectives.rows import Ragged, Row, Rows
-from vitscale.objectives.task import Networks, Seen
+from vitscale.objectives.task import Networks, Seen, is_evaluation
 from vitscale.recipe.course import Now
 from vitscale.recipe.objectives import Ibot
 from vitscale.recipe.schema import Vit
@@ -65,9 +65,9 @@ class MaskedDistilling(SelfDistilling):
         """`teacher` (b, T, K), and ragged `patches`: its logits of what is hidden from the student."""
         _, picked = self.masks(seen)
         images, *more = self.global_views(seen)
-        logits, patches, _ = networks.teacher(images, picked, None, *more)
-        samples, size = len(seen.labels), grid(self.model)**2
-        return {"teacher": logits.unflatten(0, (-1, samples)).transpose(0, 1), "patches": Ragged(patches, picked // size % samples)}
+        logits, features, patches = networks.teacher(images, picked, None, *more)
+        owner = picked // grid(self.model)**2 % len(seen.labels)
+        return self.surveyed(logits, features, seen) | {"patches": Ragged(patches, owner)}
 
     def couple(self, rows: Rows, state: Mapping[str, Tensor], now: Now) -> tuple[Mapping[str, Row], Mapping[str, Tensor]]:
         """Besides what DINO gives: ragged `patches`, probabilities, and `valid` (n,), which samples count."""
@@ -77,21 +77,13 @@ class MaskedDistilling(SelfDistilling):
         return {**told, "patches": Ragged(answers, patches.owner), "valid": rows.valid}, state
 
     def losses(self, output: Any, seen: Seen) -> Tensor:
-        """output: logits (V b, K) of views, logits (M, K') of hidden patches, pooled features (V b, D)."""
+        """output: logits (V b, K) and pooled features (V b, D) of views, logits (M, K') of hidden patches."""
         assert seen.coupled is not None
-        (views, patches, pooled), known, told = output, self.objective, seen.coupled.rows
+        (_, pooled, patches), known, told = output, self.objective, seen.coupled.rows
         mask, picked = self.masks(seen)
         of_views = patch_losses(patches, told["patches"], picked // mask.shape[1], len(mask), known.student_temp)
-        found = super().losses(views, seen) + known.patch_weight * of_views.unflatten(0, (known.global_views, -1)).mean(dim=0)
+        found = super().losses(output, seen) + known.patch_weight * of_views.unflatten(0, (known.global_views, -1)).mean(dim=0)
         if known.koleo:
             features = pooled.unflatten(0, (-1, len(seen.labels)))[:known.global_views]
             found = found + known.koleo * sum(koleo_losses(one, told["valid"], known.koleo_group) for one in features)
         return found
-
-    def evaluation_losses(self, output: Any, seen: Seen) -> Tensor:
-        return super().evaluation_losses(output[0], seen)
-
-
-def is_evaluation(seen: Seen) -> bool:
-    """Whether these are the single views of an evaluation; training compares two at least."""
-    return sum(len(images) for images in seen.views) == len(seen.labels)

@@ -9,10 +9,9 @@ from torch import Tensor
 from vitscale.models import Backbone
 from vitscale.models.exact import wide
 from vitscale.models.multi_crop import ProjectedCrops
-from vitscale.objectives.ibot import is_evaluation
 from vitscale.objectives.rows import Row, Rows
 from vitscale.objectives.sigreg import directions, invariance_losses, pull, pulled, waves
-from vitscale.objectives.task import Networks, Seen, Task
+from vitscale.objectives.task import Networks, Seen, Task, is_evaluation
 from vitscale.recipe.course import Now
 from vitscale.recipe.objectives import Lejepa
 from vitscale.recipe.schema import Vit
@@ -38,7 +37,7 @@ class GaussianEmbedding(Task):
         """`embedded` (b, V, D)."""
         if is_evaluation(seen):
             return {}
-        return {"embedded": wide(networks.student(*seen.views)).unflatten(0, (-1, len(seen.labels))).transpose(0, 1)}
+        return {"embedded": wide(networks.student(*seen.views)[0]).unflatten(0, (-1, len(seen.labels))).transpose(0, 1)}
 
     def couple(self, rows: Rows, state: Mapping[str, Tensor], now: Now) -> tuple[Mapping[str, Row], Mapping[str, Tensor]]:
         """The same for every sample: `along` (n, D, M); `statistic` (n,) and `slope` (n, V, 2, M, T), times what losses are divided by."""
@@ -55,13 +54,17 @@ class GaussianEmbedding(Task):
         return {name: one.to(embedded.dtype).expand(len(embedded), *one.shape) for name, one in told.items()}, state
 
     def losses(self, output: Any, seen: Seen) -> Tensor:
-        """output (V b, D).  The statistic's part has its true value and, over the step, its true gradient."""
+        """output: embeddings (V b, E), and features.  The statistic's part has its true value and, over the step, its true gradient."""
         assert seen.coupled is not None
         told, share = seen.coupled.rows, self.objective.sigreg
-        views = output.unflatten(0, (-1, len(seen.labels)))
+        views = output[0].unflatten(0, (-1, len(seen.labels)))
         pulls = sum(pulled(view, told["along"][0], slope) for view, slope in zip(views, told["slope"][0], strict=True))
         return (1 - share) * invariance_losses(views, self.objective.global_views) + share * (told["statistic"] + pulls - pulls.detach())
 
     def evaluation_losses(self, output: Any, seen: Seen) -> Tensor:
         """How far the mean square of an embedding is from a standard Gaussian's; of single views there is no agreement."""
-        return (wide(output).square().mean(dim=-1) - 1).abs()
+        return (wide(output[0]).square().mean(dim=-1) - 1).abs()
+
+    def features(self, output: Any, seen: Seen) -> Tensor:
+        features: Tensor = output[1]
+        return features

@@ -41,6 +41,11 @@ class Seen:
         return self.images, *self.more
 
 
+def is_evaluation(seen: Seen) -> bool:
+    """Whether these are the single views of an evaluation, where training would compare two at least."""
+    return sum(len(images) for images in seen.views) == len(seen.labels)
+
+
 class Networks(Protocol):
     """What a survey may ask, without a gradient; each is given what inputs() would give the model, and is in evaluation mode."""
 
@@ -122,6 +127,11 @@ class Task(ABC):
     @abstractmethod
     def losses(self, output: Any, seen: Seen) -> Tensor:
         """The model's output -> losses (b,) in fp32."""
+
+    def features(self, output: Any, seen: Seen) -> Tensor:
+        """(b, D) of an evaluation's images: what its backbone is to be used for.  Of objectives that compare
+        views."""
+        raise NotImplementedError
 
     def evaluation_losses(self, output: Any, seen: Seen) -> Tensor:
         """Losses (b,) in fp32 as an evaluation reports them: those of training, but for what only training adds."""

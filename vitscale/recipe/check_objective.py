@@ -2,7 +2,7 @@
 
 import math
 
-from vitscale.metrics import numbers_of
+from vitscale.metrics import OF_FEATURES, numbers_of
 from vitscale.metrics.system import EVALUATION_LOSS
 from vitscale.recipe.objectives import Dino, Ibot, Inpainting, Jigsaw, Lejepa, Mae
 from vitscale.recipe.schema import Recipe, Vit
@@ -35,6 +35,8 @@ def objective_contradictions(recipe: Recipe) -> list[tuple[str, str]]:
         found += [(f"data.augment.{key}", f"mixes labels, of which {objective.name} has none; leave it out")
                   for key in ("mixup", "cutmix") if getattr(data.augment, key) > 0]
     stopping, judges = recipe.evaluate.early_stopping, {numbers_of(objective.name).judge.column, EVALUATION_LOSS.column}
+    judges |= {OF_FEATURES[name].column for name in recipe.evaluate.features}
+    found += _features(recipe)
     chosen = {"checkpoint.best": recipe.checkpoint.best, "evaluate.early_stopping.metric": stopping.metric if stopping else None}
     found += [(key, f"{objective.name} is not judged by {column}; take {' or '.join(sorted(judges))}, or leave it out")
               for key, column in chosen.items() if column not in {*judges, None}]
@@ -53,6 +55,23 @@ def objective_contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     if isinstance(objective, Dino):
         return found + _dino(recipe, objective) + (_ibot(recipe, objective) if isinstance(objective, Ibot) else [])
     return found + (_jigsaw(recipe, objective) if isinstance(objective, Jigsaw) else [])
+
+
+def _features(recipe: Recipe) -> list[tuple[str, str]]:
+    """What evaluate.features asks."""
+    wanted, key, found = recipe.evaluate.features, "evaluate.features", []
+    if not wanted:
+        return []
+    if not recipe.objective.wants_views:
+        found.append((key, f"is of objectives without labels that compare views, not of {recipe.objective.name}; leave it out"))
+    if recipe.data.val is None:
+        found.append((key, "wants data.val"))
+    if by_label := [name for name in wanted if name != "rankme"]:
+        if recipe.data.label is None:
+            found.append((key, f"{', '.join(by_label)} wants labels of the validation set: data.label"))
+        if recipe.model.classes < 2:
+            found.append((key, f"{', '.join(by_label)} wants to know how many classes the labels have: model.classes"))
+    return found
 
 
 def _compares(recipe: Recipe, objective: Dino | Lejepa) -> list[tuple[str, str]]:

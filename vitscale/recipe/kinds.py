@@ -21,7 +21,7 @@ KINDS: dict[str, Kind] = {
     "data.prefetch": "free", "data.max_bad_fraction": "free", "data.log_samples": "free",
     "parallel": "free", "parallel.precision": "training",       # all else of it gives the same step, but for the order of sums
     "checkpoint.every": "free", "checkpoint.keep": "free", "checkpoint.best": "free", "checkpoint.background": "free",
-    "evaluate.every": "free", "evaluate.crop": "training", "evaluate.early_stopping": "training",
+    "evaluate.every": "free", "evaluate.crop": "training", "evaluate.early_stopping": "training", "evaluate.features": "free",
     "observe.log_every": "free", "observe.exporter": "free", "observe.exporter_port": "free", "observe.trackers": "free",
     "observe.peak_flops": "free",
     "resilience.max_nonfinite": "training", "resilience.spike": "training",     # which batches are passed over

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, 
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from vitscale.metrics import JUDGES, numbers_of
+from vitscale.metrics import JUDGES, OF_FEATURES, numbers_of
 from vitscale.recipe.duration import Duration, DurationOrTime
 from vitscale.recipe.fields import (
     Code,
@@ -31,8 +31,9 @@ from vitscale.recipe.objectives import OBJECTIVES, Classification, OneObjective
 from vitscale.recipe.steps import Steps
 
 if TYPE_CHECKING:
-    Judge = str
+    Judge = OneOfFeatures = str
 else:
+    OneOfFeatures = Literal[tuple(OF_FEATURES)]
     Judge = Literal[tuple(one.column for one in JUDGES)]        # the numbers of evaluations that runs can be judged by
 JUDGE = numbers_of("classification").judge.column               # by which they are where the recipe names no objective
 
@@ -333,6 +334,7 @@ class Evaluate(Section):
     every: Duration | None = None           # null: only at the end
     crop: Annotated[float, Field(gt=0, le=1)] = 0.875   # share of the shorter side that the centre crop keeps
     early_stopping: EarlyStopping | None = None
+    features: Annotated[tuple[OneOfFeatures, ...], BeforeValidator(pair)] = ()     # told of the features too: docs/self-supervised.md
 
 
 class Ema(Section):

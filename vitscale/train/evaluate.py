@@ -13,6 +13,7 @@ from vitscale.recipe import Augment
 from vitscale.recipe.course import Now
 from vitscale.resilience.signals import StopFlag
 from vitscale.train.coupling import Coupling
+from vitscale.train.features import Features
 from vitscale.train.step import device_inputs, sync_inputs
 
 VOTE_EVERY = 8      # batches between two questions whether to leave: an evaluation takes minutes, who preempts a job gives it seconds
@@ -23,11 +24,11 @@ class EvaluationLeft(Exception):
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, batches: Iterable[MicroBatch], coupling: Coupling, now: Now, augment: Augment,
-             stop: StopFlag) -> dict[str, float]:
+def evaluate(engine: Engine, batches: Iterable[MicroBatch], coupling: Coupling, now: Now, augment: Augment, stop: StopFlag,
+             features: Features | None = None) -> dict[str, float]:
     """By column: how many images are readable and, over each of them once, the means of the loss and of what the task tells besides.
 
-    Without a readable sample the means are NaN.
+    Without a readable sample the means are NaN.  features: what is to be told of these besides.
     Every rank must be given the same number of batches (masked ones among them): sharded engines communicate in the forward pass.
     Raises EvaluationLeft, on all ranks alike, soon after `stop` is set on one.
     """
@@ -43,6 +44,8 @@ def evaluate(engine: Engine, batches: Iterable[MicroBatch], coupling: Coupling, 
         images, *more = task.inputs(seen)
         output = engine.forward(images, None, *more)
         told = task.measured(task.numbers.evaluation, output, seen)
+        if features is not None:
+            features.add(task.features(output, seen), seen.labels, weight, micro.index)
         counted = weight > 0
         values = torch.stack([value.double() for value in (weight, task.evaluation_losses(output, seen), *told.values())])
         if len(sums) < len(values):     # the first batch shows what the task tells
@@ -51,4 +54,5 @@ def evaluate(engine: Engine, batches: Iterable[MicroBatch], coupling: Coupling, 
         sums += torch.where(counted, values, 0.0).sum(dim=1)     # not a product: a dummy's loss must not count even if it is not finite
     count, *totals = world.sum_over_samples(sums).tolist()
     means = [total / count if count else math.nan for total in totals]
-    return dict(zip(columns, [count, *means], strict=True))
+    judged = {} if features is None else features.numbers(world)
+    return dict(zip(columns, [count, *means], strict=True)) | judged

@@ -48,6 +48,7 @@ from vitscale.resilience.watchdog import Watchdog
 from vitscale.train.coupling import Coupling
 from vitscale.train.evaluate import EvaluationLeft, evaluate
 from vitscale.train.facts import facts_of
+from vitscale.train.features import Features
 from vitscale.train.goodput import Goodput
 from vitscale.train.pace import PROBE_EVERY, Probe
 from vitscale.train.prepare import Prepared, prepare
@@ -269,7 +270,9 @@ class Session:
         unusable: list[dict[str, Any]] = []
         with self.meters.phase("evaluate"), open_stream(_patient(self.recipe), self.prepared.val, "val", **self._share(unusable)) as val:
             now = self.prepared.schedule.now(self.progress.now.images)
-            result = evaluate(self.engine, self.watchdog.over(val), self.coupling, now, self.recipe.data.augment, self.stop)
+            wanted = self.recipe.evaluate.features
+            result = evaluate(self.engine, self.watchdog.over(val), self.coupling, now, self.recipe.data.augment, self.stop,
+                              Features(wanted, self.recipe.model.classes) if wanted else None)
             found = list(unusable)
             if self.ema is not None and self.task.momentum is None:
                 with self.ema.swapped():
