@@ -44,10 +44,25 @@ TOP5 = evaluated("top5", "Top-5 accuracy", lambda task, output, seen: task.hits(
 
 # of objectives whose teacher answers over prototypes: both ways in which its answers can collapse bring it to 0
 INFORMATION = trained("information", "How much the teacher's answers tell of their images", lambda task, output, seen:
-                      seen.coupled.rows["information"], panel=Panel("Information", "ratio", zero=True, learning=True),
+                      seen.coupled.rows["mutual"], panel=Panel("Information", "ratio", zero=True, learning=True),
                       title="Information of the teacher", unit="ratio", word="information")
 
-declare("dino", INFORMATION)
+ANSWERS = Panel("Answers over prototypes", aside="nats", learning=True)
+ENTROPY = trained("teacher_entropy", "Entropy of the teacher's answers in nats", lambda task, output, seen:
+                  seen.coupled.rows["entropy"], panel=ANSWERS,
+                  title="Entropy of the teacher", word="entropy")
+DIVERGENCE = trained("divergence", "Kullback-Leibler divergence of the student's answers from the teacher's in nats",
+                     lambda task, output, seen: task.divergence(output, seen), panel=ANSWERS,
+                     title="Divergence from the teacher", word="divergence", colour=1)
+LENGTH = trained("feature_norm", "Length of the student's features", lambda task, output, seen:
+                 output[1].float().norm(dim=-1).unflatten(0, (-1, len(seen.labels))).mean(dim=0),
+                 panel=Panel("Length of features", zero=True, learning=True), title="Length of features", word="length")
+SIGREG = trained("sigreg_statistic", "SIGReg's statistic: how far the embeddings are from an isotropic Gaussian", lambda task, output, seen:
+                 seen.coupled.rows["statistic"], panel=Panel("SIGReg", zero=True, learning=True), title="SIGReg")
+
+for _name in ("dino", "ibot", "dinov2"):
+    declare(_name, INFORMATION, ENTROPY, DIVERGENCE, LENGTH)
+declare("lejepa", SIGREG, LENGTH)
 declare("classification", TOP1, TOP5, judge=TOP1)
 declare("distillation", TOP1, TOP5, judge=TOP1)
 declare("rotation", TOP1, judge=TOP1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitscale.models import Backbone
 from vitscale.models.multi_crop import MultiCrop
-from vitscale.objectives.collapse import entropy, information
+from vitscale.objectives.collapse import divergence, entropy, information
 from vitscale.objectives.prototypes import centred, cross_entropy, moved_centre, sinkhorn, view_losses
 from vitscale.objectives.rows import Row, Rows
 from vitscale.objectives.task import Averaged, Companion, Networks, Seen, Task, is_evaluation
@@ -62,15 +62,16 @@ class SelfDistilling(Task):
         return rows | ({"features": features} if is_evaluation(seen) else {})
 
     def couple(self, rows: Rows, state: Mapping[str, Tensor], now: Now) -> tuple[Mapping[str, Row], Mapping[str, Tensor]]:
-        """`teacher` (n, T, K) probabilities, and of the whole batch the number `information` (n,)."""
+        """`teacher` (n, T, K) probabilities, their `entropy` (n,), and of the whole batch `mutual` (n,), what they tell of images."""
         logits = rows["teacher"]
         flat, state = self.answers(logits.flatten(0, 1), rows.valid.repeat_interleave(logits.shape[1]), rows, state, now)
         answers = flat.view_as(logits)
         # one exchange: of each prototype's share, of the answers' entropies, of the samples
-        told = answers.mean(dim=1), entropy(answers).mean(dim=1, keepdim=True), torch.ones_like(answers[:, 0, :1])
-        sums = rows.total(torch.cat(told, dim=1))
+        spread = entropy(answers).mean(dim=1)
+        sums = rows.total(torch.cat([answers.mean(dim=1), spread[:, None], torch.ones_like(spread)[:, None]], dim=1))
         means = sums[:-1] / sums[-1].clamp(min=1)
-        return {"teacher": answers, "information": information(means[:-1], means[-1]).float().expand(len(logits))}, state
+        told = information(means[:-1], means[-1]).float().expand(len(logits))
+        return {"teacher": answers, "entropy": spread, "mutual": told}, state
 
     def answers(
         self, logits: Tensor, valid: Tensor, rows: Rows, state: Mapping[str, Tensor], now: Now, centre: str = "centre",
@@ -95,6 +96,12 @@ class SelfDistilling(Task):
         centre = seen.coupled.state.get("centre", logits.new_zeros(logits.shape[1]))
         answers = centred(logits, centre, seen.coupled.now.value(self.objective.teacher_temp))
         return cross_entropy(output[0], answers, self.objective.student_temp)
+
+    def divergence(self, output: Any, seen: Seen) -> Tensor:
+        """(b,): of the student's answer to its second view from the teacher's to the first."""
+        assert seen.coupled is not None
+        views = output[0].unflatten(0, (-1, len(seen.labels)))
+        return divergence(views[1], seen.coupled.rows["teacher"][:, 0], self.objective.student_temp)
 
     def features(self, output: Any, seen: Seen) -> Tensor:
         assert seen.coupled is not None
