@@ -6,9 +6,11 @@ from torch import nn
 
 from vitscale.errors import RecipeError
 from vitscale.models import build_model
+from vitscale.objectives import build_task
 from vitscale.optim.build import OPTIMIZERS, build_optimizer
 from vitscale.optim.groups import decay_groups, freeze_
 from vitscale.recipe import Optim
+from vitscale.recipe.objectives import Dinov2
 from vitscale.recipe.schema import Swin, Vit
 
 
@@ -101,3 +103,18 @@ def test_more_blocks_than_there_are_cannot_be_frozen():
     for section, words in ((VIT, "4 of the model's 3 blocks"), (SWIN, "4 of the model's 2 stages")):
         with pytest.raises(RecipeError, match=words):
             freeze_(build_model(section), 4)
+
+
+def test_the_patch_embedding_may_learn_more_slowly_and_heads_of_pretraining_learn_at_the_rate():
+    """DINOv2: 0.2 of the rate; blocks by their depth, whatever heads are units besides."""
+    task = build_task(Vit(width=16, depth=2, heads=2, mlp=24, patch=2, image=8, classes=0),
+                      Dinov2(name="dinov2", prototypes=8, patch_prototypes=6, hidden=8, bottleneck=4))
+    model = task.build()
+    for decay in (1.0, 0.5):
+        rates = {name: group["lr_scale"] for group in decay_groups(model, 0.1, decay, 0.2) for name in names_of(model, group)}
+        assert rates.keys() == dict(model.named_parameters()).keys()
+        assert rates["patch_embed.proj.weight"] == pytest.approx(0.2 * decay**3)
+        assert rates["cls_token"] == pytest.approx(decay**3)
+        assert rates["blocks.0.mlp.fc1.weight"] == pytest.approx(decay**2)
+        assert rates["blocks.1.mlp.fc1.weight"] == pytest.approx(decay)
+        assert rates["dino_head.last_layer.weight"] == rates["ibot_head.mlp.layers.0.weight"] == 1.0

@@ -37,6 +37,10 @@ PUBLISHED = {
     "finetune_deit3_l16_in1k": (304_374_760, 512, "20 epochs"),
     "dino_s16_in1k": (22_050_664 - 385_000 + 22_286_592, 512, "100 epochs"),    # no classifier, but a head over prototypes
     "dino_cifar10": (1_322_400, 256, "5 epochs"),                               # our own settings
+    "ibot_b16_in1k": (94_192_384, 1024, "400 epochs"),      # no classifier, but one head over prototypes, and the token of what is hidden
+    "dinov2_l14": (418_483_200, 3072, "625000 steps"),      # two heads over prototypes
+    "lejepa_b14": (91_617_088, 512, "100 epochs"),          # our own projector
+    "lejepa_s8_imagenette": (26_493_328, 256, "800 epochs"),
     "vit_so400m14": (427_680_704 + 29_593 * 1_153, 16_384, "40000000000 images"),
 }
 

@@ -40,7 +40,7 @@ def build_optimizer(model: Backbone, optim: Optim) -> torch.optim.Optimizer:
 
     Build it after sharding, since FSDP2 replaces the parameters, and after materialising: a fused optimizer refuses the meta device.
     """
-    optimizer = OPTIMIZERS[optim.name](decay_groups(model, optim.weight_decay, optim.layer_decay), optim)
+    optimizer = OPTIMIZERS[optim.name](decay_groups(model, optim.weight_decay, optim.layer_decay, optim.patch_embed_rate), optim)
     for group in optimizer.param_groups:
         group["lr"] = optim.lr * group.get("lr_scale", 1.0)
     return optimizer

@@ -7,16 +7,17 @@ from torch import nn
 
 from vitscale.errors import RecipeError
 from vitscale.models import Backbone
-from vitscale.models.names import HEAD, TABLES, depth_of, leaf
+from vitscale.models.names import HEAD, PRETRAINING, TABLES, depth_of, leaf
 from vitscale.optim.local import by_mesh
 
 
-def decay_groups(model: Backbone, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+def decay_groups(model: Backbone, weight_decay: float, layer_decay: float = 1.0, patch_embed_rate: float = 1.0) -> list[dict[str, Any]]:
     """Trainable parameters as torch optimizers take them: those that decay, then those that do not; an empty group is left out.
     Where some are sharded over other ranks than the rest, these are groups of their own.
 
     layer_decay: below 1 a parameter learns at layer_decay ** (depth of the head - its own depth) times the rate, its group's `lr_scale`
-    (Clark et al. 2020, ELECTRA; of Vision Transformers Bao et al. 2022, BEiT).
+    (Clark et al. 2020, ELECTRA; of Vision Transformers Bao et al. 2022, BEiT); heads of pretraining at the rate itself (DINOv2).
+    patch_embed_rate: the patch embedding at so many times that (Oquab et al. 2024, DINOv2).
     Under muP the matrices between widths, which all decay, have their learning rate scaled by base over width (`lr_scale`; Yang et al.
     2022, table 3, Adam), and their decay by its inverse, so that what decays in a step is the same at every width.
 
@@ -24,18 +25,19 @@ def decay_groups(model: Backbone, weight_decay: float, layer_decay: float = 1.0)
     that exist: a name left behind by a renaming would silently decay what should not.
     """
     exempt = model.no_decay()
-    units = unit_names(model) if layer_decay < 1 else []
+    units = [name for name in unit_names(model) if not f"{name}.".startswith(PRETRAINING)] if layer_decay < 1 else []
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     names = set()
     for name, parameter in model.named_parameters():
         names.add(name)
         if parameter.requires_grad:
             scale = layer_decay ** (len(units) + 1 - depth_of(name, units)) if layer_decay < 1 else 1.0
+            scale *= patch_embed_rate if name.startswith("patch_embed.") else 1.0
             wide = model.width_scale if parameter.ndim == 2 and name not in exempt and leaf(name) not in TABLES else 1.0
             groups.setdefault((0.0 if name in exempt else weight_decay / wide, scale * wide), []).append(parameter)
     assert exempt <= names, f"no_decay() names no parameter of the model: {sorted(exempt - names)}"
     order = sorted(groups, key=lambda key: (-key[0], -key[1]))
-    scaled = layer_decay < 1 or model.width_scale != 1.0
+    scaled = min(layer_decay, patch_embed_rate) < 1 or model.width_scale != 1.0
     return [{"params": alike, "weight_decay": decay, **({"lr_scale": scale} if scaled else {})}
             for decay, scale in order for alike in by_mesh(groups[decay, scale])]
 

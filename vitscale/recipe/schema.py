@@ -282,6 +282,7 @@ class Optim(Section):
     min_lr: NotNegative = 0.0               # where cosine, linear and a cooldown end
     clip_norm: Positive | None = None       # global gradient norm
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0    # of fine-tuning: each block before the head learns so much more slowly (BEiT)
+    patch_embed_rate: Annotated[float, Field(gt=0, le=1)] = 1.0     # share of the learning rate that the patch embedding has (DINOv2: 0.2)
     freeze: Literal["backbone"] | CountOrZero = 0   # that many first blocks, of Swin and ConvNeXt stages, with what stands before them stay
 
 
