@@ -1,6 +1,7 @@
 """DINO as a task: what the teacher sees, what comes of its answers, what a step's samples say together."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,8 +59,7 @@ def test_the_teacher_sees_the_first_views_alone_and_gets_no_gradient(views: int,
     assert surveyed["teacher"].shape == (4, views, 20)
     told, _ = task.couple(rows(surveyed, torch.ones(4)), task.new_state(), NOW)
     assert not any(value.requires_grad for value in told.values())
-    losses = task.losses(model(*micro.views[:1], None, *micro.views[1:]), Seen(micro.images, micro.labels, None, micro.more,
-                                                                              Coupled(NOW, told)))
+    losses = task.losses(model(*micro.views[:1], None, *micro.views[1:]), replace(micro, coupled=Coupled(NOW, told)))
     assert losses.shape == (4,)
     losses.sum().backward()
     assert all(parameter.grad is not None for name, parameter in model.named_parameters())
@@ -71,7 +71,7 @@ def test_the_loss_is_equation_3_of_the_paper() -> None:
     student, teacher = torch.randn(5, 4, 20, generator=draw), torch.randn(4, 2, 20, generator=draw)
     centre = torch.randn(20, generator=draw) / 5
     told, state = task.couple(rows({"teacher": teacher}, torch.tensor([1.0, 1, 0, 1])), {"centre": centre}, NOW)
-    found = task.losses(student.flatten(0, 1), Seen(torch.zeros(4, 1), torch.zeros(4), coupled=Coupled(NOW, told)))
+    found = task.losses((student.flatten(0, 1), None), Seen(torch.zeros(4, 1), torch.zeros(4), coupled=Coupled(NOW, told)))
     total = torch.zeros(4, dtype=torch.float64)
     for t in range(2):
         answers = ((teacher[:, t].double() - centre.double()) / 0.04).softmax(-1)
@@ -85,7 +85,7 @@ def test_the_loss_is_equation_3_of_the_paper() -> None:
 
 def test_information_falls_to_nothing_in_both_collapses() -> None:
     task = build_task(recipe().model, recipe(teacher_temp=0.1).objective)
-    told = lambda teacher: float(task.couple(rows({"teacher": teacher}, torch.ones(40)), task.new_state(), NOW)[0]["information"][0])  # noqa: E731
+    told = lambda teacher: float(task.couple(rows({"teacher": teacher}, torch.ones(40)), task.new_state(), NOW)[0]["mutual"][0])  # noqa: E731
     apart = 10 * torch.eye(20).repeat(2, 1)[:, None].expand(-1, 2, -1)
     assert told(apart) == pytest.approx(1.0, abs=1e-3)
     assert told(10 * torch.eye(20)[:1].expand(40, -1)[:, None].expand(-1, 2, -1)) == pytest.approx(0.0, abs=1e-3)

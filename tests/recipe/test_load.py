@@ -98,8 +98,8 @@ def test_every_mistake_at_once(mistakes):
         "data.train wants a brace URL or glob of shards, or a list of them, got 3",
         "data.augment.mean wants a longer list, got (1, 2)",
         "optim.lr wants a number, got 'abc'",
-        "optim.learning_rte is no key of optim; the keys are name, lr, betas, eps, weight_decay, schedule, warmup, cooldown, timescale, "
-        "min_lr, clip_norm, layer_decay, patch_embed_rate, freeze",
+        "optim.learning_rte is no key of optim; the keys are name, lr, betas, eps, weight_decay, weight_decay_end, schedule, warmup, "
+        "cooldown, timescale, min_lr, clip_norm, layer_decay, patch_embed_rate, freeze",
         "optim.betas wants a list, got 0.9",
         "optim.clip_norm wants a number > 0, got 0",
         "optim.weight_decay wants a finite number, got nan",
