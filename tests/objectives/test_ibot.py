@@ -37,8 +37,8 @@ class Nets:
 def seen_of(task: Any, seed: int = 1) -> Seen:
     draw = torch.Generator().manual_seed(seed)
     draws = torch.rand(SAMPLES, task.num_draws, generator=draw)
-    return Seen(torch.randn(2 * SAMPLES, 1, 8, 8, generator=draw), torch.zeros(SAMPLES, dtype=torch.int64), draws, draws,
-                (torch.randn(SAMPLES, 1, 4, 4, generator=draw),))
+    return Seen(torch.randn(2 * SAMPLES, 1, 8, 8, generator=draw), torch.zeros(SAMPLES, dtype=torch.int64), draws,
+                (torch.randn(SAMPLES, 1, 4, 4, generator=draw),), on_host=draws.numpy())
 
 
 def built(task: Any) -> torch.nn.Module:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,12 +50,12 @@ class MaskedDistilling(SelfDistilling):
         evaluation nothing is."""
         assert seen.on_host is not None
         count, samples = self.objective.global_views, len(seen.labels)
-        draws = seen.on_host.unflatten(1, (count, -1)).transpose(0, 1).flatten(0, 1)
-        mask = torch.from_numpy(self.sampler.of(draws.numpy()))
+        draws = seen.on_host.reshape(samples, count, -1).swapaxes(0, 1).reshape(count * samples, -1)
+        mask = self.sampler.of(draws)
         if is_evaluation(seen):
-            mask = mask[:samples] & False
-        picked = mask.flatten().nonzero()[:, 0]
-        return tuple(one.to(seen.images.device, non_blocking=True) for one in (mask, picked))       # type: ignore[return-value]
+            mask = np.zeros_like(mask[:samples])
+        device = seen.images.device
+        return torch.from_numpy(mask).to(device), torch.from_numpy(np.flatnonzero(mask)).to(device)
 
     def inputs(self, seen: Seen) -> tuple[Any, ...]:
         mask, picked = self.masks(seen)

@@ -58,7 +58,7 @@ class GaussianEmbedding(Task):
         assert seen.coupled is not None
         told, share = seen.coupled.rows, self.objective.sigreg
         views = output[0].unflatten(0, (-1, len(seen.labels)))
-        pulls = sum(pulled(view, told["along"][0], slope) for view, slope in zip(views, told["slope"][0], strict=True))
+        pulls = torch.stack([pulled(view, told["along"][0], slope) for view, slope in zip(views, told["slope"][0], strict=True)]).sum(dim=0)
         return (1 - share) * invariance_losses(views, self.objective.global_views) + share * (told["statistic"] + pulls - pulls.detach())
 
     def evaluation_losses(self, output: Any, seen: Seen) -> Tensor:

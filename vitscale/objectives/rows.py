@@ -22,7 +22,7 @@ Row = Tensor | Ragged
 def joined(parts: Sequence[Row], size: int) -> Row:
     """The rows of micro-batches of `size` samples, one after the other."""
     if not isinstance(parts[0], Ragged):
-        return torch.cat(cast(Sequence[Tensor], parts))
+        return torch.cat(cast(list[Tensor], parts))
     ragged = cast(Sequence[Ragged], parts)
     return Ragged(torch.cat([one.values for one in ragged]), torch.cat([one.owner + number * size for number, one in enumerate(ragged)]))
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vitscale.metrics import Metric, Numbers, numbers_of
@@ -31,9 +33,9 @@ class Seen:
     images: Tensor              # (v b, C, S, S) fp32, augmented and normalised: of the first set of views, mostly the only one, of one view
     labels: Tensor              # (b,) int64 or targets (b, classes) float; zeros where the recipe has no labels
     draws: Tensor | None = None     # (b, num_draws) fp32 uniforms in [0, 1), by sample
-    on_host: Tensor | None = None   # the same on the CPU, for choices whose size the host must know
     more: tuple[Tensor, ...] = ()   # images of the other sets of views
     coupled: Coupled | None = None  # of a task that surveys
+    on_host: NDArray[np.float32] | None = None      # the draws, for choices whose size the host must know
 
     @property
     def views(self) -> tuple[Tensor, ...]:

@@ -31,7 +31,8 @@ from vitscale.recipe.objectives import OBJECTIVES, Classification, OneObjective
 from vitscale.recipe.steps import Steps
 
 if TYPE_CHECKING:
-    Judge = OneOfFeatures = str
+    Judge = str
+    OneOfFeatures = str
 else:
     OneOfFeatures = Literal[tuple(OF_FEATURES)]
     Judge = Literal[tuple(one.column for one in JUDGES)]        # the numbers of evaluations that runs can be judged by

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -109,7 +110,8 @@ def _given(recipe: Recipe, task: Task, count: int, drop_rates: Sequence[float]) 
     images, *more = (torch.zeros(one.count * count, recipe.model.channels, one.image, one.image) for one in kinds)
     draws = torch.zeros(count, task.num_draws) if task.num_draws else None
     keep = torch.ones(len(drop_rates), count * sum(one.count for one in kinds)) if any(drop_rates) else None
-    return Seen(images, torch.zeros(count, dtype=torch.int64), draws, tuple(more)), keep
+    on_host = np.random.Generator(np.random.Philox(0)).random((count, task.num_draws), np.float32)
+    return Seen(images, torch.zeros(count, dtype=torch.int64), draws, tuple(more), on_host=on_host), keep
 
 
 def _step(engine: Engine, coupling: Coupling, seen: Seen, keep: Tensor | None, tracker: MemTracker) -> None:

@@ -76,7 +76,8 @@ def device_inputs(micro: MicroBatch, device: torch.device, settings: Augment) ->
     weight, mixing = move(micro.weight), moved(micro.mix, move)
     if mixing is not None:
         images, labels = mix.apply(images, labels, weight, mixing)
-    seen = Seen(images, labels, None if micro.draws is None else move(micro.draws), micro.draws, tuple(more))
+    draws = None if micro.draws is None else move(micro.draws)
+    seen = Seen(images, labels, draws, tuple(more), on_host=None if micro.draws is None else micro.draws.numpy())
     return seen, weight, None if micro.keep is None else move(micro.keep)
 
 
