@@ -4,10 +4,12 @@ import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+from vitscale.metrics import JUDGES, OF_FEATURES
 
 
 def whole(value: Any) -> Any:
@@ -69,6 +71,13 @@ _Turn = Annotated[float, Field(ge=0, le=0.5)]
 _Jitters = NotNegative | tuple[NotNegative, NotNegative, NotNegative] | tuple[NotNegative, NotNegative, NotNegative, _Turn]
 Jitter = Annotated[
     tuple[NotNegative, NotNegative, NotNegative, _Turn], BeforeValidator(_jitter, json_schema_input_type=_Jitters)]
+
+if TYPE_CHECKING:
+    Judge = str
+    OneOfFeatures = str
+else:
+    OneOfFeatures = Literal[tuple(OF_FEATURES)]
+    Judge = Literal[tuple(one.column for one in JUDGES)]        # the numbers of evaluations that runs can be judged by
 
 
 class Section(BaseModel):

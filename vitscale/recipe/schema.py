@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, 
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from vitscale.metrics import JUDGES, OF_FEATURES, numbers_of
+from vitscale.metrics import numbers_of
 from vitscale.recipe.duration import Duration, DurationOrTime
 from vitscale.recipe.fields import (
     Code,
@@ -17,7 +17,9 @@ from vitscale.recipe.fields import (
     Fraction,
     Interval,
     Jitter,
+    Judge,
     NotNegative,
+    OneOfFeatures,
     Positive,
     Rate,
     Section,
@@ -30,12 +32,6 @@ from vitscale.recipe.fields import (
 from vitscale.recipe.objectives import OBJECTIVES, Classification, OneObjective
 from vitscale.recipe.steps import Steps
 
-if TYPE_CHECKING:
-    Judge = str
-    OneOfFeatures = str
-else:
-    OneOfFeatures = Literal[tuple(OF_FEATURES)]
-    Judge = Literal[tuple(one.column for one in JUDGES)]        # the numbers of evaluations that runs can be judged by
 JUDGE = numbers_of("classification").judge.column               # by which they are where the recipe names no objective
 
 

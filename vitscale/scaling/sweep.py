@@ -7,9 +7,8 @@ from pydantic import BeforeValidator, Field
 
 from vitscale.errors import RecipeError
 from vitscale.metrics.system import EVALUATION_LOSS
-from vitscale.recipe.fields import Count, CountOrZero, Positive, Section
+from vitscale.recipe.fields import Count, CountOrZero, Judge, Positive, Section
 from vitscale.recipe.load import RECIPES, check_section, read_values
-from vitscale.recipe.schema import Judge
 
 
 def _tuple(value: Any) -> Any:
