@@ -10,7 +10,7 @@ from rich.console import Console
 
 from vitscale import terminal
 from vitscale.errors import DataError, RecipeError
-from vitscale.metrics import COLUMNS, JUDGES, text
+from vitscale.metrics import COLUMNS, text
 from vitscale.metrics.system import EVALUATION_LOSS
 from vitscale.plan.flops import training_flops_per_image
 from vitscale.plan.params import count_params
@@ -27,7 +27,7 @@ from vitscale.scaling.prediction import FILE as PREDICTION
 from vitscale.scaling.prediction import judge, predict
 from vitscale.scaling.runner import manifest, outcome_of
 from vitscale.scaling.say import number, show_fit, span
-from vitscale.scaling.seeds import say_seeds
+from vitscale.scaling.seeds import judges_of, say_seeds
 from vitscale.scaling.shapes import family
 from vitscale.scaling.sweep import Sweep
 
@@ -84,7 +84,7 @@ def show_runs(folder: Path, console: Console) -> None:
     """Of a sweep over architectures: runs.csv, and the same for people."""
     rows = rows_of(folder)
     write_csv(folder / "runs.csv", rows)
-    judges, shown = tuple(reversed(JUDGES)), []
+    judges, shown = judges_of(rows), []
     for row in rows:
         told = [text(row[one.column], one.unit, 3 if one.unit == "ratio" else 4) for one in judges]
         if row["reason"] is not None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vitscale.metrics import JUDGES, text
+from vitscale.metrics import JUDGES, Metric, text
 from vitscale.metrics.metric import Unit
+from vitscale.metrics.system import EVALUATION_LOSS
 
 _OWN = ("name", "seed", "trunk", "branch_step")      # of a run, whatever it shares with others
 
@@ -73,11 +74,17 @@ def words(told: Mapping[str, Any] | None, runs: int, unit: Unit = "number") -> s
     return f"{mean} ± {deviation}, {low} to {high}, of {some}"
 
 
+def judges_of(rows: Sequence[Mapping[str, Any]]) -> list[Metric]:
+    """Those of JUDGES that some row of runs.csv has a number of, the loss first and in any case."""
+    done = [row for row in rows if row["reason"] is None]
+    return [judge for judge in reversed(JUDGES) if judge == EVALUATION_LOSS or any(not math.isnan(float(row[judge.column])) for row in done)]
+
+
 def say_seeds(rows: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> list[str]:
     """Lines for people.  `rows`: of runs.csv; `told`: sweep.json.  Means over seeds, and how many of all runs are in which state."""
     measured = {str(row["run"]): {judge.column: float(row[judge.column]) for judge in JUDGES} for row in rows if row["reason"] is None}
     lines = [f"  {', '.join(one['names'])}: "
-             + "; ".join(f"{judge.word} {words(one[judge.column], one['runs'], judge.unit)}" for judge in reversed(JUDGES))
+             + "; ".join(f"{judge.word} {words(one[judge.column], one['runs'], judge.unit)}" for judge in judges_of(rows))
              for one in over_seeds(told["runs"], measured)]
     states = Counter(str(row["state"]) for row in rows) + Counter({"refused": len(told.get("pruned", ()))})
     counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
