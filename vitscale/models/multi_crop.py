@@ -75,18 +75,18 @@ class MaskedCrops(MultiCrop):
             self.width, objective.hidden, objective.bottleneck, objective.patch_prototypes, objective.layers)
 
     def forward(  # type: ignore[override]
-        self, images: Tensor, keep: Tensor | None, picked: Tensor, mask: Tensor | None, *more: Tensor,
+        self, images: Tensor, keep: Tensor | None, picked: Tensor, mask: Tensor, *more: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Views as MultiCrop's, of which the first b' are of one size and have N patches each -> logits (all n, K) and pooled features
         (all n, D) of the views, and logits (M, K') of patches.
 
         picked (M,) int64: for which patches an answer is wanted, their places in the first views' b' N.  mask (b', N) bool: which of
-        them are hidden; None: none.
+        them are hidden.
         """
         pooled, patches = [], picked.new_empty(0)
         for number, (alike, kept) in enumerate(by_size((images, *more), keep)):
             tokens = self.patch_embed(alike)
-            if number == 0 and mask is not None:
+            if number == 0:
                 tokens = torch.cat([hidden(tokens[:len(mask)], mask, self.mask_token), tokens[len(mask):]])
             tokens = self.encoded(tokens, self.patch_embed.grid(alike), kept)
             pooled.append(self.pooled(tokens))

@@ -64,9 +64,9 @@ class MaskedDistilling(SelfDistilling):
 
     def survey(self, networks: Networks, seen: Seen) -> dict[str, Row]:
         """`teacher` (b, T, K), and ragged `patches`: its logits of what is hidden from the student."""
-        _, picked = self.masks(seen)
+        mask, picked = self.masks(seen)
         images, *more = self.global_views(seen)
-        logits, features, patches = networks.teacher(images, picked, None, *more)
+        logits, features, patches = networks.teacher(images, picked, torch.zeros_like(mask), *more)
         owner = picked // grid(self.model)**2 % len(seen.labels)
         return self.surveyed(logits, features, seen) | {"patches": Ragged(patches, owner)}
 

@@ -77,7 +77,8 @@ def words(told: Mapping[str, Any] | None, runs: int, unit: Unit = "number") -> s
 def judges_of(rows: Sequence[Mapping[str, Any]]) -> list[Metric]:
     """Those of JUDGES that some row of runs.csv has a number of, the loss first and in any case."""
     done = [row for row in rows if row["reason"] is None]
-    return [judge for judge in reversed(JUDGES) if judge == EVALUATION_LOSS or any(not math.isnan(float(row[judge.column])) for row in done)]
+    return [judge for judge in reversed(JUDGES)
+            if judge == EVALUATION_LOSS or any(not math.isnan(float(row[judge.column])) for row in done)]
 
 
 def say_seeds(rows: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> list[str]:
