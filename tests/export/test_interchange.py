@@ -40,6 +40,14 @@ def test_todays_folders_have_equal_answers_or_are_refused_by_name(library: str, 
     judge(run(library, "--sample", str(count), "--seed", str(seed)))
 
 
+def test_timm_goes_on_with_what_we_wrote() -> None:
+    if not (Path(sys.prefix) / "peers" / "timm").is_dir():
+        pytest.skip("timm is not in its environment; `make .venv/peers` puts it there")
+    rows = run("ours")
+    assert len(rows) >= 40
+    assert not [row for row in rows if row["result"] != "equal"]
+
+
 @pytest.mark.all
 @pytest.mark.parametrize("library", ["timm", "transformers"])
 def test_all_of_them(library: str) -> None:

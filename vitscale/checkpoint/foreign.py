@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vitscale.checkpoint.exported import as_exported
 from vitscale.checkpoint.facts import read_object, short
 from vitscale.checkpoint.tensors import read_tensors
 from vitscale.data.transform import Transform
@@ -90,6 +91,8 @@ def _read_folder(folder: Path) -> Folder:
         prepared = prepared_by_transformers(read_object(about) if about.is_file() else None, str(config["model_type"]), section.image)
         labels = config.get("id2label") or {}
         names = [labels.get(str(number), str(number)) for number in range(section.classes)] if labels else ()
+    if (found := as_exported(config, weights, theirs)) is not None:
+        section, weights = found
     if idle:
         more = f" and {len(idle) - 6} more" if len(idle) > 6 else ""
         notes.append(f"left behind, since no answer depends on it: {', '.join(idle[:6])}{more}")

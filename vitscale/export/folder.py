@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import vitscale
+from vitscale.checkpoint.exported import NOTE, note_of
 from vitscale.checkpoint.foreign import CONFIG, PREPROCESSOR, WEIGHTS
 from vitscale.checkpoint.load import Loaded
 from vitscale.models.timm_config import timm_architecture, to_timm
@@ -21,7 +22,7 @@ def write_transformers(loaded: Loaded, out: Path) -> str:
     kind = kind_of(loaded.section)
     config = config_of(kind, loaded.section, loaded.class_names)
     weights = to_transformers(kind, loaded.section, own_weights(loaded))
-    _write(out, config, weights)
+    _write(out, config | {NOTE: note_of(loaded.section)}, weights)
     _json(out / PREPROCESSOR, _preprocessor(loaded))
     return str(config["architectures"][0])
 
@@ -33,13 +34,21 @@ def write_timm(loaded: Loaded, out: Path) -> str:
     about = {
         "input_size": [transform.channels, transform.image, transform.image], "crop_pct": transform.crop,
         "interpolation": transform.resampling, "crop_mode": "squash" if isinstance(transform.resize, tuple) else "center",
-        "mean": list(transform.mean), "std": list(transform.std), "num_classes": loaded.section.classes, "fixed_input_size": False,
+        "mean": list(transform.mean), "std": list(transform.std), "num_classes": loaded.section.classes,
+        "fixed_input_size": loaded.section.family != "convnext", **_ends(loaded.section.family),
     }
-    config: dict[str, Any] = {"architecture": name, "num_classes": loaded.section.classes, "model_args": arguments, "pretrained_cfg": about}
+    config: dict[str, Any] = {"architecture": name, "num_classes": loaded.section.classes, "model_args": arguments, "pretrained_cfg": about,
+                              NOTE: note_of(loaded.section)}
     if loaded.named:
         config["label_names"] = list(loaded.class_names)
     _write(out, config, to_timm(loaded.section, own_weights(loaded)))
     return name
+
+
+def _ends(family: str) -> dict[str, Any]:
+    """Where timm finds what it makes anew for other classes, and fits to other channels."""
+    classifier = {"deit": ["head", "head_dist"], "swin": "head.fc", "convnext": "head.fc"}.get(family, "head")
+    return {"classifier": classifier, "first_conv": "stem.0" if family == "convnext" else "patch_embed.proj"}
 
 
 def write_safetensors(loaded: Loaded, out: Path) -> str:

@@ -16,8 +16,30 @@ from vitscale.shapes.vit import grid, num_placed, shape_of
 _POOLS = {"token": "token", "mean": "avg", "attention": "map"}
 
 
+# What each class holds besides sizes and what matters in training alone: whatever else a section asks for is refused by its name.
+_ANYWHERE = {"family", "size", "image", "channels", "classes", "width", "widths", "depth", "depths", "heads", "mlp", "patch", "window",
+             "dropout", "head_dropout", "drop_path", "drop_path_schedule", "drop_path_group", "position_interpolation", "norm_eps"}
+_HELD = {"vit": {"registers", "pool", "pool_norm", "position", "class_position", "qkv_bias", "qk_norm", "layer_scale",
+                 "pool_include_prefix"},
+         "swin": {"version"}, "convnext": {"version", "layer_scale"}}
+
+
+def _unexpressed(section: Model) -> list[tuple[str, str]]:
+    held = _ANYWHERE | _HELD.get("vit" if isinstance(section, Vit) else section.family, set())
+    wrong = [(f"model.{key}", f"{value} has no expression there") for key, field in type(section).model_fields.items()
+             if key not in held and (value := getattr(section, key)) != field.default]
+    usual = type(section).model_fields["norm_eps"].default if "norm_eps" in type(section).model_fields else None
+    if usual is not None and getattr(section, "norm_eps") != usual:     # noqa: B009  (not every family has one)
+        wrong.append(("model.norm_eps", f"{getattr(section, 'norm_eps'):g} is not timm's, which is {usual:g}"))     # noqa: B009
+    if isinstance(section, Vit) and section.pool not in _POOLS:
+        wrong.append(("model.pool", f"{section.pool} has no expression there"))
+    return wrong
+
+
 def timm_architecture(section: Model) -> tuple[str, dict[str, Any]]:
     """(name, arguments) for timm.create_model.  Raises RecipeError naming each option that timm has no argument for."""
+    if wrong := _unexpressed(section):
+        raise RecipeError(_refusal(wrong))
     common = {"in_chans": section.channels, "num_classes": section.classes}
     if isinstance(section, Swin):
         stages = swin.stages_of(section)
@@ -43,14 +65,9 @@ def _refusal(wrong: list[tuple[str, str]]) -> str:
 
 
 def _vit(section: Vit, common: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    plain = {"attention": "full", "patch_embed": "patch", "parallel": False, "gated": False, "head_hidden": None, "class_tokens": 1,
-             "mup_base_width": None, "mup_base_head_width": None}
-    wrong = [(f"model.{key}", f"{getattr(section, key)} has no expression there") for key, value in plain.items()
-             if getattr(section, key) != value]
+    wrong = []
     if section.position in ("rotary", "relative"):
         wrong.append(("model.position", f"{section.position} belongs to other classes of timm's than its Vision Transformer"))
-    if section.norm_eps != 1e-6:
-        wrong.append(("model.norm_eps", f"{section.norm_eps:g} is not timm's, which is 1e-6"))
     if section.family == "deit" and section.registers:
         wrong.append(("model.registers", "do not go with a distillation token there"))
     if wrong:
@@ -64,7 +81,8 @@ def _vit(section: Vit, common: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return "vit_base_patch16_224", arguments | {
         "global_pool": _POOLS[section.pool], "class_token": section.pool == "token", "reg_tokens": section.registers,
         "fc_norm": section.pool_norm, "no_embed_class": not embeds_class(section),
-        "pos_embed": "none" if section.position == "none" else "learn"}
+        "pos_embed": "none" if section.position == "none" else "learn",
+        "pool_include_prefix": section.pool == "attention" if section.pool_include_prefix is None else section.pool_include_prefix}
 
 
 def to_timm(section: Model, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ Reader = Callable[[ForeignKeys], dict[str, Any]]
 _TRAINING = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "drop_block_rate",
              "weight_init", "fix_init", "head_init_scale")
 _SIZES = ("dynamic_img_size", "dynamic_img_pad", "strict_img_size", "always_partition")      # which other sizes are taken
-_ABOUT = ("architecture", "num_features", "label_names", "label_descriptions", "labels", "model_args", "pretrained_cfg")
+_ABOUT = ("vitscale_model", "architecture", "num_features", "label_names", "label_descriptions", "labels", "model_args", "pretrained_cfg")
 _PRETRAINED = """
     url file state_dict hf_hub_id hf_hub_filename source architecture tag custom_load test_input_size min_input_size fixed_input_size
     interpolation crop_pct test_crop_pct crop_mode mean std label_offset label_names label_descriptions pool_size test_pool_size first_conv

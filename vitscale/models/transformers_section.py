@@ -27,7 +27,7 @@ _GENERAL = """
     encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores return_dict_in_generate forced_bos_token_id
     forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens bos_token_id
     pad_token_id eos_token_id sep_token_id decoder_start_token_id prefix task_specific_params tokenizer_class initializer_range
-    initializer_factor""".split()    # noqa: SIM905  (a hundred quotes)
+    initializer_factor vitscale_model""".split()    # noqa: SIM905  (a hundred quotes)
 _AS_BACKBONE = ("out_features", "out_indices", "stage_names", "reshape_hidden_states", "apply_layernorm")    # of AutoBackbone alone
 
 
