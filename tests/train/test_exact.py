@@ -43,6 +43,17 @@ def test_within_five_percent_otherwise_too(overrides, world, steps):
 
 
 @pytest.mark.slow       # the same
+@pytest.mark.parametrize(("engine", "world", "recompute", "steps"), [
+    ("ddp", 8, "none", 1), pytest.param("fsdp", 8, "none", 1, marks=pytest.mark.all),
+    pytest.param("fsdp", 8, "blocks", 1, marks=pytest.mark.all), pytest.param("fsdp", 8, "none", 2, marks=pytest.mark.all)])
+def test_a_teacher_and_views_are_counted(engine, world, recompute, steps):
+    """Of one size: the tracker does not follow a block that several go through."""
+    section = load_recipe("dino_s16_in1k", ["model.depth=3", "parallel.compile=false", f"parallel.engine={engine}",
+                                            f"parallel.recompute={recompute}", "data.views=[{name: a, count: 4}]"])
+    assert abs(error_of(section, world, 16, steps)) < 0.05
+
+
+@pytest.mark.slow       # the same
 def test_what_groups_of_stochastic_depth_save_comes_on_top():
     """The planner does not count on it."""
     dropping = ["model.drop_path=0.5", "model.drop_path_schedule=constant"]

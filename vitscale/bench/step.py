@@ -147,7 +147,7 @@ def _made_up(recipe: Recipe, count: int, drop_rates: Sequence[float], num_draws:
 
 def one_step(coupling: Coupling, batch: StepBatch, inputs: Inputs, lr: float, meters: Meters) -> float:
     """Train one step; -> seconds, on a GPU by its own clock, between events."""
-    engine, now = coupling.engine, Now(batch.end, batch.end)
+    engine, now = coupling.engine, Now(batch.end, batch.end, batch.end)
 
     def step() -> None:
         coupled = coupling.of_step(batch, inputs, now)

@@ -1,6 +1,5 @@
 """Learning from a teacher's answers as well as from labels (Hinton et al. 2015; Touvron et al. 2021, DeiT, section 4)."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -9,19 +8,12 @@ from torch import Tensor
 from vitscale.objectives.classification import Classifying, per_sample_loss
 from vitscale.objectives.task import Companion, Frozen, Seen
 from vitscale.recipe.objectives import Distillation
-from vitscale.recipe.schema import Model
-
-Teacher = Callable[[Tensor], Tensor]        # images (b, C, S, S) as the student sees them -> logits (b, classes); keeps no gradient
 
 
 class Distilling(Classifying):
     """The teacher's part of the loss falls on the distillation token's logits if the model has one (DeiT), else on its only ones."""
 
     objective: Distillation
-
-    def __init__(self, model: Model, objective: Distillation) -> None:
-        super().__init__(model, objective)
-        self.teacher: Teacher | None = None         # whoever knows how to read one puts it here
 
     def companions(self) -> tuple[Companion, ...]:
         return (Frozen(self.objective.teacher),)

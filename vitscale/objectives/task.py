@@ -1,7 +1,7 @@
 """What is asked of a model on a batch: what it is given, how wrong its answer is, and what else is told of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -73,6 +73,7 @@ class Frozen:
 
 
 Companion = Averaged | Frozen
+Teacher = Callable[[Tensor], Tensor]        # images (b, C, S, S) as the student sees them -> logits (b, classes); keeps no gradient
 
 
 class Task(ABC):
@@ -85,6 +86,7 @@ class Task(ABC):
     objective: Objective
     num_draws = 0               # uniforms that it wants for each sample; drawn on the host by key, so that no rank or device changes them
     surveys = False             # survey() and couple() are asked
+    teacher: Teacher | None = None      # of a Frozen companion: whoever knows how to read one puts it here
     # How far a sample's loss looks: at itself alone, at its group (data.group), or at the whole global batch.
     coupling: Literal["none", "group", "batch"] = "none"
 

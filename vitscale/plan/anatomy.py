@@ -21,6 +21,7 @@ class Unit:
     attention_outputs: int  # of `outputs`, the same
     mask_bytes: int         # masks of elementwise dropout
     in_flight: int          # numbers of the gradients that live at once while it is differentiated, besides what is kept
+    of_weights: int = 0     # numbers made of its weights alone that live meanwhile, however many the images
 
 
 @dataclass(frozen=True)

@@ -132,13 +132,14 @@ def _moments(recipe: Recipe, axes: Axes, micro_batch: int, micro_steps: int, on_
     attention = list(accumulate((one.attention_held for one in kept), initial=0))
     found = []
     for turn in _turns(parts.units, parallel.recompute_every):
-        unit, still, mixed = 0, held[turn], attention[turn]
+        unit, still, mixed, made = 0, held[turn], attention[turn], 0
         if turn < len(parts.units):
             unit = element * parts.units[turn].in_flight
+            made = (4 if _autocast(recipe) else element) * parts.units[turn].of_weights
             still += kept[turn].held + kept[turn].again
             mixed += kept[turn].attention_held + kept[turn].attention_again
         weights, gradients, communication = states.at(turn)
-        found.append(Memory(weights, gradients, states.optimizer, states.ema, rows + micro_batch * (ends + still - mixed + unit),
+        found.append(Memory(weights, gradients, states.optimizer, states.ema, rows + made + micro_batch * (ends + still - mixed + unit),
                             micro_batch * mixed, communication, loader, context))
     return found
 

@@ -28,6 +28,8 @@ def dino_anatomy(model: Vit, objective: Dino, views: Sequence[ViewSet] = ()) -> 
     heads += [_head((shape_of(encoder).width, *inner, prototypes), count) for count, _, prototypes in rows[1:]]
     found = _encoded(encoder, sizes, teacher, views)
     matrices = [head.params - sum(inner) for head in heads]
+    # prototypes at length 1, and gradients on the way to what they are made of
+    heads = [replace(head, of_weights=3 * objective.bottleneck * one[2]) for head, one in zip(heads, rows, strict=True)]
     return replace(
         found, params=found.params | {"prototype_head": sum(head.params for head in heads)} | ({"mask_token": extra} if extra else {}),
         flops=found.flops | {"prototype_head": sum(2 * count * size for (count, _, _), size in zip(rows, matrices, strict=True))},
@@ -87,7 +89,7 @@ def _head(widths: Sequence[int], count: int) -> Unit:
 def _together(units: Iterable[Unit]) -> Unit:
     """One block that each of these goes through: all that is kept of them, and the parameters once."""
     units = list(units)
-    return Unit(**{field.name: units[0].params if field.name == "params" else
+    return Unit(**{field.name: getattr(units[0], field.name) if field.name in ("params", "of_weights") else
                    (max if field.name == "in_flight" else sum)(getattr(one, field.name) for one in units) for field in fields(Unit)})
 
 

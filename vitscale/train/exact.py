@@ -124,7 +124,7 @@ def _step(engine: Engine, coupling: Coupling, seen: Seen, keep: Tensor | None, t
         return seen, torch.ones(count), keep
 
     inputs = SimpleNamespace(of=given)
-    coupled = coupling.of_step(SimpleNamespace(micro=micro, size=steps * count), inputs, Now(1, 1))     # type: ignore[arg-type]
+    coupled = coupling.of_step(SimpleNamespace(micro=micro, size=steps * count), inputs, Now(1, 1, 1))     # type: ignore[arg-type]
     for number in range(steps):
         tracker.reset_mod_stats()                   # it takes a module's second forward pass for a mistake
         with engine.micro_step(last=number == steps - 1):

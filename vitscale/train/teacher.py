@@ -13,7 +13,7 @@ from vitscale.checkpoint.load import Loaded, load
 from vitscale.checkpoint.weights import refuse_not_finite
 from vitscale.errors import CheckpointError, RecipeError
 from vitscale.objectives import Task
-from vitscale.objectives.distillation import Distilling
+from vitscale.objectives.task import Frozen
 from vitscale.recipe import Recipe
 from vitscale.recipe.teacher import CONFIG_FILE, RECIPE_FILE
 
@@ -45,10 +45,11 @@ class FrozenTeacher:
 
 
 def give_teacher(task: Task, recipe: Recipe, device: torch.device) -> None:
-    """Read the teacher of a task that has one.  Raises RecipeError or CheckpointError for one that cannot be used."""
-    if isinstance(task, Distilling):
-        task.teacher = teacher = _read_teacher(Path(task.objective.teacher), recipe, device)
-        refuse_not_finite(Path(task.objective.teacher), dict(teacher.model.named_parameters()))
+    """Read the frozen companion of a task that has one.  Raises RecipeError or CheckpointError for one that cannot be used."""
+    for one in task.companions():
+        if isinstance(one, Frozen):
+            task.teacher = teacher = _read_teacher(Path(one.source), recipe, device)
+            refuse_not_finite(Path(one.source), dict(teacher.model.named_parameters()))
 
 
 def _read_teacher(folder: Path, recipe: Recipe, device: torch.device) -> FrozenTeacher:
