@@ -3,11 +3,13 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitscale.observe.report import render_report
 from vitscale.pages.document import SCRIPTS, SHEETS, as_json, linked, one_file
 from vitscale.pages.sheet import DrawnLine, chart
 
@@ -48,6 +50,16 @@ def test_whatever_is_held_comes_back_and_is_no_markup(title: str, held: object) 
 @pytest.mark.parametrize("beside", ["plain", "half a character \ud800"])
 def test_what_is_not_finite_is_null(value: float, beside: str) -> None:
     assert json.loads(as_json({"a": [value], "b": beside}), parse_constant=pytest.fail)["a"] == [None]
+
+
+def test_a_run_whose_end_names_half_a_character_has_its_report(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    said = {"state": "failed", "exit_code": 3, "reason": "b\udcffd.jpg: no such file", "time": float("inf")}
+    (folder / "outcome.json").write_text(json.dumps(said))
+    report = render_report(folder)
+    report.encode()
+    assert "b?d.jpg" in report or "b\N{REPLACEMENT CHARACTER}d.jpg" in report
 
 
 def test_a_live_page_links_what_a_file_holds() -> None:
