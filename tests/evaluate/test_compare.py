@@ -56,6 +56,9 @@ def test_what_is_said_follows_from_the_numbers() -> None:
     near, far = replace(ENTRY, name="b", top1=0.94, interval=(0.92, 0.96)), replace(ENTRY, name="c", top1=0.5, interval=(0.45, 0.55))
     assert "not told apart" in verdict([near, ENTRY])[0]
     assert verdict([far, ENTRY])[0] == "a is right most often, by 45.00% over c: more than chance"
+    other = replace(near, on="10 images of others.tar")
+    assert "different sets and are not held side by side: a on" in verdict([other, ENTRY])[0]
+    assert not any("most often" in line for line in verdict([other, ENTRY]))
     assert not any("as many images" in line for line in verdict([near, ENTRY]))
     assert "as many images" in verdict([ENTRY, replace(far, images_seen=500, images_per_s=900.0)])[-1]
     assert verdict([ENTRY, replace(far, images_per_s=900.0, parameters=7)])[1] == "c is the fastest in batches, c the smallest"

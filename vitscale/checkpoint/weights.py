@@ -11,7 +11,7 @@ from vitscale.checkpoint.foreign import is_foreign_folder, read_folder
 from vitscale.checkpoint.store import EMA_WEIGHTS, FACTS, MANIFEST, WEIGHTS, checkpoints_in, damage_in, fault_in, read_facts
 from vitscale.checkpoint.tensors import first_not_finite, read_tensors
 from vitscale.errors import CheckpointError, RecipeError
-from vitscale.models.adapt import adapted
+from vitscale.models.adapt import adapted, unlike
 from vitscale.models.lora import has_adapters, merged
 from vitscale.models.names import CLASSIFIERS, HEAD, PRETRAINING
 from vitscale.recipe.objectives import OBJECTIVES
@@ -43,10 +43,11 @@ def read_weights(source: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
     return fitting(path, _load(path), shapes)
 
 
-def read_start(source: Path, model: nn.Module, objective: str) -> dict[str, Tensor]:
+def read_start(source: Path, model: nn.Module, objective: str, now: Model | None = None) -> dict[str, Tensor]:
     """What `init` gives a new model, of any folder that load() takes: adapted to it, and by name in fp32; the log says what was done.
 
-    Of a head that is another one, and of what comes anew, nothing is returned.  Raises CheckpointError for another backbone.
+    Of a head that is another one, and of what comes anew, nothing is returned.  `now`: the section of the new model.  Raises
+    CheckpointError for another backbone, also if its weights alone would not tell.
     """
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     section: Model | None
@@ -64,6 +65,8 @@ def read_start(source: Path, model: nn.Module, objective: str) -> dict[str, Tens
             weights = {name: value for name, value in weights.items() if name not in own}
             log.info("init=%s: %d of its tensors belong to %s alone and are left behind (%s)", source, len(own),
                      _objective_of(path) or "its pretraining", ", ".join(sorted({name.partition(".")[0] for name in own})))
+    if section is not None and now is not None:
+        _same_function(path, section, now)
     weights, notes = adapted(weights, model, section)
     for note in notes:
         log.info("init=%s: %s", source, note)
@@ -73,6 +76,18 @@ def read_start(source: Path, model: nn.Module, objective: str) -> dict[str, Tens
     found = fitting(path, weights, wanted)
     refuse_not_finite(path, found)
     return found
+
+
+def _same_function(path: Path, before: Model, now: Model) -> None:
+    """Raises CheckpointError for sections whose weights have the same shapes and mean something else; says what else is another."""
+    refused, said = unlike(before, now)
+    if refused:
+        had = ", ".join(f"{key} {was} (not {new})" for key, (was, new) in refused.items())
+        raise CheckpointError(f"{path}: was trained with {had}: its weights would be another function; set "
+                              f"{' '.join(f'{key}={was}' for key, (was, _) in refused.items())}")
+    if said:
+        log.info("init=%s: these are others than it was trained with: %s", path,
+                 ", ".join(f"{key} {new} (it had {was})" for key, (was, new) in said.items()))
 
 
 def refuse_not_finite(path: Path, weights: Mapping[str, Tensor]) -> None:

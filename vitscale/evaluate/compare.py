@@ -39,6 +39,7 @@ class ComparedModel:
     latency_s: float                # median of one image at a time
     images_per_s: float             # in batches
     peak_bytes: int                 # parameters and activations of a batch, in the forward pass
+    on: str = ""                    # the set that top1 is of: its shards, and how many images were read
 
 
 def compare(runs: Sequence[str], device: torch.device, batch: int = 64, checkpoint: str = "last") -> list[ComparedModel]:
@@ -55,13 +56,14 @@ def compare(runs: Sequence[str], device: torch.device, batch: int = 64, checkpoi
 
 def _entry(run: str, loaded: Loaded, latency_s: float, images_per_s: float, peak: int) -> ComparedModel:
     folder = loaded.source.parent.parent.parent if loaded.recipe else loaded.source.parent
-    top1, interval, judged = _accuracy(folder, loaded)
+    top1, interval, judged, on = _accuracy(folder, loaded)
     flops, seen = known_forward_flops(loaded.section), _images_seen(loaded)
     return ComparedModel(
         name=loaded.recipe.name if loaded.recipe else Path(run).name, family=loaded.section.family, image=loaded.transform.image, top1=top1,
         interval=interval, judged=judged, parameters=sum(parameter.numel() for parameter in loaded.model.parameters()), flops=flops,
         images_seen=seen, training_flops=3.0 * flops * seen if flops is not None and seen is not None else None,
         training_images_per_s=_training_speed(folder, loaded), latency_s=latency_s, images_per_s=images_per_s, peak_bytes=peak,
+        on=on,
     )
 
 
@@ -102,19 +104,26 @@ def peak_bytes(model: nn.Module, images: Tensor) -> int:
             parameter.requires_grad_(learns)
 
 
-def _accuracy(folder: Path, loaded: Loaded) -> tuple[float | None, tuple[float, float] | None, str]:
-    """What `vitscale eval` found of these weights, else the run's own evaluation at their step."""
+def _accuracy(folder: Path, loaded: Loaded) -> tuple[float | None, tuple[float, float] | None, str, str]:
+    """What `vitscale eval` found of these weights, else the run's own evaluation at their step; and of which set.
+
+    A run without labels was judged by a task of its own, such as which of four ways an image was turned, which is no accuracy over classes.
+    """
+    if loaded.recipe is not None and not loaded.recipe.objective.wants_labels:
+        return None, None, f"not over classes: it was trained for {loaded.recipe.objective.name}", ""
     known = read_object(folder / FILE)
     found = known.get("results", {}).get("accuracy", {}).get("top1")
     if found and known.get("step") == loaded.step:
-        return found["value"], tuple(found["interval"]), FILE
+        on = f"{known.get('images')} images of {', '.join(map(str, known.get('data', ())))}"
+        return found["value"], tuple(found["interval"]), FILE, on
     row = last_row(folder / METRICS, TOP1.column)
     if row and row.get("step") == loaded.step:
         from vitscale.evaluate.metrics import interval
 
         count, share = int(row[EVALUATED_IMAGES.column]), row[TOP1.column]
-        return share, interval(share * count, count), "training"
-    return None, None, "not measured: vitscale eval"
+        val = loaded.recipe.data.val if loaded.recipe else None
+        return share, interval(share * count, count), "training", f"{count} images of {', '.join(val or ())}"
+    return None, None, "not measured: vitscale eval", ""
 
 
 def _images_seen(loaded: Loaded) -> int | None:
@@ -161,7 +170,10 @@ def verdict(entries: Sequence[ComparedModel]) -> list[str]:
     """In words: who is right most often, and whether the gap is more than chance; who is fastest; who was not trained on as much."""
     judged = sorted((entry for entry in entries if entry.top1 is not None), key=lambda entry: -(entry.top1 or 0))
     said = []
-    if len(judged) > 1 and judged[0].interval and judged[1].interval:
+    if len({entry.on for entry in judged}) > 1:
+        sets = ", ".join(f"{entry.name} on {entry.on}" for entry in judged)
+        said.append(f"their accuracies are of different sets and are not held side by side: {sets}; `vitscale eval --data` measures on one")
+    elif len(judged) > 1 and judged[0].interval and judged[1].interval:
         first, second = judged[0], judged[1]
         clear = first.interval[0] > second.interval[1]      # type: ignore[index]
         said.append(f"{first.name} is right most often, by {first.top1 - second.top1:.2%} over {second.name}: "     # type: ignore[operator]

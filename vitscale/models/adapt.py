@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,9 @@ from vitscale.models.patch_embed import resample_kernel
 from vitscale.models.position import resample, resample_offsets, sincos
 from vitscale.models.surgery import operated
 from vitscale.models.vit import VisionTransformer
-from vitscale.recipe.schema import Model, Vit
-from vitscale.shapes.vit import grid, num_positions
+from vitscale.recipe.schema import Model, Swin, Vit
+from vitscale.shapes import swin
+from vitscale.shapes.vit import grid, num_positions, shape_of
 
 TABLE = "relative_position_bias_table"
 
@@ -143,3 +145,30 @@ def _classifiers(found: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
             notes.append(f"the head was of {classes} classes; this one {now}")
     if absent := [name for name in shapes if name.startswith((*HEAD, "head")) and name not in found]:
         notes.append(f"these begin at initial values: {', '.join(absent)}")
+
+
+# What weights do not show by their shapes and would mean something else with; and what is another model's business.
+_FUNCTION = ("heads", "norm_eps", "head_norm_eps", "hidden_act", "parallel", "gated", "rope_type", "rope_temperature", "rope_grid",
+             "rope_offset", "mup_base_head_width")
+_FREE = {"family", "size", "width", "widths", "depth", "depths", "heads", "mlp", "image", "patch", "channels", "classes", "registers",
+         "layer_scale", "dropout", "head_dropout", "drop_path", "drop_path_schedule", "drop_path_group", "mup_base_width", "pool",
+         "pool_norm", "head_hidden", "class_position"}
+
+
+def unlike(before: Model, now: Model) -> tuple[dict[str, tuple[Any, Any]], dict[str, tuple[Any, Any]]]:
+    """By dotted key (what it was, what it is): of what cannot be changed under weights, and of what can and is not said elsewhere."""
+    was, new = before.model_dump(), now.model_dump()
+    (wide, was["heads"]), (width, new["heads"]) = _heads(before), _heads(now)
+    if wide != width:               # which shapes tell
+        was["heads"] = new["heads"]
+    odd = {key: (value, new[key]) for key, value in was.items() if key in new and value != new[key]}
+    return ({f"model.{key}": odd[key] for key in _FUNCTION if key in odd},
+            {f"model.{key}": pair for key, pair in odd.items() if key not in _FREE and key not in _FUNCTION})
+
+
+def _heads(section: Model) -> tuple[Any, Any]:
+    """(width, heads) of each block or stage, also where a size names them."""
+    if isinstance(section, Vit):
+        return shape_of(section).width, shape_of(section).heads
+    stages = swin.stages_of(section) if isinstance(section, Swin) else ()
+    return [stage.width for stage in stages], [stage.heads for stage in stages]

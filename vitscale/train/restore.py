@@ -123,7 +123,7 @@ def initial_values(recipe: Recipe, task: Task, start: Start) -> ValueOf:
         skeleton = task.build()
     weights: dict[str, Tensor] = {}
     if recipe.init is not None and start.checkpoint is None:
-        weights = read_start(Path(recipe.init), skeleton, recipe.objective.name)
+        weights = read_start(Path(recipe.init), skeleton, recipe.objective.name, recipe.model)
 
     def value(name: str, shape: torch.Size) -> Tensor:
         if UP in name:              # an adapter adds nothing at first
