@@ -180,8 +180,8 @@ def test_foreign_folders_that_cannot_be_read_say_why(tmp_path):
 
 
 @pytest.mark.parametrize(("section", "key"), [
-    (Vit(**VIT, gated=True), "model.gated"), (Vit(**VIT, position="rotary"), "model.position"), (ConvNext(**CONVNEXT), "model.depths"),
-    (Vit(**VIT, norm_eps=1e-5), "model.norm_eps"),
+    (Vit(**VIT, head_hidden=8), "model.head_hidden"), (Vit(**VIT, position="rotary", hidden_act="relu"), "model.hidden_act"),
+    (ConvNext(**CONVNEXT), "model.depths"), (Vit(**VIT, norm_eps=1e-3), "model.norm_eps"), (Vit(**VIT, pool="token_mean"), "model.pool"),
 ])
 def test_timm_too_is_refused_what_it_has_no_argument_for(section, key, tmp_path):
     with pytest.raises(RecipeError, match=rf"{key} .*\n.*--format safetensors"):

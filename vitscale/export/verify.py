@@ -185,7 +185,7 @@ def _asked(kind: str, model: Any, images: Tensor) -> dict[str, Any]:
 def _pooled(loaded: Loaded, kind: str, output: Any) -> Tensor:
     """Our pooled features, of what a class without a classifier gives."""
     pool = getattr(loaded.section, "pool", "")
-    if KINDS[kind].pooler or pool == "attention" or getattr(loaded.section, "pool_norm", False):
+    if KINDS[kind].pooler or pool == "attention" or (pool == "mean" and getattr(loaded.section, "pool_norm", False)):
         return output.pooler_output
     tokens: Tensor = output.last_hidden_state
     return tokens[:, 0] if pool == "token" else tokens[:, getattr(loaded.section, "registers", 0):].mean(dim=1)

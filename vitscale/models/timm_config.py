@@ -1,4 +1,4 @@
-"""Which of timm's architectures, with which arguments, expresses a model section.  Our names of weights are timm's."""
+"""Which of timm's architectures, with which arguments, expresses a model section, and our weights as its class has them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,96 +7,214 @@ import torch
 from torch import Tensor
 
 from vitscale.errors import RecipeError
+from vitscale.models.attention import whole_bias
 from vitscale.models.position import sincos
 from vitscale.models.timm_section import embeds_class
 from vitscale.recipe.schema import ConvNext, Model, Swin, Vit
 from vitscale.shapes import convnext, swin
-from vitscale.shapes.vit import grid, num_placed, shape_of
+from vitscale.shapes.vit import grid, is_rotary, num_placed, pools_prefix, shape_of
 
+Wrong = list[tuple[str, str]]
 _POOLS = {"token": "token", "mean": "avg", "attention": "map"}
-
-
-# What each class holds besides sizes and what matters in training alone: whatever else a section asks for is refused by its name.
+# keys that every class has an argument for, or that matter in training alone, or at another size
 _ANYWHERE = {"family", "size", "image", "channels", "classes", "width", "widths", "depth", "depths", "heads", "mlp", "patch", "window",
-             "dropout", "head_dropout", "drop_path", "drop_path_schedule", "drop_path_group", "position_interpolation", "norm_eps"}
-_HELD = {"vit": {"registers", "pool", "pool_norm", "position", "class_position", "qkv_bias", "qk_norm", "layer_scale",
-                 "pool_include_prefix"},
-         "swin": {"version"}, "convnext": {"version", "layer_scale"}}
-
-
-def _unexpressed(section: Model) -> list[tuple[str, str]]:
-    held = _ANYWHERE | _HELD.get("vit" if isinstance(section, Vit) else section.family, set())
-    wrong = [(f"model.{key}", f"{value} has no expression there") for key, field in type(section).model_fields.items()
-             if key not in held and (value := getattr(section, key)) != field.default]
-    usual = type(section).model_fields["norm_eps"].default if "norm_eps" in type(section).model_fields else None
-    if usual is not None and getattr(section, "norm_eps") != usual:     # noqa: B009  (not every family has one)
-        wrong.append(("model.norm_eps", f"{getattr(section, 'norm_eps'):g} is not timm's, which is {usual:g}"))     # noqa: B009
-    if isinstance(section, Vit) and section.pool not in _POOLS:
-        wrong.append(("model.pool", f"{section.pool} has no expression there"))
-    return wrong
+             "dropout", "head_dropout", "drop_path", "drop_path_schedule", "drop_path_group", "position_interpolation", "norm_eps",
+             "hidden_act", "layer_scale", "version"}
+_BOTH = {"registers", "pool", "pool_norm", "position", "class_position", "qkv_bias", "key_bias", "scale_mlp_norm", "pool_include_prefix"}
+_MOST = _BOTH | {"qk_norm", "pre_norm", "final_norm", "scale_attn_norm", "gated"}
+# by class, what it holds besides; whatever else a section asks for is refused by its name
+_HELD: dict[str, set[str]] = {
+    "VisionTransformer": _MOST, "VisionTransformerDistilled": _MOST, "Beit": _BOTH,
+    "Eva": _MOST | {"rope_type", "rope_temperature", "rope_offset", "rope_grid", "pool_heads", "pool_mlp"},
+    "SwinTransformer": {"windows"}, "SwinTransformerV2": {"windows", "pretrained_windows"},
+    "ConvNeXt": {"use_grn", "stem", "kernel", "head_hidden"}}
+# what none of its Vision Transformers has
+_EVERY: dict[str, tuple[Any, ...]] = {
+    "attention": ("full",), "patch_embed": ("patch",), "parallel": (False,), "head_hidden": (None,), "class_tokens": (1,),
+    "mup_base_width": (None,), "mup_base_head_width": (None,), "pool": tuple(_POOLS)}
+# by class: keys of which it has only these values
+_ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
+    "VisionTransformer": {"rope_type": (None,), "position": ("learned", "sincos", "none"), "pool_heads": (None,), "pool_mlp": (None,),
+                          "norm_eps": (1e-6, 1e-5)},
+    "VisionTransformerDistilled": {"rope_type": (None,), "position": ("learned", "sincos"), "registers": (0,), "gated": (False,),
+                                   "norm_eps": (1e-6,), "pool": ("token",)},
+    "Eva": {"position": ("rotary", "learned", "none"), "hidden_act": ("gelu",), "norm_eps": (1e-6, 1e-5), "family": ("vit",)},
+    "Beit": {"rope_type": (None,), "position": ("relative",), "hidden_act": ("gelu",), "norm_eps": (1e-6,), "family": ("vit",),
+             "gated": (False,), "pool": ("token", "mean"), "qk_norm": (False,), "pre_norm": (False,), "final_norm": (True,),
+             "scale_attn_norm": (False,), "pool_include_prefix": (None, False)},
+}
 
 
 def timm_architecture(section: Model) -> tuple[str, dict[str, Any]]:
     """(name, arguments) for timm.create_model.  Raises RecipeError naming each option that timm has no argument for."""
-    if wrong := _unexpressed(section):
-        raise RecipeError(_refusal(wrong))
-    common = {"in_chans": section.channels, "num_classes": section.classes}
+    common: dict[str, Any] = {"in_chans": section.channels, "num_classes": section.classes}
     if isinstance(section, Swin):
-        stages = swin.stages_of(section)
-        name = "swin_tiny_patch4_window7_224" if section.version == 1 else "swinv2_tiny_window8_256"
-        return name, common | {"img_size": section.image, "patch_size": section.patch, "window_size": section.window,
-                               "embed_dim": stages[0].width, "depths": [stage.depth for stage in stages],
-                               "num_heads": [stage.heads for stage in stages]}
+        _check("SwinTransformer" if section.version == 1 else "SwinTransformerV2", section,
+               {"norm_eps": (1e-5,), **({"hidden_act": ("gelu",)} if section.version == 1 else {})})
+        return _swin(section, common)
     if isinstance(section, ConvNext):
-        rooms = convnext.stages_of(section)
-        if len(rooms) != 4:
-            raise RecipeError(_refusal([("model.depths", f"of {len(rooms)} stages has no expression there: its ConvNeXt has four")]))
-        scale = {} if section.version == 2 else {"ls_init_value": convnext.layer_scale_of(section)}
-        return "convnext_tiny" if section.version == 1 else "convnextv2_tiny", common | scale | {
-            "dims": [stage.width for stage in rooms], "depths": [stage.depth for stage in rooms]}
+        if len(convnext.stages_of(section)) != 4:
+            raise RecipeError(_refusal([("model.depths", f"of {len(convnext.stages_of(section))} stages has no expression there: its "
+                                         "ConvNeXt has four")]))
+        _check("ConvNeXt", section, {})
+        return _convnext(section, common)
     if not isinstance(section, Vit):
         raise RecipeError(_refusal([("model.family", f"{section.family} has no expression there")]))
-    return _vit(section, common)
+    kind = class_of(section)
+    _check(kind, section, _EVERY | _ONLY[kind], _together(kind, section))
+    shape = shape_of(section)
+    common |= {"img_size": section.image, "patch_size": section.patch, "embed_dim": shape.width, "depth": shape.depth,
+               "num_heads": shape.heads, "qkv_bias": section.qkv_bias, "init_values": section.layer_scale,
+               "mlp_ratio": _ratio(shape.mlp, shape.width)}
+    return {"Eva": _eva, "Beit": _beit}.get(kind, _vit)(section, common)
 
 
-def _refusal(wrong: list[tuple[str, str]]) -> str:
+def class_of(section: Vit) -> str:
+    """timm's class of a Vision Transformer."""
+    if section.family == "deit":
+        return "VisionTransformerDistilled"
+    probe = section.pool == "attention" and (section.pool_heads is not None or section.pool_mlp is not None)
+    return "Beit" if section.position == "relative" else "Eva" if is_rotary(section) or probe else "VisionTransformer"
+
+
+def _refusal(wrong: Wrong) -> str:
     return "\n".join(["no stock class of timm's expresses this model:", *(f"  {key}  {why}" for key, why in wrong),
                       "write it with --format safetensors instead"])
 
 
-def _vit(section: Vit, common: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    wrong = []
-    if section.position in ("rotary", "relative"):
-        wrong.append(("model.position", f"{section.position} belongs to other classes of timm's than its Vision Transformer"))
-    if section.family == "deit" and section.registers:
-        wrong.append(("model.registers", "do not go with a distillation token there"))
+def _check(kind: str, section: Model, allowed: Mapping[str, tuple[Any, ...]], more: Wrong | None = None) -> None:
+    """Raises RecipeError naming every key that a class does not hold, and every value that it has not."""
+    held = _ANYWHERE | _HELD[kind] | set(allowed)
+    wrong = [(f"model.{key}", f"{value} has no expression there") for key, field in type(section).model_fields.items()
+             if key not in held and (value := getattr(section, key)) != field.default]
+    wrong += [(f"model.{key}", f"{getattr(section, key)} has no expression there; {' or '.join(map(str, values))} has")
+              for key, values in allowed.items() if getattr(section, key) not in values] + (more or [])
     if wrong:
         raise RecipeError(_refusal(wrong))
+
+
+def _together(kind: str, section: Vit) -> Wrong:
+    """What has no expression although each by itself has."""
+    found: Wrong = []
+    attentive = section.pool == "attention"
+    if kind == "VisionTransformer" and section.gated and (attentive or section.norm_eps != 1e-6):
+        found.append(("model.gated", "has no expression there with attention pooling or another norm_eps than 1e-6"))
+    if kind == "Eva":
+        before = section.registers > 0
+        if before and section.pool != "token" and pools_prefix(section) != attentive:
+            found.append(("model.pool_include_prefix", f"{section.pool_include_prefix} has no expression there with {section.pool}"))
+    if kind == "Beit" and section.registers != (section.pool == "mean"):
+        found.append(("model.registers", f"{section.registers} has none there with pool {section.pool}; {int(section.pool == 'mean')} has"))
+    return found
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """That by which timm finds the hidden width again, which it rounds down."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
+
+
+def _vit(section: Vit, common: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    arguments = common | {
+        "qk_norm": section.qk_norm, "pre_norm": section.pre_norm, "final_norm": section.final_norm,
+        "scale_attn_norm": section.scale_attn_norm, "scale_mlp_norm": section.scale_mlp_norm}
+    if section.family == "deit":
+        return "deit_base_distilled_patch16_224", arguments | {"act_layer": section.hidden_act}
+    arguments |= {
+        "global_pool": _POOLS[section.pool], "class_token": section.pool == "token", "reg_tokens": section.registers,
+        "fc_norm": section.pool_norm, "no_embed_class": not embeds_class(section), "pool_include_prefix": pools_prefix(section),
+        "pos_embed": "none" if section.position == "none" else "learn"}
+    if section.gated:       # the classes of MLPs and norms are no arguments that a file can hold: these architectures bring them along
+        shape = shape_of(section)
+        return "vit_giant_patch14_dinov2", arguments | {"mlp_ratio": _ratio(2 * shape.mlp, shape.width)}
+    return "vit_base_patch16_224" if section.norm_eps == 1e-6 else "vit_base_patch16_clip_224", arguments | {
+        "act_layer": section.hidden_act}
+
+
+def _eva(section: Vit, common: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     shape = shape_of(section)
     arguments = common | {
-        "img_size": section.image, "patch_size": section.patch, "embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads,
-        "mlp_ratio": shape.mlp / shape.width, "qkv_bias": section.qkv_bias, "qk_norm": section.qk_norm, "init_values": section.layer_scale}
-    if section.family == "deit":
-        return "deit_base_distilled_patch16_224", arguments
-    return "vit_base_patch16_224", arguments | {
-        "global_pool": _POOLS[section.pool], "class_token": section.pool == "token", "reg_tokens": section.registers,
-        "fc_norm": section.pool_norm, "no_embed_class": not embeds_class(section),
-        "pos_embed": "none" if section.position == "none" else "learn",
-        "pool_include_prefix": section.pool == "attention" if section.pool_include_prefix is None else section.pool_include_prefix}
+        "global_pool": _POOLS[section.pool], "class_token": section.pool == "token", "num_reg_tokens": section.registers,
+        "attn_type": "rope" if section.qkv_bias and section.key_bias else "eva", "qkv_fused": True, "qk_norm": section.qk_norm,
+        "swiglu_mlp": section.gated, "swiglu_align_to": 0, "scale_mlp": section.scale_mlp_norm, "scale_attn_inner": section.scale_attn_norm,
+        "use_abs_pos_emb": section.position == "learned", "no_embed_class": not embeds_class(section),
+        "use_rot_pos_emb": is_rotary(section), "rope_type": "cat" if section.rope_type == "axial" else "dinov3",
+        "rope_temperature": section.rope_temperature, "rope_grid_offset": section.rope_offset, "rope_grid_indexing": "ij",
+        "rope_rotate_half": True, "ref_feat_shape": None if section.rope_grid is None else [section.rope_grid] * 2,
+        "use_pre_transformer_norm": section.pre_norm, "use_fc_norm": section.pool_norm,
+        "use_post_transformer_norm": section.final_norm and not section.pool_norm}
+    if section.pool == "attention":
+        arguments |= {"attn_pool_num_heads": section.pool_heads or shape.heads,
+                      "attn_pool_mlp_ratio": _ratio(section.pool_mlp or shape.mlp, shape.width)}
+    return "eva02_tiny_patch14_224" if section.norm_eps == 1e-6 else "vit_base_patch16_dinov3", arguments
+
+
+def _beit(section: Vit, common: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    return "beit_base_patch16_224", common | {
+        "global_pool": _POOLS[section.pool], "use_fc_norm": section.pool_norm, "scale_mlp": section.scale_mlp_norm,
+        "use_abs_pos_emb": False, "use_rel_pos_bias": True}
+
+
+def _swin(section: Swin, common: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    stages = swin.stages_of(section)
+    windows = [[window] * 2 for window in section.windows] if section.windows else section.window
+    arguments = common | {"img_size": section.image, "patch_size": section.patch, "window_size": windows, "embed_dim": stages[0].width,
+                          "depths": [stage.depth for stage in stages], "num_heads": [stage.heads for stage in stages]}
+    if section.version == 1:
+        return "swin_tiny_patch4_window7_224", arguments
+    return "swinv2_tiny_window8_256", arguments | {"act_layer": section.hidden_act, "pretrained_window_sizes": list(
+        section.pretrained_windows or (0,) * len(stages))}
+
+
+def _convnext(section: ConvNext, common: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    stages = convnext.stages_of(section)
+    return "convnext_tiny" if section.version == 1 else "convnextv2_tiny", common | {
+        "dims": [stage.width for stage in stages], "depths": [stage.depth for stage in stages], "use_grn": convnext.has_grn(section),
+        "ls_init_value": convnext.layer_scale_of(section), "stem_type": section.stem, "kernel_sizes": section.kernel,
+        "head_hidden_size": section.head_hidden, "act_layer": section.hidden_act, "norm_eps": section.norm_eps, "conv_mlp": False}
 
 
 def to_timm(section: Model, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights as timm's class has them: fixed positions become a table that could be learned."""
-    if isinstance(section, Vit) and section.position == "sincos":
-        table = sincos((grid(section),) * 2, shape_of(section).width)
-        if section.family == "deit":        # its class has a row for each token
-            table = torch.cat([torch.zeros(1, 2, table.shape[2]), table], dim=1)
-        return {**weights, "pos_embed": table}
-    if isinstance(section, Vit) and section.family == "deit" and not section.class_position:
-        table = weights["pos_embed"]
-        return {**weights, "pos_embed": torch.cat([torch.zeros(1, 2, table.shape[2]), table], dim=1)}
-    if isinstance(section, Vit) and section.registers and embeds_class(section):       # its registers have places too
-        table, first = weights["pos_embed"], num_placed(section)
-        zeros = torch.zeros(1, section.registers, table.shape[2])
-        return {**weights, "pos_embed": torch.cat([table[:, :first], zeros, table[:, first:]], dim=1)}
-    return dict(weights)
+    """Our weights as timm's class has them: fixed positions become a table that could be learned, registers have places too."""
+    if not isinstance(section, Vit):
+        return dict(weights)
+    kind = class_of(section)
+    ours = _with_table(section, dict(weights))
+    if kind == "Beit" and section.pool == "mean":       # its class token, which nothing pools
+        ours["cls_token"] = ours.pop("reg_token")
+    found: dict[str, Tensor] = {}
+    for name, value in ours.items():
+        found |= _theirs(kind, section, name, value)
+    return found
+
+
+def _theirs(kind: str, section: Vit, name: str, value: Tensor) -> dict[str, Tensor]:
+    """One of our tensors under the names, and in the pieces, that timm's class has."""
+    width = shape_of(section).width
+    if name.endswith("attn.qkv.bias"):
+        keyless = kind == "Beit" or (kind == "Eva" and not section.key_bias)
+        if not keyless:
+            return {name: whole_bias(value) if len(value) == 2 * width else value}
+        before = name.removesuffix("qkv.bias")
+        return {f"{before}q_bias": value[:width].contiguous(), f"{before}v_bias": value[-width:].contiguous()}
+    if kind in ("Eva", "Beit") and name.endswith((".ls1.gamma", ".ls2.gamma")):
+        return {name.replace(".ls", ".gamma_").removesuffix(".gamma"): value}
+    if kind == "Eva" and section.gated and section.scale_mlp_norm and ".mlp.fc1." in name and name.startswith("blocks."):
+        gate, rest = value.chunk(2)
+        return {name.replace("fc1.", "fc1_g."): gate.contiguous(), name.replace("fc1.", "fc1_x."): rest.contiguous()}
+    return {name: value}
+
+
+def _with_table(section: Vit, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A row of positions for each token that timm's class has one for."""
+    if section.position == "sincos":
+        weights["pos_embed"] = sincos((grid(section),) * 2, shape_of(section).width)
+    table = weights.get("pos_embed")
+    if table is None:
+        return weights
+    if section.family == "deit" and (section.position == "sincos" or not section.class_position):
+        weights["pos_embed"] = torch.cat([torch.zeros(1, 2, table.shape[2]), table], dim=1)
+    elif section.registers and embeds_class(section):
+        first = num_placed(section)
+        weights["pos_embed"] = torch.cat([table[:, :first], torch.zeros(1, section.registers, table.shape[2]), table[:, first:]], dim=1)
+    return weights

@@ -115,7 +115,12 @@ def _swin(keys: ForeignKeys) -> dict[str, Any]:
         keys.must(key, default)
     keys.must("embed_layer", "PatchEmbed")
     windows = keys.take("window_size", 7)
-    various = isinstance(windows, (list, tuple)) and len(windows) > 2
+    various = isinstance(windows, (list, tuple)) and (len(windows) > 2 or isinstance(windows[0], (list, tuple)))
+    if various:
+        pairs = [tuple(one) if isinstance(one, (list, tuple)) else (one, one) for one in windows]
+        if any(len(set(pair)) != 1 for pair in pairs):
+            keys.refuse("window_size", f"{windows!r} is not square")
+        windows = tuple(pair[0] for pair in pairs)
     return {"family": "swin", "version": 1, "image": side(keys, "img_size", 224), "patch": side(keys, "patch_size", 4),
             "norm_eps": norm_eps(keys, "LayerNorm", 1e-5), "width": keys.take("embed_dim", 96),
             "depths": keys.take("depths", (2, 2, 6, 2)), "heads": keys.take("num_heads", (3, 6, 12, 24)),
