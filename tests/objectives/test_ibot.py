@@ -79,10 +79,13 @@ def test_in_an_evaluation_nothing_is_hidden():
 
 @pytest.mark.parametrize("objective", [
     Ibot(name="ibot", **SMALL), Ibot(name="ibot", **SMALL, patch_weight=0.5, koleo=0.2, koleo_group=2, centring="sinkhorn"),
-    Dinov2(name="dinov2", **SMALL, patch_prototypes=7, koleo_group=4, teacher_temp=0.07)], ids=["ibot", "weighed", "dinov2"])
+    Dinov2(name="dinov2", **SMALL, patch_prototypes=7, koleo_group=4, teacher_temp=0.07, gram=2.0, gram_teacher="runs/earlier")],
+    ids=["ibot", "weighed", "dinov2"])
 def test_the_loss_is_the_sum_of_its_parts(objective):
-    """Float64 from the papers: views, hidden patches image by image, KoLeo of each of the teacher's views inside groups."""
+    """Float64 from the papers: views, hidden patches image by image, KoLeo of each of the teacher's views inside groups, Gram matrices."""
     task = build_task(MODEL, objective)
+    anchors = torch.randn(2 * SAMPLES, 16, 5, generator=torch.Generator().manual_seed(8))
+    task.teacher = lambda images: anchors
     seen, model = seen_of(task), built(task)
     with torch.no_grad():
         surveyed = task.survey(Nets(model), seen)
@@ -102,10 +105,14 @@ def test_the_loss_is_the_sum_of_its_parts(objective):
 
     expected = sum(distance(teacher[:, t], views[s]) for t in range(2) for s in range(3) if s != t) / 4
     each, picked = distance(answers, patches), more[0].numpy()
+    tokens, wanted = (one / one.norm(dim=2, keepdim=True) for one in (output[3].double().detach(), anchors.double()))
     for sample in range(SAMPLES):
         for view in range(2):
             mine = picked // 16 == view * SAMPLES + sample
             expected[sample] += objective.patch_weight * (each[mine].mean() if mine.any() else 0) / 2
+            if objective.gram:
+                ours, theirs = (one[view * SAMPLES + sample] for one in (tokens, wanted))
+                expected[sample] += objective.gram * ((ours @ ours.T - theirs @ theirs.T) ** 2).mean().item() / 2
             if objective.koleo:
                 x = features[view] / np.linalg.norm(features[view], axis=1, keepdims=True)
                 first = sample // objective.koleo_group * objective.koleo_group
@@ -156,6 +163,8 @@ BASE: dict[str, Any] = {
     ({"objective": {"name": "dinov2", "koleo_group": 1}}, "objective.koleo_group", "2"),
     ({"objective": {"name": "dinov2", "koleo_group": 8}, "data": {"group": 4}}, "data.group", "objective.koleo_group 8"),
     ({"objective": {"name": "ibot"}, "data": {"views": [{"name": "one", "image": 4, "count": 2}]}}, "data.views", "model.image 8"),
+    ({"objective": {"name": "ibot", "gram": 2}}, "objective.gram_teacher", "earlier run"),
+    ({"objective": {"name": "ibot", "gram_teacher": "runs/a"}}, "objective.gram_teacher", "above 0"),
     ({"objective": {"name": "ibot"}, "model": {"patch_embed": "overlap"}}, "model.patch_embed", "wants patch"),
     ({"objective": {"name": "ibot"}, "data": {"views": [{"name": "one"}]}}, "data.views", "2 at least"),
     ({"objective": {"name": "ibot"}, "parallel": {"engine": "zero"}}, "parallel.engine", "fp32 average"),

@@ -46,3 +46,10 @@ def test_features_judge_stop_and_choose(place: Path) -> None:
     kept = sorted(folder.name for folder in (run.folder / "checkpoints").iterdir())
     assert f"step-{best['step']:08d}" in kept
     assert "k-nn" in output
+
+    short = ("init=runs/seen", "duration=2 steps", "optim.warmup=0 steps", "evaluate={}", "checkpoint.best=null")
+    train(place, "name=free", *short, recipe="seen.yaml")
+    train(place, "name=anchored", *short, "objective.gram=2", "objective.gram_teacher=runs/seen", "objective.gram_image=16",
+          recipe="seen.yaml")
+    free, anchored = (Run(place / "runs" / name).losses[1] for name in ("free", "anchored"))
+    assert free + 1e-4 < anchored < free + 1                    # the anchor looks at twice the pixels, so it is not the student itself

@@ -76,14 +76,14 @@ class MaskedCrops(MultiCrop):
 
     def forward(  # type: ignore[override]
         self, images: Tensor, keep: Tensor | None, picked: Tensor, mask: Tensor, *more: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Views as MultiCrop's, of which the first b' are of one size and have N patches each -> logits (all n, K) and pooled features
-        (all n, D) of the views, and logits (M, K') of patches.
+        (all n, D) of the views, logits (M, K') of patches, and features (b', N, D) of all patches of the first views.
 
         picked (M,) int64: for which patches an answer is wanted, their places in the first views' b' N.  mask (b', N) bool: which of
         them are hidden.
         """
-        pooled, patches = [], picked.new_empty(0)
+        pooled, first = [], picked.new_empty(0)
         for number, (alike, kept) in enumerate(by_size((images, *more), keep)):
             tokens = self.patch_embed(alike)
             if number == 0:
@@ -91,12 +91,12 @@ class MaskedCrops(MultiCrop):
             tokens = self.encoded(tokens, self.patch_embed.grid(alike), kept)
             pooled.append(self.pooled(tokens))
             if number == 0:
-                patches = tokens[:, self.before:].flatten(0, 1).index_select(0, picked)
-        views = torch.cat(pooled)
+                first = tokens[:len(mask), self.before:]
+        views, patches = torch.cat(pooled), first.flatten(0, 1).index_select(0, picked)
         if self.ibot_head is not None:
-            return self.dino_head(views), views, self.ibot_head(patches)
+            return self.dino_head(views), views, self.ibot_head(patches), first
         logits = self.dino_head(torch.cat([views, patches]))        # once: a sharded head is gathered for each call
-        return logits[:len(views)], views, logits[len(views):]
+        return logits[:len(views)], views, logits[len(views):], first
 
     def units(self) -> Sequence[nn.Module]:
         return [*super().units(), *([] if self.ibot_head is None else [self.ibot_head])]

@@ -1,4 +1,5 @@
-"""Self-distillation of views and of hidden patches (Zhou et al. 2022, iBOT), with KoLeo (Oquab et al. 2024, DINOv2)."""
+"""Self-distillation of views and of hidden patches (Zhou et al. 2022, iBOT), with KoLeo (Oquab et al. 2024, DINOv2) and
+Gram anchoring (Siméoni et al. 2025, DINOv3)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,15 +12,15 @@ from vitscale.models import Backbone
 from vitscale.models.multi_crop import MaskedCrops
 from vitscale.objectives.block_masks import BlockMasks
 from vitscale.objectives.dino import SelfDistilling
+from vitscale.objectives.gram import gram_losses
 from vitscale.objectives.koleo import koleo_losses
 from vitscale.objectives.prototypes import patch_losses
 from vitscale.objectives.rows import Ragged, Row, Rows
-from vitscale.objectives.task import Networks, Seen, is_evaluation
+from vitscale.objectives.task import Companion, Frozen, Networks, Seen, is_evaluation
 from vitscale.recipe.course import Now
 from vitscale.recipe.objectives import Ibot
 from vitscale.recipe.schema import Vit
 from vitscale.shapes.vit import grid
-
 
 class MaskedDistilling(SelfDistilling):
     """The student sees the teacher's views with blocks of patches hidden, and is to answer for these as the teacher, who sees them, does.
@@ -34,6 +35,10 @@ class MaskedDistilling(SelfDistilling):
         self.sampler = BlockMasks((grid(model),) * 2, objective.mask_probability, objective.mask_share)
         self.num_draws = self.sampler.num_draws * objective.global_views
         self.coupling = "group" if objective.koleo else "none"
+
+    def companions(self) -> tuple[Companion, ...]:
+        given, averaged = self.objective.gram_teacher, super().companions()
+        return averaged if given is None else (*averaged, Frozen(given, (grid(self.model),) * 2, self.objective.gram_image))
 
     def build(self) -> Backbone:
         return MaskedCrops(self.model, self.objective)
@@ -66,7 +71,7 @@ class MaskedDistilling(SelfDistilling):
         """`teacher` (b, T, K), and ragged `patches`: its logits of what is hidden from the student."""
         mask, picked = self.masks(seen)
         images, *more = self.global_views(seen)
-        logits, features, patches = networks.teacher(images, picked, torch.zeros_like(mask), *more)
+        logits, features, patches, _ = networks.teacher(images, picked, torch.zeros_like(mask), *more)
         owner = picked // grid(self.model)**2 % len(seen.labels)
         return self.surveyed(logits, features, seen) | {"patches": Ragged(patches, owner)}
 
@@ -78,13 +83,17 @@ class MaskedDistilling(SelfDistilling):
         return {**told, "patches": Ragged(answers, patches.owner), "valid": rows.valid}, state
 
     def losses(self, output: Any, seen: Seen) -> Tensor:
-        """output: logits (V b, K) and pooled features (V b, D) of views, logits (M, K') of hidden patches."""
+        """output: logits (V b, K) and pooled features (V b, D) of views, logits (M, K') of hidden patches, features (T b, N, D) of all."""
         assert seen.coupled is not None
-        (_, pooled, patches), known, told = output, self.objective, seen.coupled.rows
+        (_, pooled, patches, tokens), known, told = output, self.objective, seen.coupled.rows
         mask, picked = self.masks(seen)
         of_views = patch_losses(patches, told["patches"], picked // mask.shape[1], len(mask), known.student_temp)
         found = super().losses(output, seen) + known.patch_weight * of_views.unflatten(0, (known.global_views, -1)).mean(dim=0)
         if known.koleo:
             features = pooled.unflatten(0, (-1, len(seen.labels)))[:known.global_views]
             found = found + known.koleo * sum(koleo_losses(one, told["valid"], known.koleo_group) for one in features)
+        if known.gram:
+            assert self.teacher is not None
+            anchored = gram_losses(tokens, self.teacher(torch.cat(self.global_views(seen))))
+            found = found + known.gram * anchored.unflatten(0, (known.global_views, -1)).mean(dim=0)
         return found

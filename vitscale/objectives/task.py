@@ -70,10 +70,13 @@ class Frozen:
     """A companion that is given, and stays as it is: a run's folder or another library's."""
 
     source: str
+    grid: tuple[int, int] | None = None     # it is asked for features of patches, brought to this grid (h, w), and not for logits
+    image: int | None = None                # pixels on a side at which it looks; None: as it was trained
 
 
 Companion = Averaged | Frozen
-Teacher = Callable[[Tensor], Tensor]        # images (b, C, S, S) as the student sees them -> logits (b, classes); keeps no gradient
+# images (b, C, S, S) as the student sees them -> logits (b, classes), or features (b, h w, D) of patches; keeps no gradient
+Teacher = Callable[[Tensor], Tensor]
 
 
 class Task(ABC):

@@ -132,6 +132,10 @@ def _ibot(recipe: Recipe, objective: Ibot) -> list[tuple[str, str]]:
     if isinstance(model, Vit) and model.patch_embed != "patch":
         found.append(("model.patch_embed", f"{objective.name} hides patches, of which {model.patch_embed} would see more than their own "
                       "tokens: it wants patch"))
+    if objective.gram and objective.gram_teacher is None:
+        found.append(("objective.gram_teacher", "gram wants one: an earlier run's folder, or an export"))
+    found += [(f"objective.{key}", "is of Gram anchoring; give objective.gram a weight above 0, or leave it out")
+              for key in ("gram_teacher", "gram_image") if getattr(objective, key) is not None and not objective.gram]
     patches, (low, high) = (model.image // getattr(model, "patch", 1)) ** 2, objective.mask_share
     if not low <= high < 1:
         found.append(("objective.mask_share", f"wants [low, high], shares of a view's patches below 1, got {[low, high]}"))

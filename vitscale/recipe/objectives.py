@@ -136,6 +136,9 @@ class Ibot(Dino):
     mask_share: Interval = (0.1, 0.5)       # of its patches, drawn evenly
     koleo: NotNegative = 0.0                # weight of KoLeo, of each of the teacher's views (Sablayrolles et al. 2019; DINOv2: 0.1)
     koleo_group: Several = 16   # images of which each keeps away from the nearest one
+    gram: NotNegative = 0.0                 # weight of Gram anchoring of the teacher's views (Siméoni et al. 2025, DINOv3: 2)
+    gram_teacher: str | None = None         # of gram: folder of an earlier run, or an export; its patches' likeness is to stay
+    gram_image: Count | None = None         # pixels on a side at which it looks at them; null: those of its own training
 
     @property
     def own_group(self) -> int:

@@ -1,6 +1,7 @@
 """A frozen teacher: a run of ours, or a folder of transformers' or timm's, that looks at the student's images in its own way."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from vitscale.checkpoint.foreign import is_foreign_folder, library_of
 from vitscale.checkpoint.load import Loaded, load
 from vitscale.checkpoint.weights import refuse_not_finite
 from vitscale.errors import CheckpointError, RecipeError
+from vitscale.models.vit import VisionTransformer
 from vitscale.objectives import Task
+from vitscale.objectives.gram import shrunk
 from vitscale.objectives.task import Frozen
 from vitscale.recipe import Recipe
 from vitscale.recipe.teacher import CONFIG_FILE, RECIPE_FILE
@@ -21,7 +24,7 @@ Colour = tuple[float, float, float]
 
 
 class FrozenTeacher:
-    """images (b, C, S, S), normalised as the student's are -> logits (b, classes).
+    """images (b, C, S, S), normalised as the student's are -> logits (b, classes), or features of patches.
 
     They are normalised as the teacher was trained, and resized if it was trained at another size.
     """
@@ -36,20 +39,36 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
+        with self.autocast:
+            output: Any = self.model(self._given(images))
+        return output if isinstance(output, Tensor) else output.logits
+
+    @torch.no_grad()
+    def patches(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Features after the last norm (b, h w, D) of a Vision Transformer, brought to the grid (h, w)."""
+        assert isinstance(self.model, VisionTransformer)
+        images = self._given(images)
+        with self.autocast:
+            tokens = self.model.forward_features(images, None, ("norm",))["norm"]
+        return shrunk(tokens[:, self.model.before:], self.model.patch_embed.grid(images), grid)
+
+    def _given(self, images: Tensor) -> Tensor:
         images = images * self.factor + self.shift if images.shape[1] == 3 else images
         if images.shape[-1] != self.size:
             images = F.interpolate(images, size=(self.size, self.size), mode="bicubic", antialias=True)
-        with self.autocast:
-            output: Any = self.model(images)
-        return output if isinstance(output, Tensor) else output.logits
+        return images
 
 
 def give_teacher(task: Task, recipe: Recipe, device: torch.device) -> None:
     """Read the frozen companion of a task that has one.  Raises RecipeError or CheckpointError for one that cannot be used."""
     for one in task.companions():
         if isinstance(one, Frozen):
-            task.teacher = teacher = _read_teacher(Path(one.source), recipe, device)
+            teacher = _read_teacher(Path(one.source), recipe, device)
             refuse_not_finite(Path(one.source), dict(teacher.model.named_parameters()))
+            if one.grid is not None and not isinstance(teacher.model, VisionTransformer):
+                raise RecipeError(f"{one.source}: no Vision Transformer of a run or an export, whose patches could be compared")
+            teacher.size = one.image or teacher.size
+            task.teacher = teacher if one.grid is None else partial(teacher.patches, grid=one.grid)
 
 
 def _read_teacher(folder: Path, recipe: Recipe, device: torch.device) -> FrozenTeacher:
