@@ -22,6 +22,7 @@ from vitscale.recipe.objectives import Ibot
 from vitscale.recipe.schema import Vit
 from vitscale.shapes.vit import grid
 
+
 class MaskedDistilling(SelfDistilling):
     """The student sees the teacher's views with blocks of patches hidden, and is to answer for these as the teacher, who sees them, does.
 
