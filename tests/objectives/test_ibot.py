@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitscale.errors import RecipeError
 from vitscale.models.init import initialise
 from vitscale.objectives import Coupled, Seen, build_task
 from vitscale.objectives.rows import Ragged, Rows
+from vitscale.plan import anatomy_of
 from vitscale.recipe import Vit
 from vitscale.recipe.course import Now
 from vitscale.recipe.load import check_recipe
 from vitscale.recipe.objectives import Dinov2, Ibot, Lejepa
+from vitscale.recipe.schema import ViewSet
 
 MODEL = Vit(width=16, depth=1, heads=2, mlp=24, patch=2, image=8, channels=1, classes=0)
 SMALL: dict[str, Any] = {"prototypes": 12, "hidden": 10, "bottleneck": 6}
@@ -188,3 +191,26 @@ def test_a_recipe_that_contradicts_itself_is_refused_with_its_key(change, key, w
     assert line is not None, refused.value
     assert words in line
     assert len(str(refused.value).splitlines()) == 2, refused.value
+
+
+@pytest.mark.parametrize("objective", [
+    Ibot(name="ibot", **SMALL, mask_probability=1.0, mask_share=(0.5, 0.5)),
+    Dinov2(name="dinov2", **SMALL, patch_prototypes=7, koleo_group=4, mask_probability=1.0, mask_share=(0.25, 0.25)),
+    Lejepa(name="lejepa", embedding=5, hidden=8, directions=6)], ids=["ibot", "dinov2", "lejepa"])
+def test_the_planner_counts_what_is_trained_and_what_is_looked_at(objective):
+    """On meta tensors, where the counter sees attention as its two matrix products; each image hides as many patches as on average."""
+    task = build_task(MODEL, objective)
+    with torch.device("meta"):
+        model = task.build()
+    known = seen_of(task)
+    one = dataclasses.replace(known, images=known.images[:2].to("meta"), labels=known.labels[:1], more=(known.more[0][:1].to("meta"),),
+                              on_host=known.on_host[:1])
+    parts = anatomy_of(MODEL, objective, (ViewSet(name="global", count=2), ViewSet(name="local", image=4)))
+    assert sum(parts.params.values()) == sum(parameter.numel() for parameter in model.parameters())
+    images, *more = task.inputs(one)
+    with FlopCounterMode(display=False) as counter:
+        model(images, None, *more)
+    assert sum(parts.flops.values()) - parts.flops.get("sigreg", 0) == counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        task.survey(Nets(model), one)
+    assert sum(parts.surveyed.values()) - parts.surveyed.get("sigreg", 0) == counter.get_total_flops()
