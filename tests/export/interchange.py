@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -364,6 +365,47 @@ def goes_on() -> Iterator[dict[str, Any]]:
                 yield row | {"result": "broken", "words": said(error)[:300]}
         shutil.rmtree(room)
     del keep
+
+
+# ---- what is kept of all of it
+
+RESULTS = Path(__file__).with_suffix(".json")
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "interchange.md"
+
+
+def kept(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: row[key] for key in ("name", "options", "result", "words") if key in row} for row in found]
+
+
+def write(results: dict[str, list[dict[str, Any]]]) -> None:
+    """One case a line; and the page's table."""
+    lines = [f'{json.dumps(library)}: [\n' + ",\n".join(map(json.dumps, found)) + "\n]" for library, found in sorted(results.items())]
+    RESULTS.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition("<!-- matrix -->\n")
+    PAGE.write_text(f"{before}<!-- matrix -->\n{table(results)}\n<!-- /matrix -->{rest.partition('<!-- /matrix -->')[2]}", encoding="utf-8")
+
+
+def table(results: dict[str, list[dict[str, Any]]]) -> str:
+    """By class of each library: how many of its cases are read with equal answers, and by which keys the others are refused."""
+    from vitscale.models.timm_section import architectures
+
+    lines = ["| library | class | cases | equal answers | backbone alone | refused by |", "|---|---|---|---|---|---|"]
+    for library, found in sorted(results.items()):
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in found:
+            if row["result"] != "no model":
+                groups.setdefault(architectures().get(row["name"], ("others",))[0] if library == "timm" else row["name"], []).append(row)
+        for name, group in sorted(groups.items()):
+            keys = sorted({key for row in group if row["result"] == "refused" for key in _refused(row["words"])})
+            counts = Counter(row["result"] for row in group)
+            lines.append(f"| {library} | {name} | {len(group)} | {counts['equal']} | {counts['backbone'] or ''} | {', '.join(keys)} |")
+    return "\n".join(lines)
+
+
+def _refused(words: str) -> list[str]:
+    """The keys that a refusal names, or its tensors, or what it says."""
+    keys = [line.split()[0].removeprefix("model_args.") for line in words.splitlines() if line.startswith("  ") and line.split()]
+    return keys or ["its class" if "is none of timm's" in words else "its tensors" if "tensors" in words or "'" in words else "other"]
 
 
 def main() -> None:
