@@ -249,7 +249,7 @@ def plan_run(recipe: Recipe, fleet: Fleet, assumptions: Assumptions | None = Non
         cost=cost(fleet, time.seconds, given.price), checkpoint=checkpoints(recipe, fleet, time.step_seconds, given.mtbf_hours),
         alternatives=tuple(_alternative(one, time.steps) for one in _distinct(others)),
         proposal=_proposal(found, others, time.steps), least_gpus=_least(recipe, fleet, given.supply, found, others) if search else None,
-        assumed=_assumed(fleet, given, found), measured=_measured(given), unknown=_unknown(recipe, fleet),
+        assumed=_assumed(recipe, fleet, given, found), measured=_measured(given), unknown=_unknown(recipe, fleet),
     )
 
 
@@ -298,7 +298,7 @@ def _demand(recipe: Recipe, fleet: Fleet, found: Pace | None, supply: Supply) ->
         return None
     wanted = recipe.global_batch / found.device_s / fleet.nodes
     samples = recipe.data.num_samples or sum(one.num_samples or 0 for one in recipe.data.mix) or None
-    return Demand(wanted, recipe.global_batch / found.loader_s / fleet.nodes, wanted / supply.images_per_core,
+    return Demand(wanted, recipe.global_batch / found.loader_s / fleet.nodes, wanted / supply.per_core(recipe),
                   recipe.global_batch / found.step_s * supply.image_bytes, None if samples is None else samples * supply.image_bytes)
 
 
@@ -421,7 +421,7 @@ def _unknown(recipe: Recipe, fleet: Fleet) -> tuple[str, ...]:
     return (f"{fleet.device.source} does not say its {', '.join(missing)} (in {precision}): {' and '.join(costs)} are not known",)
 
 
-def _assumed(fleet: Fleet, given: Assumptions, found: Way) -> tuple[str, ...]:
+def _assumed(recipe: Recipe, fleet: Fleet, given: Assumptions, found: Way) -> tuple[str, ...]:
     if fleet.device is None or found.pace is None:
         return ()
     speed_of = []
@@ -435,7 +435,7 @@ def _assumed(fleet: Fleet, given: Assumptions, found: Way) -> tuple[str, ...]:
         f"links and network reach {exchange.EFFICIENCY:.0%} of their bandwidth; a node has {fleet.network_bandwidth * 8 / 1e9:,.0f} "
         f"Gbit/s to the others; as much exchange is hidden as computation takes; the slowest rank costs {speed.STRAGGLING:.0%} for each "
         "doubling of nodes",
-        f"a core decodes {given.supply.images_per_core:,.0f} images a second, one image has {given.supply.image_bytes / 1000:,.0f} kB; a "
+        f"a core decodes {given.supply.per_core(recipe):,.0f} images a second, one image has {given.supply.image_bytes / 1000:,.0f} kB; a "
         f"node has {fleet.cores} cores",
         f"CUDA and NCCL hold {(memory.CONTEXT + memory.NCCL) / 2**30:.2f} GiB, and fragmentation costs {1 - USABLE:.0%} of the memory",
         f"a GPU fails every {given.mtbf_hours:,.0f} hours",

@@ -11,7 +11,7 @@ from vitscale.plan.cost import MTBF_HOURS
 from vitscale.plan.described import read_described
 from vitscale.plan.fleet import Fleet, find_fleet
 from vitscale.plan.measured import read_measured
-from vitscale.plan.speed import IMAGE_BYTES, IMAGES_PER_CORE, Supply
+from vitscale.plan.speed import IMAGE_BYTES, Supply
 from vitscale.recipe import find_recipe, load_recipe
 from vitscale.recipe.known import Note
 
@@ -42,7 +42,7 @@ def assumptions_of(options: PlanOptions) -> Assumptions:
         raise RecipeError(f"--mfu: is a share of the peak between 0 and 1, got {options.mfu:g}")
     if options.mfu is not None and options.measured is not None:
         raise RecipeError("give one of --mfu, an assumption, and --measured, a measurement")
-    supply = Supply(options.images_per_core or IMAGES_PER_CORE, round(1000 * options.image_kb) if options.image_kb else IMAGE_BYTES,
+    supply = Supply(options.images_per_core, round(1000 * options.image_kb) if options.image_kb else IMAGE_BYTES,
                     None if options.storage_gb is None else 1e9 * options.storage_gb)
     measured = None if options.measured is None else read_measured(options.measured)
     return Assumptions(options.price, options.mfu, measured, supply, options.mtbf or MTBF_HOURS)

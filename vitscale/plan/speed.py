@@ -9,7 +9,9 @@ from vitscale.plan.memory import cached_anatomy
 from vitscale.plan.roofline import BANDWIDTH, Operation, operations
 from vitscale.recipe.axes import axes_of
 from vitscale.recipe.schema import OPTIMIZERS, Recipe
+from vitscale.recipe.views import view_kinds
 
+VIEW_PIXEL_S = 18e-9        # of a core, for each pixel of an image's further views, cut from the same decoding: docs/data.md
 IMAGES_PER_CORE = 865.0     # decoded, cropped and resized to 224 pixels in a second of one core: benchmarks/rows/data-crop.json
 IMAGE_BYTES = 110_000       # of a stored image: ImageNet-1k's mean
 STRAGGLING = 0.01           # of the computation that ranks wait for the slowest, for each doubling of nodes.  An assumption
@@ -20,9 +22,15 @@ HOST_UPDATE = 100e9         # bytes/s at which a node's processors update offloa
 class Supply:
     """What loader and storage can give; None: not known, and then not in the way."""
 
-    images_per_core: float = IMAGES_PER_CORE
+    images_per_core: float | None = None        # in all their views; None: by what was measured
     image_bytes: int = IMAGE_BYTES
     storage_bandwidth: float | None = None      # bytes/s that all nodes together can read
+
+    def per_core(self, recipe: Recipe) -> float:
+        """Images of which a core gives every view in a second."""
+        first, *more = view_kinds(recipe)
+        further = (first.count - 1) * first.image**2 + sum(one.count * one.image**2 for one in more)
+        return self.images_per_core or 1 / (1 / IMAGES_PER_CORE + VIEW_PIXEL_S * further)
 
 
 @dataclass(frozen=True)
@@ -99,5 +107,5 @@ def pace(recipe: Recipe, fleet: Fleet, micro_batch: int, micro_steps: int, suppl
     assert fleet.cores is not None
     cores = fleet.nodes * min(fleet.cores, (recipe.data.workers or fleet.cores) * fleet.per_node)
     storage = None if supply.storage_bandwidth is None else images * supply.image_bytes / supply.storage_bandwidth
-    decoding = images / (cores * supply.images_per_core)
+    decoding = images / (cores * supply.per_core(recipe))
     return Pace(found, micro_steps * (forward + backward), in_all, exposed, update, decoding, storage, sent)
