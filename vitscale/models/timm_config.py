@@ -97,6 +97,10 @@ def _together(kind: str, section: Vit) -> Wrong:
     """What has no expression although each by itself has."""
     found: Wrong = []
     attentive = section.pool == "attention"
+    if not section.final_norm and section.pool_norm:
+        found.append(("model.final_norm", "false has no expression there with pool_norm"))
+    if section.family == "deit" and not section.classes:
+        found.append(("model.classes", "0 has no expression there: its class gives the mean of both tokens then"))
     if kind == "VisionTransformer" and section.gated and (attentive or section.norm_eps != 1e-6):
         found.append(("model.gated", "has no expression there with attention pooling or another norm_eps than 1e-6"))
     if kind == "Eva":

@@ -20,7 +20,7 @@ from vitscale.recipe.schema import FAMILIES, Model, Vit
 Reader = Callable[[ForeignKeys], dict[str, Any]]
 _TRAINING = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "drop_block_rate",
              "weight_init", "fix_init", "head_init_scale")
-_SIZES = ("dynamic_img_size", "dynamic_img_pad", "strict_img_size", "always_partition")      # which other sizes are taken
+_SIZES = ("dynamic_img_size", "dynamic_img_pad", "strict_img_size")      # which other sizes are taken
 _ABOUT = ("vitscale_model", "architecture", "num_features", "label_names", "label_descriptions", "labels", "model_args", "pretrained_cfg")
 _PRETRAINED = """
     url file state_dict hf_hub_id hf_hub_filename source architecture tag custom_load test_input_size min_input_size fixed_input_size
@@ -107,11 +107,14 @@ def _distilled(keys: ForeignKeys) -> dict[str, Any]:
     keys.must("reg_tokens", 0)
     keys.must("class_token", True)
     keys.must("global_pool", "token")
+    if keys.take("num_classes", 1000) == 0:
+        keys.refuse("num_classes", "0 is not expressed here: the class gives the mean of both tokens then")
     return _vit(keys) | {"family": "deit"}
 
 
 def _swin(keys: ForeignKeys) -> dict[str, Any]:
-    for key, default in {"global_pool": "avg", "head_dim": None, "mlp_ratio": 4.0, "qkv_bias": True}.items():
+    for key, default in {"global_pool": "avg", "head_dim": None, "mlp_ratio": 4.0, "qkv_bias": True,
+                         "always_partition": False}.items():
         keys.must(key, default)
     keys.must("embed_layer", "PatchEmbed")
     windows = keys.take("window_size", 7)
