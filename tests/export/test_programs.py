@@ -14,6 +14,11 @@ MODELS = {
     "vit": Vit(**VIT), "deit": Deit(family="deit", **VIT), "swin": Swin(**SWIN), "swin-v2": Swin(**SWIN, version=2),
     "convnext": ConvNext(**CONVNEXT), "convnext-v2": ConvNext(**CONVNEXT, version=2),
     "modern": Vit(**VIT, registers=2, position="rotary", gated=True, qk_norm=True, layer_scale=0.1, pool="attention"),
+    "clip": Vit(**VIT, pre_norm=True, hidden_act="quick_gelu", final_norm=False, pool="token_mean", registers=1),
+    "eva": Vit(**VIT, key_bias=False, rope_type="axial", rope_grid=3, scale_attn_norm=True, scale_mlp_norm=True, gated=True, registers=1,
+               pool="attention", pool_include_prefix=False),
+    "swin-table": Swin(**SWIN, version=2, position="learned", pretrained_windows=(3, 0), hidden_act="gelu_tanh"),
+    "convnext-grn": ConvNext(**CONVNEXT, use_grn=True, stem="overlap_tiered", kernel=5, head_hidden=12, hidden_act="silu"),
 }
 
 
