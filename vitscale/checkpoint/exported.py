@@ -4,7 +4,7 @@ Several sections of ours may be one and the same model to another library, which
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,16 +30,18 @@ def note_of(section: Model) -> dict[str, Any]:
 
 
 def as_exported(config: Mapping[str, Any], weights: Mapping[str, Tensor],
-                theirs: Mapping[str, Tensor]) -> tuple[Model, dict[str, Tensor]] | None:
+                theirs: Mapping[str, Tensor], check: Callable[[Model], None]) -> tuple[Model, dict[str, Tensor]] | None:
     """(the section that was exported, its weights); None where the folder does not say, or has been changed since.
 
-    `weights` by our names, as they were read without it, and `theirs`, as they stand in the file.
+    `weights` by our names, as they were read without it, and `theirs`, as they stand in the file; `check` raises UserError for a section
+    that is too large to be built.
     """
     given = config.get(NOTE)
     if not isinstance(given, Mapping):
         return None
     try:
         section = check_section(FAMILIES[str(given.get("family"))], dict(given), NOTE)
+        check(section)
         shapes = parameter_shapes(section)
         mine = {name: _fitted(name, shape, weights) for name, shape in shapes.items()}
         if any(tuple(mine[name].shape) != shape for name, shape in shapes.items()):

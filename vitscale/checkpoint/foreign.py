@@ -91,7 +91,7 @@ def _read_folder(folder: Path) -> Folder:
         prepared = prepared_by_transformers(read_object(about) if about.is_file() else None, str(config["model_type"]), section.image)
         labels = config.get("id2label") or {}
         names = [labels.get(str(number), str(number)) for number in range(section.classes)] if labels else ()
-    if (found := as_exported(config, weights, theirs)) is not None:
+    if (found := as_exported(config, weights, theirs, lambda section: _refuse_absurd(section, folder))) is not None:
         section, weights = found
     if idle:
         more = f" and {len(idle) - 6} more" if len(idle) > 6 else ""

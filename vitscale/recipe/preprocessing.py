@@ -130,6 +130,8 @@ def _boxed(kind: str, values: Mapping[str, Any], image: int) -> Preprocessing:
     factor = float(values["rescale_factor"]) if values["do_rescale"] else 1.0
     one = 1.0 if math.isclose(factor, 1 / 255, rel_tol=1e-6) else 255 * factor       # what the largest value becomes
     given = [colour(values[key], 0.5) for key in _CHANNELS] if values["do_normalize"] else [(0.0,) * 3, (1.0,) * 3]
+    if not one or not all(given[1]):
+        raise RecipeError("preprocessor_config.json asks for what is not done here:\n  image_std  and rescale_factor must not be 0")
     mean, std = (colour([value / one for value in values], 0.5) for values in given)
     crop = min(height / least, 1.0)
     plain = isinstance(resize, int) and max(math.floor(height / crop), height) == resize
@@ -166,5 +168,7 @@ def colour(given: Any, default: Any) -> Colour:
     """One number for each of red, green and blue; one alone is that of all."""
     given = default if given is None or given == [] else given
     values = [float(value) for value in given] if isinstance(given, (list, tuple)) else [float(given)]
+    if not all(map(math.isfinite, values)):
+        raise RecipeError(f"how images are prepared: {values} are no colours")
     red, green, blue = (values * 3)[:3] if len(values) == 1 else values
     return red, green, blue

@@ -38,7 +38,7 @@ def known_of(source: Path) -> Known | None:
             return _of_folder(source, read_object(source / CONFIG))
         facts = checkpoint_of(source)
         return None if facts is None else _of_run(facts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RecipeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, RecipeError):
         return None
 
 
