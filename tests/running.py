@@ -16,6 +16,26 @@ import pytest
 SMALL = ["model.width=32", "model.depth=3", "model.heads=2", "model.mlp=64", "global_batch=32", "data.lanes=16", "checkpoint.every=8 steps",
          "evaluate.every=null", "data.log_samples=true", "observe.exporter=false", "checkpoint.keep=3", "optim.warmup=10 steps"]
 TIMEOUT_S = 180
+# of digits without labels, judged by features
+UNLABELLED = """
+name: seen
+model: {width: 32, depth: 2, heads: 2, mlp: 48, image: 8, patch: 2, channels: 1, classes: 10, drop_path: 0.1}
+data:
+  train: "data/digits/train-*.tar"
+  val: "data/digits/val-*.tar"
+  views:
+    - {name: global, count: 2, augment: {scale: [0.4, 1], flip: 0}}
+    - {name: local, count: 2, image: 4, augment: {scale: [0.1, 0.4], flip: 0}}
+objective: {name: dinov2, prototypes: 64, patch_prototypes: 32, hidden: 32, bottleneck: 16, koleo_group: 4}
+optim: {lr: 2e-3, warmup: 10 steps}
+global_batch: 64
+micro_batch: 32
+duration: 40 steps
+evaluate: {every: 10 steps, features: [knn, linear, rankme], early_stopping: {metric: eval_linear, patience: 1, min_gain: 1}}
+checkpoint: {every: 100 steps, keep: 1, best: eval_knn}
+observe: {exporter: false}
+parallel: {device: cpu}
+"""
 
 
 def command(*arguments: str) -> list[str]:

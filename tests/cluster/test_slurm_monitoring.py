@@ -17,6 +17,7 @@ from faults import Fault, faults, let_go
 from jobs import Job
 from nvml import replayed
 from prometheus import Prometheus, missing
+from running import TIMEOUT_S, UNLABELLED, Run, start
 
 from slurm import ADDRESSES, REPOSITORY, Cluster
 from vitscale.metrics import METRICS
@@ -24,9 +25,12 @@ from vitscale.observe.exporter import Exporter
 from vitscale.observe.grafana import BOARDS
 from vitscale.observe.prometheus_files import MONITORING
 from vitscale.observe.targets import FOLDER, target_file
+from vitscale.parallel.rank_info import node_name
 
 pytestmark = pytest.mark.slow       # a whole job of four processes, and scrapes enough to take rates from
 NAME = "watched"
+OTHERS = {"views": (), "gaussian": ("objective={name: lejepa, directions: 8, hidden: 32, embedding: 16}", "checkpoint.best=null",
+                                    "evaluate={}")}
 
 
 @contextmanager
@@ -42,6 +46,28 @@ def a_gpus_exporter(runs: Path, folder: Path) -> Iterator[str]:
     finally:
         process.stdin.close()
         process.wait(30)
+
+
+@contextmanager
+def of_other_objectives(yard: Path) -> Iterator[None]:
+    """Runs on this machine that tell what a classifier has no numbers of; they stand still once they have told all of it, and end here."""
+    (yard / "unlabelled.yaml").write_text(UNLABELLED)
+    started = {}
+    for name, more in OTHERS.items():
+        (here := yard / f"holds {name}").mkdir()
+        started[name] = start(yard, f"name={name}", "observe.exporter=true", "resilience.hang_timeout=900", *more, recipe="unlabelled.yaml",
+                              environment=faults(here, Fault("hold", step=12, rank=0)))
+    try:
+        yield
+        for name, process in started.items():
+            Run(yard / "runs" / name).wait_for_step(11, process)
+            process.terminate()
+            let_go(yard / f"holds {name}")
+            output, _ = process.communicate(timeout=TIMEOUT_S)
+            assert process.returncode == 75, output
+    finally:
+        for process in started.values():
+            process.kill()
 
 
 def with_bad_images(shards: Path, out: Path) -> None:
@@ -71,7 +97,7 @@ def test_every_panel_and_every_rule_shows_data_and_an_alert_fires(cluster: Clust
     with_bad_images(yard / "data" / "digits", yard / "data" / "bad")
     # It stands still until Prometheus has seen the counter at 0: of one that it first sees at 1 it cannot know that it rose.
     meeting = faults(yard, Fault("hold", step=10, rank=0), Fault("nan", step=12, rank=1))["PYTHONPATH"]
-    with Prometheus(runs, yard / "prometheus") as server, a_gpus_exporter(runs, yard / "nvml") as gpu:
+    with Prometheus(runs, yard / "prometheus") as server, a_gpus_exporter(runs, yard / "nvml") as gpu, of_other_objectives(yard):
         job = Job.submit(
             cluster, yard, NAME, "duration=200000 steps", "observe.exporter=true", "data.train=data/bad/train-*.tar",
             "data.val=data/digits/val-*.tar", "evaluate.every=20 steps", "checkpoint.every=20 steps", "data.log_samples=false",
@@ -79,7 +105,8 @@ def test_every_panel_and_every_rule_shows_data_and_an_alert_fires(cluster: Clust
         try:
             # A node's exporter is found by its file and listens on that node's own address.
             server.until(lambda: server.value(f'sum(up{{run="{NAME}"}})') == 2, "the two nodes' exporters are not up\n")
-            found = {one["labels"]["node"]: one["scrapeUrl"] for one in server.ask("targets")["activeTargets"]}
+            found = {one["labels"]["node"]: one["scrapeUrl"] for one in server.ask("targets")["activeTargets"]
+                     if one["labels"]["run"] not in OTHERS}
             nodes = set(found) - {"gpu"}
             assert found["gpu"] == f"http://{gpu}/metrics"
             for node in nodes:
@@ -95,14 +122,17 @@ def test_every_panel_and_every_rule_shows_data_and_an_alert_fires(cluster: Clust
             server.until(lambda: "VitscaleNonFinite" in firing(), "the alert of a step that was not finite did not fire")
             server.until(lambda: (server.value(f'vitscale_checkpoint_seconds_count{{run="{NAME}"}}') or 0) > 1, "no checkpoint was seen")
 
+            for name in OTHERS:
+                server.until(lambda: server.value(f'vitscale_steps_total{{run="{name}"}}') == 11, f"{name} did not come to its end\n")  # noqa: B023
+
             # Every panel of every dashboard, and every recording rule, has at least one finite point.
             empty = []
             for name, board in BOARDS.items():
                 for panel in (panel for row in board.rows.values() for panel in row):
                     for query in panel.queries:
-                        run = NAME if "run" in board.variables else ".*"
-                        expr = query.expr.replace("$run", run).replace("$node", ".*").replace("$__rate_interval", "1m")
-                        if not server.range(expr):
+                        expr = query.expr.replace("$node", ".*").replace("$__rate_interval", "1m")
+                        shown = [expr.replace("$run", run) for run in ((NAME, *OTHERS) if "run" in board.variables else (".*",))]
+                        if not any(map(server.range, shown)):
                             empty.append(f"{name}: {panel.title}: {expr}")
             recording = yaml.safe_load((MONITORING / "recording.yml").read_text())
             empty += [rule["record"] for group in recording["groups"] for rule in group["rules"] if not server.range(rule["record"])]
@@ -129,8 +159,8 @@ def test_every_panel_and_every_rule_shows_data_and_an_alert_fires(cluster: Clust
 
         # It withdraws when it ends.
         cluster.command("scancel", job.id)
-        targets = runs / FOLDER
-        server.until(lambda: [path.name for path in targets.glob("*.json")] == ["replayed@gpu.json"], f"not withdrawn: {targets}")
+        targets, others = runs / FOLDER, [f"{name}@{node_name()}.json" for name in OTHERS]
+        server.until(lambda: {path.name for path in targets.glob("*.json")} <= {"replayed@gpu.json", *others}, f"not withdrawn: {targets}")
         server.until(lambda: server.value(f'sum(up{{run="{NAME}"}})') is None, "a target is kept after its file has gone")
         assert json.loads((targets / "replayed@gpu.json").read_text())[0]["targets"] == [gpu]
 

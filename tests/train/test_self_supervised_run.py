@@ -4,32 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from running import Run, train
+from running import UNLABELLED, Run, train
 
-RECIPE = """
-name: seen
-model: {width: 32, depth: 2, heads: 2, mlp: 48, image: 8, patch: 2, channels: 1, classes: 10, drop_path: 0.1}
-data:
-  train: "data/digits/train-*.tar"
-  val: "data/digits/val-*.tar"
-  views:
-    - {name: global, count: 2, augment: {scale: [0.4, 1], flip: 0}}
-    - {name: local, count: 2, image: 4, augment: {scale: [0.1, 0.4], flip: 0}}
-objective: {name: dinov2, prototypes: 64, patch_prototypes: 32, hidden: 32, bottleneck: 16, koleo_group: 4}
-optim: {lr: 2e-3, warmup: 10 steps}
-global_batch: 64
-micro_batch: 32
-duration: 40 steps
-evaluate: {every: 10 steps, features: [knn, linear, rankme], early_stopping: {metric: eval_linear, patience: 1, min_gain: 1}}
-checkpoint: {every: 100 steps, keep: 1, best: eval_knn}
-observe: {exporter: false}
-parallel: {device: cpu}
-"""
 pytestmark = pytest.mark.slow       # a whole run
 
 
 def test_features_judge_stop_and_choose(place: Path) -> None:
-    (place / "seen.yaml").write_text(RECIPE)
+    (place / "seen.yaml").write_text(UNLABELLED)
     output = train(place, recipe="seen.yaml")
     run = Run(place / "runs" / "seen")
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
