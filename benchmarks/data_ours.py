@@ -31,8 +31,8 @@ def crop(files: list[str], draws: list[list[Sequence[float]]], size: int, first:
     for rows in draws:
         sound = DecodedImages(len(data)) if first else _SOUND.setdefault(len(data), DecodedImages(len(data)))
         for number, (one, row) in enumerate(zip(data, rows, strict=True)):
-            found, marks = sum_of(one), sound.marks(number)
-            known = sound.contains(number, found)
+            found = sum_of(one)
+            known, marks = sound.contains(number, found), sound.marks(number, found)
             decode(one, rule, size, draws=row, sound=known, out=slot, marks=marks)      # into a batch that is there
             if not known:
                 sound.note(number, found, marks)

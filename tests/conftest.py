@@ -13,7 +13,8 @@ import preloaded
 import pytest
 from running import SMALL, Run, train
 
-LONG = tuple(f"tests/{room}/" for room in ("chaos", "train", "web", "evaluate", "parallel", "cluster"))
+LONG = tuple(f"tests/{room}/" for room in (
+    "chaos", "train", "web", "evaluate", "parallel", "cluster", "scaling", "export", "objectives", "benchmarks"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)        # under nohup it is ignored, by what the tests start too
 sys.path.insert(0, str(Path(__file__).parent))

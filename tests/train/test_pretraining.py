@@ -63,8 +63,9 @@ def test_a_classifier_starts_from_mae(mae: tuple[Run, str], place: Path) -> None
     assert began.keys() - trained.keys() == {"head.weight", "head.bias"}
     assert all(torch.equal(value, trained[name]) for name, value in began.items() if name in trained)
     assert not began["head.weight"].any()
-    refused = train(place, *settings, "name=deeper", "model.depth=4", code=2)
-    assert "has no 'blocks.3.norm1.weight'; these are the weights of another model" in refused
+    assert "blocks: 4 of 3, which begin as 0, 1, 2, 0" in train(place, *settings, "name=deeper", "model.depth=4")
+    refused = train(place, *settings, "name=wider", "model.width=64", code=2)
+    assert "'cls_token' is (1, 1, 32), this model's is (1, 1, 64)" in refused
 
 
 def test_rotation_tells_an_accuracy(place: Path) -> None:
