@@ -49,8 +49,9 @@ class DecodedImages:
     def note(self, sample: int, found: int, marks: NDArray[np.uint32] | None = None) -> None:
         """It was decoded whole, nothing was wrong, and these are its marks.  Where there are none (a PNG) no memory is taken for them."""
         if marks is not None and marks.any():
-            place = sample % len(self._marks)
-            self._marked[place] = 0         # nobody reads them while they change
-            self._marks[place] = marks
-            self._marked[place] = found
+            place, noted = sample % len(self._marks), np.uint64(found)
+            if self._marked[place] != noted:        # else they are there, and others may be reading them
+                self._marked[place] = 0             # nobody reads them while they change
+                self._marks[place] = marks
+                self._marked[place] = noted
         self._sums[sample % len(self._sums)] = found

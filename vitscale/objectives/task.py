@@ -136,9 +136,8 @@ class Task(ABC):
         """The model's output -> losses (b,) in fp32."""
 
     def features(self, output: Any, seen: Seen) -> Tensor:
-        """(b, D) of an evaluation's images: what its backbone is to be used for.  Of objectives that compare
-        views."""
-        raise NotImplementedError
+        """(b, D) of an evaluation's images: what its backbone is to be used for.  Only objectives that compare views have them."""
+        raise NotImplementedError(f"{self.objective.name} has no features of its own to judge")
 
     def evaluation_losses(self, output: Any, seen: Seen) -> Tensor:
         """Losses (b,) in fp32 as an evaluation reports them: those of training, but for what only training adds."""
