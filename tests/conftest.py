@@ -16,6 +16,8 @@ from running import SMALL, Run, train
 LONG = tuple(f"tests/{room}/" for room in (
     "chaos", "train", "web", "evaluate", "parallel", "cluster", "scaling", "export", "objectives", "benchmarks"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)     # hundreds of processes start: each would compile torch and us anew, for seconds
+sys.dont_write_bytecode = False
 signal.signal(signal.SIGHUP, signal.SIG_DFL)        # under nohup it is ignored, by what the tests start too
 sys.path.insert(0, str(Path(__file__).parent))
 if sys.platform == "linux":

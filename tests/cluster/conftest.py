@@ -1,10 +1,12 @@
 """One cluster for all tests of this folder, a place to submit from, and the run that jobs are held against."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jobs import TINY
+from faults import faults
+from jobs import PACE, TINY
 from running import Run, train
 
 from slurm import REPOSITORY, Cluster, missing
@@ -18,6 +20,7 @@ def session_cluster() -> Iterator[Cluster]:
         pytest.skip(reason)
     cluster = Cluster()
     try:
+        cluster.pythonpath.insert(0, faults(cluster.folder, PACE)["PYTHONPATH"].split(os.pathsep)[0])
         cluster.start()
         yield cluster
     finally:

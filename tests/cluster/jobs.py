@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import Fault
 from running import Run
 
 from slurm import ENDED, JOB_S, Cluster
@@ -22,6 +23,8 @@ TINY = [
     "optim.schedule=constant", "optim.warmup=10 steps", "parallel.device=cpu", "parallel.precision=fp32", "parallel.compile=false",
     "checkpoint.every=10 steps", "evaluate.every=null", "observe.exporter=false",
 ]
+# A job that waits for what SLURM does, in seconds, would else take both cores from the tests beside it.
+PACE = Fault("sleep", step=1, until=1_000_000, seconds=0.1, always=True)
 
 
 @dataclass(frozen=True)

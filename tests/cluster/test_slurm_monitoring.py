@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from faults import Fault, faults, let_go
-from jobs import Job
+from jobs import PACE, Job
 from nvml import replayed
 from prometheus import Prometheus, missing
 from running import TIMEOUT_S, UNLABELLED, Run, start
@@ -96,7 +96,7 @@ def test_every_panel_and_every_rule_shows_data_and_an_alert_fires(cluster: Clust
     runs.mkdir()
     with_bad_images(yard / "data" / "digits", yard / "data" / "bad")
     # It stands still until Prometheus has seen the counter at 0: of one that it first sees at 1 it cannot know that it rose.
-    meeting = faults(yard, Fault("hold", step=10, rank=0), Fault("nan", step=12, rank=1))["PYTHONPATH"]
+    meeting = faults(yard, PACE, Fault("hold", step=10, rank=0), Fault("nan", step=12, rank=1))["PYTHONPATH"]
     with Prometheus(runs, yard / "prometheus") as server, a_gpus_exporter(runs, yard / "nvml") as gpu, of_other_objectives(yard):
         job = Job.submit(
             cluster, yard, NAME, "duration=200000 steps", "observe.exporter=true", "data.train=data/bad/train-*.tar",
