@@ -96,8 +96,8 @@ class Cluster:
         foreign = ("SLURM_", "SBATCH_", "PYTEST_", "VENV", "SETUP", "PREFIX", "CONTAINER")     # make hands its own VENV on
         ours = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin"])
-        return {**ours, "SLURM_CONF": str(self.configuration), "PATH": path, "PYTHONPATH": os.pathsep.join(self.pythonpath), "OMP_NUM_THREADS": "1",
-                "SLURM_MSG_TIMEOUT": str(WAIT_S)}       # of srun, for the start of tasks on a loaded machine
+        return {**ours, "SLURM_CONF": str(self.configuration), "PATH": path, "PYTHONPATH": os.pathsep.join(self.pythonpath),
+                "OMP_NUM_THREADS": "1", "SLURM_MSG_TIMEOUT": str(WAIT_S)}       # of srun, for the start of tasks on a loaded machine
 
     def start(self) -> None:
         """Returns when all nodes are idle."""
