@@ -1,4 +1,4 @@
-"""Writes docs/models.md and README's table: every architecture, its source, its size, how far it is from an independent implementation.
+"""Writes a table of docs/models.md: every architecture, its source, its size, how far it is from an independent implementation.
 
     python benchmarks/zoo.py            compares with transformers, same weights, fp32
 """
@@ -7,7 +7,6 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -108,16 +107,7 @@ def _short(value: float) -> str:
 
 
 def table(found: Mapping[Entry, float]) -> str:
-    """docs/models.md."""
-    lines = [
-        "# Architectures", "",
-        f"Written by `python benchmarks/zoo.py` with torch {version('torch').split('+')[0]} and transformers {version('transformers')}; "
-        "do not edit.", "",
-        "Parameters and FLOPs are the planner's, which equal the built model's and torch's counter exactly (`tests/plan/`,",
-        "`tests/models/`).  The error is the largest difference of any output from transformers' with the same random weights, in fp32,",
-        "over the standard deviation of the outputs, of a small model; 0 is equal in every bit.", "",
-        "| architecture | source | parameters | GFLOP forward | of | held against | error |", "|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| architecture | source | parameters | GFLOP forward | of | held against | error |", "|---|---|---|---|---|---|---|"]
     for entry, apart in found.items():
         params, flops = count_params(entry.section, entry.objective), forward_flops(entry.section, entry.objective)
         lines.append(f"| {entry.name} | {entry.source} | {params:,} | {flops / 1e9:.1f} | {entry.shown} | {entry.against} "
@@ -125,23 +115,14 @@ def table(found: Mapping[Entry, float]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def short_table(found: Mapping[Entry, float]) -> str:
-    """README's."""
-    lines = ["| architecture | source | parameters | of | error |", "|---|---|---|---|---|"]
-    for entry, apart in found.items():
-        params = count_params(entry.section, entry.objective)
-        lines.append(f"| {entry.name} | {entry.source} | {params:,} | {entry.shown} | {_short(apart)} |")
-    return "\n".join(lines) + "\n"
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=HERE.parent, help="where README.md and docs/ are")
+    parser.add_argument("--root", type=Path, default=HERE.parent, help="where docs/ is")
     root = parser.parse_args(arguments).root
     found = {entry: error(entry) for entry in ENTRIES}
-    (root / "docs" / "models.md").write_text(table(found), encoding="utf-8")
-    before, _, rest = (root / "README.md").read_text(encoding="utf-8").partition(BEGIN)
-    (root / "README.md").write_text(before + BEGIN + short_table(found) + END + rest.partition(END)[2], encoding="utf-8")
+    page = root / "docs" / "models.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    page.write_text(before + BEGIN + table(found) + END + rest.partition(END)[2], encoding="utf-8")
 
 
 if __name__ == "__main__":

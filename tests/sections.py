@@ -14,7 +14,8 @@ DRAWS: dict[str, tuple[dict, dict]] = {
     "vit": ({"width": 24, "depth": 2, "heads": 2, "mlp": 40, "patch": 4, "image": 20}, COMMON | {
         "pool": ["mean", "attention", "token_mean"], "pool_include_prefix": [True, False], "final_norm": [False], "pre_norm": [True],
         "pool_norm": [True],
-        "pool_heads": [3], "pool_mlp": [20], "position": ["sincos", "rotary", "relative", "none"], "rope_type": ["dinov3", "axial"],
+        "pool_heads": [3], "pool_mlp": [20], "position": ["sincos", "rotary", "relative", "none"],
+        "rope_type": ["dinov3", "axial", "mixed"], "relative_mlp": [6], "post_norm": [True],
         "rope_grid": [3],
         "rope_temperature": [10.0], "rope_offset": [1.0], "class_position": [False], "qkv_bias": [False], "key_bias": [False],
         "qk_norm": [True], "scale_attn_norm": [True], "scale_mlp_norm": [True], "gated": [True], "parallel": [True],

@@ -63,8 +63,6 @@ def test_the_tables_of_architectures_are_those_of_today(tmp_path):
 
     found = {entry: zoo.error(entry) for entry in zoo.ENTRIES}
     assert max(found.values()) < 1e-5
-    readme, page = (ROOT / "README.md").read_text(), (ROOT / "docs" / "models.md").read_text()
+    page = (ROOT / "docs" / "models.md").read_text()
     for entry in found:
-        start = f"| {entry.name} | {entry.source} | {zoo.count_params(entry.section, entry.objective):,} |"
-        assert start in readme
-        assert start in page
+        assert f"| {entry.name} | {entry.source} | {zoo.count_params(entry.section, entry.objective):,} |" in page

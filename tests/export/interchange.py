@@ -6,8 +6,11 @@ all of timm's cases, one line of JSON each.  timm lies in an environment of its 
 
 import argparse
 import contextlib
+import datetime
 import functools
+import inspect
 import io
+import itertools
 import json
 import logging
 import random
@@ -71,24 +74,27 @@ _VIT_OPTIONS: tuple[dict[str, Any], ...] = (
     {"scale_attn_norm": True}, {"scale_mlp_norm": True}, {"dynamic_img_size": True}, {"drop_path_rate": 0.3},
     {"pool_include_prefix": True, "global_pool": "avg"}, {"reg_tokens": 2, "global_pool": "avg", "class_token": False},
     {"reg_tokens": 2, "global_pool": "map", "class_token": False}, {"reg_tokens": 2, "global_pool": "map", "pool_include_prefix": True},
+    {"embed_dim": 60, "depth": 3, "num_heads": 5}, {"embed_dim": 36, "depth": 1, "num_heads": 4, "mlp_ratio": 2.7}, {"in_chans": 4},
 )
 _SWIN_OPTIONS: tuple[dict[str, Any], ...] = (
     {"img_size": 0}, {"in_chans": 1}, {"num_classes": 0}, {"window_size": 4, "img_size": 128}, {"mlp_ratio": 2.0}, {"qkv_bias": False},
     {"global_pool": "max"}, {"patch_size": 2, "img_size": 112}, {"norm_layer": "rmsnorm"}, {"img_size": (64, 128)},
     {"always_partition": True, "img_size": 64}, {"strict_img_size": False}, {"head_dim": 8}, {"act_layer": "relu"},
-    {"pretrained_window_sizes": (8, 8, 8, 4)},
+    {"pretrained_window_sizes": (8, 8, 8, 4)}, {"embed_dim": 24, "depths": (1, 2, 3), "num_heads": (3, 4, 6)}, {"window_size": 28},
 )
 _CONVNEXT_OPTIONS: tuple[dict[str, Any], ...] = (
     {"in_chans": 1}, {"num_classes": 0}, {"use_grn": True}, {"use_grn": True, "ls_init_value": None}, {"ls_init_value": None},
     {"conv_mlp": True}, {"kernel_sizes": 5}, {"kernel_sizes": (3, 5, 7, 9)}, {"stem_type": "overlap"}, {"stem_type": "overlap_tiered"},
     {"patch_size": 2}, {"norm_eps": 1e-3}, {"head_hidden_size": 24}, {"output_stride": 16}, {"act_layer": "gelu_tanh"},
     {"global_pool": "max"}, {"conv_bias": False}, {"head_norm_first": True}, {"norm_layer": "rmsnorm2d"}, {"stem_type": "overlap_act"},
+    {"dims": (12, 20, 28, 44), "depths": (2, 1, 3, 1)}, {"dims": (8, 16, 24), "depths": (1, 2, 1)},
 )
 _EVA_OPTIONS: tuple[dict[str, Any], ...] = (
     {"img_size": 0}, {"in_chans": 1}, {"num_classes": 0}, {"global_pool": "token"}, {"global_pool": "avg"}, {"global_pool": "map"},
     {"qk_norm": True}, {"swiglu_mlp": True}, {"scale_mlp": True}, {"use_abs_pos_emb": True}, {"use_rot_pos_emb": True},
     {"init_values": 0.1}, {"num_reg_tokens": 2}, {"no_embed_class": True}, {"rope_temperature": 50.0}, {"rope_rotate_half": True},
     {"qkv_bias": False}, {"use_fc_norm": False}, {"class_token": False, "global_pool": "avg"}, {"use_post_norm": True},
+    {"embed_dim": 80, "depth": 3, "num_heads": 5},
 )
 _OPTIONS = {"VisionTransformer": ("vit_tiny_patch16_224", _VIT_OPTIONS), "VisionTransformerDistilled": ("deit_tiny_distilled_patch16_224", (
     {"img_size": 0}, {"num_classes": 0}, {"in_chans": 1}, {"no_embed_class": True}, {"init_values": 0.2}, {"reg_tokens": 1},
@@ -99,13 +105,34 @@ _OPTIONS = {"VisionTransformer": ("vit_tiny_patch16_224", _VIT_OPTIONS), "Vision
     "Beit": ("beit_base_patch16_224", ({"img_size": 0}, {"use_abs_pos_emb": True}, {"use_rel_pos_bias": False}, {"global_pool": "token"},
              {"use_shared_rel_pos_bias": True, "use_rel_pos_bias": False}, {"init_values": None}, {"qkv_bias": False}, {"num_classes": 0})),
     "VisionTransformerRelPos": ("vit_relpos_small_patch16_224", ({"rel_pos_type": "bias"}, {"class_token": True, "global_pool": "token"},
-                                {"num_classes": 0}, {"qk_norm": True}, {"rel_pos_dim": 16}))}
+                                {"num_classes": 0}, {"qk_norm": True}, {"rel_pos_dim": 16}, {"rel_pos_type": "mlp_swin"},
+                                {"shared_rel_pos": True, "rel_pos_type": "bias", "class_token": True}, {"img_size": 0},
+                                {"rel_pos_type": "bias", "class_token": True, "img_size": 0}, {"init_values": None}, {"qkv_bias": True})),
+    "ResPost": ("vit_base_patch16_rpn_224", ({"num_classes": 7}, {"qk_norm": True}, {"scale_attn_norm": True}, {"fc_norm": True})),
+    "ResPostRelPos": ("vit_relpos_small_patch16_rpn_224", ({"num_classes": 7}, {"shared_rel_pos": True}, {"rel_pos_type": "bias"})),
+    "Mixed": ("vit_small_patch16_rope_mixed_224", ({"rope_rotate_half": True}, {"rope_grid_indexing": "ij"}, {"img_size": 0},
+              {"qk_norm": True}, {"num_reg_tokens": 2}, {"rope_temperature": 50.0}, {"rope_grid_offset": 1.0}, {"use_abs_pos_emb": True},
+              {"global_pool": "map"}, {"attn_type": "eva"}, {"qkv_fused": False}, {"embed_dim": 80, "depth": 3, "num_heads": 5}))}
 
 
 def timm_cases(timm: Any) -> list[Case]:
     cases = [Case("timm", name, {}, len(name) % 3 > 0) for module in _MODULES for name in timm.list_models(module=module)
              if module != "naflexvit" or name == "naflexvit_base_patch16_gap"]        # whose class none of ours is, however large
-    return cases + [Case("timm", name, options) for name, variants in _OPTIONS.values() for options in variants]
+    cases += [Case("timm", name, options) for name, variants in _OPTIONS.values() for options in variants]
+    return cases + list(_by_signature(timm))
+
+
+def _by_signature(timm: Any) -> Iterator[Case]:
+    """Each argument that a class has, and that is not changed above: its other truth, or twice as much."""
+    from vitscale.models.timm_section import architectures
+
+    done = {(architectures()[name][0], key) for name, variants in _OPTIONS.values() for options in variants for key in options}
+    for name, _ in _OPTIONS.values():
+        kind = architectures()[name][0]
+        for key, parameter in inspect.signature(getattr(timm.models, kind).__init__).parameters.items():
+            if isinstance(parameter.default, (bool, int, float)) and (kind, key) not in done:
+                done.add((kind, key))
+                yield from (Case("timm", name, {key: value}) for value in _changed(key, parameter.default))
 
 
 def timm_model(timm: Any, case: Case) -> tuple[nn.Module, Tensor]:
@@ -155,7 +182,8 @@ _IDLE_KEYS = ("model_type", "output_attentions", "architectures", "transformers_
               "num_layers")
 _CHANGES: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("quick_gelu", "gelu_pytorch_tanh", "relu", "gelu_new"), "image_size": (48, [32, 64]), "patch_size": (4,),
-    "num_channels": (1,), "window_size": (2, 8), "pretrained_window_sizes": ([2, 2],), "num_attention_heads": (2,), "depths": ([1, 1],),
+    "num_channels": (1, 4), "window_size": (2, 8, 16), "pretrained_window_sizes": ([2, 2],), "num_attention_heads": (2,),
+    "depths": ([1, 1],),
     "num_register_tokens": (2,), "mlp_ratio": (2,), "layer_norm_eps": (1e-3, 1e-12, 1e-6), "vision_use_head": (False,),
     "rope_theta": (50.0,), "out_features": (), "out_indices": (), "problem_type": ("regression",), "hidden_sizes": ([16, 24],),
 }
@@ -370,35 +398,65 @@ def goes_on() -> Iterator[dict[str, Any]]:
 # ---- what is kept of all of it
 
 RESULTS = Path(__file__).with_suffix(".json")
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "interchange.md"
+ROOT = Path(__file__).resolve().parents[2]
+BEGIN, END = "<!-- matrix -->\n", "<!-- /matrix -->"
+Results = dict[str, dict[str, Any]]     # library -> its version, the date, rows
 
 
-def kept(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: row[key] for key in ("name", "options", "result", "words") if key in row} for row in found]
+def kept(version: str, found: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = [{key: row[key] for key in ("name", "options", "result", "words") if key in row} for row in found]
+    return {"version": version, "date": datetime.date.today().isoformat(), "rows": rows}
 
 
-def write(results: dict[str, list[dict[str, Any]]]) -> None:
-    """One case a line; and the page's table."""
-    lines = [f'{json.dumps(library)}: [\n' + ",\n".join(map(json.dumps, found)) + "\n]" for library, found in sorted(results.items())]
+def write(results: Results) -> None:
+    """One case a line; and the pages' tables."""
+    lines = [f'{json.dumps(library)}: {{"version": "{found["version"]}", "date": "{found["date"]}", "rows": [\n'
+             + ",\n".join(map(json.dumps, found["rows"])) + "\n]}" for library, found in sorted(results.items())]
     RESULTS.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition("<!-- matrix -->\n")
-    PAGE.write_text(f"{before}<!-- matrix -->\n{table(results)}\n<!-- /matrix -->{rest.partition('<!-- /matrix -->')[2]}", encoding="utf-8")
+    for page, text in pages(results).items():
+        page.write_text(text, encoding="utf-8")
 
 
-def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """By class of each library: how many of its cases are read with equal answers, and by which keys the others are refused."""
+def pages(results: Results) -> dict[Path, str]:
+    """What the pages that tell of these results are to be."""
+    found = {}
+    for page, told in ((ROOT / "docs" / "models.md", table(results)), (ROOT / "README.md", summary(results))):
+        before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+        found[page] = f"{before}{BEGIN}{told}\n{END}{rest.partition(END)[2]}"
+    return found
+
+
+def groups(results: Results) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """Library, class, and the cases of it that there are at all."""
     from vitscale.models.timm_section import architectures
 
-    lines = ["| library | class | cases | equal answers | backbone alone | refused by |", "|---|---|---|---|---|---|"]
     for library, found in sorted(results.items()):
-        groups: dict[str, list[dict[str, Any]]] = {}
-        for row in found:
+        by_class: dict[str, list[dict[str, Any]]] = {}
+        for row in found["rows"]:
             if row["result"] != "no model":
-                groups.setdefault(architectures().get(row["name"], ("others",))[0] if library == "timm" else row["name"], []).append(row)
-        for name, group in sorted(groups.items()):
-            keys = sorted({key for row in group if row["result"] == "refused" for key in _refused(row["words"])})
-            counts = Counter(row["result"] for row in group)
-            lines.append(f"| {library} | {name} | {len(group)} | {counts['equal']} | {counts['backbone'] or ''} | {', '.join(keys)} |")
+                by_class.setdefault(architectures().get(row["name"], ("others",))[0] if library == "timm" else row["name"], []).append(row)
+        yield from ((library, name, rows) for name, rows in sorted(by_class.items()))
+
+
+def table(results: Results) -> str:
+    """By class of each library: how many of its cases are read with equal answers, and by which keys the others are refused."""
+    lines = ["| library | class | cases | equal answers | backbone alone | refused by |", "|---|---|---|---|---|---|"]
+    for library, name, rows in groups(results):
+        keys = sorted({key for row in rows if row["result"] == "refused" for key in _refused(row["words"])})
+        counts = Counter(row["result"] for row in rows)
+        lines.append(f"| {library} | {name} | {len(rows)} | {counts['equal']} | {counts['backbone'] or ''} | {', '.join(keys)} |")
+    return "\n".join(lines)
+
+
+def summary(results: Results) -> str:
+    """By library, which of its classes are read, and what became of all the cases."""
+    lines = ["| library | classes read | cases | equal answers | backbone alone | refused by name |", "|---|---|---|---|---|---|"]
+    for library, found in sorted(results.items()):
+        mine = [(name, rows) for one, name, rows in groups(results) if one == library]
+        counts = Counter(row["result"] for _, rows in mine for row in rows)
+        read = ", ".join(name for name, rows in mine if any(row["result"] == "equal" for row in rows))
+        lines.append(f"| {library} {found['version']}, {found['date']} | {read} | {sum(counts.values())} | {counts['equal']} "
+                     f"| {counts['backbone']} | {counts['refused']} |")
     return "\n".join(lines)
 
 
@@ -406,6 +464,29 @@ def _refused(words: str) -> list[str]:
     """The keys that a refusal names, or its tensors, or what it says."""
     keys = [line.split()[0].removeprefix("model_args.") for line in words.splitlines() if line.startswith("  ") and line.split()]
     return keys or ["its class" if "is none of timm's" in words else "its tensors" if "tensors" in words or "'" in words else "other"]
+
+
+def defaults() -> Iterator[dict[str, Any]]:
+    """What timm's classes take each argument for that is left out, against what is taken for it here."""
+    from vitscale.models.foreign_keys import ForeignKeys
+    from vitscale.models.timm_section import READERS
+
+    timm, keep = import_timm()
+    for name, reader in READERS.items():
+        keys, wrong = ForeignKeys({}), {}
+        reader(keys)
+        theirs = inspect.signature(getattr(timm.models, name).__init__).parameters
+        for key, ours in keys.defaults.items():
+            if key not in theirs:
+                wrong[key] = "is no argument of it"
+                continue
+            value = theirs[key].default
+            value = getattr(value, "__name__", value)
+            if (list(value) if isinstance(value, (tuple, list)) else value) != (list(ours) if isinstance(ours, (tuple, list)) else ours):
+                wrong[key] = f"{value!r}, not {ours!r}"
+        yield {"library": "ours", "name": f"defaults of {name}", "options": {}, "result": "wrong" if wrong else "equal",
+               "words": str(wrong)}
+    del keep
 
 
 def main() -> None:
@@ -417,7 +498,8 @@ def main() -> None:
     given = parser.parse_args()
     logging.disable(logging.ERROR)
     torch.set_num_threads(1)
-    for row in goes_on() if given.library == "ours" else rows(given.library, given.sample, given.seed, given.only):
+    found = itertools.chain(defaults(), goes_on()) if given.library == "ours" else rows(given.library, given.sample, given.seed, given.only)
+    for row in found:
         print(json.dumps(row), flush=True)
 
 

@@ -138,6 +138,9 @@ FOR_TIMM = {name: EXPRESSED[name][0] for name in (
     "convnext": ConvNext(**FOUR), "convnext-v2": ConvNext(**FOUR, version=2), "registers": Vit(**VIT, registers=2, layer_scale=0.1),
     "registers-mean": Vit(**VIT, registers=2, pool="mean", qk_norm=True), "attention-pooling": Vit(**VIT, pool="attention"),
     "deit-3": Deit(family="deit", **VIT, class_position=False),
+    "relative-network": Vit(**VIT, pool="mean", registers=1, position="relative", relative_mlp=12, post_norm=True),
+    "relative-mean": Vit(**VIT, pool="mean", position="relative", qk_norm=True, position_interpolation="geometric"),
+    "mixed": Vit(**VIT, rope_type="mixed", rope_temperature=10.0, registers=2, post_norm=True, class_position=False),
 }
 
 

@@ -17,6 +17,8 @@ MODELS = {
     "clip": Vit(**VIT, pre_norm=True, hidden_act="quick_gelu", final_norm=False, pool="token_mean", registers=1),
     "eva": Vit(**VIT, key_bias=False, rope_type="axial", rope_grid=3, scale_attn_norm=True, scale_mlp_norm=True, gated=True, registers=1,
                pool="attention", pool_include_prefix=False),
+    "relative-network": Vit(**VIT, position="relative", relative_mlp=12, post_norm=True, registers=1, pool="mean"),
+    "mixed": Vit(**VIT, rope_type="mixed", position="rotary", post_norm=True),
     "swin-table": Swin(**SWIN, version=2, position="learned", pretrained_windows=(3, 0), hidden_act="gelu_tanh"),
     "convnext-grn": ConvNext(**CONVNEXT, use_grn=True, stem="overlap_tiered", kernel=5, head_hidden=12, hidden_act="silu"),
 }

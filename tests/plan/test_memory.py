@@ -97,7 +97,7 @@ def test_fsdp_of_huge_agrees_with_a_simulated_run():
     {"attention": "axial", "heads": 4, "pool": "mean"}, {"attention": "sparse", "sparse_block": 3, "registers": 2},
     {"attention": "sparse", "sparse_block": 5, "sparse_random": 1, "pool": "mean"}, {"attention": "linear"},
     {"hidden_act": "quick_gelu", "key_bias": False}, {"hidden_act": "relu"}, {"hidden_act": "silu", "scale_attn_norm": True},
-    {"hidden_act": "gelu_tanh", "scale_mlp_norm": True},
+    {"hidden_act": "gelu_tanh", "scale_mlp_norm": True}, {"post_norm": True},
 ], ids=str)
 def test_a_block_keeps_what_autograd_saves(options):
     """The formula against the distinct storages that autograd really saves in one block, parameters left out."""

@@ -26,6 +26,7 @@ from vitscale.recipe.schema import FAMILIES, External
 
 log = logging.getLogger(__name__)
 CONFIG, PREPROCESSOR, INDEX, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors.index.json", "model.safetensors"
+PROCESSOR = "processor_config.json"     # of a model of images and text: the processors of both, whose images' part goes before PREPROCESSOR
 MAX_DEPTH, MAX_SIZE = 4096, 2**20
 
 
@@ -87,8 +88,7 @@ def _read_folder(folder: Path) -> Folder:
             notes.append("its classifier is not one of ours: the backbone alone is read")
             section = section.model_copy(update={"classes": 0})
             weights = {name: value for name, value in weights.items() if name not in heads}
-        about = folder / PREPROCESSOR
-        prepared = prepared_by_transformers(read_object(about) if about.is_file() else None, str(config["model_type"]), section.image)
+        prepared = prepared_by_transformers(_image_processor(folder), str(config["model_type"]), section.image)
         labels = config.get("id2label") or {}
         names = [labels.get(str(number), str(number)) for number in range(section.classes)] if labels else ()
     if (found := as_exported(config, weights, theirs, lambda section: _refuse_absurd(section, folder))) is not None:
@@ -105,6 +105,16 @@ def _read_folder(folder: Path) -> Folder:
                           resampling=prepared.resampling, half_even=prepared.half_even)
     return Folder(section, {name: value.float() for name, value in weights.items()}, transform, tuple(map(str, names)), source,
                   tuple(notes), pixels)
+
+
+def _image_processor(folder: Path) -> dict[str, Any] | None:
+    """What transformers has written of how images are prepared; None: nothing."""
+    both = read_object(folder / PROCESSOR).get("image_processor") if (folder / PROCESSOR).is_file() else None
+    if both is None:
+        return read_object(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else None
+    if not isinstance(both, dict):
+        raise CheckpointError(f"{folder / PROCESSOR}: image_processor is no mapping")
+    return both
 
 
 def _own(folder: Path, config: Mapping[str, Any]) -> Folder:

@@ -148,8 +148,8 @@ def _classifiers(found: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 
 
 # What weights do not show by their shapes and would mean something else with; and what is another model's business.
-_FUNCTION = ("heads", "norm_eps", "head_norm_eps", "hidden_act", "parallel", "gated", "rope_type", "rope_temperature", "rope_grid",
-             "rope_offset", "mup_base_head_width")
+_FUNCTION = ("heads", "norm_eps", "head_norm_eps", "hidden_act", "parallel", "gated", "post_norm", "rope_type", "rope_temperature",
+             "rope_grid", "rope_offset", "mup_base_head_width")
 _FREE = {"family", "size", "width", "widths", "depth", "depths", "heads", "mlp", "image", "patch", "channels", "classes", "registers",
          "layer_scale", "dropout", "head_dropout", "drop_path", "drop_path_schedule", "drop_path_group", "mup_base_width", "pool",
          "pool_norm", "head_hidden", "class_position"}

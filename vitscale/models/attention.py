@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitscale.models.position import offset_index, resample_offsets, turned
+from vitscale.models.exact import exact, keep_exact_, reset_exact_
+from vitscale.models.position import log_spaced, mixed, offset_index, resample_offsets, turned
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,38 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(self.norm(mixed.transpose(1, 2).flatten(2))))
 
 
+class MixedRotaryAttention(Attention):
+    """Each head turns patches' queries and keys by frequencies that it learns, along both axes at once (Heo et al. 2024, section 3.3)."""
+
+    def __init__(self, width: int, heads: int, **options: Any) -> None:
+        super().__init__(width, heads, **options)
+        self.rope_freqs = nn.Parameter(torch.zeros(heads, width // heads))
+        keep_exact_(self, "rope_freqs")
+
+    def reset_buffers(self) -> None:
+        reset_exact_(self, "rope_freqs")
+
+    def project(self, tokens: Tensor, layout: Layout | None) -> tuple[Tensor, Tensor, Tensor]:
+        assert layout is not None, "how far a patch is turned depends on the grid"
+        query, key, value = super().project(tokens, layout)
+        angles = mixed(layout.grid, exact(self, "rope_freqs"))
+        return turned(query, angles), turned(key, angles), value
+
+
 class RelativePositionAttention(Attention):
-    """A learned bias for each head and offset between patches (Shaw et al. 2018; as a bias: Raffel et al. 2020, Bao et al. 2022, BEiT)."""
+    """A learned bias for each head and offset between patches (Shaw et al. 2018; as a bias: Raffel et al. 2020, Bao et al. 2022, BEiT), or
+    one that a small network finds for log-spaced offsets (Liu et al. 2022, Swin V2, section 3.3), where what is no patch has none."""
 
     relative_position_index: Tensor
 
-    def __init__(self, width: int, heads: int, grid: tuple[int, int], before: int, **options: Any) -> None:
+    def __init__(self, width: int, heads: int, grid: tuple[int, int], before: int, hidden: int | None = None, **options: Any) -> None:
+        """`hidden`: width of the network; None: a table."""
         super().__init__(width, heads, **options)
         self.grid, self.before = grid, before
         rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + (3 if before else 0)
-        self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, heads))
+        self.cpb_mlp = None if hidden is None else nn.Sequential(nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, heads))
+        if hidden is None:
+            self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, heads))
         self.register_buffer("relative_position_index", offset_index(grid, before), persistent=False)
 
     def reset_buffers(self) -> None:
@@ -112,8 +135,13 @@ class RelativePositionAttention(Attention):
 
     def bias(self, layout: Layout | None, query: Tensor) -> Tensor:
         grid = self.grid if layout is None else layout.grid
-        table: Tensor = self.relative_position_bias_table
-        index = self.relative_position_index
-        if grid != self.grid:
-            table, index = resample_offsets(table, self.grid, grid, self.interpolation), offset_index(grid, self.before, table.device)
+        table = self.table(grid)
+        index = self.relative_position_index if grid == self.grid else offset_index(grid, self.before, table.device)
         return table[index].permute(2, 0, 1).to(query.dtype)
+
+    def table(self, grid: tuple[int, int]) -> Tensor:
+        """The biases of each row that offset_index may name: (rows, H)."""
+        if self.cpb_mlp is None:
+            return resample_offsets(self.relative_position_bias_table, self.grid, grid, self.interpolation)
+        weight = self.cpb_mlp.get_parameter("0.weight")
+        return F.pad(self.cpb_mlp(log_spaced(grid, weight.device).to(weight.dtype)), (0, 0, 0, 3 if self.before else 0))

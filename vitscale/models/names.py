@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-# learned vectors that stand in the place of tokens, biases of attention, temperatures
-TABLES = ("cls_token", "dist_token", "reg_token", "mask_token", "pos_embed", "latent", "relative_position_bias_table", "logit_scale")
+# learned vectors that stand in the place of tokens, biases of attention, temperatures, frequencies
+TABLES = ("cls_token", "dist_token", "reg_token", "mask_token", "pos_embed", "latent", "relative_position_bias_table", "logit_scale",
+          "rope_freqs")
 
 CLASSIFIERS = ("head.weight", "head.bias", "head.fc.weight", "head.fc.bias", "head_dist.weight", "head_dist.bias")
 HEAD = (*CLASSIFIERS, "fc_norm.", "pre_logits.", "attn_pool.")      # how names begin of what comes after the backbone

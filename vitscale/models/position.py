@@ -85,9 +85,25 @@ def rotary(grid: tuple[int, int], width: int, device: torch.device | str | None 
     return (whole * places[:, :, None] * rate).flatten(1).tile(2)
 
 
+def mixed(grid: tuple[int, int], frequencies: Tensor) -> Tensor:
+    """Angles (H, patches, K) of heads whose pairs have frequencies of their own, (H, K): K / 2 down, then K / 2 across (Heo et al. 2024,
+    section 3.3, RoPE-Mixed)."""
+    down, across = frequencies[:, None].chunk(2, dim=-1)                                                            # (H, 1, K / 2) each
+    lines = (torch.arange(side, dtype=frequencies.dtype, device=frequencies.device) for side in grid)
+    rows, columns = (place.flatten()[:, None] for place in torch.meshgrid(*lines, indexing="ij"))                   # (patches, 1) each
+    return (rows * down + columns * across).tile(2)
+
+
+def first_frequencies(heads: int, width: int, temperature: float, generator: torch.Generator) -> Tensor:
+    """What mixed() begins with (H, K): axial ones along two axes at right angles, which each head turns by an angle of its own."""
+    rate = temperature ** (-torch.arange(0, 1, 4 / width))                                                          # (K / 4,)
+    angle = torch.rand(heads, 1, generator=generator) * 2 * torch.pi
+    return torch.cat([rate * angle.sin(), rate * angle.cos(), rate * angle.cos(), -rate * angle.sin()], dim=1)
+
+
 def turned(vectors: Tensor, angles: Tensor) -> Tensor:
-    """Queries or keys (B, H, N, K), the last of whose tokens are patches, turned by angles (patches, K); those before stay."""
-    before = vectors.shape[2] - angles.shape[0]
+    """Queries or keys (B, H, N, K), the last of whose tokens are patches, turned by angles ([H,] patches, K); those before stay."""
+    before = vectors.shape[2] - angles.shape[-2]
     patches = vectors[:, :, before:].float()
     first, second = patches.chunk(2, dim=-1)
     patches = patches * angles.cos() + torch.cat([-second, first], dim=-1) * angles.sin()
@@ -108,6 +124,14 @@ def offset_index(grid: tuple[int, int], before: int, device: torch.device | str 
     index = torch.full((before + height * width,) * 2, rows + 2, dtype=torch.int64, device=device)
     index[:before, before:], index[before:, :before], index[before:, before:] = rows, rows + 1, patches
     return index
+
+
+def log_spaced(grid: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
+    """The offsets between patches, (2 h - 1)(2 w - 1) of them in offset_index's order, each as sign(x) ln(1 + |x|): (offsets, 2) fp32
+    (Liu et al. 2022, Swin V2, section 3.3)."""
+    lines = (torch.arange(1 - side, side, dtype=torch.float32, device=device) for side in grid)
+    offsets = torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1).flatten(0, 1)
+    return offsets.sign() * offsets.abs().log1p()
 
 
 def resample_offsets(table: Tensor, old: tuple[int, int], new: tuple[int, int], kind: str = "bicubic") -> Tensor:

@@ -10,6 +10,14 @@ _ACTIVATIONS = {"GELU": "gelu", "gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick
                 "swish": "silu", "relu": "relu", "ReLU": "relu"}
 
 
+def after_branches(keys: ForeignKeys, before: str, after: str) -> bool:
+    """Whether norms follow attention and MLP, which the classes of blocks tell, `before` and `after`."""
+    kind = keys.take("block_fn", before)
+    if kind not in (before, after):
+        keys.refuse("block_fn", f"{kind!r} is not expressed here; {before!r} and {after!r} are")
+    return kind == after
+
+
 def side(keys: ForeignKeys, key: str, default: int) -> Any:
     """A number of pixels, or a list with the same twice."""
     value = keys.take(key, default)
@@ -38,9 +46,10 @@ def norm_eps(keys: ForeignKeys, default: str | None, eps: float = 1e-6) -> float
     return float(found[1]) if found and found[1] else eps
 
 
-def pooling(keys: ForeignKeys, default: str, registers: int, always: bool = False) -> tuple[str, int]:
-    """(pooling, registers: a class token that is not pooled is the first of them).  `always`: the class has a class token."""
-    pool, token = keys.take("global_pool", default), always or keys.take("class_token", True)
+def pooling(keys: ForeignKeys, default: str, registers: int, always: bool = False, token: bool = True) -> tuple[str, int]:
+    """(pooling, registers: a class token that is not pooled is the first of them).  `always`: the class has a class token; `token`: whether
+    it has one where nothing is said."""
+    pool, token = keys.take("global_pool", default), always or keys.take("class_token", token)
     if pool not in POOLS:
         keys.refuse("global_pool", f"{pool!r} is not expressed here; {', '.join(POOLS)} are")
     return pool, registers + (token and pool != "token")

@@ -10,6 +10,7 @@ from vitscale.errors import RecipeError
 from vitscale.models.attention import whole_bias
 from vitscale.models.position import sincos
 from vitscale.models.timm_section import embeds_class
+from vitscale.models.timm_tensors import BIASES, in_order
 from vitscale.recipe.schema import ConvNext, Model, Swin, Vit
 from vitscale.shapes import convnext, swin
 from vitscale.shapes.vit import grid, is_rotary, num_placed, pools_prefix, shape_of
@@ -21,10 +22,11 @@ _ANYWHERE = {"family", "size", "image", "channels", "classes", "width", "widths"
              "dropout", "head_dropout", "drop_path", "drop_path_schedule", "drop_path_group", "position_interpolation", "norm_eps",
              "hidden_act", "layer_scale", "version"}
 _BOTH = {"registers", "pool", "pool_norm", "position", "class_position", "qkv_bias", "key_bias", "scale_mlp_norm", "pool_include_prefix"}
-_MOST = _BOTH | {"qk_norm", "pre_norm", "final_norm", "scale_attn_norm", "gated"}
+_MOST = _BOTH | {"qk_norm", "pre_norm", "final_norm", "scale_attn_norm", "gated", "post_norm"}
 # by class, what it holds besides; whatever else a section asks for is refused by its name
 _HELD: dict[str, set[str]] = {
-    "VisionTransformer": _MOST, "VisionTransformerDistilled": _MOST, "Beit": _BOTH,
+    "VisionTransformer": _MOST, "VisionTransformerDistilled": _MOST - {"post_norm"}, "Beit": _BOTH,
+    "VisionTransformerRelPos": _BOTH | {"qk_norm", "post_norm", "relative_mlp"},
     "Eva": _MOST | {"rope_type", "rope_temperature", "rope_offset", "rope_grid", "pool_heads", "pool_mlp"},
     "SwinTransformer": {"windows"}, "SwinTransformerV2": {"windows", "pretrained_windows"},
     "ConvNeXt": {"use_grn", "stem", "kernel", "head_hidden"}}
@@ -32,6 +34,10 @@ _HELD: dict[str, set[str]] = {
 _EVERY: dict[str, tuple[Any, ...]] = {
     "attention": ("full",), "patch_embed": ("patch",), "parallel": (False,), "head_hidden": (None,), "class_tokens": (1,),
     "mup_base_width": (None,), "mup_base_head_width": (None,), "pool": tuple(_POOLS)}
+_RELATIVE: dict[str, tuple[Any, ...]] = {
+    "rope_type": (None,), "position": ("relative",), "norm_eps": (1e-6,), "family": ("vit",), "gated": (False,), "pre_norm": (False,),
+    "hidden_act": ("gelu",), "pool": ("token", "mean"), "final_norm": (True,), "scale_attn_norm": (False,),
+    "pool_include_prefix": (None, False)}
 # by class: keys of which it has only these values
 _ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
     "VisionTransformer": {"rope_type": (None,), "position": ("learned", "sincos", "none"), "pool_heads": (None,), "pool_mlp": (None,),
@@ -39,9 +45,7 @@ _ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
     "VisionTransformerDistilled": {"rope_type": (None,), "position": ("learned", "sincos"), "registers": (0,), "gated": (False,),
                                    "norm_eps": (1e-6,), "pool": ("token",)},
     "Eva": {"position": ("rotary", "learned", "none"), "hidden_act": ("gelu",), "norm_eps": (1e-6, 1e-5), "family": ("vit",)},
-    "Beit": {"rope_type": (None,), "position": ("relative",), "hidden_act": ("gelu",), "norm_eps": (1e-6,), "family": ("vit",),
-             "gated": (False,), "pool": ("token", "mean"), "qk_norm": (False,), "pre_norm": (False,), "final_norm": (True,),
-             "scale_attn_norm": (False,), "pool_include_prefix": (None, False)},
+    "Beit": _RELATIVE, "VisionTransformerRelPos": _RELATIVE | {"scale_mlp_norm": (False,)},
 }
 
 
@@ -66,7 +70,7 @@ def timm_architecture(section: Model) -> tuple[str, dict[str, Any]]:
     common |= {"img_size": section.image, "patch_size": section.patch, "embed_dim": shape.width, "depth": shape.depth,
                "num_heads": shape.heads, "qkv_bias": section.qkv_bias, "init_values": section.layer_scale,
                "mlp_ratio": _ratio(shape.mlp, shape.width)}
-    return {"Eva": _eva, "Beit": _beit}.get(kind, _vit)(section, common)
+    return {"Eva": _eva, "Beit": _beit, "VisionTransformerRelPos": _relpos}.get(kind, _vit)(section, common)
 
 
 def class_of(section: Vit) -> str:
@@ -74,7 +78,11 @@ def class_of(section: Vit) -> str:
     if section.family == "deit":
         return "VisionTransformerDistilled"
     probe = section.pool == "attention" and (section.pool_heads is not None or section.pool_mlp is not None)
-    return "Beit" if section.position == "relative" else "Eva" if is_rotary(section) or probe else "VisionTransformer"
+    if section.position == "relative":
+        registers = section.registers == (section.pool == "mean")       # Beit's class token, where nothing pools it
+        beit = registers and not (section.relative_mlp or section.post_norm or section.qk_norm)
+        return "Beit" if beit else "VisionTransformerRelPos"
+    return "Eva" if is_rotary(section) or probe else "VisionTransformer"
 
 
 def _refusal(wrong: Wrong) -> str:
@@ -101,14 +109,19 @@ def _together(kind: str, section: Vit) -> Wrong:
         found.append(("model.final_norm", "false has no expression there with pool_norm"))
     if section.family == "deit" and not section.classes:
         found.append(("model.classes", "0 has no expression there: its class gives the mean of both tokens then"))
-    if kind == "VisionTransformer" and section.gated and (attentive or section.norm_eps != 1e-6):
-        found.append(("model.gated", "has no expression there with attention pooling or another norm_eps than 1e-6"))
+    if kind == "VisionTransformer" and section.gated and (attentive or section.norm_eps != 1e-6 or section.post_norm):
+        found.append(("model.gated", "has no expression there with attention pooling, post_norm or another norm_eps than 1e-6"))
+    if kind == "VisionTransformer" and section.post_norm and section.norm_eps != 1e-6:
+        found.append(("model.norm_eps", f"{section.norm_eps:g} has no expression there with post_norm; 1e-06 has"))
     if kind == "Eva":
         before = section.registers > 0
         if before and section.pool != "token" and pools_prefix(section) != attentive:
             found.append(("model.pool_include_prefix", f"{section.pool_include_prefix} has no expression there with {section.pool}"))
-    if kind == "Beit" and section.registers != (section.pool == "mean"):
-        found.append(("model.registers", f"{section.registers} has none there with pool {section.pool}; {int(section.pool == 'mean')} has"))
+        if section.post_norm and section.qk_norm:
+            found.append(("model.qk_norm", "has no expression there with post_norm and rotary positions or attention pooling's own sizes"))
+    if kind == "VisionTransformerRelPos" and section.registers > (section.pool == "mean"):
+        found.append(("model.registers", f"{section.registers} has none there with position relative and pool {section.pool}; "
+                      f"{'0 or 1' if section.pool == 'mean' else '0'} has"))
     return found
 
 
@@ -131,8 +144,9 @@ def _vit(section: Vit, common: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if section.gated:       # the classes of MLPs and norms are no arguments that a file can hold: these architectures bring them along
         shape = shape_of(section)
         return "vit_giant_patch14_dinov2", arguments | {"mlp_ratio": _ratio(2 * shape.mlp, shape.width)}
-    return "vit_base_patch16_224" if section.norm_eps == 1e-6 else "vit_base_patch16_clip_224", arguments | {
-        "act_layer": section.hidden_act}
+    known = "vit_base_patch16_clip_224" if section.norm_eps != 1e-6 else "vit_base_patch16_rpn_224" if section.post_norm else (
+        "vit_base_patch16_224")
+    return known, arguments | {"act_layer": section.hidden_act}
 
 
 def _eva(section: Vit, common: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -142,9 +156,10 @@ def _eva(section: Vit, common: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         "attn_type": "rope" if section.qkv_bias and section.key_bias else "eva", "qkv_fused": True, "qk_norm": section.qk_norm,
         "swiglu_mlp": section.gated, "swiglu_align_to": 0, "scale_mlp": section.scale_mlp_norm, "scale_attn_inner": section.scale_attn_norm,
         "use_abs_pos_emb": section.position == "learned", "no_embed_class": not embeds_class(section),
-        "use_rot_pos_emb": is_rotary(section), "rope_type": "cat" if section.rope_type == "axial" else "dinov3",
+        "use_rot_pos_emb": is_rotary(section), "rope_type": {"axial": "cat", "mixed": "mixed"}.get(section.rope_type or "", "dinov3"),
         "rope_temperature": section.rope_temperature, "rope_grid_offset": section.rope_offset, "rope_grid_indexing": "ij",
-        "rope_rotate_half": True, "ref_feat_shape": None if section.rope_grid is None else [section.rope_grid] * 2,
+        "rope_rotate_half": section.rope_type != "mixed", "ref_feat_shape": None if section.rope_grid is None else [section.rope_grid] * 2,
+        "use_post_norm": section.post_norm,
         "use_pre_transformer_norm": section.pre_norm, "use_fc_norm": section.pool_norm,
         "use_post_transformer_norm": section.final_norm and not section.pool_norm}
     if section.pool == "attention":
@@ -157,6 +172,13 @@ def _beit(section: Vit, common: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return "beit_base_patch16_224", common | {
         "global_pool": _POOLS[section.pool], "use_fc_norm": section.pool_norm, "scale_mlp": section.scale_mlp_norm,
         "use_abs_pos_emb": False, "use_rel_pos_bias": True}
+
+
+def _relpos(section: Vit, common: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    return "vit_relpos_base_patch16_rpn_224" if section.post_norm else "vit_relpos_base_patch16_224", common | {
+        "global_pool": _POOLS[section.pool], "fc_norm": section.pool_norm, "qk_norm": section.qk_norm,
+        "class_token": section.pool == "token" or section.registers > 0, "rel_pos_type": "mlp" if section.relative_mlp else "bias",
+        "rel_pos_dim": section.relative_mlp}
 
 
 def _swin(section: Swin, common: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -184,9 +206,14 @@ def to_timm(section: Model, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(weights)
     kind = class_of(section)
     ours = _with_table(section, dict(weights))
-    if kind == "Beit" and section.pool == "mean":       # its class token, which nothing pools
+    if kind in ("Beit", "VisionTransformerRelPos") and section.registers:       # their class token, which nothing pools
         ours["cls_token"] = ours.pop("reg_token")
     found: dict[str, Tensor] = {}
+    if section.rope_type == "mixed":        # its frequencies are those of a head's numbers two by two, ours of those half a head apart
+        width = shape_of(section).width // shape_of(section).heads
+        ours = in_order(ours, shape_of(section).heads, [place for pair in range(width // 2) for place in (pair, pair + width // 2)])
+        each = [ours.pop(f"blocks.{block}.attn.rope_freqs").unflatten(1, (2, -1)) for block in range(shape_of(section).depth)]
+        found["rope.freqs"] = torch.stack(each).permute(2, 0, 1, 3).contiguous()
     for name, value in ours.items():
         found |= _theirs(kind, section, name, value)
     return found
@@ -206,6 +233,9 @@ def _theirs(kind: str, section: Vit, name: str, value: Tensor) -> dict[str, Tens
     if kind == "Eva" and section.gated and section.scale_mlp_norm and ".mlp.fc1." in name and name.startswith("blocks."):
         gate, rest = value.chunk(2)
         return {name.replace("fc1.", "fc1_g."): gate.contiguous(), name.replace("fc1.", "fc1_x."): rest.contiguous()}
+    if kind == "VisionTransformerRelPos":
+        for theirs, our in BIASES:
+            name = name.replace(our, theirs)
     return {name: value}
 
 

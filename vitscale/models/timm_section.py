@@ -12,8 +12,8 @@ from typing import Any
 
 from vitscale.errors import CheckpointError, RecipeError
 from vitscale.models.foreign_keys import ForeignKeys
-from vitscale.models.timm_arguments import POOLS, activation, norm_eps, pooling, side
-from vitscale.models.timm_eva import beit, eva
+from vitscale.models.timm_arguments import POOLS, activation, after_branches, norm_eps, pooling, side
+from vitscale.models.timm_eva import beit, eva, relpos
 from vitscale.recipe.load import check_section
 from vitscale.recipe.schema import FAMILIES, Model, Vit
 
@@ -75,9 +75,10 @@ def _agree(outer: ForeignKeys, keys: ForeignKeys) -> None:
 
 
 def _vit(keys: ForeignKeys) -> dict[str, Any]:
-    for key, default in {"proj_bias": True, "embed_layer": "PatchEmbed", "embed_norm_layer": None, "block_fn": "Block",
+    for key, default in {"proj_bias": True, "embed_layer": "PatchEmbed", "embed_norm_layer": None,
                          "attn_layer": "Attention"}.items():
         keys.must(key, default)
+    post, scale = after_branches(keys, "Block", "ResPostBlock"), keys.take("init_values", None)
     gated = keys.take("mlp_layer", "Mlp")
     if gated not in ("Mlp", _GATED):
         keys.refuse("mlp_layer", f"{gated!r} is not expressed here; 'Mlp' and {_GATED!r} are")
@@ -95,8 +96,8 @@ def _vit(keys: ForeignKeys) -> dict[str, Any]:
         "family": "vit", "image": side(keys, "img_size", 224), "patch": side(keys, "patch_size", 16), "width": width,
         "depth": keys.take("depth", 12), "heads": keys.take("num_heads", 12), "mlp": hidden // 2 if gated == _GATED else hidden,
         "gated": gated == _GATED, "hidden_act": "gelu" if gated == _GATED else act, "norm_eps": norm_eps(keys, None),
-        "qkv_bias": keys.take("qkv_bias", True), "qk_norm": keys.take("qk_norm", False), "layer_scale": keys.take("init_values", None),
-        "scale_attn_norm": keys.take("scale_attn_norm", False), "scale_mlp_norm": keys.take("scale_mlp_norm", False),
+        "qkv_bias": keys.take("qkv_bias", True), "qk_norm": keys.take("qk_norm", False), "layer_scale": None if post else scale,
+        "post_norm": post, "scale_attn_norm": keys.take("scale_attn_norm", False), "scale_mlp_norm": keys.take("scale_mlp_norm", False),
         "pre_norm": keys.take("pre_norm", False), "registers": registers, "pool": POOLS.get(pool, "token"), "final_norm": last,
         "pool_norm": last and (pool == "avg" if norm is None else norm), "pool_include_prefix": prefix if pool in ("avg", "map") else None,
         "class_position": not keys.take("no_embed_class", False), "position": "learned" if positions == "learn" else "none",
@@ -152,7 +153,7 @@ def _convnext(keys: ForeignKeys) -> dict[str, Any]:
 
 READERS: dict[str, Reader] = {              # by class of timm's
     "VisionTransformer": _vit, "VisionTransformerDistilled": _distilled, "SwinTransformer": _swin, "SwinTransformerV2": _swin_v2,
-    "ConvNeXt": _convnext, "Eva": eva, "Beit": beit,
+    "ConvNeXt": _convnext, "Eva": eva, "Beit": beit, "VisionTransformerRelPos": relpos,
 }
 
 

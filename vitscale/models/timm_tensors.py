@@ -12,12 +12,16 @@ from vitscale.recipe.schema import ConvNext, Model, Vit
 from vitscale.shapes.vit import grid, num_positions, shape_of
 
 Tensors = dict[str, Tensor]
-_IDLE = (r".*\.relative_position_index", r".*\.relative_coords_table", r".*\.attn_mask", "mask_token", r"rope\..*")
+_IDLE = (r".*\.relative_position_index", r".*\.relative_coords_table", r".*\.rel_coords_log", r".*\.attn_mask", "mask_token", r"rope\..*")
 # (theirs, ours): pieces that one of our layers holds one after the other; the name of the first stands for their place
 _JOINED = ((("attn.q_proj.weight", "attn.k_proj.weight", "attn.v_proj.weight"), "attn.qkv.weight"),
            (("attn.q_proj.bias", "attn.k_proj.bias", "attn.v_proj.bias"), "attn.qkv.bias"),
            (("attn.q_proj.bias", "attn.v_proj.bias"), "attn.qkv.bias"), (("attn.q_bias", "attn.v_bias"), "attn.qkv.bias"),
            (("mlp.fc1_g.weight", "mlp.fc1_x.weight"), "mlp.fc1.weight"), (("mlp.fc1_g.bias", "mlp.fc1_x.bias"), "mlp.fc1.bias"))
+# biases of all blocks; and what is theirs and ours inside a name of a block's
+_SHARED = ("rel_pos_bias.", "shared_rel_pos.")
+BIASES = ((".attn.rel_pos.mlp.fc1.", ".attn.cpb_mlp.0."), (".attn.rel_pos.mlp.fc2.", ".attn.cpb_mlp.2."),
+          (".attn.rel_pos.relative_", ".attn.relative_"))
 
 
 def from_timm(arguments: Mapping[str, Any], section: Model, theirs: Mapping[str, Tensor],
@@ -29,6 +33,7 @@ def from_timm(arguments: Mapping[str, Any], section: Model, theirs: Mapping[str,
     ours = dict(theirs)
     if isinstance(section, Vit):
         ours = _tokens(section, _named(section, ours))
+        ours |= _frequencies(ours.pop("rope.freqs"), arguments) if section.rope_type == "mixed" and "rope.freqs" in ours else {}
         if section.rope_type is not None:
             order = head_order(shape_of(section).width // shape_of(section).heads, arguments)
             ours = in_order(ours, shape_of(section).heads, order)
@@ -49,10 +54,18 @@ def _named(section: Vit, theirs: Tensors) -> Tensors:
             names = [f"blocks.{block}.{piece}" for piece in pieces]
             if all(name in ours for name in names):
                 ours[f"blocks.{block}.{whole}"] = torch.cat([ours.pop(name) for name in names])
-    shared = ours.pop("rel_pos_bias.relative_position_bias_table", None)
-    if shared is not None:      # each block has a table of its own here
-        ours |= {f"blocks.{block}.attn.relative_position_bias_table": shared.clone() for block in range(shape_of(section).depth)}
+    for name in [name for name in ours if name.startswith(_SHARED)]:        # each block has its own here
+        shared, last = ours.pop(name), re.sub(r"^\w+\.", "attn.rel_pos.", name)
+        ours |= {f"blocks.{block}.{last}": shared.clone() for block in range(shape_of(section).depth)}
+    for old, new in BIASES:
+        ours = {name.replace(old, new): value for name, value in ours.items()}
     return ours
+
+
+def _frequencies(theirs: Tensor, arguments: Mapping[str, Any]) -> Tensors:
+    """RoPE-Mixed's, (2, blocks, H, K / 2) along both axes, as (H, K) of each block: down, then across."""
+    down, across = theirs.flip(0) if arguments.get("rope_grid_indexing") == "xy" else theirs
+    return {f"blocks.{block}.attn.rope_freqs": torch.cat(pair, dim=-1) for block, pair in enumerate(zip(down, across, strict=True))}
 
 
 def _tokens(section: Vit, theirs: Tensors) -> Tensors:
@@ -75,7 +88,8 @@ def _tokens(section: Vit, theirs: Tensors) -> Tensors:
 def head_order(width: int, arguments: Mapping[str, Any]) -> list[int]:
     """Which of timm's numbers of a head stands at each place of ours, whose pairs are (i, i + width / 2), down before across."""
     half = width // 2
-    turned = [(place + half // 2) % half if arguments.get("rope_grid_indexing") == "xy" else place for place in range(half)]
+    swapped = arguments.get("rope_grid_indexing") == "xy" and arguments.get("rope_type") != "mixed"
+    turned = [(place + half // 2) % half if swapped else place for place in range(half)]
     if arguments.get("rope_rotate_half"):
         return [*turned, *(place + half for place in turned)]
     return [*(2 * place for place in turned), *(2 * place + 1 for place in turned)]

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vitscale.models.attention import Attention, Layout, RelativePositionAttention
+from vitscale.models.attention import Attention, Layout, MixedRotaryAttention, RelativePositionAttention
 from vitscale.models.attention_axial import AxialAttention
 from vitscale.models.attention_linear import LinearAttention
 from vitscale.models.attention_local import LocalAttention
@@ -19,7 +19,7 @@ from vitscale.models.mlp import MLP, GatedMLP
 from vitscale.models.patch_embed import OverlappingPatchEmbed, PatchEmbed, Patches, PositionalPatchEmbed
 from vitscale.models.patch_embed_adaptive import AdaptivePatchEmbed
 from vitscale.models.patch_embed_conv import ConvStemPatchEmbed, HybridPatchEmbed
-from vitscale.models.position import resample, rotary, sincos
+from vitscale.models.position import first_frequencies, resample, rotary, sincos
 from vitscale.recipe.schema import Vit
 from vitscale.shapes.drop_path import drop_rates, kept_of_group
 from vitscale.shapes.vit import (
@@ -48,13 +48,14 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Norm, attention, add; norm, MLP, add (Dosovitskiy et al. 2021, equations 2 and 3); or both side by side behind one norm."""
+    """Norm, attention, add; norm, MLP, add (Dosovitskiy et al. 2021, equations 2 and 3); or both side by side behind one norm; or each norm
+    after what it is of (Liu et al. 2022, Swin V2, section 3.2)."""
 
     def __init__(self, model: Vit, shape: Shape, rate: float, eps: float, layer: int = 0) -> None:
         """`rate` of stochastic depth; `layer` is the block's number, counted from 0, by which sparse attention draws."""
         super().__init__()
         width, scale = shape.width, model.layer_scale
-        self.rate, self.parallel = rate, model.parallel
+        self.rate, self.parallel, self.post_norm = rate, model.parallel, model.post_norm
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = build_attention(model, shape, eps, layer)
         self.ls1 = nn.Identity() if scale is None else LayerScale(width, scale)
@@ -70,13 +71,16 @@ class Block(nn.Module):
         """tokens (B, N, D), keep (2, B) for attention and MLP, or int64 (2, n), the samples that they are computed for -> (B, N, D), and
         with `return_map` the attention map (B, H, N, N)."""
         for_attention, for_mlp = (None, None) if keep is None else keep.unbind(0)
-        normed = self.norm1(given(tokens, for_attention))
-        attended = self.attn(normed, layout, return_map)
+        entering = given(tokens, for_attention)
+        entering = entering if self.post_norm else self.norm1(entering)
+        attended = self.attn(entering, layout, return_map)
         attended, weights = attended if return_map else (attended, None)
-        tokens = add_branch(tokens, self.ls1(attended), for_attention, self.rate)
+        tokens = add_branch(tokens, self.norm1(attended) if self.post_norm else self.ls1(attended), for_attention, self.rate)
         if not self.parallel:
-            normed = self.norm2(given(tokens, for_mlp))
-        tokens = add_branch(tokens, self.ls2(self.mlp(normed)), for_mlp, self.rate)
+            entering = given(tokens, for_mlp)
+            entering = entering if self.post_norm else self.norm2(entering)
+        branch = self.mlp(entering)
+        tokens = add_branch(tokens, self.norm2(branch) if self.post_norm else self.ls2(branch), for_mlp, self.rate)
         return tokens if weights is None else (tokens, weights)
 
 
@@ -90,7 +94,9 @@ def build_attention(model: Vit, shape: Shape, eps: float, layer: int) -> Attenti
         options["scale"] = math.sqrt(model.mup_base_head_width) / (width // heads)
     if model.position == "relative":
         before = num_placed(model) + model.registers
-        return RelativePositionAttention(width, heads, (grid(model), grid(model)), before, **options)
+        return RelativePositionAttention(width, heads, (grid(model), grid(model)), before, model.relative_mlp, **options)
+    if model.rope_type == "mixed":
+        return MixedRotaryAttention(width, heads, **options)
     if model.attention == "local":
         return LocalAttention(width, heads, model.window, model.halo, **options)
     if model.attention == "axial":
@@ -150,7 +156,7 @@ class VisionTransformer(Backbone):
             self.pos_embed = nn.Parameter(torch.zeros(1, num_positions(model), shape.width))
         elif model.position == "sincos":
             self.register_buffer("pos_embed", sincos(self.grid, shape.width), persistent=False)     # the class token has none
-        self.rotary = rotary_options(model)
+        self.rotary, self.rope_temperature = rotary_options(model), model.rope_temperature
         self.pos_drop = nn.Dropout(model.dropout)
         self.norm_pre = nn.LayerNorm(shape.width, eps=eps) if model.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(model, shape, rate, eps, layer) for layer, rate in enumerate(self.drop_rates[::2]))
@@ -275,6 +281,9 @@ class VisionTransformer(Backbone):
     def units(self) -> Sequence[nn.Module]:
         """The blocks in order: what is recomputed, compiled and sharded one by one."""
         return list(self.blocks)
+
+    def initial_value(self, name: str, shape: Sequence[int], generator: torch.Generator) -> Tensor | None:
+        return first_frequencies(shape[0], shape[1], self.rope_temperature, generator) if name.endswith("attn.rope_freqs") else None
 
     def reset_buffers(self) -> None:
         """Fill the buffers, in place, with what they hold by definition; to_empty leaves them undefined."""

@@ -62,7 +62,10 @@ def _attention_params(model: Vit, shape: Shape) -> int:
     if model.qk_norm:
         found += 2 * 2 * width // shape.heads
     if model.position == "relative":
-        found += bias_rows(model) * shape.heads
+        hidden = model.relative_mlp
+        found += bias_rows(model) * shape.heads if hidden is None else 3 * hidden + (hidden + 1) * shape.heads
+    if model.rope_type == "mixed":
+        found += width
     return found
 
 
@@ -83,6 +86,9 @@ def _flops(model: Vit, shape: Shape) -> dict[str, int]:
     return {
         "patch_embed": patch_embed.flops(model, width),
         **block_flops(model, shape, tokens),
+        # made once for a batch, however large; here it is taken for one image
+        **({"bias_network": shape.depth * (2 * grid(model) - 1) ** 2 * 2 * model.relative_mlp * (2 + shape.heads)}
+           if model.relative_mlp else {}),
         "pool": pool,
         "head": heads * 2 * (hidden or features) * model.classes + (2 * features * hidden if hidden else 0),
     }
@@ -142,7 +148,7 @@ def unit_of(model: Vit, shape: Shape, tokens: int) -> Unit:
     (1 byte each, two of D) are there only with dropout; the MLP is M wide, not 4 D.  In numbers per token that leaves norm inputs
     2 D, qkv input D, q, k, v 3 D, attention output D, MLP input D, GELU input and output 2 M, and in fp32 H.  LayerScale keeps its two
     inputs, 2 D; normed queries and keys are 2 D more; a gate keeps both its factors, silu's output and the product, 4 M; a parallel
-    block has one norm, whose output both branches share.
+    block has one norm, whose output both branches share; norms after the branches keep what these gave in place of their own outputs.
     """
     width, mlp = shape.width, shape.mlp
     scaled, first = model.layer_scale is not None, 2 * mlp if model.gated else mlp
@@ -159,7 +165,7 @@ def unit_of(model: Vit, shape: Shape, tokens: int) -> Unit:
         normed=tokens * (norms * width + scaled_norms),
         kept_fp32=attention.kept_fp32,
         outputs=tokens * (6 * width + first) + attention.outputs,       # input; qkv 3, proj, fc2; fc1
-        spare=0 if scaled else tokens * 2 * width,          # proj, fc2: added to the stream, which asks for neither
+        spare=0 if scaled or model.post_norm else tokens * 2 * width,          # proj, fc2: added to the stream, which asks for neither
         attention=attention.kept,
         attention_outputs=between + attention.outputs,
         mask_bytes=tokens * 2 * width if model.dropout else 0,

@@ -172,9 +172,11 @@ def _uncut(recipe: Recipe) -> str:
         return f"cuts the blocks of model.family vit and deit, not those of {model.family}"
     if not isinstance(recipe.objective, Classification):
         return f"goes with the objectives classification and distillation, not with {recipe.objective.name}"
-    sound = {"attention": "full", "qk_norm": False, "gated": False, "scale_attn_norm": False, "scale_mlp_norm": False}
+    sound = {"attention": "full", "qk_norm": False, "gated": False, "scale_attn_norm": False, "scale_mlp_norm": False,
+             "post_norm": False}
     odd = [f"model.{key} {getattr(model, key)}" for key, value in sound.items() if getattr(model, key) != value]
     odd += ["model.position relative"] if model.position == "relative" else []
+    odd += ["model.rope_type mixed"] if model.rope_type == "mixed" else []
     return f"cuts plain blocks alone, and does not go with {', '.join(odd)}" if odd else ""
 
 

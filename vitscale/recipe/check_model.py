@@ -15,17 +15,23 @@ _BELONGS = {
     "pre_norm": "belongs to model.patch_embed patch", "hidden_act": "is of MLPs without a gate, and model.gated has one: silu",
     "key_bias": "belongs to model.qkv_bias, without which keys have none anyway",
     "pool_include_prefix": "belongs to model.pool mean or attention", "pool_heads": "belongs to model.pool attention",
-    "pool_mlp": "belongs to model.pool attention",
+    "pool_mlp": "belongs to model.pool attention", "relative_mlp": "belongs to model.position relative",
+    "post_norm": "goes neither with model.parallel nor with model.layer_scale, in whose place its norms stand",
 }
 
 
 def _turned(model: Vit) -> list[tuple[str, str]]:
     """Rotary positions and what belongs to them."""
     turned, found = model.position == "rotary" or model.rope_type is not None, []
-    for key, belongs in (("rope_temperature", turned), ("rope_offset", turned), ("rope_grid", model.rope_type == "axial")):
+    fixed = turned and model.rope_type != "mixed"
+    for key, belongs in (("rope_temperature", turned), ("rope_offset", fixed), ("rope_grid", model.rope_type == "axial")):
         if getattr(model, key) != Vit.model_fields[key].default and not belongs:
-            whose = "model.rope_type axial" if key == "rope_grid" else "model.position rotary or a model.rope_type"
+            whose = "model.rope_type axial" if key == "rope_grid" else "model.position rotary or a model.rope_type" + (
+                ", mixed not among them" if key == "rope_offset" else "")
             found.append((f"model.{key}", f"belongs to {whose}"))
+    if model.rope_type == "mixed" and (model.attention != "full" or model.position == "relative"):
+        found.append(("model.rope_type", f"mixed belongs to model.attention full and any model.position but relative, not to "
+                      f"{model.attention} and {model.position}"))
     return found
 
 
@@ -68,7 +74,8 @@ def _vit(model: Vit) -> list[tuple[str, str]]:
     attentive = model.pool == "attention"
     for key, belongs in (("pre_norm", model.patch_embed == "patch"), ("hidden_act", not model.gated or attentive),
                          ("key_bias", model.qkv_bias), ("pool_include_prefix", model.pool == "mean" or attentive),
-                         ("pool_heads", attentive), ("pool_mlp", attentive)):
+                         ("pool_heads", attentive), ("pool_mlp", attentive), ("relative_mlp", model.position == "relative"),
+                         ("post_norm", not model.parallel and model.layer_scale is None)):
         if getattr(model, key) != Vit.model_fields[key].default and not belongs:
             found.append((f"model.{key}", _BELONGS[key]))
     if model.pool_norm and model.pool == "attention":
@@ -95,8 +102,10 @@ def _vit(model: Vit) -> list[tuple[str, str]]:
                       f" would see {3 + model.sparse_random}, which is all: smaller blocks, or model.attention full"))
     if model.mup_base_head_width is not None and model.mup_base_width is None:
         found.append(("model.mup_base_head_width", "belongs to model.mup_base_width"))
-    if model.mup_base_width is not None and (model.attention != "full" or model.patch_embed != "patch" or model.head_hidden is not None):
-        found.append(("model.mup_base_width", "muP is worked out for attention full, patch_embed patch and no head_hidden"))
+    if model.mup_base_width is not None and (model.attention != "full" or model.patch_embed != "patch" or model.head_hidden is not None
+                                             or model.relative_mlp is not None or model.rope_type == "mixed" or model.post_norm):
+        found.append(("model.mup_base_width", "muP is worked out for attention full, patch_embed patch and none of head_hidden, "
+                      "relative_mlp, post_norm and rope_type mixed"))
     if model.position == "relative" and model.attention != "full":
         found.append(("model.position", f"a bias for each offset belongs to model.attention full, not to {model.attention}"))
     return found

@@ -120,9 +120,9 @@ def is_rotary(model: Vit) -> bool:
 
 
 def rotary_options(model: Vit) -> dict[str, Any] | None:
-    """How models.position.rotary finds the angles; None: nothing is turned."""
+    """How models.position.rotary finds the angles; None: nothing is turned, or each block finds its own."""
     return {"kind": model.rope_type or "dinov3", "temperature": model.rope_temperature, "reference": model.rope_grid,
-            "offset": model.rope_offset} if is_rotary(model) else None
+            "offset": model.rope_offset} if is_rotary(model) and model.rope_type != "mixed" else None
 
 
 def num_positions(model: Vit) -> int:
