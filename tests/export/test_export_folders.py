@@ -96,6 +96,17 @@ def test_an_option_without_an_expression_is_named(change, key, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_windows_above_their_grid_go_where_they_can(tmp_path):
+    """transformers' first Swin builds such a model and cannot run it."""
+    above = SWIN | {"window": 16, "image": 64}
+    with pytest.raises(RecipeError, match=r"model.window .*\n.*--format timm"):
+        write_transformers(shaken(Swin(**above)), tmp_path / "out")
+    write_transformers(shaken(Swin(**above, version=2)), tmp_path / "v2")
+    assert check_peer(load(tmp_path / "v2"), tmp_path / "v2", "transformers") <= 1e-5
+    write_timm(shaken(Swin(**above)), tmp_path / "timm")
+    assert load(tmp_path / "timm").section == Swin(**above)
+
+
 def test_the_processor_prepares_images_as_we_do(tmp_path, photo):
     """PIL's and our resizing differ by a rounding of single pixels."""
     loaded = shaken(Vit(**VIT))

@@ -18,12 +18,12 @@ def after_branches(keys: ForeignKeys, before: str, after: str) -> bool:
     return kind == after
 
 
-def side(keys: ForeignKeys, key: str, default: int) -> Any:
-    """A number of pixels, or a list with the same twice."""
+def side(keys: ForeignKeys, key: str, default: int, otherwise: str = "is not square") -> Any:
+    """A number of pixels, or a list with the same in each place; what is said of another list."""
     value = keys.take(key, default)
     if isinstance(value, (list, tuple)):
         if not value or any(one != value[0] for one in value):
-            keys.refuse(key, f"{value!r} is not square")
+            keys.refuse(key, f"{value!r} {otherwise}")
             return default
         return value[0]
     return default if value is None else value

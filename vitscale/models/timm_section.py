@@ -51,6 +51,7 @@ def section_of_timm(config: Mapping[str, Any], where: str) -> Model:
     about.idle(*_PRETRAINED)
     outer.idle(*_ABOUT)
     try:
+        keys.must("in_chans", 3, 1)
         values = {"channels": keys.take("in_chans", 3), "classes": keys.take("num_classes", 1000)} | READERS[kind](keys)
         keys.idle("device", "dtype", *_TRAINING, *_SIZES)
         _agree(outer, keys)
@@ -147,7 +148,8 @@ def _convnext(keys: ForeignKeys) -> dict[str, Any]:
     grn, scale = keys.take("use_grn", False), keys.take("ls_init_value", 1e-6)
     return {"family": "convnext", "version": 2 if scale is None else 1, "image": side(keys, "img_size", 224), "stem": stem,
             "widths": keys.take("dims", (96, 192, 384, 768)), "depths": keys.take("depths", (3, 3, 9, 3)), "layer_scale": scale,
-            "use_grn": grn, "kernel": side(keys, "kernel_sizes", 7), "head_hidden": keys.take("head_hidden_size", None),
+            "use_grn": grn, "kernel": side(keys, "kernel_sizes", 7, "of several sizes are not expressed here; one for all is"),
+            "head_hidden": keys.take("head_hidden_size", None),
             "hidden_act": activation(keys, "gelu"), "norm_eps": eps if own is None else own}
 
 

@@ -81,8 +81,13 @@ def _others(section: Model) -> dict[str, Wrong]:
         fits = {"norm_eps": (1e-6,), "stem": ("patch",), "kernel": (7,), "head_hidden": (None,), "use_grn": (None, section.version == 2)}
     else:
         return {"vit": [("model.family", f"{section.family} has no expression there")]}
-    return {kind: [(f"model.{key}", f"{getattr(section, key)} has no expression there") for key, values in fits.items()
-                   if getattr(section, key) not in values]}
+    wrong = [(f"model.{key}", f"{getattr(section, key)} has no expression there") for key, values in fits.items()
+             if getattr(section, key) not in values]
+    last = swin.stages_of(section)[-1].grid if isinstance(section, Swin) and section.version == 1 and not section.windows else None
+    if last is not None and last < section.window:
+        wrong.append(("model.window", f"{section.window} is more than the {last} tokens on a side of the last stage, "
+                      "which its class cannot run"))
+    return {kind: wrong}
 
 
 def config_of(kind: str, section: Model, names: tuple[str, ...]) -> dict[str, Any]:
