@@ -83,10 +83,9 @@ def _others(section: Model) -> dict[str, Wrong]:
         return {"vit": [("model.family", f"{section.family} has no expression there")]}
     wrong = [(f"model.{key}", f"{getattr(section, key)} has no expression there") for key, values in fits.items()
              if getattr(section, key) not in values]
-    last = swin.stages_of(section)[-1].grid if isinstance(section, Swin) and section.version == 1 and not section.windows else None
-    if last is not None and last < section.window:
-        wrong.append(("model.window", f"{section.window} is more than the {last} tokens on a side of the last stage, "
-                      "which its class cannot run"))
+    if isinstance(section, Swin) and section.version == 1 and section.window > (last := swin.stages_of(section)[-1].grid):
+        wrong.append(("model.window", f"{section.window} is more than the {last} tokens on a side of the last stage, which its class "
+                      "cannot run"))
     return {kind: wrong}
 
 
