@@ -14,6 +14,7 @@ import itertools
 import json
 import logging
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -449,12 +450,13 @@ def table(results: Results) -> str:
 
 
 def summary(results: Results) -> str:
-    """By library, which of its classes are read, and what became of all the cases."""
-    lines = ["| library | classes read | cases | equal answers | backbone alone | refused by name |", "|---|---|---|---|---|---|"]
+    """By library, which of its families are read, and what became of all the cases."""
+    lines = ["| library | read | cases | equal answers | backbone alone | refused by name |", "|---|---|---|---|---|---|"]
     for library, found in sorted(results.items()):
         mine = [(name, rows) for one, name, rows in groups(results) if one == library]
         counts = Counter(row["result"] for _, rows in mine for row in rows)
-        read = ", ".join(name for name, rows in mine if any(row["result"] == "equal" for row in rows))
+        read = ", ".join(dict.fromkeys(re.sub(r"(Vision)?(Model|For[A-Z]).*", "", name) for name, rows in mine if any(
+            row["result"] == "equal" for row in rows)))
         lines.append(f"| {library} {found['version']}, {found['date']} | {read} | {sum(counts.values())} | {counts['equal']} "
                      f"| {counts['backbone']} | {counts['refused']} |")
     return "\n".join(lines)
