@@ -420,7 +420,7 @@ def write(results: Results) -> None:
 
 def pages(results: Results) -> dict[Path, str]:
     """What the pages that tell of these results are to be."""
-    found = {}
+    found = dict[Path, str]()
     for page, told in ((ROOT / "docs" / "models.md", table(results)), (ROOT / "README.md", summary(results))):
         before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
         found[page] = f"{before}{BEGIN}{told}\n{END}{rest.partition(END)[2]}"
@@ -475,7 +475,7 @@ def defaults() -> Iterator[dict[str, Any]]:
 
     timm, keep = import_timm()
     for name, reader in READERS.items():
-        keys, wrong = ForeignKeys({}), {}
+        keys, wrong = ForeignKeys({}), dict[str, str]()
         reader(keys)
         theirs = {key: one for kind in reversed(getattr(timm.models, name).__mro__) for key, one in inspect.signature(
             kind.__init__).parameters.items()}
