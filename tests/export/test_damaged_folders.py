@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import vitscale
-from vitscale.checkpoint.foreign import CONFIG, PREPROCESSOR, WEIGHTS
+from vitscale.checkpoint.foreign import CONFIG, INDEX, PREPROCESSOR, WEIGHTS
 from vitscale.checkpoint.load import Loaded
 from vitscale.checkpoint.weights import read_start
 from vitscale.data.transform import Transform
@@ -83,6 +85,65 @@ def test_any_damage_to_any_file(folders: dict[str, Path], library: str, tmp_path
                 if kind in ("emptied", "random", "a huge header") or (name == WEIGHTS and kind != "flipped"):
                     assert said is not None, (name, kind)
                 assert said is None or str(copy) in said
+
+
+def _save(folder: Path, tensors: dict[str, torch.Tensor], name: str = WEIGHTS) -> None:
+    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / name, metadata={"format": "pt"})
+
+
+def _sharded(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    (folder / WEIGHTS).unlink()
+    names = sorted(tensors)
+    parts = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for name, held in parts.items():
+        _save(folder, {key: tensors[key] for key in held}, name)
+    (folder / INDEX).write_text(json.dumps({"weight_map": {key: name for name, held in parts.items() for key in held}}))
+
+
+def _two_of_one(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    _sharded(folder, tensors)
+    _save(folder, {key: value + 1 for key, value in tensors.items()}, "model-2.safetensors")
+
+
+def _one_and_an_older_index(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    _sharded(folder, {key: value + 1 for key, value in tensors.items()})
+    _save(folder, tensors)
+
+
+def _half_a_head(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    _save(folder, {key: value[:2] if key.startswith(("head.", "classifier.")) else value for key, value in tensors.items()})
+
+
+# what a folder can come to without being damaged -> what is said of it; None: it is read as it was
+TENSORS: dict[str, tuple[Callable[[Path, dict[str, torch.Tensor]], None], str | None]] = {
+    "in pieces": (_sharded, None), "in pieces that overlap": (_two_of_one, "in two of its files"),
+    "one file and an older index": (_one_and_an_older_index, None),
+    "a piece gone": (lambda folder, tensors: (_sharded(folder, tensors), (folder / "model-2.safetensors").unlink())[0], "model-2"),
+    "another name": (lambda folder, tensors: _save(folder, {f"model.{key}": value for key, value in tensors.items()}), "model."),
+    "one missing": (lambda folder, tensors: _save(folder, {key: value for key, value in tensors.items() if "norm1" not in key
+                                                           and "layernorm_before" not in key}), "has no"),
+    "another shape": (lambda folder, tensors: _save(folder, {
+        key: value[..., :-1] if value.ndim == 2 else value for key, value in tensors.items()}), "this model's is"),
+    "turned": (lambda folder, tensors: _save(folder, {
+        key: value.T if value.ndim == 2 else value for key, value in tensors.items()}), "this model's is"),
+    "other classes": (_half_a_head, "this model's is"),
+    "int8": (lambda folder, tensors: _save(folder, {key: value.to(torch.int8) for key, value in tensors.items()}), "int8"),
+    "fp64": (lambda folder, tensors: _save(folder, {key: value.double() for key, value in tensors.items()}), None),
+}
+
+
+@pytest.mark.parametrize("library", list(WRITERS))
+def test_tensors_are_those_that_are_meant_or_refused(folders: dict[str, Path], library: str, tmp_path: Path) -> None:
+    plain = vitscale.load(folders[library]).model.state_dict()
+    for number, (name, (change, words)) in enumerate(TENSORS.items()):
+        copy = Path(shutil.copytree(folders[library], tmp_path / str(number)))
+        change(copy, load_file(copy / WEIGHTS))
+        said = refused(copy)
+        if words is None:
+            assert said is None, (name, said)
+            assert all(torch.equal(value, plain[key]) for key, value in vitscale.load(copy).model.state_dict().items()), name
+        else:
+            assert re.search(words, said or ""), (name, said)
 
 
 VALUES = [None, True, -1, 0, 2**70, 0.5, math.nan, math.inf, "x", [], [[]], {}, {"x": 1}]

@@ -121,6 +121,25 @@ def test_the_processor_prepares_images_as_we_do(tmp_path, photo):
     assert ours.std() > 0.1
 
 
+def test_a_processor_of_images_and_text_says_how_images_are_prepared(tmp_path):
+    """As CLIP's and SigLIP's are saved today: inside of processor_config.json, which goes before a file of the images' alone."""
+    loaded = shaken(Vit(**VIT))
+    write_transformers(loaded, tmp_path)
+    alone = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "CLIPProcessor", "image_processor": alone | {
+        "image_mean": [0.1, 0.2, 0.3]}}))
+    for there in (True, False):
+        assert load(tmp_path).transform.mean == pytest.approx((0.1, 0.2, 0.3))
+        assert tuple(transformers.AutoImageProcessor.from_pretrained(tmp_path).image_mean) == pytest.approx((0.1, 0.2, 0.3))
+        if there:
+            (tmp_path / "preprocessor_config.json").unlink()
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "CLIPProcessor"}))
+    assert "says nothing of how images are prepared" in load(tmp_path).notes[-1]
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": [1]}))
+    with pytest.raises(CheckpointError, match="image_processor is no mapping"):
+        load(tmp_path)
+
+
 def test_the_processor_cuts_out_the_same_pixels_of_an_image_of_any_size():
     from transformers.image_transforms import center_crop
 

@@ -82,7 +82,7 @@ def _read_folder(folder: Path) -> Folder:
         notes += missed
         weights, idle = from_transformers(kind_of_file(config), section, theirs, shapes | decoder)
         section, weights = simplest(section, weights)
-        pixels = {name: weights.pop(name).float() for name in decoder if name in weights}
+        pixels = {name: weights.pop(name) for name in decoder if name in weights}
         heads = [name for name in shapes if name.startswith("head") and "norm" not in name]
         if any(name not in weights for name in heads):
             notes.append("its classifier is not one of ours: the backbone alone is read")
@@ -103,8 +103,7 @@ def _read_folder(folder: Path) -> Folder:
     notes += prepared.notes
     transform = Transform(prepared.image, section.channels, prepared.crop, prepared.mean, prepared.std, resize=prepared.resize,
                           resampling=prepared.resampling, half_even=prepared.half_even)
-    return Folder(section, {name: value.float() for name, value in weights.items()}, transform, tuple(map(str, names)), source,
-                  tuple(notes), pixels)
+    return Folder(section, _in_fp32(weights, source), transform, tuple(map(str, names)), source, tuple(notes), _in_fp32(pixels, source))
 
 
 def _image_processor(folder: Path) -> dict[str, Any] | None:
@@ -130,7 +129,7 @@ def _own(folder: Path, config: Mapping[str, Any]) -> Folder:
         raise CheckpointError(f"{folder / CONFIG}: was written by another version of vitscale ({error})") from None
     _refuse_absurd(section, folder)
     weights, source = _tensors(folder)
-    return Folder(section, weights, transform, names, source)
+    return Folder(section, _in_fp32(weights, source), transform, names, source)
 
 
 def _refuse_absurd(section: Model, folder: Path) -> None:
@@ -144,8 +143,9 @@ def _refuse_absurd(section: Model, folder: Path) -> None:
 
 
 def _tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
+    """All of them, and the file that they or their index are in: one file goes before an index, as it does for transformers and timm."""
     files, source = [WEIGHTS], folder / WEIGHTS
-    if (folder / INDEX).is_file():
+    if not source.is_file() and (folder / INDEX).is_file():
         source = folder / INDEX
         named = read_object(source).get("weight_map")
         files = sorted(set(named.values())) if isinstance(named, dict) else []
@@ -157,6 +157,17 @@ def _tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
         raise CheckpointError(f"{folder}: has no {WEIGHTS}{hint}")
     tensors: dict[str, Tensor] = {}
     for name in files:
-        tensors |= read_tensors(folder / name)
+        more = read_tensors(folder / name)
+        if twice := sorted(tensors.keys() & more.keys()):
+            raise CheckpointError(f"{source}: {twice[0]} stands in two of its files; only one can be meant")
+        tensors |= more
     return tensors, source
+
+
+def _in_fp32(weights: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
+    for name, value in weights.items():
+        if not value.is_floating_point():
+            raise CheckpointError(f"{source}: {name} is of {str(value.dtype).removeprefix('torch.')}, not of floating-point numbers; "
+                                  "quantized weights are not followed, save the folder anew in fp32 or bf16")
+    return {name: value.float() for name, value in weights.items()}
 

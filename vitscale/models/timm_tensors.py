@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitscale.errors import CheckpointError
 from vitscale.models.foreign_keys import ForeignTensors
 from vitscale.recipe.schema import ConvNext, Model, Vit
 from vitscale.shapes.vit import grid, num_positions, shape_of
@@ -53,13 +54,21 @@ def _named(section: Vit, theirs: Tensors) -> Tensors:
         for pieces, whole in _JOINED:
             names = [f"blocks.{block}.{piece}" for piece in pieces]
             if all(name in ours for name in names):
-                ours[f"blocks.{block}.{whole}"] = torch.cat([ours.pop(name) for name in names])
+                _put(ours, f"blocks.{block}.{whole}", torch.cat([ours.pop(name) for name in names]))
     for name in [name for name in ours if name.startswith(_SHARED)]:        # each block has its own here
         shared, last = ours.pop(name), re.sub(r"^\w+\.", "attn.rel_pos.", name)
-        ours |= {f"blocks.{block}.{last}": shared.clone() for block in range(shape_of(section).depth)}
+        for block in range(shape_of(section).depth):
+            _put(ours, f"blocks.{block}.{last}", shared.clone())
     for old, new in BIASES:
         ours = {name.replace(old, new): value for name, value in ours.items()}
     return ours
+
+
+def _put(tensors: Tensors, name: str, value: Tensor) -> None:
+    """Raises CheckpointError where something stands there already."""
+    if name in tensors:
+        raise CheckpointError(f"has {name} twice, once in pieces or for all blocks; only one can be meant")
+    tensors[name] = value
 
 
 def _frequencies(theirs: Tensor, arguments: Mapping[str, Any]) -> Tensors:
