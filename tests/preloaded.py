@@ -2,12 +2,13 @@
 
     subprocess.Popen = preloaded.Popen       # what it cannot start so, it starts as ever
 
-A server, one per process that starts programs, imports the heavy libraries and nothing of vitscale; for each request it forks a process,
-which takes its command line, environment, folder, descriptors and signals from the request, becomes a child of the process that asked
-for it, and then runs the module as Python does.  It can be signalled, killed, stopped and waited for, and /proc shows its own command
-line and environment.  A launcher among them has a server of its own, for its ranks.
+A server, one per process that starts programs, imports the heavy libraries and vitscale; for each request it forks a process, which
+takes its command line, environment, folder, descriptors and signals from the request, becomes a child of the process that asked for it,
+and then runs the module as Python does.  It can be signalled, killed, stopped and waited for, and /proc shows its own command line and
+environment.  A launcher among them has a server of its own, for its ranks.
 
-What differs from a plain start: sys.modules has the libraries, Python's hash seed and addresses are the server's.  Only Linux.
+What differs from a plain start: sys.modules has the libraries and, unless PYTHONPATH is set, vitscale; Python's hash seed and addresses are
+the server's.  Only Linux.
 """
 
 import array
@@ -36,6 +37,8 @@ LIBRARIES = ("torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distribu
              "safetensors.torch", "pydantic.main", "pydantic.type_adapter", "pydantic.json_schema", "typer.rich_utils", "rich.logging",
              "rich.progress", "prometheus_client", "webdataset", "yaml", "filelock", "scipy.stats", "sklearn.datasets", "deepspeed",
              "networkx")
+# Of vitscale, what a run imports.  A fork forgets it where it is to import another vitscale, or its own with something done to it.
+OURS = ("vitscale.cli", "vitscale.train.start", "vitscale.train.prepare", "vitscale.train.run", "vitscale.parallel.engines")
 # Commands that import torch in any case; the others are quick.
 COMMANDS = ("train", "eval", "predict", "embed", "explain", "compare", "export", "average", "doctor", "bench")
 # Variables that libraries, Python or the loader look at when they are loaded: where one differs from the server's, a start is a plain one.
@@ -205,6 +208,9 @@ def _become(request: Request, descriptors: list[int]) -> NoReturn:
     sys.path[:0] = filter(None, request.environment.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv[:] = ["-m", *request.arguments]        # as it is at this point of a plain start
     sys.orig_argv[:] = [sys.executable, "-m", "vitscale", *request.arguments]
+    if request.environment.get("PYTHONPATH") or os.path.isdir(os.path.join(request.folder, "vitscale")):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "vitscale"]:
+            del sys.modules[name]
     site.execsitecustomize()
     sys.path.insert(0, request.folder)
     sys.modules["numpy"].random.seed()      # as a new process has it; Python's own does so itself
@@ -273,12 +279,11 @@ def main() -> NoReturn:
     for name, value in list(os.environ.items()):        # out of the memory that forks write over
         os.environ[name] = value
     del os.environ["ROOM"]
-    for name in LIBRARIES:
+    for name in LIBRARIES + OURS:
         importlib.import_module(name)
     for handler in logging.getLogger("DeepSpeed").handlers:
         handler.setStream(_Standard("stdout"))          # type: ignore[attr-defined]
     assert len(os.listdir("/proc/self/task")) == 1, "a library has started a thread: forks would be without it"
-    assert "vitscale" not in sys.modules
     sys.modules.pop("sitecustomize", None)
     del sys.path[0]                 # the tests' folder
     gc.collect()

@@ -14,7 +14,8 @@ import pytest
 
 # as small as the real path allows: 1,438 digits, 3 blocks, 45 batches of 32 an epoch, the last one of 30
 SMALL = ["model.width=32", "model.depth=3", "model.heads=2", "model.mlp=64", "global_batch=32", "data.lanes=16", "checkpoint.every=8 steps",
-         "evaluate.every=null", "data.log_samples=true", "observe.exporter=false", "checkpoint.keep=3", "optim.warmup=10 steps"]
+         "evaluate.every=null", "data.log_samples=true", "observe.exporter=false", "checkpoint.keep=3", "optim.warmup=10 steps",
+         "observe.peak_flops=1e11"]         # which else takes half a second of each start to measure
 TIMEOUT_S = 180
 # of digits without labels, judged by features
 UNLABELLED = """
@@ -33,7 +34,7 @@ micro_batch: 32
 duration: 40 steps
 evaluate: {every: 10 steps, features: [knn, linear, rankme], early_stopping: {metric: eval_linear, patience: 1, min_gain: 1}}
 checkpoint: {every: 100 steps, keep: 1, best: eval_knn}
-observe: {exporter: false}
+observe: {exporter: false, peak_flops: 1e11}
 parallel: {device: cpu}
 """
 

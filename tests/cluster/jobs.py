@@ -22,6 +22,7 @@ TINY = [
     "data.num_samples=1438", "data.lanes=16", "data.workers=1", "data.log_samples=true", "data.augment.flip=0.0", "global_batch=32",
     "optim.schedule=constant", "optim.warmup=10 steps", "parallel.device=cpu", "parallel.precision=fp32", "parallel.compile=false",
     "checkpoint.every=10 steps", "evaluate.every=null", "observe.exporter=false",
+    "observe.peak_flops=1e11",
 ]
 # A job that waits for what SLURM does, in seconds, would else take both cores from the tests beside it.
 PACE = Fault("sleep", step=1, until=1_000_000, seconds=0.1, always=True)
