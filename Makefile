@@ -5,8 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 PIP_ARGS ?=
-# processes of pytest: one waits for jobs of SLURM while the other computes
-WORKERS ?= 2
+# processes of pytest: one waits for jobs of SLURM while the others compute
+WORKERS ?= 3
 
 .PHONY: quickstart monitor-demo test test-all lint types docs clean bench-gpu bench-cpu bench-check
 

@@ -70,8 +70,8 @@ def test_fsdp_through_a_killed_rank_and_a_signal_each_without_slurmctld(cluster:
 
 
 def test_zero_preempted_then_on_the_one_node_that_is_left(cluster: Cluster, yard: Path, alone: Run) -> None:
-    """Four ranks make way for a job of the partition `high`; then one of their nodes is set down, and two ranks go on."""
-    job = Job.submit(cluster, yard, "p", "duration=60 steps", "parallel.engine=zero", options=("--exclude=n3,n4",))
+    """Two ranks make way for a job of the partition `high`; then one of their nodes is set down, and one rank goes on."""
+    job = Job.submit(cluster, yard, "p", "duration=60 steps", "parallel.engine=zero", options=("--exclude=n3,n4", "--ntasks-per-node=1"))
     job.wait_for_step(12)
     urgent = cluster.sbatch(yard, "--partition=high", "--nodes=4", "--exclusive", "--output=urgent.log", "--wrap=sleep 1")
     job.wait_for_restart(1)
@@ -84,11 +84,11 @@ def test_zero_preempted_then_on_the_one_node_that_is_left(cluster: Cluster, yard
     cluster.command("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     job.wait_for_restart(2)
     one_story(job.run.folder, log=job.log, state="stopped early", cause="node_failure", words=("lost its node n2 (test)",), lost=0)
-    cluster.command("scontrol", "update", f"jobid={job.id}", "NumNodes=1", "NumTasks=2", "NumCPUs=2")     # or it waits for the node
+    cluster.command("scontrol", "update", f"jobid={job.id}", "NumNodes=1", "NumTasks=1", "NumCPUs=1")     # or it waits for the node
 
     job.complete(restarts=2, steps=60)
     job.goes_like(alone, 60)
-    assert [row["ranks"] for row in job.attempts] == [4, 4, 2]
+    assert [row["ranks"] for row in job.attempts] == [2, 2, 1]
     assert job.attempts[1]["step"] == preempted["step"]
 
 
