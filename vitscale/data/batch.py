@@ -71,6 +71,7 @@ class StepBatch:
     epoch: int
     size: int               # samples of the whole global batch by the index: the loss's denominator
     micro: list[MicroBatch]     # the same number, of the same size, on every rank in every step
+    seed: int = 0           # by which, and its position, what a step draws for all of its samples is drawn
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from vitscale.errors import DataError
 
 # Only numpy's raw Philox bits are used: the streams of Generator's methods may change between numpy versions (NEP 19).
-_SHARDS, _INSIDE, _SAMPLE, _GROUP = 1, 2, 3, 4          # what a key is for, so that no two uses share a stream
+_SHARDS, _INSIDE, _SAMPLE, _GROUP, _STEP = 1, 2, 3, 4, 5          # what a key is for, so that no two uses share a stream
 _MASK = np.uint64(0xFFFFFFFF)
 _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)  # Philox4x64 (Salmon et al. 2011, table 2)
 _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
@@ -74,6 +74,12 @@ def group_uniforms(
     """Columns [first, first + count) of the uniforms in [0, 1) of each group (B,), numbered by its place in the epoch.  -> (B, count)
     float64; `first` and `view` as in `uniforms`."""
     return _rows(seed, _GROUP, epoch, groups, view << 32, count, first)
+
+
+def step_uniforms(seed: int, position: int, rows: Sequence[int], count: int) -> NDArray[np.float64]:
+    """`count` uniforms in [0, 1) for each of the numbered rows (R,) of the step that begins at `position`, the same for all of its samples.
+    -> (R, count) float64"""
+    return _rows(seed, _STEP, position, rows, 0, count, 0)
 
 
 def _rows(

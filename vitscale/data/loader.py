@@ -122,7 +122,7 @@ class Stream:
         self.position = batch.end
         self.wait_s = time.perf_counter() - started
         epoch = batch.start // self.order.num_samples
-        return StepBatch(batch.step, batch.start, batch.end, epoch, batch.size, [one for one in micro if one is not None])
+        return StepBatch(batch.step, batch.start, batch.end, epoch, batch.size, [one for one in micro if one is not None], self.order.seed)
 
     def peek(self) -> MicroBatch | None:
         """The first micro-batch of the next step, if it is there by now.  Nothing is handed out by that."""

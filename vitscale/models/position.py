@@ -1,5 +1,7 @@
 """Where a patch stands: tables of positions, turns of queries and keys, biases by offset; and the same for another grid."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -64,8 +66,9 @@ def resample(table: Tensor, old: tuple[int, int], new: tuple[int, int], kind: st
 
 
 def rotary(grid: tuple[int, int], width: int, device: torch.device | str | None = None, kind: str = "dinov3",
-           temperature: float = ROTARY_BASE, reference: int | None = None, offset: float = 0.0) -> Tensor:
-    """Angles (patches, K) in fp32 by which queries and keys of width K are turned (Su et al. 2021, RoFormer) along both axes.
+           temperature: float = ROTARY_BASE, reference: int | None = None, offset: float = 0.0, boxes: Tensor | None = None) -> Tensor:
+    """Angles (patches, K) in fp32 by which queries and keys of width K are turned (Su et al. 2021, RoFormer) along both axes; with boxes
+    (L, 2, 2), as jittered() has them, (L, patches, K).
 
     There are K / 4 frequencies temperature ** (-4 i / K) for each axis; the second half of K repeats the first, since pair i is
     (i, i + K / 2).  dinov3 (Siméoni et al. 2025): a patch's centre lies in -1..1 on each axis, whatever the grid, so another size needs no
@@ -81,8 +84,22 @@ def rotary(grid: tuple[int, int], width: int, device: torch.device | str | None 
     else:
         lines = numbers if reference is None else [line / side * reference for line, side in zip(numbers, grid, strict=True)]
     places = torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1).flatten(0, 1)                               # (patches, 2)
+    if boxes is not None:
+        places = (places + boxes[:, None, 0]) * boxes[:, None, 1]
     whole = 2 * torch.pi if kind == "dinov3" else 1.0
-    return (whole * places[:, :, None] * rate).flatten(1).tile(2)
+    return (whole * places[..., None] * rate).flatten(-2).tile(2)
+
+
+def jittered(draws: Tensor, shift: float | None, jitter: float | None, rescale: float | None) -> Tensor:
+    """Uniforms (..., 5) -> boxes (..., 2, 2) in fp32: by how much places along both axes are moved, and how much further apart they then lie.
+
+    Siméoni et al. 2025 (DINOv3), section 3.2 and its code: moved evenly by -shift to shift, stretched log-evenly by 1 / jitter to jitter on
+    each axis, and by 1 / rescale to rescale on both.
+    """
+    around = 2 * draws.double() - 1
+    moved = around[..., :2] * (shift or 0.0)
+    stretched = around[..., 2:4] * math.log(jitter or 1.0) + around[..., 4:] * math.log(rescale or 1.0)
+    return torch.stack([moved, stretched.exp()], dim=-2).float()
 
 
 def mixed(grid: tuple[int, int], frequencies: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ _POOLS = {"token": "token", "mean": "avg", "attention": "map"}
 # keys that every class has an argument for, or that matter in training alone, or at another size
 _ANYWHERE = {"family", "size", "image", "channels", "classes", "width", "widths", "depth", "depths", "heads", "mlp", "patch", "window",
              "dropout", "head_dropout", "drop_path", "drop_path_schedule", "drop_path_group", "position_interpolation", "norm_eps",
-             "hidden_act", "layer_scale", "version"}
+             "hidden_act", "layer_scale", "version", "rope_shift", "rope_jitter", "rope_rescale"}
 _BOTH = {"registers", "pool", "pool_norm", "position", "class_position", "qkv_bias", "key_bias", "scale_mlp_norm", "pool_include_prefix"}
 _MOST = _BOTH | {"qk_norm", "pre_norm", "final_norm", "scale_attn_norm", "gated", "post_norm"}
 # by class, what it holds besides; whatever else a section asks for is refused by its name

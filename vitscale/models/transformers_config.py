@@ -120,7 +120,8 @@ def _vit(kind: str, section: Model) -> dict[str, Any]:
     if kind == "dinov3_vit":
         config |= {"query_bias": section.qkv_bias, "value_bias": section.qkv_bias, "key_bias": section.qkv_bias and section.key_bias,
                    "layerscale_value": section.layer_scale or 1.0, "use_gated_mlp": section.gated, "drop_path_rate": section.drop_path,
-                   "num_register_tokens": section.registers, "rope_theta": section.rope_temperature}
+                   "num_register_tokens": section.registers, "rope_theta": section.rope_temperature, "pos_embed_shift": section.rope_shift,
+                   "pos_embed_jitter": section.rope_jitter, "pos_embed_rescale": section.rope_rescale}
         config |= {"hidden_act": "silu"} if section.gated else {}
     if "siglip" in kind or "clip" in kind or kind == "dinov3_vit":
         del config["qkv_bias"], config["hidden_dropout_prob"]

@@ -154,14 +154,22 @@ def _dinov3(keys: ForeignKeys) -> dict[str, Any]:
         keys.refuse("query_bias", "is not expressed here unlike value_bias, or less than key_bias")
     keys.must("proj_bias", True)
     keys.must("mlp_bias", True)
-    keys.idle("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale", *_AS_BACKBONE)     # the first three in training alone
+    keys.idle(*_AS_BACKBONE)
     if keys.take("use_gated_mlp", False) and keys.take("hidden_act", "gelu") != "silu":
         keys.refuse("hidden_act", f"{keys.take('hidden_act', 'gelu')!r} is not expressed here with use_gated_mlp; 'silu' is")
     return transformer(keys, eps=1e-5) | gate(keys, "use_gated_mlp") | {
         "width": keys.take("hidden_size", 384), "heads": keys.take("num_attention_heads", 6), "mlp": keys.take("intermediate_size", 1536),
         "position": "rotary", "rope_temperature": float(keys.take("rope_theta", 100.0)), "qkv_bias": bias, "key_bias": keyed or not bias,
         "layer_scale": keys.take("layerscale_value", 1.0), "registers": keys.take("num_register_tokens", 0),
-        "drop_path": keys.take("drop_path_rate", 0.0)}
+        "drop_path": keys.take("drop_path_rate", 0.0),
+        # in training alone
+        "rope_shift": keys.take("pos_embed_shift", None) or None, "rope_jitter": _stretch(keys.take("pos_embed_jitter", None)),
+        "rope_rescale": _stretch(keys.take("pos_embed_rescale", 2.0))}
+
+
+def _stretch(factor: float | None) -> float | None:
+    """Of 1 / it to it; None: of 1 alone."""
+    return None if factor in (None, 1.0) else float(max(factor, 1 / factor))
 
 
 def _beit(keys: ForeignKeys) -> dict[str, Any]:

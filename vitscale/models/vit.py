@@ -147,6 +147,7 @@ class VisionTransformer(Backbone):
             self.base_width, self.width_scale = model.mup_base_width, model.mup_base_width / shape.width
         self.drop_rates = drop_rates(shape.depth, model.drop_path, model.drop_path_schedule)
         self.drop_group = model.drop_path_group
+        self.boxes: Mapping[tuple[int, int], Tensor] = {}       # by grid (L, 2, 2), as position.jittered has them: of the step under way
 
         self.patch_embed = build_patch_embed(model, shape, eps)
         self.cls_token = nn.Parameter(torch.zeros(1, model.class_tokens, shape.width)) if has_class_token(model) else None
@@ -157,6 +158,7 @@ class VisionTransformer(Backbone):
         elif model.position == "sincos":
             self.register_buffer("pos_embed", sincos(self.grid, shape.width), persistent=False)     # the class token has none
         self.rotary, self.rope_temperature = rotary_options(model), model.rope_temperature
+        self.box_jitter = (model.rope_shift, model.rope_jitter, model.rope_rescale)
         self.pos_drop = nn.Dropout(model.dropout)
         self.norm_pre = nn.LayerNorm(shape.width, eps=eps) if model.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(model, shape, rate, eps, layer) for layer, rate in enumerate(self.drop_rates[::2]))
@@ -199,10 +201,10 @@ class VisionTransformer(Backbone):
             raise ValueError("there is no attention map of images for which a branch is not computed: ask for it without keep")
         note = wanted.note
         new_grid = self.patch_embed.grid(images)
-        layout = self.layout(new_grid, images.device)
         tokens = note("patch_embed", self.patch_embed(images))
         tokens = note("embedded", self.embed(tokens, new_grid))
-        for index, (block, masks) in enumerate(zip(self.blocks, self.by_block(keep), strict=True)):
+        layouts = self.layouts(new_grid, images.device)
+        for index, (block, masks, layout) in enumerate(zip(self.blocks, self.by_block(keep), layouts, strict=True)):
             if f"blocks.{index}.attention" in wanted.names:
                 tokens, wanted.found[f"blocks.{index}.attention"] = block(tokens, masks, layout, return_map=True)
             else:
@@ -214,8 +216,8 @@ class VisionTransformer(Backbone):
 
     def encoded(self, patches: Tensor, new_grid: tuple[int, int], keep: Tensor | None) -> Tensor:
         """Patch tokens (B, patches, D) of a grid, whatever has become of them -> (B, N, D) after the last norm."""
-        layout, tokens = self.layout(new_grid, patches.device), self.embed(patches, new_grid)
-        for block, masks in zip(self.blocks, self.by_block(keep), strict=True):
+        layouts, tokens = self.layouts(new_grid, patches.device), self.embed(patches, new_grid)
+        for block, masks, layout in zip(self.blocks, self.by_block(keep), layouts, strict=True):
             tokens = block(tokens, masks, layout)
         return self.norm(tokens)
 
@@ -241,6 +243,14 @@ class VisionTransformer(Backbone):
         """What the blocks' attentions are told about tokens of a grid."""
         angles = None if self.rotary is None else rotary(new_grid, self.head_width, device, **self.rotary)
         return Layout(new_grid, self.before, angles)
+
+    def layouts(self, new_grid: tuple[int, int], device: torch.device) -> Sequence[Layout]:
+        """The same for each block: in training, where places are jittered, another for each."""
+        boxes = self.boxes.get(new_grid) if self.training else None
+        if boxes is None or self.rotary is None:
+            return [self.layout(new_grid, device)] * len(self.blocks)
+        angles = rotary(new_grid, self.head_width, device, **self.rotary, boxes=boxes)
+        return [Layout(new_grid, self.before, one) for one in angles]
 
     def placed_tokens(self) -> list[Tensor]:
         """What stands before registers and patches and has a place in the table of positions: (1, T, D) each."""

@@ -23,11 +23,13 @@ _BELONGS = {
 def _turned(model: Vit) -> list[tuple[str, str]]:
     """Rotary positions and what belongs to them."""
     turned, found = model.position == "rotary" or model.rope_type is not None, []
-    fixed = turned and model.rope_type != "mixed"
-    for key, belongs in (("rope_temperature", turned), ("rope_offset", fixed), ("rope_grid", model.rope_type == "axial")):
+    rotary = "model.position rotary or a model.rope_type"
+    for key, belongs, whose in (
+            ("rope_temperature", turned, rotary), ("rope_grid", model.rope_type == "axial", "model.rope_type axial"),
+            ("rope_offset", turned and model.rope_type != "mixed", f"{rotary}, mixed not among them"),
+            *((key, turned and model.rope_type in (None, "dinov3"), f"{rotary}, axial and mixed not among them")
+              for key in ("rope_shift", "rope_jitter", "rope_rescale"))):
         if getattr(model, key) != Vit.model_fields[key].default and not belongs:
-            whose = "model.rope_type axial" if key == "rope_grid" else "model.position rotary or a model.rope_type" + (
-                ", mixed not among them" if key == "rope_offset" else "")
             found.append((f"model.{key}", f"belongs to {whose}"))
     if model.rope_type == "mixed" and (model.attention != "full" or model.position == "relative"):
         found.append(("model.rope_type", f"mixed belongs to model.attention full and any model.position but relative, not to "

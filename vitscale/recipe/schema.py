@@ -23,6 +23,7 @@ from vitscale.recipe.fields import (
     Positive,
     Rate,
     Section,
+    Stretch,
     Urls,
     Windows,
     pair,
@@ -85,6 +86,9 @@ class Vit(Model):
     rope_temperature: Positive = 100.0      # of rotary positions, from which their (of mixed: first) frequencies fall; EVA-02: 10000
     rope_grid: Count | None = None          # of axial: patches on a side that any grid counts as (EVA-02); null: its own
     rope_offset: float = 0.0                # of rotary: added to each patch's number (1: Perception Encoder)
+    rope_shift: Positive | None = None      # of dinov3, in training: places in -1..1 are moved by up to so much along each axis
+    rope_jitter: Stretch | None = None      # then stretched by 1 / it to it, each axis by itself
+    rope_rescale: Stretch | None = None     # then both alike (Siméoni et al. 2025: 2)
     attention: Literal["full", "local", "axial", "sparse", "linear"] = "full"   # who looks at whom: vitscale/models/attention*.py
     window: Count = 7                       # of local: patches on a side of a window, as in Swin; divides the grid of patches
     halo: CountOrZero = 3                   # of local: patches around its window that it sees besides (Vaswani et al. 2021, HaloNet)

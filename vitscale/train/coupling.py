@@ -7,9 +7,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitscale.data import StepBatch
+from vitscale.data.draws import step_uniforms
+from vitscale.models.position import jittered
+from vitscale.models.vit import VisionTransformer
 from vitscale.objectives import Coupled, Seen, Task
 from vitscale.objectives.rows import Rows, divided, joined
 from vitscale.optim.ema import WeightAverage
@@ -42,10 +45,11 @@ class Coupling:
     def of_step(self, batch: StepBatch, inputs: Inputs, now: Now) -> Sequence[Coupled | None]:
         """For each micro-batch what its losses are told.  Collective.  What follows from it for the state waits for applied()."""
         self.engine.resting = self.task.resting(now)
+        jitter_positions(self.engine.model, batch)
         if not self.task.surveys:
             return [None] * len(batch.micro)
         found, weights = [], []
-        with self._networks() as networks:
+        with self._networks(training=True) as networks:
             for micro in batch.micro:
                 seen, weight, networks.keep = inputs.of(micro, again=len(batch.micro) == 1)
                 seen, weight = sync_inputs(self.engine, seen, weight)
@@ -66,7 +70,7 @@ class Coupling:
         """The same of a batch of an evaluation, which knows of no other."""
         if not self.task.surveys:
             return None
-        with self._networks() as networks:
+        with self._networks(training=False) as networks:
             rows = self.task.survey(networks, seen)
             return Coupled(now, {name: divided(row, [row], 1)[0] for name, row in rows.items()}, self.state)
 
@@ -78,20 +82,34 @@ class Coupling:
             self._average.update(None if self.task.momentum is None else now.value(self.task.momentum))
 
     @contextmanager
-    def _networks(self) -> Iterator[_Networks]:
-        model = self.engine.model
-        mode = model.training
-        model.eval()
-        with _Networks(self.engine, self._average) as networks:
+    def _networks(self, training: bool) -> Iterator[_Networks]:
+        mode = self.engine.model.training
+        with _Networks(self.engine, self._average, training) as networks:
             yield networks
-        model.train(mode)
+        self.engine.model.train(mode)
+
+
+def jitter_positions(model: nn.Module, batch: StepBatch) -> None:
+    """Draw where the places of rotary positions lie in this step, for each size of view and each block, if the model wants that.
+
+    By seed, position and size, so that every rank, micro-batch and look at the step has the same.
+    """
+    if not isinstance(model, VisionTransformer) or not any(model.box_jitter):
+        return
+    sides = {view.images.shape[1] // model.patch_embed.patch for view in batch.micro[0].views}
+    found, device = dict[tuple[int, int], Tensor](), next(model.parameters()).device
+    for side in sorted(sides):
+        draws = torch.from_numpy(step_uniforms(batch.seed, batch.position, range(side << 16, (side << 16) + len(model.blocks)), 5))
+        found[side, side] = jittered(draws, *model.box_jitter).to(device, non_blocking=True)
+    model.boxes = found
 
 
 class _Networks:
     """The student in the model's place, and for as long as it is asked the teacher."""
 
-    def __init__(self, engine: Engine, average: WeightAverage | None) -> None:
-        self._engine, self._average, self._swapped = engine, average, ExitStack()
+    def __init__(self, engine: Engine, average: WeightAverage | None, training: bool) -> None:
+        """training: the student is asked as it will be trained, and not as it is evaluated; a teacher always is."""
+        self._engine, self._average, self._training, self._swapped = engine, average, training, ExitStack()
         self.keep: Tensor | None = None         # of the micro-batch that is being surveyed
         self._teaches = False
 
@@ -103,10 +121,12 @@ class _Networks:
 
     def student(self, images: Tensor, *more: Any) -> Any:
         self._put(False)
+        self._engine.model.train(self._training)
         return self._engine.forward(images, self.keep, *more)
 
     def teacher(self, images: Tensor, *more: Any) -> Any:
         self._put(True)
+        self._engine.model.eval()
         return self._engine.forward(images, None, *more)
 
     def _put(self, teaches: bool) -> None:
