@@ -34,7 +34,7 @@ def step(position: int, seed: int = 3) -> StepBatch:
 
 @pytest.mark.parametrize("kinds", [(0.3, None, None), (None, 1.5, None), (None, None, 2.0), (0.3, 1.5, 2.0)])
 def test_places_are_those_of_the_published_code(kinds):
-    """Siméoni et al. 2025: coords += U(-shift, shift) by axis; *= exp U(-log jitter, log jitter) by axis; *= the same of rescale for both."""
+    """Siméoni et al. 2025: coords += U(-shift, shift) by axis; *= exp U(-log jitter, log jitter) by axis; *= that of rescale."""
     shift, jitter, rescale = kinds
     draws = torch.rand(4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = rotary((3, 2), 8, boxes=jittered(draws, *kinds))

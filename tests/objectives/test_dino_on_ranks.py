@@ -1,4 +1,5 @@
-"""DINO's steps are those of one process on every number of ranks, engine and micro-batch: losses, gradients, teacher and centre."""
+"""Self-distillation's steps are those of one process on every number of ranks, engine and micro-batch: losses, gradients, teacher, centre,
+places that are jittered, and a frozen anchor that is sharded."""
 
 import io
 import tarfile
@@ -13,8 +14,11 @@ import torch
 from ranks import run_ranks
 from torch.distributed.tensor import DTensor
 
+from vitscale.checkpoint.load import Loaded
 from vitscale.data import open_index, open_stream
-from vitscale.models import initial_value
+from vitscale.data.transform import Transform
+from vitscale.export.folder import write_safetensors
+from vitscale.models import build_model, initial_value
 from vitscale.objectives import build_task
 from vitscale.observe.meters import Meters
 from vitscale.optim.build import build_optimizer
@@ -26,8 +30,10 @@ from vitscale.parallel.rank_info import RankInfo
 from vitscale.parallel.world import World, joined
 from vitscale.recipe import Parallel, Recipe
 from vitscale.recipe.load import check_recipe
+from vitscale.recipe.schema import Vit
 from vitscale.train.coupling import Coupling
 from vitscale.train.step import Inputs, train_step
+from vitscale.train.teacher import give_teacher
 
 COUNT, BAD, STEPS = 44, (7, 20), 10     # four steps of 10 and one of 4 are an epoch
 VIEWS = [
@@ -55,16 +61,32 @@ SMALL = {"prototypes": 24, "hidden": 12, "bottleneck": 8, "momentum": 0.9, "rest
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "average": {"name": "dino", **SMALL}, "sinkhorn": {"name": "dino", **SMALL, "centring": "sinkhorn"},
     "ibot": {"name": "ibot", **SMALL, "mask_share": [0.1, 0.6]},
-    "dinov2": {"name": "dinov2", **SMALL, "patch_prototypes": 20, "koleo": 0.3, "koleo_group": 2},
+    "dinov3": {"name": "dinov2", **SMALL, "patch_prototypes": 20, "koleo": 0.3, "koleo_group": 2, "gram": 2.0, "gram_image": 24},
     "lejepa": {"name": "lejepa", "sigreg": 0.3, "directions": 8, "embedding": 6, "hidden": 12},
 }
 
 
+# jittered places, and an anchor of another width and patch, normalised otherwise, that sees more pixels of the same cuts
+TURNED = {"position": "rotary", "rope_shift": 0.1, "rope_jitter": 1.2, "rope_rescale": 2.0}
+ANCHOR = {"width": 12, "depth": 2, "heads": 2, "mlp": 20, "image": 24, "patch": 3, "classes": 0}
+
+
+def write_anchor(folder: Path) -> None:
+    section = Vit(**ANCHOR)
+    model = build_model(section)
+    for name, parameter in model.named_parameters():
+        parameter.data = first_value(model, name, parameter.shape)
+    folder.mkdir()
+    write_safetensors(Loaded(model, Transform(24, mean=(0.5, 0.5, 0.5), std=(0.3, 0.2, 0.25)), (), section, None, folder), folder)
+
+
 def recipe_of(urls: str, objective: str = "average", **parallel: Any) -> Recipe:
+    anchor = {"gram_teacher": str(Path(urls).parent / "anchor")} if objective == "dinov3" else {}
     return check_recipe({
-        "name": "t", "model": {"width": 16, "depth": 2, "heads": 2, "mlp": 24, "image": 16, "patch": 4, "classes": 0, "drop_path": 0.2},
+        "name": "t", "model": {"width": 16, "depth": 2, "heads": 2, "mlp": 24, "image": 16, "patch": 4, "classes": 0, "drop_path": 0.2,
+                               **(TURNED if objective == "dinov3" else {})},
         "data": {"train": urls, "label": None, "workers": 1, "max_bad_fraction": 1.0, "views": VIEWS},
-        "objective": OBJECTIVES[objective],
+        "objective": OBJECTIVES[objective] | anchor,
         # eps: large beside the gradients' rounding errors, which Adam otherwise makes steps of
         "optim": {"lr": 2e-3, "eps": 1e-3, "weight_decay": 0.04, "weight_decay_end": 0.4, "clip_norm": 0.5},
         "global_batch": 10, "duration": f"{STEPS} steps", "seed": 5, "parallel": {"device": "cpu", **parallel},
@@ -86,6 +108,7 @@ def train(world: World, recipe: Recipe, micro_batch: int) -> dict[str, Any]:
     world, index, task = replace(world, parallel=recipe.parallel), open_index(recipe.data.train), build_task(recipe.model, recipe.objective)
     share = -(-recipe.global_batch // world.data_size)
     engine = open_engine(recipe.parallel, world, Work(micro_batch, -(-share // micro_batch), recipe.optim.clip_norm))
+    give_teacher(task, recipe, engine)
     with torch.device("meta"):
         skeleton = task.build()
     model = engine.materialise(task.build, lambda name, shape: first_value(skeleton, name, shape))
@@ -110,7 +133,8 @@ def train(world: World, recipe: Recipe, micro_batch: int) -> dict[str, Any]:
             norms.append(result.grad_norm)
             told.append(dict(result.numbers))
     state = engine.tensors() | coupling.tensors() | {f"ema.{name}": value for name, value in average.tensors().items()}
-    return {"losses": losses, "norms": norms, "told": told, "state": {name: whole(value) for name, value in state.items()}}
+    frozen = [] if task.teacher is None else list(task.teacher.func.__self__.model.parameters())
+    return {"losses": losses, "norms": norms, "told": told, "frozen": [isinstance(one, DTensor) for one in frozen], "state": {name: whole(value) for name, value in state.items()}}
 
 
 def every(place: RankInfo, cases: list[tuple[Recipe, int]]) -> list[dict[str, Any]]:
@@ -123,7 +147,9 @@ ALONE = World(0, 1, 0, 1, torch.device("cpu"), None)
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write(tmp_path_factory.mktemp("shards"))
+    folder = tmp_path_factory.mktemp("shards")
+    write_anchor(folder / "anchor")
+    return write(folder)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +169,7 @@ def same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 def test_accumulation_changes_nothing(urls: str, alone: dict[str, dict[str, Any]]) -> None:
     for objective in OBJECTIVES:
-        same(train(ALONE, recipe_of(urls, objective), 4 if objective == "dinov2" else 3), alone[objective])
+        same(train(ALONE, recipe_of(urls, objective), 4 if objective == "dinov3" else 3), alone[objective])
 
 
 @pytest.mark.slow
@@ -153,12 +179,14 @@ def test_ranks_equal_one_process(urls: str, alone: dict[str, dict[str, Any]], si
     kinds: list[dict[str, Any]] = [{"engine": "ddp"}, {"engine": "fsdp"}, {"engine": "fsdp", "recompute": "blocks", "gather": "once"}]
     if size == 4:
         kinds.append({"engine": "fsdp", "replicate": 2})
-    cases = [(objective, kind, micro) for objective in OBJECTIVES for kind in kinds for micro in (2, 4 if objective == "dinov2" else 3)]
+    cases = [(objective, kind, micro) for objective in OBJECTIVES for kind in kinds for micro in (2, 4 if objective == "dinov3" else 3)]
     cases = cases if size > 2 else cases[::2] + cases[1:2]
     found = run_ranks(size, every, [(recipe_of(urls, objective, **kind), micro) for objective, kind, micro in cases], timeout_s=600)
     for rank in found:
-        for (objective, _, _), one in zip(cases, rank, strict=True):
+        for (objective, kind, _), one in zip(cases, rank, strict=True):
             same(one, alone[objective])
+            if objective == "dinov3":
+                assert set(one["frozen"]) == {kind["engine"] == "fsdp"}
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ def prepared(recipe: Recipe, world: World, micro_batch: int, micro_steps: int) -
     """The task with its model and optimizer under their engine, and a batch for every step."""
     engine = open_engine(recipe.parallel, world, Work(micro_batch, micro_steps, recipe.optim.clip_norm))
     task = build_task(recipe.model, recipe.objective)
-    give_teacher(task, recipe, world.device)
+    give_teacher(task, recipe, engine)
     with torch.device("meta"):
         skeleton = task.build()
     model = engine.materialise(task.build, lambda name, shape: initial_value(skeleton, name, shape, recipe.seed))
@@ -124,7 +124,7 @@ def _made_up(recipe: Recipe, count: int, drop_rates: Sequence[float], num_draws:
     draw = torch.Generator().manual_seed(recipe.seed)
     model = recipe.model
     several, kinds = recipe.data.multi_label, view_kinds(recipe)
-    passes = count * sum(one.count for one in kinds)        # of the backbone
+    passes = count * sum(one.count for one in kinds if one.same_as is None)     # of the backbone
 
     def place(tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if pin else tensor
@@ -137,7 +137,7 @@ def _made_up(recipe: Recipe, count: int, drop_rates: Sequence[float], num_draws:
     labels = torch.randint(max(model.classes, 1), (count,), generator=draw)
     views = tuple(ViewBatch(
         place(torch.randint(0, 256, (one.count * count, one.image, one.image, model.channels), generator=draw, dtype=torch.uint8)),
-        place(torch.rand(one.count * count, generator=draw) < 0.5)) for one in kinds)
+        place(torch.rand(one.count * count, generator=draw) < 0.5), anchor=one.same_as is not None) for one in kinds)
     return MicroBatch(
         views=views, labels=place(labels), weight=place(torch.ones(count)), ids=torch.arange(count), index=torch.arange(count),
         keep=None if keep is None else place(keep),

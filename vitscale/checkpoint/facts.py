@@ -38,6 +38,7 @@ class RunFacts:
     guard: dict[str, Any] = field(default_factory=dict)        # the losses against which the next ones are judged
     owes_evaluation: bool = False       # the evaluation of this step was left when the run was asked to stop
     versions: dict[str, str] = field(default_factory=dict)
+    frozen: str | None = None           # sha256 of the weights of the frozen network that the objective asks
 
 
 def read_facts(checkpoint: Path) -> RunFacts:
@@ -130,6 +131,7 @@ _RULES: dict[str, _Rule] = {
     "best": ("an object or null", lambda value: value is None or isinstance(value, dict)),
     "stopping": _OBJECT, "guard": _OBJECT, "owes_evaluation": ("true or false", lambda value: isinstance(value, bool)),
     "versions": ("an object of texts", lambda value: _named(value, str)),
+    "frozen": ("a text or null", lambda value: value is None or isinstance(value, str)),
     "data.index_hash?": _TEXT, "data.position?": _WHOLE, "data.skips?": ("a list of ranges [start, end)", _ranges),
     "data.seed?": ("a whole number", lambda value: type(value) is int), "data.global_batch?": _WHOLE, "data.lanes?": _WHOLE,
     "data.group?": _WHOLE, "data.repeats?": _WHOLE,

@@ -33,13 +33,14 @@ class ViewBatch:
     flip: Tensor            # (v b,) bool: mirror it
     ops: Ops | None = None          # RandAugment, 3-Augment, colour jitter, greys, blur, solarize
     erase: Erase | None = None      # random erasing
+    anchor: bool = False            # not the model's: a frozen anchor is shown them
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """b samples of one forward pass of one rank.  Dummies that fill it up are black, labelled 0, weighted 0."""
 
-    views: tuple[ViewBatch, ...]     # of data.views in their order; most recipes have one view of each sample
+    views: tuple[ViewBatch, ...]     # of data.views in their order, then an anchor's; most recipes have one view of each sample
     labels: Tensor          # (b,) int64; of a sample's several labels the first, 0 if it has none
     weight: Tensor          # (b,) float32: 1, or 0 for dummies and samples that could not be read
     ids: Tensor             # (b,) int64 sample ids by the index, -1 for dummies
@@ -83,6 +84,7 @@ class ViewPlan:
     flip: NDArray[np.bool_]             # (v, m)
     ops: Ops | None = None              # rows as in ViewBatch
     erase: Erase | None = None
+    anchor: bool = False
 
     def allocate(self, size: int, channels: int, pin: bool) -> ViewBatch:
         """Tensors for `size` samples, with everything filled in but the pixels of those that are no dummies."""
@@ -95,7 +97,7 @@ class ViewPlan:
         def place(tensor: Tensor) -> Tensor:
             return tensor.pin_memory() if pin else tensor
 
-        return ViewBatch(images.flatten(0, 1), flip.flatten(), moved(self.ops, place), moved(self.erase, place))
+        return ViewBatch(images.flatten(0, 1), flip.flatten(), moved(self.ops, place), moved(self.erase, place), self.anchor)
 
 
 @dataclass(frozen=True)

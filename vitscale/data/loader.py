@@ -102,7 +102,7 @@ class Stream:
         self.position = 0
         self.wait_s, self.ready = 0.0, 0
         self._ahead, self._rank, self._world = ahead, rank, world
-        self._views, self._classes, self._num_views = views, classes, sum(one.count for one in views)
+        self._views, self._classes, self._num_views = views, classes, sum(one.count for one in views if one.same_as is None)
         self._drop_rates = np.asarray(drop_rates, np.float64) if any(drop_rates) else None
         self._drop_group = drop_group
         self._num_draws = num_draws

@@ -37,14 +37,15 @@ class DrawnViews:
         return ViewPlan(
             image, draws[:, :, CROP], draws[:, :, FLIP] < augment.flip,
             Ops.of(replace(ops, rows=places[ops.rows]) if ops else None),
-            Erase.of(replace(erase, rows=places[erase.rows])) if erase else None)
+            Erase.of(replace(erase, rows=places[erase.rows])) if erase else None, self.kind.same_as is not None)
 
 
 def drawn_views(kinds: Sequence[ViewKind], drawn: Callable[[int, int, int], Floats]) -> Iterator[DrawnViews]:
     """drawn: (columns, the first of them, the view's number among those of all sets) -> (n, columns) uniforms of a step's samples."""
     first = 0
     for kind in kinds:
-        numbers = range(first, first + kind.count)
+        start = first if kind.same_as is None else kind.same_as
+        numbers = range(start, start + kind.count)
         first += kind.count
         draws = np.stack([drawn(_columns(kind.augment), 0, number) for number in numbers])
         colours = None

@@ -91,7 +91,8 @@ def rotary(grid: tuple[int, int], width: int, device: torch.device | str | None 
 
 
 def jittered(draws: Tensor, shift: float | None, jitter: float | None, rescale: float | None) -> Tensor:
-    """Uniforms (..., 5) -> boxes (..., 2, 2) in fp32: by how much places along both axes are moved, and how much further apart they then lie.
+    """Uniforms (..., 5) -> boxes (..., 2, 2) in fp32: by how much places are moved along both axes, and how much further apart they then
+    lie.
 
     Siméoni et al. 2025 (DINOv3), section 3.2 and its code: moved evenly by -shift to shift, stretched log-evenly by 1 / jitter to jitter on
     each axis, and by 1 / rescale to rescale on both.

@@ -39,7 +39,8 @@ class MaskedDistilling(SelfDistilling):
 
     def companions(self) -> tuple[Companion, ...]:
         given, averaged = self.objective.gram_teacher, super().companions()
-        return averaged if given is None else (*averaged, Frozen(given, (grid(self.model),) * 2, self.objective.gram_image))
+        size = self.objective.gram_image or self.model.image
+        return averaged if given is None else (*averaged, Frozen(given, (grid(self.model),) * 2, size))
 
     def build(self) -> Backbone:
         return MaskedCrops(self.model, self.objective)
@@ -95,6 +96,6 @@ class MaskedDistilling(SelfDistilling):
             found = found + known.koleo * sum(koleo_losses(one, told["valid"], known.koleo_group) for one in features)
         if known.gram:
             assert self.teacher is not None
-            anchored = gram_losses(tokens, self.teacher(torch.cat(self.global_views(seen))))
+            anchored = gram_losses(tokens, self.teacher(torch.cat(seen.anchors)))
             found = found + known.gram * anchored.unflatten(0, (known.global_views, -1)).mean(dim=0)
         return found

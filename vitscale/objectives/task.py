@@ -34,6 +34,7 @@ class Seen:
     labels: Tensor              # (b,) int64 or targets (b, classes) float; zeros where the recipe has no labels
     draws: Tensor | None = None     # (b, num_draws) fp32 uniforms in [0, 1), by sample
     more: tuple[Tensor, ...] = ()   # images of the other sets of views
+    anchors: tuple[Tensor, ...] = ()    # the teacher's views as a frozen anchor sees them, (v b, C, S', S') of each set that has some
     coupled: Coupled | None = None  # of a task that surveys
     on_host: NDArray[np.float32] | None = None      # the draws, for choices whose size the host must know
 
@@ -71,7 +72,7 @@ class Frozen:
 
     source: str
     grid: tuple[int, int] | None = None     # it is asked for features of patches, brought to this grid (h, w), and not for logits
-    image: int | None = None                # pixels on a side at which it looks; None: as it was trained
+    image: int | None = None                # pixels on a side of what it is shown; None: it is shown the student's, as it was trained
 
 
 Companion = Averaged | Frozen

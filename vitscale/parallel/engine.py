@@ -62,6 +62,10 @@ class Engine(ABC):
         fill_parameters_(model, value_of)
         return model
 
+    def hold(self, model: nn.Module) -> None:
+        """Take in, in place, a network with its weights that is asked and never trained."""
+        model.to(self.world.device)
+
     @abstractmethod
     def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
         """Take the model and its optimizer over; ZeRO shards here."""

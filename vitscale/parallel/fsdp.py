@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from vitscale.models import Backbone
@@ -76,6 +76,17 @@ class FsdpEngine(Engine):
         model.reset_buffers()
         fill_parameters_(model, value_of)
         return model
+
+    def hold(self, model: nn.Module) -> None:
+        """A model of ours is sharded as the trained one is, each unit gathered, in fp32, for its own forward pass: all ranks ask it
+        together.  Another library's stays whole."""
+        if self.world.axes.copy_size == 1 or not isinstance(model, Backbone):
+            super().hold(model)
+            return
+        for part in (*model.units(), model):
+            fully_shard(part, mesh=self.connect(), reshard_after_forward=True)
+        model.to(self.world.device)     # buffers
+        register_fsdp_forward_method(model, "forward_features")
 
     def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer = model, optimizer

@@ -136,6 +136,8 @@ def _ibot(recipe: Recipe, objective: Ibot) -> list[tuple[str, str]]:
         found.append(("objective.gram_teacher", "gram wants one: an earlier run's folder, or an export"))
     found += [(f"objective.{key}", "is of Gram anchoring; give objective.gram a weight above 0, or leave it out")
               for key in ("gram_teacher", "gram_image") if getattr(objective, key) is not None and not objective.gram]
+    if objective.gram_image is not None and objective.gram_image % getattr(model, "patch", 1):
+        found.append(("objective.gram_image", f"{objective.gram_image} is not divisible by model.patch {getattr(model, 'patch', 1)}"))
     patches, (low, high) = (model.image // getattr(model, "patch", 1)) ** 2, objective.mask_share
     if not low <= high < 1:
         found.append(("objective.mask_share", f"wants [low, high], shares of a view's patches below 1, got {[low, high]}"))

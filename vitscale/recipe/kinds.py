@@ -29,6 +29,7 @@ KINDS: dict[str, Kind] = {
     "resilience.startup_timeout": "free", "resilience.straggler_ratio": "free", "resilience.preflight": "free",
     "resilience.exclude_bad_nodes": "free",
     "index_hash": "order",                  # no key: what the shards of data.train, or data.mix, hold
+    "frozen_hash": "training",              # no key: the weights of objective.teacher, or objective.gram_teacher
 }
 
 

@@ -30,6 +30,11 @@ class Objective(Section):
         """Consecutive samples that its loss looks at together; data.group is a multiple of it."""
         return 1
 
+    @property
+    def frozen(self) -> str | None:
+        """Folder of a network that it asks and that stays as it is."""
+        return None
+
 
 class Classification(Objective):
     name: Literal["classification"] = "classification"
@@ -46,6 +51,10 @@ class Distillation(Classification):
     kind: Literal["hard", "soft"] = "hard"  # the teacher's choice as a label, or its distribution
     alpha: Fraction = 0.5                   # the teacher's share of the loss; DeiT: 0.5 hard, 0.1 soft
     temperature: Positive = 3.0             # of soft: logits are divided by it
+
+    @property
+    def frozen(self) -> str | None:
+        return self.teacher
 
 
 class MaeDecoder(Section):
@@ -138,11 +147,15 @@ class Ibot(Dino):
     koleo_group: Several = 16   # images of which each keeps away from the nearest one
     gram: NotNegative = 0.0                 # weight of Gram anchoring of the teacher's views (Siméoni et al. 2025, DINOv3: 2)
     gram_teacher: str | None = None         # of gram: folder of an earlier run, or an export; its patches' likeness is to stay
-    gram_image: Count | None = None         # pixels on a side at which it looks at them; null: those of its own training
+    gram_image: Count | None = None         # pixels on a side of the same cuts as it sees them; null: model.image
 
     @property
     def own_group(self) -> int:
         return self.koleo_group if self.koleo else 1
+
+    @property
+    def frozen(self) -> str | None:
+        return self.gram_teacher
 
 
 class Dinov2(Ibot):

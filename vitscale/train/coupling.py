@@ -96,7 +96,7 @@ def jitter_positions(model: nn.Module, batch: StepBatch) -> None:
     """
     if not isinstance(model, VisionTransformer) or not any(model.box_jitter):
         return
-    sides = {view.images.shape[1] // model.patch_embed.patch for view in batch.micro[0].views}
+    sides = {view.images.shape[1] // model.patch_embed.patch for view in batch.micro[0].views if not view.anchor}
     found, device = dict[tuple[int, int], Tensor](), next(model.parameters()).device
     for side in sorted(sides):
         draws = torch.from_numpy(step_uniforms(batch.seed, batch.position, range(side << 16, (side << 16) + len(model.blocks)), 5))

@@ -117,14 +117,14 @@ def _given(recipe: Recipe, task: Task, count: int, drop_rates: Sequence[float]) 
 def _step(engine: Engine, coupling: Coupling, seen: Seen, keep: Tensor | None, tracker: MemTracker) -> None:
     task, count = coupling.task, len(seen.labels)
     steps = min(engine.work.micro_steps, 2)         # a third adds nothing that stays
-    micro = [SimpleNamespace(index=torch.arange(number * count, (number + 1) * count)) for number in range(steps)]
+    micro = [SimpleNamespace(views=(), index=torch.arange(number * count, (number + 1) * count)) for number in range(steps)]
 
     def given(one: Any, again: bool) -> tuple[Seen, Tensor, Tensor | None]:
         tracker.reset_mod_stats()
         return seen, torch.ones(count), keep
 
     inputs = SimpleNamespace(of=given)
-    coupled = coupling.of_step(SimpleNamespace(micro=micro, size=steps * count), inputs, Now(1, 1, 1))     # type: ignore[arg-type]
+    coupled = coupling.of_step(SimpleNamespace(micro=micro, size=steps * count, seed=0, position=0), inputs, Now(1, 1, 1))     # type: ignore[arg-type]
     for number in range(steps):
         tracker.reset_mod_stats()                   # it takes a module's second forward pass for a mistake
         with engine.micro_step(last=number == steps - 1):

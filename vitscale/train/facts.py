@@ -15,8 +15,9 @@ from vitscale.train.prepare import Prepared
 from vitscale.train.state import Progress
 
 
-def facts_of(recipe: Recipe, prepared: Prepared, world: World, progress: Progress, stream: Stream) -> RunFacts:
-    """The facts at the step boundary `progress` stands at."""
+def facts_of(recipe: Recipe, prepared: Prepared, world: World, progress: Progress, stream: Stream,
+             frozen: str | None = None) -> RunFacts:
+    """The facts at the step boundary `progress` stands at.  frozen: teacher.frozen_hash()."""
     # the stream knows the position up to which batches were handed out, which is where progress stands
     data = stream.state_dict()
     assert data["position"] == progress.now.images
@@ -24,7 +25,7 @@ def facts_of(recipe: Recipe, prepared: Prepared, world: World, progress: Progres
     return RunFacts(
         step=progress.now.step, data=data, recipe=redacted(recipe.model_dump(mode="json")), engine=engine, world_size=world.size,
         best=progress.best, stopping=progress.stopping, guard=progress.guard, owes_evaluation=progress.owes_evaluation,
-        versions=versions() | package_of(recipe.model))
+        versions=versions() | package_of(recipe.model), frozen=frozen)
 
 
 def versions() -> dict[str, str]:

@@ -33,6 +33,7 @@ from vitscale.resilience.skips import remembered, rollbacks, undone_by
 from vitscale.train.coupling import Coupling
 from vitscale.train.prepare import Prepared
 from vitscale.train.state import Moment, Progress
+from vitscale.train.teacher import frozen_hash
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,10 @@ def find_start(recipe: Recipe, prepared: Prepared, lease: Lease, accept_changes:
 def _changes(checkpoint: Path, facts: RunFacts, recipe: Recipe, prepared: Prepared) -> list[Change]:
     """What differs from the settings that a checkpoint of this run stands for."""
     then = read_settings(meant(prepared.folder, facts.step, facts.recipe), facts.data["index_hash"], str(checkpoint / FACTS))
-    return changes(then, settings_of(recipe.model_dump(mode="json"), prepared.train.hash))
+    now = settings_of(recipe.model_dump(mode="json"), prepared.train.hash)
+    if facts.frozen is not None and recipe.objective.frozen is not None:
+        then, now = then | {"frozen_hash": facts.frozen}, now | {"frozen_hash": frozen_hash(recipe)}
+    return changes(then, now)
 
 
 def newest_good(run_folder: Path, lease: Lease) -> Start:

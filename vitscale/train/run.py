@@ -58,7 +58,7 @@ from vitscale.train.rollback import decide
 from vitscale.train.size import size_up
 from vitscale.train.state import Moment, Progress, SaveClock, due
 from vitscale.train.step import Inputs, StepResult, train_step
-from vitscale.train.teacher import give_teacher
+from vitscale.train.teacher import frozen_hash, give_teacher
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,8 @@ class Session:
         self.work = size_up(recipe, self.prepared.train, world)
         self.engine = open_engine(recipe.parallel, world, self.work)
         self.task = build_task(recipe.model, recipe.objective)
-        give_teacher(self.task, recipe, world.device)
+        self.frozen = frozen_hash(recipe) if world.is_first else None
+        give_teacher(self.task, recipe, self.engine)
         build = functools.partial(with_adapters, self.task.build, recipe.lora) if recipe.lora else self.task.build
         model = self.engine.materialise(build, initial_values(recipe, self.task, start))
         if frozen := freeze_(model, recipe.optim.freeze):
@@ -307,7 +308,8 @@ class Session:
             tensors = self.engine.tensors() | self.coupling.tensors()
             if self.ema is not None:
                 tensors |= {f"ema.{name}": value for name, value in self.ema.tensors().items()}
-            self.writer.save(tensors, facts_of(self.recipe, self.prepared, self.world, self.progress, self.stream), again)
+            self.writer.save(tensors, facts_of(
+                self.recipe, self.prepared, self.world, self.progress, self.stream, self.frozen), again)
 
     def roll_back(self, verdict: RollBack) -> int | None:
         """To before the update at fault; returns the exit code where the run ends instead."""

@@ -70,21 +70,24 @@ def device_inputs(micro: MicroBatch, device: torch.device, settings: Augment) ->
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
 
-    images, *more = (augment.apply(move(view.images), move(view.flip), settings.mean, settings.std,
-                                   ops=moved(view.ops, move), erase=moved(view.erase, move)) for view in micro.views)
+    both = [[augment.apply(move(view.images), move(view.flip), settings.mean, settings.std,
+                           ops=moved(view.ops, move), erase=moved(view.erase, move)) for view in micro.views if view.anchor is anchor]
+            for anchor in (False, True)]
+    (images, *more), anchors = both
     labels = move(micro.labels if micro.targets is None else micro.targets)
     weight, mixing = move(micro.weight), moved(micro.mix, move)
     if mixing is not None:
         images, labels = mix.apply(images, labels, weight, mixing)
     draws = None if micro.draws is None else move(micro.draws)
-    seen = Seen(images, labels, draws, tuple(more), on_host=None if micro.draws is None else micro.draws.numpy())
+    seen = Seen(images, labels, draws, tuple(more), tuple(anchors), on_host=None if micro.draws is None else micro.draws.numpy())
     return seen, weight, None if micro.keep is None else move(micro.keep)
 
 
 def sync_inputs(engine: Engine, seen: Seen, weight: Tensor) -> tuple[Seen, Tensor]:
     """The samples as every rank that is given them sees them."""
-    images, labels, weight, *more = engine.sync_inputs(seen.images, seen.labels, weight, *seen.more)
-    return dataclasses.replace(seen, images=images, labels=labels, more=tuple(more)), weight
+    images, labels, weight, *more = engine.sync_inputs(seen.images, seen.labels, weight, *seen.more, *seen.anchors)
+    count = len(seen.more)
+    return dataclasses.replace(seen, images=images, labels=labels, more=tuple(more[:count]), anchors=tuple(more[count:])), weight
 
 
 def train_step(engine: Engine, batch: StepBatch, task: Task, inputs: Inputs, lr: float, stop: bool, bad: int, meters: Meters,

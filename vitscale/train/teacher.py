@@ -1,5 +1,6 @@
 """A frozen teacher: a run of ours, or a folder of transformers' or timm's, that looks at the student's images in its own way."""
 
+import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -10,13 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitscale.checkpoint.foreign import is_foreign_folder, library_of
-from vitscale.checkpoint.load import Loaded, load
+from vitscale.checkpoint.load import Loaded, checkpoint_of, load
 from vitscale.checkpoint.weights import refuse_not_finite
 from vitscale.errors import CheckpointError, RecipeError
+from vitscale.files import sha256_of
 from vitscale.models.vit import VisionTransformer
 from vitscale.objectives import Task
 from vitscale.objectives.gram import shrunk
 from vitscale.objectives.task import Frozen
+from vitscale.parallel.engine import Engine
 from vitscale.recipe import Recipe
 from vitscale.recipe.teacher import CONFIG_FILE, RECIPE_FILE
 
@@ -30,7 +33,7 @@ class FrozenTeacher:
     """
 
     def __init__(self, model: nn.Module, size: int, mean: Colour, std: Colour, recipe: Recipe, device: torch.device) -> None:
-        self.model, self.size = model.to(device).eval().requires_grad_(False), size
+        self.model, self.size = model.eval().requires_grad_(False), size
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.parallel.precision == "bf16")
         ours, theirs = recipe.data.augment, torch.tensor([mean, std])
         # (x std + mean - mean') / std', as one factor and one shift
@@ -59,16 +62,31 @@ class FrozenTeacher:
         return images
 
 
-def give_teacher(task: Task, recipe: Recipe, device: torch.device) -> None:
+def give_teacher(task: Task, recipe: Recipe, engine: Engine) -> None:
     """Read the frozen companion of a task that has one.  Raises RecipeError or CheckpointError for one that cannot be used."""
     for one in task.companions():
         if isinstance(one, Frozen):
-            teacher = _read_teacher(Path(one.source), recipe, device)
+            teacher = _read_teacher(Path(one.source), recipe, engine.world.device)
             refuse_not_finite(Path(one.source), dict(teacher.model.named_parameters()))
             if one.grid is not None and not isinstance(teacher.model, VisionTransformer):
                 raise RecipeError(f"{one.source}: no Vision Transformer of a run or an export, whose patches could be compared")
             teacher.size = one.image or teacher.size
+            if isinstance(teacher.model, VisionTransformer) and teacher.size % teacher.model.patch_embed.patch:
+                raise RecipeError(f"{one.source}: its patch {teacher.model.patch_embed.patch} does not divide the {teacher.size} pixels "
+                                  "that it would be shown (objective.gram_image)")
+            engine.hold(teacher.model)
             task.teacher = teacher if one.grid is None else partial(teacher.patches, grid=one.grid)
+
+
+def frozen_hash(recipe: Recipe) -> str | None:
+    """sha256 over the weights that the recipe's frozen companion has now, so that a run goes on with what it began with; None: it has
+    none.  Raises CheckpointError."""
+    if recipe.objective.frozen is None:
+        return None
+    folder = Path(recipe.objective.frozen)
+    if not is_foreign_folder(folder):
+        folder = checkpoint_of(folder)
+    return hashlib.sha256("".join(sha256_of(path) for path in sorted(folder.glob("*.safetensors"))).encode()).hexdigest()
 
 
 def _read_teacher(folder: Path, recipe: Recipe, device: torch.device) -> FrozenTeacher:
