@@ -134,7 +134,8 @@ def train(world: World, recipe: Recipe, micro_batch: int) -> dict[str, Any]:
             told.append(dict(result.numbers))
     state = engine.tensors() | coupling.tensors() | {f"ema.{name}": value for name, value in average.tensors().items()}
     frozen = [] if task.teacher is None else list(task.teacher.func.__self__.model.parameters())
-    return {"losses": losses, "norms": norms, "told": told, "frozen": [isinstance(one, DTensor) for one in frozen], "state": {name: whole(value) for name, value in state.items()}}
+    return {"losses": losses, "norms": norms, "told": told, "frozen": [isinstance(one, DTensor) for one in frozen],
+            "state": {name: whole(value) for name, value in state.items()}}
 
 
 def every(place: RankInfo, cases: list[tuple[Recipe, int]]) -> list[dict[str, Any]]:

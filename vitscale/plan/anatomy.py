@@ -41,6 +41,10 @@ class Anatomy:
     formulas: tuple[tuple[str, str], ...] = ()      # component, how it grows with N and D: a multiply-add is 2
     growth: str = "how it grows as images do, no formula says"      # the same as a sentence
     surveyed: dict[str, int] = field(default_factory=dict)      # FLOPs of the passes without a gradient, a teacher's, by component
+    frozen: int = 0             # parameters of a network that is asked and never trained
+    frozen_unit: int = 0        # of these, its largest block's
+    frozen_outer: int = 0       # and those outside its blocks
+    frozen_passing: int = 0     # numbers that live at once while it is asked
     rows: int = 0               # numbers in fp32 that a step keeps of every image until it has come to its losses
 
     @property

@@ -5,6 +5,7 @@ from typing import cast
 from vitscale.errors import RecipeError
 from vitscale.plan import masked, self_distilled
 from vitscale.plan.anatomy import Anatomy
+from vitscale.plan.frozen import with_frozen
 from vitscale.recipe.fields import code_at
 from vitscale.recipe.objectives import Classification, Dino, Inpainting, Lejepa, Mae, Objective
 from vitscale.recipe.schema import FAMILIES, Model, ViewSet, Vit
@@ -27,6 +28,10 @@ def anatomy_of(model: Model, objective: Objective = BY_LABEL, views: tuple[ViewS
                           f"{known}, so that what it costs cannot be computed; it trains all the same, and `vitscale bench step` measures "
                           "it")
     check_model(model)
+    return with_frozen(_trained(model, objective, views), model, objective)
+
+
+def _trained(model: Model, objective: Objective, views: tuple[ViewSet, ...]) -> Anatomy:
     if isinstance(objective, Mae | Inpainting | Dino | Lejepa):
         assert isinstance(model, Vit)       # recipe/check_objective.py says so
         if isinstance(objective, Dino):
@@ -34,4 +39,5 @@ def anatomy_of(model: Model, objective: Objective = BY_LABEL, views: tuple[ViewS
         if isinstance(objective, Lejepa):
             return self_distilled.lejepa_anatomy(model, objective, views)
         return masked.mae_anatomy(model, objective) if isinstance(objective, Mae) else masked.inpainting_anatomy(model, objective)
+    assert model.code.anatomy is not None
     return cast(Anatomy, code_at(model.code.anatomy)(trained_section(model, objective)))

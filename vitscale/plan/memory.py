@@ -139,8 +139,12 @@ def _moments(recipe: Recipe, axes: Axes, micro_batch: int, micro_steps: int, on_
             still += kept[turn].held + kept[turn].again
             mixed += kept[turn].attention_held + kept[turn].attention_again
         weights, gradients, communication = states.at(turn)
-        found.append(Memory(weights, gradients, states.optimizer, states.ema, rows + made + micro_batch * (ends + still - mixed + unit),
-                            micro_batch * mixed, communication, loader, context))
+        asked = 0
+        if turn == len(parts.units):        # a frozen network is asked between the forward pass and the backward pass
+            weights, asked = weights + states.gathered, element * parts.frozen_passing
+        activations = rows + made + micro_batch * (ends + asked + still - mixed + unit)
+        found.append(Memory(weights, gradients, states.optimizer, states.ema, activations, micro_batch * mixed, communication, loader,
+                            context))
     return found
 
 
@@ -174,6 +178,9 @@ class _States:
         master = parallel.engine == "zero" and self.element == 2
         self.optimizer = 0 if parallel.zero_offload else self._share(moments + (4 * self.n if master else 0))
         self.ema = 0 if not recipe.keeps_average else self._share(4 * self.n)
+        sharded = parallel.engine == "fsdp" and axes.copy_size > 1
+        self.frozen = self._share(4 * parts.frozen) if sharded else 4 * parts.frozen
+        self.gathered = 4 * (parts.frozen_unit + parts.frozen_outer) if sharded else 0      # of it, while it is asked
 
     def _share(self, num_bytes: int) -> int:
         """One rank's part of what is held once by the ranks of a group."""
@@ -181,6 +188,10 @@ class _States:
 
     def at(self, turn: int) -> tuple[int, int, int]:
         """Weights, gradients, communication while block `turn` is differentiated; past the last one: while the head is."""
+        weights, gradients, communication = self._at(turn)
+        return weights + self.frozen, gradients, communication
+
+    def _at(self, turn: int) -> tuple[int, int, int]:
         block = self.blocks[turn] if turn < len(self.blocks) else 0
         ahead = self.blocks[turn - 1] if turn else 0
         before = self.blocks[turn + 1] if turn + 1 < len(self.blocks) else 0       # its gradients are on their way
