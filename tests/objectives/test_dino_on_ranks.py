@@ -30,7 +30,7 @@ from vitscale.parallel.rank_info import RankInfo
 from vitscale.parallel.world import World, joined
 from vitscale.recipe import Parallel, Recipe
 from vitscale.recipe.load import check_recipe
-from vitscale.recipe.schema import Vit
+from vitscale.recipe.schema import Augment, ViewSet, Vit
 from vitscale.train.coupling import Coupling
 from vitscale.train.step import Inputs, train_step
 from vitscale.train.teacher import give_teacher
@@ -200,3 +200,31 @@ def test_bf16_is_near_fp32(urls: str, alone: dict[str, dict[str, Any]]) -> None:
         for name in found["state"]:
             if name.startswith("objective."):
                 assert found["state"][name] == pytest.approx(alone[objective]["state"][name], abs=0.05)
+
+
+def test_an_anchor_is_shown_the_same_cuts_in_colours_as_they_are(urls: str) -> None:
+    plain = recipe_of(urls, "dinov3")
+    quiet = [one.model_copy(update={"augment": Augment(scale=one.augment.scale)}) for one in plain.data.views if one.augment]
+    steps = {}
+    for name, views, changes in (("without", VIEWS, {"gram": 0.0, "gram_teacher": None, "gram_image": None}), ("fine", VIEWS, {}),
+                                 ("alike", quiet, {"gram_image": None}), ("quiet", quiet, {})):
+        data = plain.data.model_copy(update={"views": tuple(ViewSet.model_validate(one) for one in views)})
+        recipe = plain.model_copy(update={"data": data, "objective": plain.objective.model_copy(update=changes)})
+        with open_stream(recipe, open_index(recipe.data.train), rank=0, world=1, micro_batch=10, drop_rates=(0.1, 0.2),
+                         num_draws=2) as stream:
+            steps[name] = next(stream).micro[0]
+    without, fine, alike, quieter = steps["without"], steps["fine"], steps["alike"], steps["quiet"]
+    assert [view.anchor for view in fine.views] == [False, False, False, True, True]
+    for ours, theirs in zip(fine.views, without.views, strict=False):
+        assert torch.equal(ours.images, theirs.images), "what the model sees is no other for it"
+        assert torch.equal(ours.flip, theirs.flip)
+    assert fine.keep is not None
+    assert fine.keep.shape == without.keep.shape
+    for view, anchor, small in zip(quieter.views[:2], quieter.views[3:], alike.views[3:], strict=True):
+        assert torch.equal(small.images, view.images)
+        assert torch.equal(anchor.flip, view.flip)
+        assert anchor.images.shape[1] == 24
+        assert anchor.ops is None
+        shrunk = torch.nn.functional.interpolate(anchor.images.permute(0, 3, 1, 2).float(), 16, mode="bilinear", antialias=True)
+        assert (shrunk - view.images.permute(0, 3, 1, 2).float()).abs().mean() < 6
+        assert (shrunk - view.images.flip(0).permute(0, 3, 1, 2).float()).abs().mean() > 30

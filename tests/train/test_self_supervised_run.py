@@ -1,10 +1,15 @@
 """A whole run without labels is judged by its features while it goes on, and keeps what they say is best."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from running import UNLABELLED, Run, train
+
+from vitscale.checkpoint.store import read_facts
+from vitscale.recipe.load import check_recipe
+from vitscale.train.teacher import frozen_hash
 
 pytestmark = pytest.mark.slow       # a whole run
 
@@ -30,7 +35,26 @@ def test_features_judge_stop_and_choose(place: Path) -> None:
 
     short = ("init=runs/seen", "duration=2 steps", "optim.warmup=0 steps", "evaluate={}", "checkpoint.best=null")
     train(place, "name=free", *short, recipe="seen.yaml")
-    train(place, "name=anchored", *short, "objective.gram=2", "objective.gram_teacher=runs/seen", "objective.gram_image=16",
-          recipe="seen.yaml")
-    free, anchored = (Run(place / "runs" / name).losses[1] for name in ("free", "anchored"))
-    assert free + 1e-4 < anchored < free + 1                    # the anchor looks at twice the pixels, so it is not the student itself
+    anchored = ("name=anchored", *short, "objective.gram=2", "objective.gram_teacher=runs/seen", "objective.gram_image=16",
+                "checkpoint={every: 1 steps, keep: 2}")
+    train(place, *anchored, recipe="seen.yaml")
+    losses = [Run(place / "runs" / name).losses for name in ("free", "anchored")]
+    assert losses[0][1] + 1e-4 < losses[1][1] < losses[0][1] + 1        # the anchor sees more pixels, so it is not the student itself
+
+    last = Run(place / "runs" / "anchored").folder / "checkpoints" / "step-00000002"
+    shutil.move(last, place / "kept")
+    (last.parent.parent / "outcome.json").unlink()
+    output = train(place, *anchored, recipe="seen.yaml")                # asks the same anchor again
+    assert "resuming from step-00000001" in output
+    assert Run(place / "runs" / "anchored").losses[2] == pytest.approx(losses[1][2], rel=1e-6)
+    facts, recipe = read_facts(last), check_recipe(read_facts(last).recipe, "saved")
+    recipe = recipe.model_copy(update={"objective": recipe.objective.model_copy(update={"gram_teacher": str(run.folder)})})
+    assert facts.frozen == frozen_hash(recipe)
+    shutil.rmtree(run.folder / "checkpoints")                           # it has gone on training
+    shutil.copytree(place / "runs" / "free" / "checkpoints", run.folder / "checkpoints")
+    assert facts.frozen != frozen_hash(recipe)
+    shutil.rmtree(last)
+    (last.parent.parent / "outcome.json").unlink()
+    refused = train(place, *anchored, recipe="seen.yaml", code=2)
+    assert "frozen_hash" in refused
+    assert "--accept-changes" in refused
