@@ -39,6 +39,9 @@ PUBLISHED = {
     "dino_cifar10": (1_322_400, 256, "5 epochs"),                               # our own settings
     "ibot_b16_in1k": (94_192_384, 1024, "400 epochs"),      # no classifier, but one head over prototypes, and the token of what is hidden
     "dinov2_l14": (418_483_200, 3072, "625000 steps"),      # two heads over prototypes
+    "dinov3_l16": (350_344_704, 2048, "125000 steps"),
+    "dinov3_l16_gram": (350_344_704, 2048, "25000 steps"),          # of these two the length is ours
+    "dinov3_l16_highres": (350_344_704, 2048, "10000 steps"),
     "lejepa_b14": (91_617_088, 512, "100 epochs"),          # our own projector
     "lejepa_s8_imagenette": (26_493_328, 256, "800 epochs"),
     "vit_so400m14": (427_680_704 + 29_593 * 1_153, 16_384, "40000000000 images"),
