@@ -11,8 +11,8 @@ from vitscale.checkpoint.store import STATE, read_whole
 
 RECIPE = """
 name: dino
-model: {width: 32, depth: 2, heads: 2, mlp: 64, image: 8, patch: 2, channels: 1, classes: 0, drop_path: 0.1, position: rotary, rope_rescale: 2.0,
-        rope_shift: 0.1}
+model: {width: 32, depth: 2, heads: 2, mlp: 64, image: 8, patch: 2, channels: 1, classes: 0, drop_path: 0.1,
+        position: rotary, rope_rescale: 2.0, rope_shift: 0.1}
 data:
   train: "data/digits/train-*.tar"
   val: "data/digits/val-*.tar"

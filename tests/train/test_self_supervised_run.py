@@ -1,4 +1,4 @@
-"""A whole run without labels is judged by its features while it goes on, and keeps what they say is best."""
+"""A whole run without labels is judged by its features while it goes on, keeps what they say is best, and asks one anchor alone."""
 
 import json
 import shutil
@@ -6,17 +6,27 @@ from pathlib import Path
 
 import pytest
 from running import UNLABELLED, Run, train
+from safetensors.torch import load_file, save_file
 
-from vitscale.checkpoint.store import read_facts
-from vitscale.recipe.load import check_recipe
-from vitscale.train.teacher import frozen_hash
+import vitscale
+from vitscale.checkpoint.store import WEIGHTS
+from vitscale.export.folder import write_safetensors
 
-pytestmark = pytest.mark.slow       # a whole run
+pytestmark = pytest.mark.slow       # whole runs
 
 
-def test_features_judge_stop_and_choose(place: Path) -> None:
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> tuple[Path, str]:
+    """The folder in which the run `seen` was made, and what was printed."""
+    place = tmp_path_factory.mktemp("seen")
+    (place / "data").mkdir()
+    (place / "data" / "digits").symlink_to(digits)
     (place / "seen.yaml").write_text(UNLABELLED)
-    output = train(place, recipe="seen.yaml")
+    return place, train(place, recipe="seen.yaml")
+
+
+def test_features_judge_stop_and_choose(seen: tuple[Path, str]) -> None:
+    place, output = seen
     run = Run(place / "runs" / "seen")
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     told = [row for row in rows if "eval_loss" in row]
@@ -32,29 +42,28 @@ def test_features_judge_stop_and_choose(place: Path) -> None:
     kept = sorted(folder.name for folder in (run.folder / "checkpoints").iterdir())
     assert f"step-{best['step']:08d}" in kept
     assert "k-nn" in output
+    assert {name: run.outcome[name] for name in ("eval_knn", "eval_linear", "eval_rankme")} == {name: pytest.approx(told[-1][name])
+                                                                                              for name in told[-1] if name in run.outcome}
 
-    short = ("init=runs/seen", "duration=2 steps", "optim.warmup=0 steps", "evaluate={}", "checkpoint.best=null")
-    train(place, "name=free", *short, recipe="seen.yaml")
-    anchored = ("name=anchored", *short, "objective.gram=2", "objective.gram_teacher=runs/seen", "objective.gram_image=16",
-                "checkpoint={every: 1 steps, keep: 2}")
-    train(place, *anchored, recipe="seen.yaml")
-    losses = [Run(place / "runs" / name).losses for name in ("free", "anchored")]
-    assert losses[0][1] + 1e-4 < losses[1][1] < losses[0][1] + 1        # the anchor sees more pixels, so it is not the student itself
 
-    last = Run(place / "runs" / "anchored").folder / "checkpoints" / "step-00000002"
-    shutil.move(last, place / "kept")
-    (last.parent.parent / "outcome.json").unlink()
-    output = train(place, *anchored, recipe="seen.yaml")                # asks the same anchor again
-    assert "resuming from step-00000001" in output
-    assert Run(place / "runs" / "anchored").losses[2] == pytest.approx(losses[1][2], rel=1e-6)
-    facts, recipe = read_facts(last), check_recipe(read_facts(last).recipe, "saved")
-    recipe = recipe.model_copy(update={"objective": recipe.objective.model_copy(update={"gram_teacher": str(run.folder)})})
-    assert facts.frozen == frozen_hash(recipe)
-    shutil.rmtree(run.folder / "checkpoints")                           # it has gone on training
-    shutil.copytree(place / "runs" / "free" / "checkpoints", run.folder / "checkpoints")
-    assert facts.frozen != frozen_hash(recipe)
-    shutil.rmtree(last)
-    (last.parent.parent / "outcome.json").unlink()
-    refused = train(place, *anchored, recipe="seen.yaml", code=2)
+def test_an_anchor_that_has_become_another_is_refused(seen: tuple[Path, str]) -> None:
+    """And the run goes on, as if nothing had happened, with the one that it began with."""
+    place, anchor = seen[0], seen[0] / "anchor"
+    write_safetensors(vitscale.load(place / "runs" / "seen"), anchor)
+    begun = ("name=anchored", "init=runs/seen", "duration=2 steps", "optim.warmup=0 steps", "evaluate={}", "objective.gram=2",
+             "objective.gram_teacher=anchor", "objective.gram_image=16", "checkpoint={every: 1 steps, keep: 2, best: null}")
+    train(place, *begun, recipe="seen.yaml")
+    run = Run(place / "runs" / "anchored")
+    losses = run.losses
+    shutil.rmtree(run.folder / "checkpoints" / "step-00000002")
+    (run.folder / "outcome.json").unlink()
+
+    weights = load_file(anchor / WEIGHTS)
+    save_file({name: value * 1.001 for name, value in weights.items()}, anchor / WEIGHTS, metadata={"format": "pt"})
+    refused = train(place, *begun, recipe="seen.yaml", code=2)
     assert "frozen_hash" in refused
     assert "--accept-changes" in refused
+    assert run.checkpoints == ["step-00000001"]
+    save_file(weights, anchor / WEIGHTS, metadata={"format": "pt"})
+    assert "resuming from step-00000001" in train(place, *begun, recipe="seen.yaml")
+    assert run.losses == pytest.approx(losses, rel=1e-6)

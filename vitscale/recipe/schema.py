@@ -34,8 +34,6 @@ from vitscale.recipe.objectives import OBJECTIVES, Classification, OneObjective
 from vitscale.recipe.steps import Steps
 
 JUDGE = numbers_of("classification").judge.column               # by which they are where the recipe names no objective
-
-
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]      # vitscale/models/mlp.py
 Interpolation = Literal["bicubic", "bicubic_antialias", "bilinear", "bilinear_antialias", "geometric"]      # vitscale/models/position.py
 
