@@ -1,8 +1,6 @@
 """A frozen network that an objective asks, taken apart: it is held and computed with, and learns nothing."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 from vitscale.plan import vit
 from vitscale.plan.anatomy import Anatomy
@@ -10,8 +8,7 @@ from vitscale.recipe.fields import code_at
 from vitscale.recipe.load import check_section
 from vitscale.recipe.objectives import Ibot, Objective
 from vitscale.recipe.schema import FAMILIES, External, Model, Vit
-from vitscale.recipe.teacher import CONFIG_FILE, RECIPE_FILE
-from vitscale.recipe.text import read_yaml
+from vitscale.recipe.teacher import RECIPE_FILE, own_model, read_about
 from vitscale.recipe.upgrade import understood
 from vitscale.shapes.vit import grid, num_tokens, shape_of
 
@@ -32,14 +29,13 @@ def with_frozen(found: Anatomy, model: Model, objective: Objective) -> Anatomy:
 
 def teacher_section(folder: str) -> Model | None:
     """The model section of a run, or of an export of ours; None of another library's folder, and if none is there.  Raises RecipeError."""
-    path = Path(folder)
-    if (path / RECIPE_FILE).is_file():
-        return understood(read_yaml((path / RECIPE_FILE).read_text(encoding="utf-8"), str(path / RECIPE_FILE)), str(path)).recipe.model
-    if (path / CONFIG_FILE).is_file():
-        values = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8")).get("model")
-        if isinstance(values, dict) and "family" in values:
-            return check_section(FAMILIES.get(values["family"], External), values, str(path / CONFIG_FILE))
-    return None
+    about, section = read_about(folder), own_model(folder)
+    if about is None or section is None:
+        return None
+    file, values = about
+    if file.name == RECIPE_FILE:
+        return understood(values, str(file)).recipe.model
+    return check_section(FAMILIES.get(section["family"], External), dict(section), str(file)) if "family" in section else None
 
 
 def _with_anchor(found: Anatomy, model: Vit, objective: Ibot, section: Vit) -> Anatomy:

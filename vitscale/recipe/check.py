@@ -171,7 +171,7 @@ def _objective(recipe: Recipe) -> list[tuple[str, str]]:
         try:
             classes = teacher_classes(objective.teacher)
         except RecipeError as error:
-            return [*found, ("objective.teacher", str(error).removeprefix("objective.teacher: "))]
+            return [*found, ("objective.teacher", str(error))]
         if classes is not None and classes != model.classes:
             found.append(("objective.teacher", f"{objective.teacher} tells {classes} classes apart, model.classes are {model.classes}"))
         if recipe.data.multi_label and objective.kind == "hard":
@@ -214,7 +214,7 @@ def _views(recipe: Recipe) -> list[tuple[str, str]]:
     for number, one in enumerate(views):
         key, size = f"data.views.{number}", one.image or model.image
         patch = getattr(model, "patch", 1)
-        if size % patch:
+        if one.image is not None and size % patch:
             found.append((f"{key}.image", f"{size} pixels are no whole patches of {patch}"))
         if size != model.image and isinstance(model, Vit) and model.attention != "full":
             found.append((f"{key}.image", f"attention {model.attention} is laid out for one size, model.image {model.image}"))

@@ -2,10 +2,12 @@
 
 import math
 
+from vitscale.errors import RecipeError
 from vitscale.metrics import OF_FEATURES, numbers_of
 from vitscale.metrics.system import EVALUATION_LOSS
 from vitscale.recipe.objectives import Dino, Ibot, Inpainting, Jigsaw, Lejepa, Mae
 from vitscale.recipe.schema import Recipe, Vit
+from vitscale.recipe.teacher import own_model
 
 
 def num_visible(patches: int, mask_ratio: float) -> int:
@@ -132,18 +134,37 @@ def _ibot(recipe: Recipe, objective: Ibot) -> list[tuple[str, str]]:
     if isinstance(model, Vit) and model.patch_embed != "patch":
         found.append(("model.patch_embed", f"{objective.name} hides patches, of which {model.patch_embed} would see more than their own "
                       "tokens: it wants patch"))
-    if objective.gram and objective.gram_teacher is None:
-        found.append(("objective.gram_teacher", "gram wants one: an earlier run's folder, or an export"))
-    found += [(f"objective.{key}", "is of Gram anchoring; give objective.gram a weight above 0, or leave it out")
-              for key in ("gram_teacher", "gram_image") if getattr(objective, key) is not None and not objective.gram]
-    if objective.gram_image is not None and objective.gram_image % getattr(model, "patch", 1):
-        found.append(("objective.gram_image", f"{objective.gram_image} is not divisible by model.patch {getattr(model, 'patch', 1)}"))
+    found += _anchor(recipe, objective) if objective.gram else [
+        (f"objective.{key}", "is of Gram anchoring; give objective.gram a weight above 0, or leave it out")
+        for key in ("gram_teacher", "gram_image") if getattr(objective, key) is not None]
     patches, (low, high) = (model.image // getattr(model, "patch", 1)) ** 2, objective.mask_share
     if not low <= high < 1:
         found.append(("objective.mask_share", f"wants [low, high], shares of a view's patches below 1, got {[low, high]}"))
     elif int(high * patches) < 1:
         found.append(("objective.mask_share", f"{high:g} of {patches} patches is less than one; take more"))
     return found
+
+
+def _anchor(recipe: Recipe, objective: Ibot) -> list[tuple[str, str]]:
+    """What Gram anchoring asks of its teacher, as far as the folder is here and one of ours."""
+    model, folder, key = recipe.model, objective.gram_teacher, "objective.gram_teacher"
+    if folder is None:
+        return [(key, "gram wants one: an earlier run's folder, or an export")]
+    try:
+        anchor = own_model(folder) or {}
+    except RecipeError as error:
+        return [(key, str(error))]
+    if (family := anchor.get("family", "vit")) not in ("vit", "deit"):
+        return [(key, f"{folder} is of family {family}; gram compares patches of a Vision Transformer: a run of family vit, or its export")]
+    if (channels := anchor.get("channels", model.channels)) != model.channels:
+        return [(key, f"{folder} wants {channels} channels, model.channels is {model.channels}")]
+    size, patch = objective.gram_image or model.image, anchor.get("patch", getattr(model, "patch", 1))
+    if type(patch) is not int or patch < 1:
+        return [(key, f"{folder} is no readable teacher: its model.patch is {patch!r}")]
+    if size % patch:
+        return [("objective.gram_image", f"{size} pixels are not divisible by the {patch} of a patch of {folder}; take "
+                 f"{max(size // patch, 1) * patch}")]
+    return []
 
 
 def _mae(model: Vit, objective: Mae) -> list[tuple[str, str]]:
