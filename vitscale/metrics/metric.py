@@ -55,6 +55,7 @@ class Metric:
     what: str = ""                          # and in full, as a model card says it
     better: Literal["", "higher", "lower"] = ""
     card: str = ""                          # what the Hugging Face Hub calls it, in a model card
+    least: float | None = None  # below it, past a tenth of a run, features tell images no longer apart: collapse
     # A number of an objective: (task, the model's output, what it saw) -> (b,), or None where this task has no such number.
     measure: Callable[[Any, Any, Any], Any] | None = None
 
@@ -83,25 +84,26 @@ Measure = Callable[[Any, Any, Any], Any]
 
 
 def evaluated(key: str, what: str, measure: Measure | None, *, panel: Panel, title: str, unit: Unit = "number", word: str = "",
-              colour: int = 0, better: Literal["", "higher", "lower"] = "", card: str = "", compared: bool = True) -> Metric:
+              colour: int = 0, better: Literal["", "higher", "lower"] = "", card: str = "", compared: bool = True,
+              least: float | None = None) -> Metric:
     """A number of an objective that an evaluation reports: the mean of `measure` over its images, in the column eval_KEY.
 
     `what`, `title` and `word` say it, from long to short: "Top-1 accuracy", "Top-1", "top-1"."""
     column, word = EVALUATED + key, word or title.lower()
     return Metric(_series(column, unit), "gauge", f"{what} of the last evaluation{_span(unit, ', mean over its images')}", column=column,
                   unit=unit, word=word, title=title, what=what, better=better, card=card, measure=measure,
-                  curve=Curve(panel, word, colour, title if compared else ""))
+                  least=least, curve=Curve(panel, word, colour, title if compared else ""))
 
 
 def trained(key: str, what: str, measure: Measure, *, panel: Panel, title: str, unit: Unit = "number", word: str = "",
-            colour: int = 0) -> Metric:
+            colour: int = 0, least: float | None = None) -> Metric:
     """A number of an objective that each step tells: the mean of `measure` over the global batch, in the column KEY.
 
     It is taken without a gradient, of what the step computes anyway, and summed over ranks together with the loss.
     """
     word = word or title.lower()
     return Metric(_series(key, unit), "gauge", f"{what}, mean over the last global batch{_span(unit)}", column=key, unit=unit, word=word,
-                  measure=measure, curve=Curve(panel, word, colour, title))
+                  measure=measure, least=least, curve=Curve(panel, word, colour, title))
 
 
 def _series(column: str, unit: Unit) -> str:

@@ -10,5 +10,6 @@ OF_FEATURES: dict[str, Metric] = {
                      better="higher", colour=4),
     "linear": evaluated("linear", "Top-1 accuracy of a linear probe between halves of the validation set", None, panel=ACCURACY,
                         title="Linear probe", unit="ratio", better="higher", colour=5),
-    "rankme": evaluated("rankme", "RankMe, the effective rank of the features", None, panel=RANK, title="RankMe", better="higher"),
+    "rankme": evaluated("rankme", "RankMe, the effective rank of the features", None, panel=RANK, title="RankMe", better="higher",
+                        least=1.5),
 }

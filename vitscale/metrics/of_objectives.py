@@ -45,7 +45,7 @@ TOP5 = evaluated("top5", "Top-5 accuracy", lambda task, output, seen: task.hits(
 # of objectives whose teacher answers over prototypes: both ways in which its answers can collapse bring it to 0
 INFORMATION = trained("information", "How much the teacher's answers tell of their images", lambda task, output, seen:
                       seen.coupled.rows["mutual"], panel=Panel("Information", "ratio", zero=True, learning=True),
-                      title="Information of the teacher", unit="ratio", word="information")
+                      title="Information of the teacher", unit="ratio", word="information", least=0.01)
 
 ANSWERS = Panel("Answers over prototypes", aside="nats", learning=True)
 ENTROPY = trained("teacher_entropy", "Entropy of the teacher's answers in nats", lambda task, output, seen:

@@ -13,7 +13,7 @@ import numpy as np
 
 import vitscale
 from vitscale.cluster.status import LARGEST_RECIPE_BYTES
-from vitscale.metrics import OF_EVALUATIONS, OF_STEPS, is_evaluation
+from vitscale.metrics import COLUMNS, OF_EVALUATIONS, OF_STEPS, is_evaluation, text
 from vitscale.metrics.system import BUCKETS, PHASES, SLOWEST
 from vitscale.observe.dashboard.declared import JUDGED, PANELS
 from vitscale.observe.dashboard.evaluated import evaluation
@@ -29,6 +29,7 @@ _HEAT = 240             # columns of the picture of the ranks' times
 _RANKS = 256            # rows of it; of more ranks, neighbours are drawn as the slowest of them
 _MARKS = 400
 _SAMPLES = 200          # quarantined samples that are listed
+_RECENT = 100           # steps over which a number that an alarm asks is taken
 _PREVIEW = 400          # rows that stand for what is not read yet
 _MOST_BYTES = 16 << 20  # of a file beside the metrics
 
@@ -67,7 +68,7 @@ def run_view(folder: Path, table: Table, *, axis: str = "time", points: int = 60
         "evaluations": _evaluations(evaluations, axis), "marks": _marks(table, attempts, axis),
         "gaps": _gaps(table, moment, columns["attempt"]) if axis == "time" else [],
         "heat": _heat(table, x, columns[SLOWEST.column][kept], where[kept], kind),
-        "notices": notices + _version_notices(folder),
+        "notices": notices + _collapse(folder, table.columns, evaluations) + _version_notices(folder),
     }
 
 
@@ -175,6 +176,22 @@ def _heat(table: Table, x: Floats, slowest: Floats, where: Floats, attempt: Floa
     grid = np.fmax.reduceat(grid, np.arange(0, ranks, together), axis=1)
     return {"x": np.round(x[kept], 3).tolist(), "ranks": [plain(line) for line in grid.T], "together": together, "num_ranks": ranks,
             "attempt": None if attempt is None else plain(attempt[kept])}
+
+
+def _collapse(folder: Path, columns: dict[str, Floats], evaluations: list[dict[str, Any]]) -> list[str]:
+    """A line for each number that says of the features, past a tenth of the run, that they tell images no longer apart: as the alert."""
+    total, seen = number(read_object(folder / ENVIRONMENT).get("total_images")), columns["images"][-_RECENT:]
+    if not total > 0 or not np.nanmax(seen, initial=0.0) > total / 10:
+        return []
+    found = []
+    for metric in (metric for metric in COLUMNS.values() if metric.least is not None):
+        recent = columns[metric.column][-_RECENT:] if metric in OF_STEPS else [number(row.get(metric.column)) for row in evaluations[-1:]]
+        told = np.asarray(recent)[np.isfinite(recent)]
+        if len(told) and (value := float(np.median(told))) < metric.least:
+            title = metric.title or (metric.curve.compared if metric.curve else metric.column)
+            found.append(f"{title} is {text(value, metric.unit)}, below {text(metric.least, metric.unit)}: features tell images no longer "
+                         "apart. Is the teacher too sharp or too even (objective.teacher_temp, centring, momentum), or optim.lr too high?")
+    return found
 
 
 def _version_notices(folder: Path) -> list[str]:
