@@ -46,7 +46,8 @@ def read_weights(source: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
 def read_start(source: Path, model: nn.Module, objective: str, now: Model | None = None) -> dict[str, Tensor]:
     """What `init` gives a new model, of any folder that load() takes: adapted to it, and by name in fp32; the log says what was done.
 
-    Of a head that is another one, and of what comes anew, nothing is returned.  `now`: the section of the new model.  Raises
+    Of a head that is another one, of what pretraining has besides the backbone and the folder knows nothing of, and of what comes anew,
+    nothing is returned.  `now`: the section of the new model.  Raises
     CheckpointError for another backbone, also if its weights alone would not tell.
     """
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
@@ -70,7 +71,8 @@ def read_start(source: Path, model: nn.Module, objective: str, now: Model | None
     weights, notes = adapted(weights, model, section)
     for note in notes:
         log.info("init=%s: %s", source, note)
-    wanted = {name: shape for name, shape in shapes.items() if name in weights or not name.startswith((*HEAD, "head"))}
+    anew = (*HEAD, "head", *(part for part in PRETRAINING if not any(name.startswith(part) for name in weights)))
+    wanted = {name: shape for name, shape in shapes.items() if name in weights or not name.startswith(anew)}
     if fresh := [name for name in shapes if name not in wanted]:
         log.info("init=%s: these begin at initial values: %s", source, ", ".join(fresh))
     found = fitting(path, weights, wanted)
