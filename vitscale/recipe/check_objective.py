@@ -20,6 +20,12 @@ def num_masked(squares: int, mask_ratio: float) -> int:
     return math.ceil(squares * mask_ratio)
 
 
+def judges_of(recipe: Recipe) -> set[str]:
+    """The columns by which a run may be judged: those of its evaluations' numbers of which it is known which way is better."""
+    return {numbers_of(recipe.objective.name).judge.column, EVALUATION_LOSS.column,
+            *(OF_FEATURES[name].column for name in recipe.evaluate.features)}
+
+
 def objective_contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     """(dotted key, sentence) for every combination that cannot work."""
     objective, data, found = recipe.objective, recipe.data, []
@@ -36,8 +42,7 @@ def objective_contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     else:
         found += [(f"data.augment.{key}", f"mixes labels, of which {objective.name} has none; leave it out")
                   for key in ("mixup", "cutmix") if getattr(data.augment, key) > 0]
-    stopping, judges = recipe.evaluate.early_stopping, {numbers_of(objective.name).judge.column, EVALUATION_LOSS.column}
-    judges |= {OF_FEATURES[name].column for name in recipe.evaluate.features}
+    stopping, judges = recipe.evaluate.early_stopping, judges_of(recipe)
     found += _features(recipe)
     chosen = {"checkpoint.best": recipe.checkpoint.best, "evaluate.early_stopping.metric": stopping.metric if stopping else None}
     found += [(key, f"{objective.name} is not judged by {column}; take {' or '.join(sorted(judges))}, or leave it out")

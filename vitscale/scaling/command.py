@@ -133,7 +133,7 @@ def optimum_of(found: Analysis, budget: tuple[float, str], serve: float) -> dict
         raise DataError(f"--budget wants a fit of {' or '.join(PLANNED)}, and FLOPs: --c COLUMN, or --flops-per 6")
     best = best_for(found.fits[name], found.draws[name], flops_per_sample(found.points), budget[0], serve)
     told = {"budget_flop": budget[0], "budget": budget[1], "serve_images": serve, "level": 0.95, "law": name, "metric": found.points.metric,
-            "n": best.n, "d": best.d, "predicted": best.y}
+            "of": found.points.fitted, "n": best.n, "d": best.d, "predicted": best.y}
     return told | ({"reason": "the law has no optimum among the sizes searched: it falls with size, or with samples, to the end"}
                    if best.at_edge else {})
 
@@ -141,7 +141,7 @@ def optimum_of(found: Analysis, budget: tuple[float, str], serve: float) -> dict
 def say_optimum(plan: Mapping[str, Any]) -> list[str]:
     """Lines for people."""
     lines = ["", f"for {plan['budget_flop']:.3g} FLOP ({plan['budget']}), by {plan['law']}:"]
-    lines += [f"  {name} {span(plan[key])}" for name, key in (("N*", "n"), ("D*", "d"), (f"predicted {plan['metric']}", "predicted"))]
+    lines += [f"  {name} {span(plan[key])}" for name, key in (("N*", "n"), ("D*", "d"), (f"predicted {plan['of']}", "predicted"))]
     return lines + ([f"  ! {plan['reason']}"] if "reason" in plan else [])
 
 

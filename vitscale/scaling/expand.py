@@ -12,6 +12,7 @@ from vitscale.errors import RecipeError
 from vitscale.plan.flops import training_flops_per_image
 from vitscale.plan.params import count_params
 from vitscale.recipe import Recipe
+from vitscale.recipe.check_objective import judges_of
 from vitscale.recipe.load import check_recipe, find_recipe, read_values
 from vitscale.recipe.text import write_yaml
 from vitscale.recipe.upgrade import renamed_to, upgrade
@@ -155,6 +156,9 @@ def _run(sweep: Sweep, values: dict[str, Any], source: Path, folder: Path, membe
     if budget is None and samples is not None:
         mine["duration"] = f"{samples} images"
     probe = check_recipe(mine, f"{source}: a run of {member.name}")
+    if sweep.fit.metric not in (told := judges_of(probe)) or probe.data.val is None:
+        raise RecipeError(f"{source}: fit.metric: its runs would not tell {sweep.fit.metric}: they tell {', '.join(sorted(told))}, "
+                          "if there is data.val; others by evaluate.features, where the objective compares views")
     per_image = training_flops_per_image(probe.model, probe.objective, probe.data.views)
     batch = probe.global_batch
     if budget is not None:

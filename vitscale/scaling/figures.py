@@ -51,10 +51,6 @@ def new_figure(width: float, height: float, columns: int = 1, rows: int = 1, **o
     return figure, list(np.atleast_1d(figure.subplots(rows, columns, **options)).ravel())
 
 
-def _label(points: Points) -> str:
-    return points.metric.replace("_", " ") if points.bound is None else f"{points.bound:g} - {points.metric.replace('_', ' ')}"
-
-
 def sized(points: Points) -> bool:
     """Whether the points have a size, samples and compute."""
     return {"n", "d", "c"} <= set(points.x)
@@ -107,7 +103,7 @@ def isoflop_profiles(found: Analysis, held_out: Points | None) -> Figure | None:
                       xytext=(5, 0), textcoords="offset points", fontsize=6.5, color=colours[level], va="center")
     for x, y, colour in marks:
         axes.plot(x, y, marker="*", markersize=7.5, color=colour, markeredgecolor=INK, markeredgewidth=0.5, zorder=4)
-    axes.set(xscale="log", yscale="log", xlabel="parameters N", ylabel=_label(found.points))
+    axes.set(xscale="log", yscale="log", xlabel="parameters N", ylabel=found.points.fitted)
     axes.margins(x=0.12)
     axes.set_title(f"lines: {name}; stars: lowest point of each profile\n" + ("hollow, dashed: held out; " if held is not None else "")
                    + "numbers: FLOPs of a training", loc="left", fontsize=6.5, color=SOFT)
@@ -144,7 +140,7 @@ def frontier(found: Analysis, plan: Mapping[str, Any] | None) -> Figure | None:
             optima.append((level, best[0]))
     figure, panels = new_figure(6.6, 2.6, columns=3)
     for axes, key, label in zip(
-        panels, ("n", "d", "y"), ("optimal parameters N*", "optimal samples D*", f"predicted {_label(found.points)}"), strict=True):
+        panels, ("n", "d", "y"), ("optimal parameters N*", "optimal samples D*", f"predicted {found.points.fitted}"), strict=True):
         values = np.array([getattr(best, key) for best in bests])
         axes.fill_between(levels, values[:, 1], values[:, 2], color=LINE_COLOURS[0], alpha=0.18, linewidth=0)
         axes.plot(levels, values[:, 0], color=LINE_COLOURS[0])
@@ -189,7 +185,7 @@ def one_variable(found: Analysis, held_out: Points | None) -> Figure | None:
     axes.plot(x, found.points.y, "o", markersize=3, color=INK, zorder=4)
     if held_out is not None:
         axes.plot(held_out.x["x"], held_out.y, "o", markersize=3, color=INK, markerfacecolor="white", markeredgewidth=0.8, zorder=4)
-    axes.set(xscale="log", yscale="log", xlabel="x", ylabel=_label(found.points))
+    axes.set(xscale="log", yscale="log", xlabel="x", ylabel=found.points.fitted)
     ys = np.concatenate([found.points.y, held_out.y if held_out is not None else []])
     axes.set_ylim(ys.min() / 1.35, ys.max() * 1.15)
     axes.set_title(

@@ -25,10 +25,6 @@ def write_page(found: Analysis, path: Path, *, title: str, plan: Mapping[str, An
     write_text(path, sheet(title, parts))
 
 
-def _name(points: Points) -> str:
-    return points.metric if points.bound is None else f"{points.bound:g} - {points.metric}"
-
-
 def _groups(points: Points, held: bool) -> list[tuple[float, Points, bool]]:
     """Points by their budget."""
     labels = budgets_of(points)
@@ -50,7 +46,7 @@ def _surface(found: Analysis, held_out: Points | None) -> Part | None:
         curve = found.fits[law].predict(level_place(found, law, n, level))
         lines += [DrawnLine(label, mine.x["n"].tolist(), mine.y.tolist(), None, place, names=names),
                   DrawnLine(label, n.tolist(), curve.tolist(), None, place, True, held)]
-    return chart(f"IsoFLOP profiles; lines: {law}", _name(found.points), lines, xlabel="parameters N", log=True)
+    return chart(f"IsoFLOP profiles; lines: {law}", found.points.fitted, lines, xlabel="parameters N", log=True)
 
 
 def _lines(found: Analysis, held_out: Points | None) -> Part | None:
@@ -64,7 +60,7 @@ def _lines(found: Analysis, held_out: Points | None) -> Part | None:
         lines.append(DrawnLine("held out", held_out.x["x"].tolist(), held_out.y.tolist(), 1, names=held_out.run))
     lines += [DrawnLine(name, at.tolist(), one.predict({"x": at}).tolist(), 0 if name == found.chosen else 2 + number, 0, True,
                         name != found.chosen) for number, (name, one) in enumerate(laws.items())]
-    return chart("Laws; dashed: not chosen", _name(found.points), lines, xlabel="x", log=True)
+    return chart("Laws; dashed: not chosen", found.points.fitted, lines, xlabel="x", log=True)
 
 
 def _residuals(found: Analysis) -> Part | None:

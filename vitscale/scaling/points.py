@@ -49,6 +49,11 @@ class Points:
                       for i in range(len(self)))
         return hashlib.sha256("\n".join([self.metric, repr(self.bound), *rows]).encode()).hexdigest()
 
+    @property
+    def fitted(self) -> str:
+        """What `y` is, in words: eval_loss, or 1 - eval_knn."""
+        return self.metric if self.bound is None else f"{self.bound:g} - {self.metric}"
+
     def told(self, y: Array) -> Array:
         """From what is fitted back to the metric."""
         return y if self.bound is None else self.bound - y

@@ -153,7 +153,7 @@ def plan_next(
     best = best_for(law, draws, per_sample, amount, serve, unique)
     levels = sorted({float(row["budget"] or row["c"]) for row in rows})
     told |= {"law": usable[0], "n": best.n, "d": best.d, "predicted": best.y, "epochs": best.d[0] / unique, "metric": law.points.metric,
-             "frontier": [{"c": one.c, "n": one.n, "d": one.d, "predicted": one.y} for one in
+             "of": law.points.fitted, "frontier": [{"c": one.c, "n": one.n, "d": one.d, "predicted": one.y} for one in
                           (best_for(law, draws, per_sample, level, 0.0, unique) for level in sorted({*levels, amount}))]}
     if best.at_edge:
         return told | {"reason": "the law has no optimum among the sizes searched: its loss falls with size, or with samples, to the end"}
@@ -244,7 +244,7 @@ def say_plan(plan: Mapping[str, Any], out: Path) -> list[str]:
     lines = ["", f"next budget: {plan['budget_flop']:.3g} FLOP ({plan['budget']})"]
     if "n" in plan:
         lines.append(f"  optimum by {plan['law']}: {span(plan['n'])} parameters, {span(plan['d'])} images = {plan['epochs']:.3g} epochs, "
-                     f"predicted {span(plan['predicted'])}")
+                     f"predicted {plan['of']} {span(plan['predicted'])}")
     if "reason" in plan:
         lines.append(f"  no recommendation: {plan['reason']}")
     if "recommended" in plan:

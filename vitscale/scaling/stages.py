@@ -46,8 +46,9 @@ def sweep(name: str, out: Path | None, jobs: int, submit: bool, dry_run: bool, s
         if number == 1:
             told = predict_now(folder)
             for one in told["runs"]:
-                terminal.say(console, f"predicted before it runs: {one['run']}: {told['metric']} {one['predicted']:.4f} ({one['low']:.4f} "
-                             f"to {one['high']:.4f}) by {told['law']}")
+                of = told["of"].replace("metric", told["metric"])
+                terminal.say(console, f"predicted before it runs: {one['run']}: {of} {one['predicted']:.4f} ({one['low']:.4f} to "
+                             f"{one['high']:.4f}) by {told['law']}")
         if submit:
             waiting = submit_stage(runs, folder, number, site, at_once, console)
             if waiting:

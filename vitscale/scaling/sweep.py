@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from vitscale.errors import RecipeError
+from vitscale.metrics import COLUMNS
 from vitscale.metrics.system import EVALUATION_LOSS
 from vitscale.recipe.fields import Count, CountOrZero, Judge, Positive, Section
 from vitscale.recipe.load import RECIPES, check_section, read_values
@@ -120,6 +121,8 @@ def _contradictions(sweep: Sweep) -> list[tuple[str, str]]:
         found.append(("epochs", "wants a least and a most"))
     if sweep.mup_base_width is not None and sweep.transfer != "mup":
         found.append(("mup_base_width", "is of transfer: mup"))
+    if (judge := COLUMNS[sweep.fit.metric]).better == "higher" and judge.unit != "ratio":
+        found.append(("fit.metric", f"{judge.title} rises without a bound that a law could come to; take one that falls, or is a share"))
     if sweep.mode == "ladder":
         steps = sweep.axes.samples or sweep.budgets or ()
         if len(steps) != len(_listed(sizes)):

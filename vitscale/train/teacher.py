@@ -21,6 +21,7 @@ from vitscale.objectives.gram import shrunk
 from vitscale.objectives.task import Frozen
 from vitscale.parallel.engine import Engine
 from vitscale.recipe import Recipe
+from vitscale.recipe.objectives import Ibot
 from vitscale.recipe.teacher import CONFIG_FILE, RECIPE_FILE
 
 Colour = tuple[float, float, float]
@@ -89,19 +90,23 @@ def frozen_hash(recipe: Recipe) -> str | None:
     return hashlib.sha256("".join(sha256_of(path) for path in sorted(folder.glob("*.safetensors"))).encode()).hexdigest()
 
 
+def _key(recipe: Recipe) -> str:
+    return "objective.gram_teacher" if isinstance(recipe.objective, Ibot) else "objective.teacher"
+
+
 def _read_teacher(folder: Path, recipe: Recipe, device: torch.device) -> FrozenTeacher:
     if (folder / RECIPE_FILE).is_file() or (is_foreign_folder(folder) and library_of(folder) != "transformers"):
         return _of_ours(load(folder), recipe, device)
     if (folder / CONFIG_FILE).is_file():
         return _of_transformers(folder, recipe, device)
-    raise RecipeError(f"objective.teacher: {folder} holds neither {RECIPE_FILE} (a run's folder) nor {CONFIG_FILE} (transformers')")
+    raise RecipeError(f"{_key(recipe)}: {folder} holds neither {RECIPE_FILE} (a run's folder) nor {CONFIG_FILE} (transformers')")
 
 
 def _of_ours(loaded: Loaded, recipe: Recipe, device: torch.device) -> FrozenTeacher:
     """Of a run, or of a folder that is read as a model of ours."""
     transform = loaded.transform
     if transform.channels != recipe.model.channels:
-        raise RecipeError(f"objective.teacher: {loaded.source} wants {transform.channels} channels, model.channels is "
+        raise RecipeError(f"{_key(recipe)}: {loaded.source} wants {transform.channels} channels, model.channels is "
                           f"{recipe.model.channels}")
     return FrozenTeacher(loaded.model, transform.image, transform.mean, transform.std, recipe, device)
 
@@ -111,14 +116,14 @@ def _of_transformers(folder: Path, recipe: Recipe, device: torch.device) -> Froz
     try:
         from transformers import AutoModelForImageClassification
     except ImportError:
-        raise RecipeError(f"objective.teacher: {folder} is a folder of transformers'; pip install 'vitscale[hf]' to read it") from None
+        raise RecipeError(f"{_key(recipe)}: {folder} is a folder of transformers'; pip install 'vitscale[hf]' to read it") from None
     try:
         model = AutoModelForImageClassification.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False)
         about = folder / "preprocessor_config.json"
         given = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"objective.teacher: {folder} cannot be read by transformers ({error})") from None
+        raise CheckpointError(f"{_key(recipe)}: {folder} cannot be read by transformers ({error})") from None
     ours = recipe.data.augment
     mean, std = tuple(given.get("image_mean", ours.mean)), tuple(given.get("image_std", ours.std))
     return FrozenTeacher(model, int(getattr(model.config, "image_size", recipe.model.image)), mean, std, recipe, device)
