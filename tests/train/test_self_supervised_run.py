@@ -5,14 +5,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from running import UNLABELLED, Run, train
 from safetensors.torch import load_file, save_file
 
 import vitscale
-from vitscale.checkpoint.store import WEIGHTS
+from vitscale.checkpoint.store import EMA_WEIGHTS, STATE, WEIGHTS, read_whole
 from vitscale.export.folder import write_safetensors
 
 pytestmark = pytest.mark.slow       # whole runs
+AVERAGE = "objective.centring=average"      # so that there is a centre to carry over
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> tuple[Path, 
     (place / "data").mkdir()
     (place / "data" / "digits").symlink_to(digits)
     (place / "seen.yaml").write_text(UNLABELLED)
-    return place, train(place, recipe="seen.yaml")
+    return place, train(place, AVERAGE, recipe="seen.yaml")
 
 
 def test_features_judge_stop_and_choose(seen: tuple[Path, str]) -> None:
@@ -46,15 +48,27 @@ def test_features_judge_stop_and_choose(seen: tuple[Path, str]) -> None:
                                                                                               for name in told[-1] if name in run.outcome}
 
 
-def test_an_anchor_that_has_become_another_is_refused(seen: tuple[Path, str]) -> None:
-    """And the run goes on, as if nothing had happened, with the one that it began with."""
+def test_a_next_phase_begins_there_and_an_anchor_that_has_become_another_is_refused(seen: tuple[Path, str]) -> None:
+    """With heads, teacher and centres; and it goes on, as if nothing had happened, with the anchor that it began with."""
     place, anchor = seen[0], seen[0] / "anchor"
     write_safetensors(vitscale.load(place / "runs" / "seen"), anchor)
     begun = ("name=anchored", "init=runs/seen", "duration=2 steps", "optim.warmup=0 steps", "evaluate={}", "objective.gram=2",
-             "objective.gram_teacher=anchor", "objective.gram_image=16", "checkpoint={every: 1 steps, keep: 2, best: null}")
-    train(place, *begun, recipe="seen.yaml")
-    run = Run(place / "runs" / "anchored")
+             "objective.gram_teacher=anchor", "objective.gram_image=16", "checkpoint={every: 1 steps, keep: 2, best: null}", AVERAGE,
+             "optim.lr=0", "objective.momentum=1.0", "objective.centre_momentum=0.999")
+    output = train(place, *begun, recipe="seen.yaml")
+    assert "the teacher is that run's, and so is objective.centre, objective.patch_centre" in output
+    run, before = Run(place / "runs" / "anchored"), Run(place / "runs" / "seen")
     losses = run.losses
+    first, last = (one.folder / "checkpoints" / one.checkpoints[at] for one, at in ((run, 0), (before, -1)))
+    for name in (WEIGHTS, EMA_WEIGHTS):
+        found, wanted = load_file(first / name), load_file(last / name)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[key], value) for key, value in wanted.items())
+    found, wanted = (read_whole(one / STATE, "objective.") for one in (first, last))
+    assert found.keys() == wanted.keys() == {"centre", "patch_centre"}
+    for name, centre in wanted.items():
+        torch.testing.assert_close(found[name], centre, rtol=0, atol=2e-3)
+        assert centre.abs().max() > 0.01
     shutil.rmtree(run.folder / "checkpoints" / "step-00000002")
     (run.folder / "outcome.json").unlink()
 
