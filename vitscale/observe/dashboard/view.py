@@ -185,8 +185,9 @@ def _collapse(folder: Path, columns: dict[str, Floats], evaluations: list[dict[s
         return []
     found = []
     for metric in (metric for metric in COLUMNS.values() if metric.least is not None):
-        recent = columns[metric.column][-_RECENT:] if metric in OF_STEPS else [number(row.get(metric.column)) for row in evaluations[-1:]]
-        told = np.asarray(recent)[np.isfinite(recent)]
+        ended = np.array([number(row.get(metric.column)) for row in evaluations[-1:]])
+        recent = columns[metric.column][-_RECENT:] if metric in OF_STEPS else ended
+        told = recent[np.isfinite(recent)]
         if len(told) and (value := float(np.median(told))) < metric.least:
             title = metric.title or (metric.curve.compared if metric.curve else metric.column)
             found.append(f"{title} is {text(value, metric.unit)}, below {text(metric.least, metric.unit)}: features tell images no longer "
