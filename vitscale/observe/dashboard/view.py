@@ -184,7 +184,9 @@ def _collapse(folder: Path, columns: dict[str, Floats], evaluations: list[dict[s
     if not total > 0 or not np.nanmax(seen, initial=0.0) > total / 10:
         return []
     found = []
-    for metric in (metric for metric in COLUMNS.values() if metric.least is not None):
+    for metric in COLUMNS.values():
+        if metric.least is None:
+            continue
         ended = np.array([number(row.get(metric.column)) for row in evaluations[-1:]])
         recent = columns[metric.column][-_RECENT:] if metric in OF_STEPS else ended
         told = recent[np.isfinite(recent)]
