@@ -62,8 +62,8 @@ class Engine(ABC):
         fill_parameters_(model, value_of)
         return model
 
-    def hold(self, model: nn.Module) -> None:
-        """Take in, in place, a network with its weights that is asked and never trained."""
+    def hold(self, model: nn.Module, asked: str = "forward") -> None:
+        """Take in, in place, a network with its weights that is asked, by this method of its, and never trained."""
         model.to(self.world.device)
 
     @abstractmethod

@@ -77,16 +77,17 @@ class FsdpEngine(Engine):
         fill_parameters_(model, value_of)
         return model
 
-    def hold(self, model: nn.Module) -> None:
+    def hold(self, model: nn.Module, asked: str = "forward") -> None:
         """A model of ours is sharded as the trained one is, each unit gathered, in fp32, for its own forward pass: all ranks ask it
         together.  Another library's stays whole."""
         if self.world.axes.copy_size == 1 or not isinstance(model, Backbone):
-            super().hold(model)
+            super().hold(model, asked)
             return
         for part in (*model.units(), model):
             fully_shard(part, mesh=self.connect(), reshard_after_forward=True)
         model.to(self.world.device)     # buffers
-        register_fsdp_forward_method(model, "forward_features")
+        if asked != "forward":          # which is known; of a method inside it, its parameters would be gone before it ended
+            register_fsdp_forward_method(model, asked)
 
     def adopt(self, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer = model, optimizer

@@ -395,7 +395,6 @@ CHOICES: dict[str, tuple[str, Mapping[str, type[Section]]]] = {
     "model": ("family", SECTIONS), "objective": ("name", OBJECTIVES),
 }
 
-
 FORMAT = 1      # of recipes: grows when a key is renamed or retired, or its absence means something else: vitscale/recipe/upgrade.py
 
 

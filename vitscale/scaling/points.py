@@ -51,7 +51,7 @@ class Points:
 
     @property
     def fitted(self) -> str:
-        """What `y` is, in words: eval_loss, or 1 - eval_knn."""
+        """What `y` is, in words: the metric, or its bound less the metric."""
         return self.metric if self.bound is None else f"{self.bound:g} - {self.metric}"
 
     def told(self, y: Array) -> Array:

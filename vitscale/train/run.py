@@ -149,8 +149,8 @@ class Session:
         self.work = size_up(recipe, self.prepared.train, world)
         self.engine = open_engine(recipe.parallel, world, self.work)
         self.task = build_task(recipe.model, recipe.objective)
-        self.frozen = frozen_hash(recipe) if world.is_first else None
         give_teacher(self.task, recipe, self.engine)
+        self.frozen = frozen_hash(recipe) if world.is_first else None
         build = functools.partial(with_adapters, self.task.build, recipe.lora) if recipe.lora else self.task.build
         model = self.engine.materialise(build, initial_values(recipe, self.task, start))
         if frozen := freeze_(model, recipe.optim.freeze):

@@ -75,7 +75,7 @@ def give_teacher(task: Task, recipe: Recipe, engine: Engine) -> None:
             if isinstance(teacher.model, VisionTransformer) and teacher.size % teacher.model.patch_embed.patch:
                 raise RecipeError(f"{one.source}: its patch {teacher.model.patch_embed.patch} does not divide the {teacher.size} pixels "
                                   "that it would be shown (objective.gram_image)")
-            engine.hold(teacher.model)
+            engine.hold(teacher.model, "forward" if one.grid is None else "forward_features")
             task.teacher = teacher if one.grid is None else partial(teacher.patches, grid=one.grid)
 
 
