@@ -16,6 +16,7 @@ BASE: dict[str, Any] = {
     "optim": {"lr": 1e-3}, "global_batch": 64, "duration": "2 steps"}
 SMALL = {"prototypes": 24, "hidden": 12, "bottleneck": 8}
 GRAM = {"name": "dinov2", "patch_prototypes": 20, **SMALL, "gram": 2.0, "gram_image": 24}
+OF_CLASSES = {"model.classes": 7, "data.label": "cls", "data.views": []}
 SELF = ("dino", "ibot", "dinov2", "lejepa")
 
 # what is wrong: (changes by dotted key, the key that is named, words of the sentence)
@@ -48,6 +49,12 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "an anchor that is no folder of a model": ({"objective": GRAM | {"gram_teacher": "empty"}}, "objective.gram_teacher", "holds neither"),
     "an anchor that cannot be read": ({"objective": GRAM | {"gram_teacher": "torn"}}, "objective.gram_teacher", "no readable teacher"),
     "an anchor of nonsense": ({"objective": GRAM | {"gram_teacher": "nonsense"}}, "objective.gram_teacher", "model.patch is 'four'"),
+    "a teacher of other channels": (OF_CLASSES | {"objective": {"name": "distillation", "teacher": "grey"}}, "objective.teacher",
+                                    "model.channels is 3"),
+    "a teacher of other classes": (OF_CLASSES | {"objective": {"name": "distillation", "teacher": "seven"}, "model.classes": 8},
+                                   "objective.teacher", "model.classes are 8"),
+    "a teacher that is no folder of a model": (OF_CLASSES | {"objective": {"name": "distillation", "teacher": "empty"}},
+                                               "objective.teacher", "holds neither"),
     "no anchor": ({"objective": {"name": "ibot", **SMALL, "gram": 1.0}}, "objective.gram_teacher", "earlier run"),
     "an average beside the teacher": ({"ema": {"decay": 0.9}}, "ema", "leave ema out"),
     "a teacher that is another family's": ({"model": {"family": "swin", "size": "tiny", "classes": 0}, "data.views": [
@@ -81,7 +88,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, section in {"seven": {"patch": 7, "image": 14}, "grey": {"channels": 1}, "swin": {"family": "swin"},
                           "nonsense": {"patch": "four"}}.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps({"vitscale": "1", "model": {"family": "vit", **BASE["model"], **section}}))
+        values = {"family": "vit", **BASE["model"], "classes": 7, **section}
+        (tmp_path / name / "config.json").write_text(json.dumps({"vitscale": "1", "model": values}))
     for name, text in {"torn": "{", "theirs": '{"model_type": "dinov2", "patch_size": 14}'}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(text)

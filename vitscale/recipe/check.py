@@ -8,7 +8,7 @@ from vitscale.recipe.check_model import model_contradictions
 from vitscale.recipe.check_objective import objective_contradictions
 from vitscale.recipe.objectives import Classification, Distillation
 from vitscale.recipe.schema import Augment, Recipe, Vit
-from vitscale.recipe.teacher import teacher_classes
+from vitscale.recipe.teacher import own_model, teacher_classes
 
 BLUR_BELOW = 2.4        # pixels: a Gaussian blur of a larger standard deviation reaches beyond what vitscale/data/policy.py weighs
 
@@ -170,10 +170,13 @@ def _objective(recipe: Recipe) -> list[tuple[str, str]]:
     if isinstance(objective, Distillation):
         try:
             classes = teacher_classes(objective.teacher)
+            channels = (own_model(objective.teacher) or {}).get("channels", model.channels)
         except RecipeError as error:
             return [*found, ("objective.teacher", str(error))]
         if classes is not None and classes != model.classes:
             found.append(("objective.teacher", f"{objective.teacher} tells {classes} classes apart, model.classes are {model.classes}"))
+        if channels != model.channels:
+            found.append(("objective.teacher", f"{objective.teacher} wants {channels} channels, model.channels is {model.channels}"))
         if recipe.data.multi_label and objective.kind == "hard":
             found.append(("objective.kind", "a teacher's one choice says nothing of several labels; with data.multi_label use soft"))
     return found
