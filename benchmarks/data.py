@@ -30,8 +30,8 @@ from vitscale.data.index import VERSION, image_member
 from vitscale.data.shards import Homes
 
 SIZE = 224
-PARTS = ("crop", "read", "end", "resume")
-PEERS = ("pillow", "webdataset", "opencv-python-headless", "torch>=2.10,<2.14", "numpy")
+PARTS = ("crop", "read", "end", "views", "resume")
+PEERS = ("pillow", "webdataset", "opencv-python-headless", "torch>=2.10,<2.14", "torchvision", "numpy")
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ def main(arguments: list[str] | None = None) -> None:
                 measure_read(bench)
             if "end" in given.only:
                 measure_end(bench)
+            if "views" in given.only:
+                measure_views(bench)
         finally:
             ours.close()
             peers.close()
@@ -157,6 +159,30 @@ def measure_end(bench: Bench) -> None:
                         figure("vitscale", mine, f"images/{per}"), figure(f"webdataset + {name}", theirs, f"images/{per}")]
         title = f"Shards to batches, {bench.given.workers} workers: against {title}"
         write_row(bench.given.rows, f"data-end-{name.lower()}", title, figures, **bench.facts)
+
+
+def measure_views(bench: Bench) -> None:
+    """An image decoded once and cut ten times, against the published pipeline of DINOv2, which is given its bytes without reading them."""
+    told = bench.peers.run("torchvision")["version"]
+    if not told:
+        print("data-views: not measured, since there is no torchvision: `make .venv/peers`, or --peers-env", file=sys.stderr)
+        return
+    files, count = [], min(bench.given.samples // 10 + 1, bench.index.num_samples)
+    reader = ShardReader(bench.index)
+    for number in range(count):
+        members = reader.read(0, number % int(bench.index.counts[0]))
+        files.append(str(bench.folder / f"views-{number}.image"))
+        Path(files[-1]).write_bytes(members[str(image_member(list(members)))])
+    found = interleave(bench.given.rounds, {
+        "ours": lambda: bench.ours.run("views", passes=max(count // bench.index.num_samples, 1), **bench.mine),
+        "DINOv2": lambda: bench.peers.run("views", files=files, passes=1),
+    })
+    mine, theirs = (rates(found[name], "cpu_s") for name in ("ours", "DINOv2"))
+    title = "Decode, 2 crops of 224 and 8 of 96, augmentation: against DINOv2's transforms by torchvision and PIL, one core"
+    write_row(bench.given.rows, "data-views", title, [
+        figure("ratio to DINOv2's", ratios(mine, theirs), "x", at_least=4), figure("vitscale", mine, "images/CPU-s"),
+        figure("DINOv2's", theirs, "images/CPU-s"),
+    ], **(bench.facts | {"versions": bench.facts["versions"] | {"torchvision": told}}))
 
 
 def measure_resume(given: argparse.Namespace, facts: dict[str, Any], folder: Path) -> None:

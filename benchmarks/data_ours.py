@@ -87,6 +87,39 @@ def end(urls: list[str], index_dir: str, passes: int, label: str, size: int, wor
         return {"samples": stream.position}
 
 
+VIEWS = [       # Oquab et al. 2024, by the code's crops of 224 and 96 pixels
+    {"name": "blurred", "augment": {"scale": [0.32, 1.0], "color_jitter": [0.4, 0.4, 0.2, 0.1], "color_jitter_prob": 0.8, "grey": 0.2,
+                                    "blur": 1.0}},
+    {"name": "solarized", "augment": {"scale": [0.32, 1.0], "color_jitter": [0.4, 0.4, 0.2, 0.1], "color_jitter_prob": 0.8, "grey": 0.2,
+                                      "blur": 0.1, "solarize": 0.2}},
+    {"name": "local", "count": 8, "image": 96, "augment": {"scale": [0.05, 0.32], "color_jitter": [0.4, 0.4, 0.2, 0.1],
+                                                           "color_jitter_prob": 0.8, "grey": 0.2, "blur": 0.5}},
+]
+
+
+def views(urls: list[str], index_dir: str, passes: int) -> dict[str, Any]:
+    """From shards to normalised views, augmented as on the device, by the stream and the step's own code."""
+    import torch
+
+    from vitscale.data import open_stream
+    from vitscale.recipe.load import check_recipe
+    from vitscale.train.step import device_inputs
+
+    torch.set_num_threads(1)
+    index = _index(urls, index_dir)
+    batch = min(16, index.num_samples)
+    recipe = check_recipe({
+        "name": "benchmark", "model": {"size": "tiny", "image": 224, "patch": 16, "classes": 0},
+        "data": {"train": urls, "index_dir": index_dir, "label": None, "lanes": min(8, batch), "workers": 1, "views": VIEWS},
+        "objective": {"name": "dino"}, "optim": {"lr": 1e-3}, "global_batch": batch - batch % min(8, batch), "duration": "1 epochs",
+    }, "benchmarks/data.py")
+    with open_stream(recipe, index, rank=0, world=1, micro_batch=recipe.global_batch) as stream:
+        for step in stream.until(passes * index.num_samples):
+            for micro in step.micro:
+                device_inputs(micro, torch.device("cpu"), recipe.data.augment)
+        return {"samples": stream.position}
+
+
 def resume(urls: str, index_dir: str, lanes: int, batch: int) -> None:
     """A fresh process: open the set, be somewhere in the middle, know the next batch's samples and draws.  Prints seconds and bytes."""
     from vitscale.data import uniforms
@@ -109,4 +142,4 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         resume(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     else:
-        serve({"crop": crop, "read": read, "end": end})
+        serve({"crop": crop, "read": read, "end": end, "views": views})

@@ -1,9 +1,12 @@
 """The peers' side of the data benchmark: webdataset, PIL and OpenCV used as timm and open_clip use them.  Knows nothing of vitscale."""
 
+import contextlib
+import importlib.util
 import io
 import json
 import math
 import random
+import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -97,9 +100,57 @@ def end(urls: list[str], passes: int, decoder: str, image: str, label: str, size
     return {"samples": sum(len(images) for images, _ in loader)}
 
 
+def views(files: list[str], passes: int) -> dict[str, Any]:
+    """Images that lie in memory to normalised views, as DINOv2's DataAugmentationDINO makes them (facebookresearch/dinov2,
+    dinov2/data/augmentations.py and transforms.py), stacked into batches: with PIL's images and torchvision's transforms."""
+    from torchvision import transforms as T
+
+    torch.set_num_threads(1)
+
+    def cut(size: int, low: float, high: float) -> Any:
+        return T.Compose([T.RandomResizedCrop(size, scale=(low, high), interpolation=T.InterpolationMode.BICUBIC),
+                          T.RandomHorizontalFlip(p=0.5)])
+
+    def soft(probability: float) -> Any:
+        return T.RandomApply([T.GaussianBlur(kernel_size=9, sigma=(0.1, 2.0))], p=probability)
+
+    colours = T.Compose([T.RandomApply([T.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8), T.RandomGrayscale(p=0.2)])
+    tensor = T.Compose([T.ToTensor(), T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+    large, small = cut(224, 0.32, 1.0), cut(96, 0.05, 0.32)
+    kinds = [(large, T.Compose([colours, soft(1.0), tensor])),
+             (large, T.Compose([colours, soft(0.1), T.RandomSolarize(threshold=128, p=0.2), tensor])),
+             *[(small, T.Compose([colours, soft(0.5), tensor]))] * 8]
+    data = [Path(file).read_bytes() for file in files] * passes
+    for first in range(0, len(data), 16):
+        made = []
+        for one in data[first:first + 16]:
+            image = Image.open(io.BytesIO(one)).convert("RGB")
+            made.append([change(crop(image)) for crop, change in kinds])
+        for same in zip(*made, strict=True):
+            torch.stack(same)
+    return {"samples": len(data)}
+
+
+def torchvision() -> dict[str, Any]:
+    """Its version, "" where there is none: in this environment, or in the folder `peers` of it (`make .venv/peers`), whose operators need
+    not load beside torch for CPUs alone, for no transform calls them."""
+    sys.path.append(str(Path(sys.prefix) / "peers"))
+    if importlib.util.find_spec("torchvision") is None:
+        return {"version": ""}
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        with contextlib.suppress(RuntimeError):     # where they load they are there
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _KEPT.append(library)       # operators live as long as their library
+    return {"version": version("torchvision")}
+
+
+_KEPT: list[Any] = []
+
+
 def versions() -> dict[str, Any]:
     return {"versions": json.dumps({name: version(name) for name in ("pillow", "webdataset", "opencv-python-headless", "torch")})}
 
 
 if __name__ == "__main__":
-    serve({"crop": crop, "read": read, "end": end, "versions": versions})
+    serve({"crop": crop, "read": read, "end": end, "views": views, "torchvision": torchvision, "versions": versions})

@@ -169,10 +169,9 @@ def _names(recipe: Recipe, classes: int, given: str | Path | None, run: Path) ->
             found = tuple(read_class_map(Path(where))) if Path(where).is_file() else ()
     except DataError:       # shards and names may well have stayed where the model was trained
         found = ()
-    if found and len(found) != classes:
+    if found and classes and len(found) != classes:
         log.warning("%s names %d classes, the model has %d: numbers are shown in their place", where, len(found), classes)
-        found = ()
-    return found or numbered(classes)
+    return found if len(found) == classes else numbered(classes)
 
 
 def matching(names: tuple[str, ...], classes: int, where: str) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """An encoder of views of several sizes, and a head: what self-distillation and LeJEPA train."""
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -13,8 +14,6 @@ from vitscale.recipe.objectives import Dino, Ibot, Lejepa
 from vitscale.recipe.schema import Vit
 from vitscale.shapes.masked import encoder_section
 from vitscale.shapes.vit import num_features
-
-_DEVIATION = 0.02       # of the head's first weights: the paper's code
 
 
 class ProjectedCrops(VisionTransformer):
@@ -59,9 +58,12 @@ class MultiCrop(VisionTransformer):
         return [*self.blocks, self.dino_head]
 
     def initial_value(self, name: str, shape: Sequence[int], generator: torch.Generator) -> Tensor | None:
-        if not name.startswith(("dino_head.", "ibot_head.")) or len(shape) < 2:
+        """Prototypes begin as torch begins a linear layer, which the paper's code leaves them at.  A head's other matrices begin as all do,
+        which at the paper's widths is near its deviation of 0.02; with that the answers of a narrow head would vanish beside biases."""
+        if not name.endswith("last_layer.weight"):
             return None
-        return torch.nn.init.trunc_normal_(torch.empty(*shape, device="cpu"), std=_DEVIATION, generator=generator)
+        bound = 1 / math.sqrt(shape[-1])
+        return torch.empty(*shape, device="cpu").uniform_(-bound, bound, generator=generator)
 
 
 class MaskedCrops(MultiCrop):
