@@ -40,12 +40,14 @@ bench-gpu: $(VENV)/installed                  # a training step against timm, tr
 	$(BENCH)/gpu_step.py
 	$(BENCH)/report.py
 
-# SHARDS='PHOTOS-{0..3}.tar': the data's rows are measured on them.  CIFAR=FOLDER with train/*.tar and test/*.tar: distillation too, an hour.
+# SHARDS='PHOTOS-{0..3}.tar': the data's rows are measured on them.  CIFAR=FOLDER with train/*.tar and test/*.tar: distillation too, an hour;
+# with LONG=1 also what is learned without labels, four objectives of three seeds with an hour each, which may be stopped and started again.
 bench-cpu: $(VENV)/installed-dev              # everything that needs no GPU, half an hour or so
 	$(BENCH)/data.py $(if $(SHARDS),--shards '$(SHARDS)')
 	$(BENCH)/models.py
 	$(BENCH)/overhead.py
 	$(if $(CIFAR),$(BENCH)/distillation.py --train '$(CIFAR)/train/*.tar' --val '$(CIFAR)/test/*.tar')
+	$(if $(LONG),$(BENCH)/self_supervised.py --train '$(CIFAR)/train/*.tar' --val '$(CIFAR)/test/*.tar' --curves docs/img/self-supervised.png)
 	$(BENCH)/unattended.py
 	$(BENCH)/report.py
 

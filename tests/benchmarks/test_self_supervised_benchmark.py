@@ -59,7 +59,7 @@ def test_the_smallest_form_writes_its_row_and_does_nothing_twice(program, tmp_pa
     trains = [command for command in starts if "vitscale" in command]
     assert [Path(command[4]).stem for command in trains] == ["dino_cifar10", "mae_cifar10"]     # what was done is not done again
     assert {name: both[name] for name in alone} == alone
-    assert all(15 < both[f"{name}: 20-NN"]["value"] <= 100 for name in ("raw pixels", "an untrained network", "dino", "mae"))
+    assert all(15 < both[f"{name}: 20-NN"]["value"] <= 100 for name in (program.RAW, program.NORMALISED, program.UNTRAINED, "dino", "mae"))
     above = both["dino: above mae, seed by seed"]
     assert above["value"] == pytest.approx(both["dino: 20-NN"]["value"] - both["mae: 20-NN"]["value"])
     assert above["met"] == (above["value"] > 0)
