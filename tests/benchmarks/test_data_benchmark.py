@@ -23,7 +23,8 @@ def test_the_smallest_form_writes_every_row(programs, tmp_path):
     rows = tmp_path / "rows"
     benchmark.main(["--rounds", "1", "--samples", "64", "--workers", "1", "--resume-shards", "500", "--rows", str(rows)])
     found = {path.stem: json.loads(path.read_text()) for path in rows.glob("*.json")}
-    assert set(found) == {name for name in report.KNOWN if name.startswith("data-")}
+    absent = {"data-views"} - {*found} if not (Path(sys.prefix) / "peers" / "torchvision").is_dir() else set()     # `make .venv/peers`
+    assert {*found} | absent == {name for name in report.KNOWN if name.startswith("data-")}
     for row in found.values():
         assert row["figures"]
         assert row["versions"]["python"]
