@@ -125,6 +125,8 @@ def train(world: World, recipe: Recipe, micro_batch: int, steps: int) -> Told:
     coupling = Coupling(task, engine, average if task.momentum else None)
     schedule = Schedule.of(recipe.optim, recipe.duration, index.num_samples, recipe.global_batch)
     inputs, meters, losses, norms, told = Inputs(world.device, recipe.data.augment), Meters(), [], [], []
+    passes: list[bool] = []         # of the backbone: whether with a gradient
+    model.blocks[0].register_forward_pre_hook(lambda *_: passes.append(torch.is_grad_enabled()))
     meters.begin()
     with open_stream(recipe, index, rank=world.data_rank, world=world.data_size, micro_batch=micro_batch, drop_rates=rates,
                      num_draws=task.num_draws) as stream:
@@ -132,8 +134,8 @@ def train(world: World, recipe: Recipe, micro_batch: int, steps: int) -> Told:
             batch = next(stream)
             now = schedule.now(batch.end)
             engine.set_weight_decay(schedule.weight_decay(batch.end) / recipe.optim.weight_decay)
-            coupled = coupling.of_step(batch, inputs, now)
-            result = train_step(engine, batch, task, inputs, schedule.lr(batch.end), False, 0, meters, coupled=coupled)
+            surveyed = coupling.of_step(batch, inputs, now)
+            result = train_step(engine, batch, task, inputs, schedule.lr(batch.end), False, 0, meters, surveyed=surveyed)
             assert result.applied
             coupling.applied(now)
             losses.append(result.loss)
@@ -142,7 +144,7 @@ def train(world: World, recipe: Recipe, micro_batch: int, steps: int) -> Told:
     state = engine.tensors() | coupling.tensors() | {f"ema.{name}": value for name, value in average.tensors().items()}
     frozen = [] if task.teacher is None else list(task.teacher.func.__self__.model.parameters())
     return {"losses": losses, "norms": norms, "told": told, "frozen": [isinstance(one, DTensor) for one in frozen],
-            "state": {name: whole(value) for name, value in state.items()}}
+            "passes": (passes.count(True), passes.count(False)), "state": {name: whole(value) for name, value in state.items()}}
 
 
 def every(place: RankInfo, cases: list[tuple[Recipe, int, int]]) -> list[Told]:
@@ -155,7 +157,7 @@ ONCE = {"engine": "fsdp", "recompute": "blocks", "gather": "once"}
 # of two ranks each objective and each engine, not all of both: (objective, parallel, micro-batch)
 PAIR: list[tuple[str, dict[str, Any], int]] = [
     ("average", {"engine": "ddp"}, 2), ("sinkhorn", {"engine": "fsdp"}, 3), ("ibot", ONCE, 3), ("dinov3", {"engine": "fsdp"}, 2),
-    ("dinov3", {"engine": "ddp"}, 4), ("lejepa", {"engine": "ddp"}, 3), ("lejepa", ONCE, 2)]
+    ("dinov3", {"engine": "ddp"}, 4), ("lejepa", {"engine": "ddp"}, 5), ("lejepa", ONCE, 2), ("lejepa", {"engine": "fsdp"}, 5)]
 ROUNDED: list[tuple[str, dict[str, Any], int]] = [
     ("average", {"engine": "ddp", "precision": "bf16"}, 5), ("ibot", {"engine": "fsdp", "precision": "bf16"}, 5)]
 ROUNDED_STEPS = 3
@@ -206,6 +208,12 @@ def test_accumulation_changes_nothing(urls: str, alone: Alone, objective: str, m
     same(train(ALONE, recipe_of(urls, objective), micro_batch, SOON), alone(objective, SOON))
 
 
+def test_one_micro_batch_is_passed_through_the_student_once(alone: Alone) -> None:
+    """Views of two sizes: two passes; a teacher is shown the large ones."""
+    assert alone("lejepa", SOON)["passes"] == (2 * SOON, 0)
+    assert alone("average", SOON)["passes"] == (2 * SOON, SOON)
+
+
 @pytest.mark.slow
 def test_two_ranks_equal_one_process(pair: list[list[Told]], alone: Alone) -> None:
     """The last batch of an epoch is short, two samples cannot be read."""
@@ -233,6 +241,7 @@ def test_ranks_equal_one_process(urls: str, alone: Alone, size: int) -> None:
     if size == 4:
         kinds.append({"engine": "fsdp", "replicate": 2})
     cases = [(objective, kind, micro) for objective in OBJECTIVES for kind in kinds for micro in (2, 4 if objective == "dinov3" else 3)]
+    cases += [("lejepa", kind, -(-10 // size)) for kind in kinds]       # one micro-batch: the survey's answer is what is learned from
     found = run_ranks(size, every, [(recipe_of(urls, objective, **kind), micro, STEPS) for objective, kind, micro in cases], timeout_s=600)
     all_same(found, cases, alone, STEPS)
 

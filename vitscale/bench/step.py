@@ -150,8 +150,8 @@ def one_step(coupling: Coupling, batch: StepBatch, inputs: Inputs, lr: float, me
     engine, now = coupling.engine, Now(batch.end, batch.end, batch.end)
 
     def step() -> None:
-        coupled = coupling.of_step(batch, inputs, now)
-        train_step(engine, batch, coupling.task, inputs, lr, False, 0, meters, coupled=coupled)
+        surveyed = coupling.of_step(batch, inputs, now)
+        train_step(engine, batch, coupling.task, inputs, lr, False, 0, meters, surveyed=surveyed)
         coupling.applied(now)
 
     if engine.world.device.type == "cuda":

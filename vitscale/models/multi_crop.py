@@ -16,18 +16,33 @@ from vitscale.shapes.masked import encoder_section
 from vitscale.shapes.vit import num_features
 
 
-class ProjectedCrops(VisionTransformer):
-    """A VisionTransformer without a classifier, whose weights are a classifier's, and a `projector` of its pooled features."""
+class Crops(VisionTransformer):
+    """A VisionTransformer without a classifier, whose weights are a classifier's, that is shown views of several sizes."""
+
+    def __init__(self, model: Vit) -> None:
+        """Raises RecipeError when the section contradicts itself."""
+        super().__init__(encoder_section(model))
+        self.num_features = num_features(encoder_section(model), self.width)
+
+    def pooled_views(self, views: Sequence[Tensor], keep: Tensor | None) -> Tensor:
+        """views: (n, C, S, S) each, normalised; keep (2L, all n together) -> pooled features (all n, D) in their order.
+
+        Views of one size that stand side by side go through the backbone together.
+        """
+        return torch.cat([self.forward_features(alike, kept, ("pooled",))["pooled"] for alike, kept in by_size(views, keep)])
+
+
+class ProjectedCrops(Crops):
+    """The same, and a `projector` of its pooled features."""
 
     def __init__(self, model: Vit, objective: Lejepa) -> None:
         """Raises RecipeError when a section contradicts itself."""
-        super().__init__(encoder_section(model))
-        self.projector = Projection(num_features(encoder_section(model), self.width), objective.hidden, objective.embedding,
-                                    objective.layers, normed=True)
+        super().__init__(model)
+        self.projector = Projection(self.num_features, objective.hidden, objective.embedding, objective.layers, normed=True)
 
     def forward(self, images: Tensor, keep: Tensor | None = None, *more: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Views as MultiCrop's -> embeddings (all n, E) in their order, and pooled features (all n, D)."""
-        pooled = torch.cat([self.forward_features(alike, kept, ("pooled",))["pooled"] for alike, kept in by_size((images, *more), keep)])
+        """Views -> embeddings (all n, E) in their order, and pooled features (all n, D)."""
+        pooled = self.pooled_views((images, *more), keep)
         return self.projector(pooled), pooled
 
     def units(self) -> Sequence[nn.Module]:
@@ -35,22 +50,17 @@ class ProjectedCrops(VisionTransformer):
         return [*self.blocks, self.projector]
 
 
-class MultiCrop(VisionTransformer):
-    """A VisionTransformer without a classifier, whose weights are a classifier's, and the head `dino_head` over its pooled features."""
+class MultiCrop(Crops):
+    """The same, and the head `dino_head` over its pooled features."""
 
     def __init__(self, model: Vit, objective: Dino) -> None:
         """Raises RecipeError when a section contradicts itself."""
-        super().__init__(encoder_section(model))
-        self.dino_head = PrototypeHead(num_features(encoder_section(model), self.width), objective.hidden, objective.bottleneck,
-                                       objective.prototypes, objective.layers)
+        super().__init__(model)
+        self.dino_head = PrototypeHead(self.num_features, objective.hidden, objective.bottleneck, objective.prototypes, objective.layers)
 
     def forward(self, images: Tensor, keep: Tensor | None = None, *more: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """images, and `more` of other views: (n, C, S, S) each, normalised; keep (2L, all n together) -> logits (all n, K) in their order,
-        and pooled features (all n, D).
-
-        Views of one size that stand side by side go through the backbone together.
-        """
-        pooled = torch.cat([self.forward_features(alike, kept, ("pooled",))["pooled"] for alike, kept in by_size((images, *more), keep)])
+        """Views -> logits (all n, K) in their order, and pooled features (all n, D)."""
+        pooled = self.pooled_views((images, *more), keep)
         return self.dino_head(pooled), pooled
 
     def units(self) -> Sequence[nn.Module]:
@@ -79,7 +89,7 @@ class MaskedCrops(MultiCrop):
     def forward(  # type: ignore[override]
         self, images: Tensor, keep: Tensor | None, picked: Tensor, mask: Tensor, *more: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Views as MultiCrop's, of which the first b' are of one size and have N patches each -> logits (all n, K) and pooled features
+        """Views, of which the first b' are of one size and have N patches each -> logits (all n, K) and pooled features
         (all n, D) of the views, logits (M, K') of patches, and features (b', N, D) of all patches of the first views.
 
         picked (M,) int64: for which patches an answer is wanted, their places in the first views' b' N.  mask (b', N) bool: which of

@@ -41,6 +41,7 @@ class Anatomy:
     formulas: tuple[tuple[str, str], ...] = ()      # component, how it grows with N and D: a multiply-add is 2
     growth: str = "how it grows as images do, no formula says"      # the same as a sentence
     surveyed: dict[str, int] = field(default_factory=dict)      # FLOPs of the passes without a gradient, a teacher's, by component
+    again: dict[str, int] = field(default_factory=dict)     # FLOPs of what several micro-batches are looked at for twice, one only once
     frozen: int = 0             # parameters of a network that is asked and never trained
     frozen_unit: int = 0        # of these, its largest block's
     frozen_outer: int = 0       # and those outside its blocks
@@ -49,7 +50,8 @@ class Anatomy:
 
     @property
     def training_flops(self) -> int:
-        """The backward pass is two products per product of the forward (Kaplan et al. 2020, section 2.1)."""
+        """The backward pass is two products per product of the forward (Kaplan et al. 2020, section 2.1).  What is computed `again` does
+        not count, as recomputation does not."""
         return 3 * sum(self.flops.values()) + sum(self.surveyed.values())
 
     def run_flops(self, images: int | None) -> float | None:

@@ -50,10 +50,10 @@ def repeated(recipe: Recipe) -> tuple[float, float]:
     return 0.0, 1.0 if parallel.recompute == "selective" else 0.0
 
 
-def operations(recipe: Recipe, device: Device, micro_batch: int, axes: Axes = ALONE) -> list[Operation]:
+def operations(recipe: Recipe, device: Device, micro_batch: int, axes: Axes = ALONE, micro_steps: int = 1) -> list[Operation]:
     """Every component, and the reading and writing of weights, whose bytes the images of a micro-batch share.  Raises RecipeError.
 
-    Only of a device whose peak in the recipe's precision and memory bandwidth are known."""
+    Only of a device whose peak in the recipe's precision and memory bandwidth are known.  micro_steps: micro-batches of a step."""
     parts = cached_anatomy(recipe)
     element = 2 if recipe.parallel.precision == "bf16" else 4
     peak, bandwidth = device.peak(recipe.parallel.precision), device.memory_bandwidth
@@ -76,7 +76,7 @@ def operations(recipe: Recipe, device: Device, micro_batch: int, axes: Axes = AL
                                    "compute" if by_flops >= by_bytes else "memory"))
     num_bytes = element * axes.own_part(sum(parts.params.values())) / micro_batch     # read twice, and their gradients written
     each = num_bytes / (BANDWIDTH * bandwidth)
-    if parts.surveyed:
-        flops = sum(parts.surveyed.values())
-        found.append(Operation("teacher", flops, 0.0, flops / (MATRIX * peak), 0.0, "compute"))
+    for name, without in (("teacher", parts.surveyed), ("survey", parts.again if micro_steps > 1 else {})):
+        if flops := sum(without.values()):
+            found.append(Operation(name, flops, 0.0, flops / (MATRIX * peak), 0.0, "compute"))
     return [*found, Operation("weights", 0.0, 3 * num_bytes, each, 2 * each, "memory")]

@@ -42,7 +42,8 @@ def dino_anatomy(model: Vit, objective: Dino, views: Sequence[ViewSet] = ()) -> 
 
 
 def lejepa_anatomy(model: Vit, objective: Lejepa, views: Sequence[ViewSet] = ()) -> Anatomy:
-    """Of an image in all its views, each of which is looked at once more, without a gradient.  Raises RecipeError."""
+    """Of an image in all its views, each of which is looked at once more, without a gradient, where a step has several micro-batches.
+    Raises RecipeError."""
     encoder, sizes = encoder_section(model), _sizes(model, objective.global_views, views)
     inner, width, count = [objective.hidden] * (objective.layers - 1), num_features(encoder, shape_of(encoder).width), len(sizes)
     head = _head((width, *inner, objective.embedding), count)
@@ -53,7 +54,7 @@ def lejepa_anatomy(model: Vit, objective: Lejepa, views: Sequence[ViewSet] = ())
     slices = {"sigreg": 2 * count * objective.embedding * objective.directions}
     return replace(
         found, params=found.params | {"projector": head.params}, flops=found.flops | projected | slices,
-        surveyed=found.surveyed | projected | slices, moved=found.moved | {"projector": count * 2 * (width + sum(inner)) + 4 * waves},
+        surveyed={}, again=found.surveyed | projected, moved=found.moved | {"projector": count * 2 * (width + sum(inner)) + 4 * waves},
         units=(*found.units, head), outputs=2 * waves, rows=count * objective.embedding)
 
 

@@ -82,7 +82,7 @@ def pace(recipe: Recipe, fleet: Fleet, micro_batch: int, micro_steps: int, suppl
     parts, axes = cached_anatomy(recipe), axes_of(recipe.parallel, fleet.size, fleet.per_node)
     if uncounted(axes):
         return None
-    found = tuple(operations(recipe, device, micro_batch, axes))
+    found = tuple(operations(recipe, device, micro_batch, axes, micro_steps))
     forward = axes.own_part(micro_batch * sum(one.forward_s for one in found))
     backward = axes.own_part(micro_batch * sum(one.backward_s for one in found))
     if device_mfu is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from vitscale.data import StepBatch
 from vitscale.data.draws import step_uniforms
@@ -18,7 +20,7 @@ from vitscale.objectives.rows import Rows, divided, joined
 from vitscale.optim.ema import WeightAverage
 from vitscale.parallel.engine import Engine
 from vitscale.recipe.course import Now
-from vitscale.train.step import Inputs, sync_inputs
+from vitscale.train.step import Inputs, Surveyed, sync_inputs
 
 PREFIX = "objective."       # of the names of an objective's state in a checkpoint
 
@@ -42,19 +44,25 @@ class Coupling:
         return {f"{PREFIX}{name}": value for name, value in self.state.items()}
 
     @torch.no_grad()
-    def of_step(self, batch: StepBatch, inputs: Inputs, now: Now) -> Sequence[Coupled | None]:
-        """For each micro-batch what its losses are told.  Collective.  What follows from it for the state waits for applied()."""
+    def of_step(self, batch: StepBatch, inputs: Inputs, now: Now) -> Surveyed:
+        """For each micro-batch what its losses are told.  Collective.  What follows from it for the state waits for applied().
+
+        The student's answer for a step's only micro-batch is kept with its graph, so that train_step() need not ask again.  Not beside a
+        teacher, whose weights take the place of those that the graph knows.
+        """
         self.engine.resting = self.task.resting(now)
         jitter_positions(self.engine.model, batch)
         if not self.task.surveys:
-            return [None] * len(batch.micro)
-        found, weights = [], []
+            return Surveyed([None] * len(batch.micro))
+        found, weights, started, only = [], [], time.perf_counter(), len(batch.micro) == 1
         with self._networks(training=True) as networks:
+            networks.keeps_output = only and self.task.momentum is None
             for micro in batch.micro:
-                seen, weight, networks.keep = inputs.of(micro, again=len(batch.micro) == 1)
+                seen, weight, networks.keep = inputs.of(micro, again=only)
                 seen, weight = sync_inputs(self.engine, seen, weight)
                 found.append(self.task.survey(networks, seen))
                 weights.append(weight)
+        own_s = time.perf_counter() - started
         by_name = {name: [one[name] for one in found] for name in found[0]}
         rows = {name: joined(parts, len(weights[0])) for name, parts in by_name.items()}
         index = torch.cat([micro.index for micro in batch.micro]).to(self.engine.world.device, non_blocking=True)
@@ -63,7 +71,8 @@ class Coupling:
             Rows(rows, torch.cat(weights), index, batch.size, world.sum_over_samples, world.gathered), self.state, now)
         count = len(batch.micro)
         parts = {name: divided(row, by_name.get(name), count) for name, row in told.items()}
-        return [Coupled(now, {name: part[number] for name, part in parts.items()}, self.state) for number in range(count)]
+        coupled = [Coupled(now, {name: part[number] for name, part in parts.items()}, self.state) for number in range(count)]
+        return Surveyed(coupled, own_s, networks.output)
 
     @torch.no_grad()
     def of_evaluation(self, seen: Seen, now: Now) -> Coupled | None:
@@ -111,6 +120,7 @@ class _Networks:
         """training: the student is asked as it will be trained, and not as it is evaluated; a teacher always is."""
         self._engine, self._average, self._training, self._swapped = engine, average, training, ExitStack()
         self.keep: Tensor | None = None         # of the micro-batch that is being surveyed
+        self.keeps_output, self.output = False, None        # the student's, with its graph
         self._teaches = False
 
     def __enter__(self) -> _Networks:
@@ -122,7 +132,12 @@ class _Networks:
     def student(self, images: Tensor, *more: Any) -> Any:
         self._put(False)
         self._engine.model.train(self._training)
-        return self._engine.forward(images, self.keep, *more)
+        if not self.keeps_output:
+            return self._engine.forward(images, self.keep, *more)
+        assert self.output is None, "a survey asks the student once"
+        with torch.enable_grad():
+            self.output = self._engine.forward(images, self.keep, *more)
+        return tree_map(Tensor.detach, self.output)
 
     def teacher(self, images: Tensor, *more: Any) -> Any:
         self._put(True)

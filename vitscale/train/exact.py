@@ -32,6 +32,7 @@ from vitscale.recipe.axes import same_samples
 from vitscale.recipe.course import Now
 from vitscale.recipe.views import view_kinds
 from vitscale.train.coupling import Coupling
+from vitscale.train.step import asked
 
 
 def hold_against(plan: Plan, recipe: str, overrides: Sequence[str], options: PlanOptions) -> Plan:
@@ -124,13 +125,14 @@ def _step(engine: Engine, coupling: Coupling, seen: Seen, keep: Tensor | None, t
         return seen, torch.ones(count), keep
 
     inputs = SimpleNamespace(of=given)
-    coupled = coupling.of_step(SimpleNamespace(micro=micro, size=steps * count, seed=0, position=0), inputs, Now(1, 1, 1))     # type: ignore[arg-type]
+    batch = SimpleNamespace(micro=micro, size=steps * count, seed=0, position=0)
+    surveyed = coupling.of_step(batch, inputs, Now(1, 1, 1))     # type: ignore[arg-type]
     for number in range(steps):
-        tracker.reset_mod_stats()                   # it takes a module's second forward pass for a mistake
+        if surveyed.output is None:
+            tracker.reset_mod_stats()               # it takes a module's second forward pass for a mistake
         with engine.micro_step(last=number == steps - 1):
-            told = dataclasses.replace(seen, coupled=coupled[number])
-            images, *more = task.inputs(told)
-            engine.backward(task.losses(engine.forward(images, keep, *more), told).sum())
+            told = dataclasses.replace(seen, coupled=surveyed.coupled[number])
+            engine.backward(task.losses(asked(engine, task, told, keep, surveyed), told).sum())
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -230,9 +230,9 @@ class Session:
         if self.recipe.optim.weight_decay_end is not None:
             self.engine.set_weight_decay(schedule.weight_decay(batch.end) / self.recipe.optim.weight_decay)
         with self.meters.phase("compute"):
-            coupled = self.coupling.of_step(batch, self.inputs, seen)
+            surveyed = self.coupling.of_step(batch, self.inputs, seen)
         result = train_step(self.engine, batch, self.task, self.inputs, lr, bool(self.stop), len(self.bad), self.meters,
-                            self.probe if batch.step % PROBE_EVERY == 0 else None, save=self.clock.due, coupled=coupled)
+                            self.probe if batch.step % PROBE_EVERY == 0 else None, save=self.clock.due, surveyed=surveyed)
         now = self.progress.now = Moment(batch.step + 1, batch.end)
         self.watchdog.step_ended(now.step)
         if result.applied:

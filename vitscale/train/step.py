@@ -36,6 +36,15 @@ class StepResult:
 Moved = tuple[Seen, Tensor, Tensor | None]
 
 
+@dataclass
+class Surveyed:
+    """What was done of a step before the first of its losses: Coupling.of_step()."""
+
+    coupled: Sequence[Coupled | None]       # of each micro-batch: what its losses are told
+    own_s: float = 0.0      # seconds that this rank took by itself
+    output: Any = None      # the model's of the only micro-batch, with its graph, if the survey has asked for it
+
+
 class Inputs:
     """Brings micro-batches to the device: the first of a step during the step before, if there is a `peek` to tell it.
 
@@ -91,19 +100,19 @@ def sync_inputs(engine: Engine, seen: Seen, weight: Tensor) -> tuple[Seen, Tenso
 
 
 def train_step(engine: Engine, batch: StepBatch, task: Task, inputs: Inputs, lr: float, stop: bool, bad: int, meters: Meters,
-               probe: Probe | None = None, save: bool = False, coupled: Sequence[Coupled | None] = ()) -> StepResult:
+               probe: Probe | None = None, save: bool = False, surveyed: Surveyed | None = None) -> StepResult:
     """Forward and backward of every micro-batch, one update, and one small exchange of what all ranks must know.
 
     The denominator is the size of the global batch by the index, known to every rank.  A rank's loss is its local sum times the number
     of shares over it, so that averaging gradients over ranks is exact for uneven shares, masked samples and accumulation.  `stop`,
     `save` and `bad` (samples of this rank that could not be read) travel with the loss, and so do the times that each rank takes by
     itself: waiting for data, moving it, the forward pass where that waits for nobody, and the `probe`, if there is one (on all ranks or
-    on none).  `coupled`: for each micro-batch what Coupling.of_step() found.
+    on none).  `surveyed`: of a task with a coupling, what that found.
     """
     world = engine.world
     engine.model.train()
     total, told = torch.zeros((), device=world.device), dict[str, Tensor]()
-    moved_s, forward_s, probe_s = 0.0, 0.0, probe.seconds() if probe else 0.0
+    moved_s, forward_s, probe_s = 0.0, surveyed.own_s if surveyed else 0.0, probe.seconds() if probe else 0.0
     for number, micro in enumerate(batch.micro):
         with meters.phase("h2d"):
             started = time.perf_counter()
@@ -113,10 +122,9 @@ def train_step(engine: Engine, batch: StepBatch, task: Task, inputs: Inputs, lr:
         with meters.phase("compute"), engine.micro_step(last):
             started = time.perf_counter()
             seen, weight = sync_inputs(engine, seen, weight)
-            if coupled:
-                seen = dataclasses.replace(seen, coupled=coupled[number])
-            images, *more = task.inputs(seen)
-            losses, numbers = _answered(task, engine.forward(images, keep, *more), seen)
+            if surveyed is not None:
+                seen = dataclasses.replace(seen, coupled=surveyed.coupled[number])
+            losses, numbers = _answered(task, asked(engine, task, seen, keep, surveyed), seen)
             loss = _sum(losses, weight)
             forward_s += time.perf_counter() - started
             meters.mark_progress()        # so that a watchdog can tell who computes from who waits in the reduction
@@ -139,6 +147,15 @@ def train_step(engine: Engine, batch: StepBatch, task: Task, inputs: Inputs, lr:
     means, (votes, save_votes, all_bad, *all_s) = rest[:len(told)], rest[len(told):]
     return StepResult(mean_loss, update.grad_norm, update.applied, votes > 0, save_votes > 0, int(all_bad),
                       own_s=tuple(all_s[:world.size]), probe_s=tuple(all_s[world.size:]), numbers=dict(zip(told, means, strict=True)))
+
+
+def asked(engine: Engine, task: Task, seen: Seen, keep: Tensor | None, surveyed: Surveyed | None) -> Any:
+    """The model's output, which a survey may have asked for already."""
+    if surveyed is not None and surveyed.output is not None:
+        output, surveyed.output = surveyed.output, None     # it is kept no longer than it is needed
+        return output
+    images, *more = task.inputs(seen)
+    return engine.forward(images, keep, *more)
 
 
 def _answered(task: Task, output: Any, seen: Seen) -> tuple[Tensor, dict[str, Tensor]]:
