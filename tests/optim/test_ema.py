@@ -46,8 +46,10 @@ def test_swapping_is_exact_both_ways_also_after_an_error():
     ema.update()
     weights = [parameter.detach().clone() for parameter in model.parameters()]
     averages = [average.clone() for average in ema.tensors().values()]
+    places = [average.data_ptr() for average in ema.tensors().values()]
     with ema.swapped():
         assert all(map(torch.equal, model.parameters(), averages))
+        assert [parameter.data_ptr() for parameter in model.parameters()] == places     # nothing is copied
     with pytest.raises(ZeroDivisionError), ema.swapped():
         _ = 1 / 0
     assert all(map(torch.equal, model.parameters(), weights))

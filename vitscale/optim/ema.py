@@ -6,7 +6,7 @@ another's part and nothing is communicated.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +37,9 @@ class WeightAverage:
         wrong = sorted(name for name, parameter in self._parameters.items() if parameter.dtype != torch.float32)
         assert not wrong, f"only fp32 weights can be averaged; these are not: {wrong}"
         self._averages = [_local(parameter).clone() for parameter in self._parameters.values()]
-        marks = [held // _AT_A_TIME for held in accumulate(average.numel() for average in self._averages)]
-        edges = [0, *(number for number in range(1, len(marks)) if marks[number] != marks[number - 1]), len(marks)]
-        self._parts = [slice(first, last) for first, last in pairwise(edges)]
+        sharded = [number for number, parameter in enumerate(self._parameters.values()) if isinstance(parameter, DTensor)]
+        marks = zip(sharded, accumulate(self._averages[number].numel() for number in sharded), strict=True)
+        self._parts = [[number for number, _ in part] for _, part in groupby(marks, lambda mark: mark[1] // _AT_A_TIME)]
         self._swapped = False
 
     @torch.no_grad()
@@ -58,8 +58,8 @@ class WeightAverage:
     def swapped(self) -> Iterator[None]:
         """Inside, the model's parameters hold the averages; after, also after an error, their own values again, bit for bit.
 
-        Contents are exchanged some tensors at a time, in few calls, since a teacher is asked in every step.  The extra memory is that of
-        _AT_A_TIME numbers and the largest shard.
+        A teacher is asked in every step.  Whole tensors change places, which costs nothing; of shards, which FSDP2 knows by their memory,
+        contents are exchanged, some tensors at a time in few calls.  The extra memory is that of _AT_A_TIME numbers and the largest shard.
         """
         self._exchange()
         try:
@@ -81,11 +81,15 @@ class WeightAverage:
     @torch.no_grad()
     def _exchange(self) -> None:
         reshard(self._model)        # else what is still gathered would be used again, now stale
-        weights = self._locals()
+        for number, parameter in enumerate(self._parameters.values()):
+            if not isinstance(parameter, DTensor):
+                parameter.data, self._averages[number] = self._averages[number], parameter.data
+        weights = self._locals() if self._parts else []
         for part in self._parts:
-            kept = torch._foreach_mul(weights[part], 1.0)       # a copy
-            torch._foreach_copy_(weights[part], self._averages[part])
-            torch._foreach_copy_(self._averages[part], kept)
+            own, averages = [weights[number] for number in part], [self._averages[number] for number in part]
+            kept = torch._foreach_mul(own, 1.0)                 # a copy
+            torch._foreach_copy_(own, averages)
+            torch._foreach_copy_(averages, kept)
         self._swapped = not self._swapped
 
 
