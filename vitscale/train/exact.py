@@ -88,16 +88,17 @@ def _track(recipe: Recipe, engine: Engine, task: Task, built: Backbone, buckets:
     optimizer.zero_grad(set_to_none=not buckets)
     seen, keep = _given(recipe, task, work.micro_batch, model.drop_rates)
     average = WeightAverage(engine.model) if recipe.keeps_average else None
-    outside = sum(_bytes(tensor) for tensor in average.tensors().values()) if average else 0
+    averages = list(average.tensors().values()) if average else []
     coupling = Coupling(task, engine, average)
     given = [one for one in (*seen.views, seen.labels, seen.draws, keep) if one is not None]
     tracker: MemTracker
     if isinstance(engine, FsdpEngine):
         tracker = FSDPMemTracker(model, optimizer)
         tracker.track_inputs(tuple(given))
+        outside = sum(_bytes(tensor) for tensor in averages)
     else:
-        tracker = MemTracker()
-        tracker.track_external(model, optimizer, *given, *(p.grad for p in model.parameters() if p.grad is not None))
+        tracker, outside = MemTracker(), 0
+        tracker.track_external(model, optimizer, *given, *averages, *(p.grad for p in model.parameters() if p.grad is not None))
     with tracker:
         _step(engine, coupling, seen, keep, tracker)
         optimizer.step()                # the engine's own asks whether the gradient is finite, and fake numbers do not say
