@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vitscale.errors import DataError
+from vitscale.checkpoint.room import Unwritten
+from vitscale.errors import ClusterError, DataError, RecipeError, StorageError, UserError
 from vitscale.metrics.system import CAUSES
 from vitscale.resilience.failures import classify, signature
 from vitscale.resilience.lasterror import most_telling, note_error, tell, tell_for_job, tell_if_nobody_did
@@ -126,6 +127,14 @@ def test_an_error_of_the_system_is_worth_another_attempt(number: int, tmp_path: 
     found = note_error(tmp_path, OSError(number, os.strerror(number)), rank=0, size=1, node="n1", attempt=1)
     assert found.code == 75
     assert found.text == os.strerror(number)
+
+
+@pytest.mark.parametrize("error", [
+    RecipeError("data.group: 5 is no divisor of 16"), DataError("cats-0003.tar: is damaged"), Unwritten("no space is left"),
+    ClusterError("torch sees no GPU here"), StorageError(errno.ESTALE, "Stale handle", "runs/a")], ids=lambda error: type(error).__name__)
+def test_what_is_said_to_users_is_the_same_in_the_outcome_and_on_the_console(error: UserError, folder: Path) -> None:
+    tell(folder, note_error(folder, error, rank=0, size=2, node="n1", attempt=1))
+    assert read_outcome(folder)["reason"] == str(error)
 
 
 def go(folder: Path, text: str, attempt: int, step: int = 7, rank: int = 1, **more: bool) -> int:

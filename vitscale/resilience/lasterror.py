@@ -43,7 +43,8 @@ class LastError:
     @property
     def reason(self) -> str:
         where = f"rank {self.rank} on {self.node}: " if self.size > 1 and (self.rank or not self.is_users) else ""
-        return f"{where}{self.type}: {self.text}" + (f"; {self.hint}" if self.hint else "")
+        kind = "" if self.is_users else f"{self.type}: "        # what is written for users names no class of ours, on the console neither
+        return f"{where}{kind}{self.text}" + (f"; {self.hint}" if self.hint else "")
 
     @property
     def signature(self) -> str:
