@@ -54,7 +54,7 @@ def section_of_timm(config: Mapping[str, Any], where: str) -> Model:
         keys.must("in_chans", 3, 1)
         values = {"channels": keys.take("in_chans", 3), "classes": keys.take("num_classes", 1000)} | READERS[kind](keys)
         keys.idle("device", "dtype", *_TRAINING, *_SIZES)
-        _agree(outer, keys)
+        _agree(outer, about, keys)
         outer.adopt(keys)
         outer.close(where)
         return check_section(FAMILIES[values["family"]], values, where)
@@ -68,8 +68,11 @@ def _of_config(outer: ForeignKeys, about: ForeignKeys) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _agree(outer: ForeignKeys, keys: ForeignKeys) -> None:
+def _agree(outer: ForeignKeys, about: ForeignKeys, keys: ForeignKeys) -> None:
     """What the file says of its model for information alone must not contradict what its model is built from."""
+    first, second, classes = (some.take("num_classes", default) for some, default in ((outer, None), (about, None), (keys, 1000)))
+    if (said := second if first is None else first) not in (None, classes):
+        outer.refuse("num_classes", f"{said!r} is not what model_args build, {classes!r}: timm would draw a classifier anew")
     said, built = outer.take("global_pool", None), keys.values.get("global_pool", keys.defaults.get("global_pool"))
     if said is not None and said != built:
         outer.refuse("global_pool", f"{said!r} is not what model_args build, {built!r}; save the folder anew with timm 1.0.31 or newer")

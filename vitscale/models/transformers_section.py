@@ -72,6 +72,7 @@ def side(keys: ForeignKeys, key: str, default: int) -> Any:
 
 def images(keys: ForeignKeys, patch: int = 16) -> dict[str, Any]:
     """What images a model takes, and in patches of what size."""
+    keys.must("num_channels", 3, 1)
     return {"image": side(keys, "image_size", 224), "channels": keys.take("num_channels", 3), "patch": side(keys, "patch_size", patch)}
 
 
@@ -270,6 +271,7 @@ def _convnextv2(keys: ForeignKeys) -> dict[str, Any]:
 
 def _dinov3_convnext(keys: ForeignKeys) -> dict[str, Any]:
     keys.idle(*_AS_BACKBONE)
+    keys.must("num_channels", 3, 1)
     return {"family": "convnext", "version": 1, "image": side(keys, "image_size", 224), "channels": keys.take("num_channels", 3),
             "widths": keys.take("hidden_sizes", [96, 192, 384, 768]), "depths": keys.take("depths", [3, 3, 9, 3]),
             "hidden_act": activation(keys), "norm_eps": keys.take("layer_norm_eps", 1e-6),
