@@ -13,6 +13,10 @@ _EVERY: dict[str, tuple[Any, ...]] = {
     "attention": ("full",), "patch_embed": ("patch",), "parallel": (False,), "qk_norm": (False,), "head_hidden": (None,),
     "class_tokens": (1,), "pool_heads": (None,), "pool_mlp": (None,), "scale_attn_norm": (False,), "scale_mlp_norm": (False,),
     "rope_type": (None,), "rope_grid": (None,), "rope_offset": (0.0,), "mup_base_width": (None,), "mup_base_head_width": (None,)}
+# keys that every class has an argument or tensors for, or that matter in training alone, or at another size
+_ANYWHERE = {"family", "size", "image", "channels", "classes", "width", "depth", "heads", "mlp", "patch", "dropout", "head_dropout",
+             "drop_path", "drop_path_schedule", "drop_path_group", "position_interpolation", "norm_eps", "hidden_act", "qkv_bias",
+             "key_bias", "class_position", "rope_temperature"}
 _TABLE = ("learned", "sincos", "none")
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "family": ("vit",), "position": _TABLE, "gated": (False,), "layer_scale": (None,), "registers": (0,), "pre_norm": (False,),
@@ -58,6 +62,8 @@ def _unlike(kind: str, section: Vit) -> Wrong:
         allowed = allowed | _BEIT_MEAN
     found = [(f"model.{key}", f"{getattr(section, key)} has no expression there; {' or '.join(map(str, values))} has")
              for key, values in (_EVERY | allowed).items() if values and getattr(section, key) not in values]
+    found += [(f"model.{key}", f"{getattr(section, key)} has no expression there") for key, field in type(section).model_fields.items()
+              if key not in _ANYWHERE | _EVERY.keys() | allowed.keys() and getattr(section, key) != field.default]
     if classified is not None and bool(section.classes) != classified:
         found.append(("model.classes", "0 has no expression there" if classified else
                       f"{section.classes} has none there: the class has no classifier; classes 0 has"))
