@@ -253,7 +253,7 @@ def round_of(storm: Storm, number: int, fault: str) -> bool:
         ended = f"{outcome['state']} ({outcome['cause']}): {outcome['reason']}"
         if causes and outcome["exit_code"] == 75 and outcome["cause"] not in causes:
             storm.wrong.append(f"round {number}: after {fault} the cause is {outcome['cause']}: {outcome['reason']}")
-        if fault == "kill a rank" and outcome["cause"] == "killed" and f"{detail} on n" not in outcome["reason"]:
+        if fault == "kill a rank" and outcome["cause"] == "killed" and f"{detail} " not in outcome["reason"]:
             storm.wrong.append(f"round {number}: {detail} was killed, and the outcome does not name it: {outcome['reason']}")
     lost = outcome.get("lost_steps", "") if ended else ""
     storm.rows.append((number, f"{fault} {detail}".strip(), f"step {step}, {state}", ended or "goes on", attempts,

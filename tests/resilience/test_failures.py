@@ -133,7 +133,10 @@ def test_an_error_of_the_system_is_worth_another_attempt(number: int, tmp_path: 
     RecipeError("data.group: 5 is no divisor of 16"), DataError("cats-0003.tar: is damaged"), Unwritten("no space is left"),
     ClusterError("torch sees no GPU here"), StorageError(errno.ESTALE, "Stale handle", "runs/a")], ids=lambda error: type(error).__name__)
 def test_what_is_said_to_users_is_the_same_in_the_outcome_and_on_the_console(error: UserError, folder: Path) -> None:
-    tell(folder, note_error(folder, error, rank=0, size=2, node="n1", attempt=1))
+    note_error(folder, error, rank=1, size=2, node="n2", attempt=1)     # all have found it together, and rank 0 alone has a console
+    failure = most_telling(folder, 1, note_error(folder, error, rank=0, size=2, node="n1", attempt=1))
+    assert failure is not None
+    tell(folder, failure)
     assert read_outcome(folder)["reason"] == str(error)
 
 

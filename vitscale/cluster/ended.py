@@ -1,7 +1,7 @@
 """How a try to train ended, by what it left behind: its own word, or its exit code."""
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from vitscale.runfolder import OUTCOME, mark, read_object
 
 Mark = list[int] | None     # of outcome.json when a try began: what has changed since is of this try, whatever any clock says
 PRESENT = "logs/present"    # rank-N.json of each rank at work: vitscale/resilience/roll.py
+LEFT = ".left"              # in place of .json: of each that ended by itself
 LOST_PEER = "lost_peer"     # in outcome.json: its writer knows no more than that a connection to another rank broke
 
 
@@ -49,16 +50,24 @@ def killed(run_folder: Path, before: Mark, code: int) -> Ended | None:
     found = sorted((one["rank"], str(one.get("node"))) for one in silent if type(one.get("rank")) is int)
     if not found:
         return None
-    ranks, nodes = [str(rank) for rank, _ in found], sorted({node for _, node in found})
-    many = len(ranks) > 1
-    names = f"rank{'s' if many else ''} {', '.join(ranks[:8])}{f' and {len(ranks) - 8} more' if len(ranks) > 8 else ''}"
-    reason = f"{names} on {', '.join(nodes[:8])}{' ...' if len(nodes) > 8 else ''} {_in_words(code, 'were' if many else 'was')}"
+    ranks, nodes = [rank for rank, _ in found], sorted({node for _, node in found})
+    size = max((one["size"] for one in silent if type(one.get("size")) is int), default=0)
+    left = {path.stem for path in (run_folder / PRESENT).glob(f"rank-*{LEFT}")}
+    never = [rank for rank in range(size) if rank not in ranks and f"rank-{rank}" not in left]
+    first = f"{_names(never)} ended before {'they' if len(never) > 1 else 'it'} had begun; " if never else ""
+    where = f"{', '.join(nodes[:8])}{' ...' if len(nodes) > 8 else ''}"
+    reason = f"{first}{_names(ranks)} on {where} {_in_words(code, 'were' if len(ranks) > 1 else 'was')}"
     return Ended("killed", reason, EXIT_REQUEUE, facts={key: said[key] for key in ("attempt",) if key in said})
+
+
+def _names(ranks: Sequence[int]) -> str:
+    more = f" and {len(ranks) - 8} more" if len(ranks) > 8 else ""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks[:8]))}{more}"
 
 
 def forget_ranks(run_folder: Path) -> None:
     """Before ranks are started: who was there in the attempt before counts no more."""
-    for path in (run_folder / PRESENT).glob("rank-*.json"):
+    for path in (run_folder / PRESENT).glob("rank-*"):
         path.unlink(missing_ok=True)
 
 

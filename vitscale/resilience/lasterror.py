@@ -72,7 +72,8 @@ def note_error(folder: Path, error: Exception, *, rank: int, size: int, node: st
 
 
 def most_telling(folder: Path, attempt: int | None, known: LastError | None = None, wait_s: float = 0.0) -> LastError | None:
-    """Of what the ranks of an attempt wrote, and `known`, the first failure that is no echo; else the first echo.
+    """Of what the ranks of an attempt wrote, and `known`, the first failure that is no echo; else the first echo.  `known` itself, if the
+    first says the same: all ranks have then found it together.
 
     If there are echoes alone, others may be on their way: they are waited for up to `wait_s`.
     """
@@ -82,7 +83,8 @@ def most_telling(folder: Path, attempt: int | None, known: LastError | None = No
         if known is not None:
             found.append(known)
         if any(not one.is_echo for one in found) or time.monotonic() >= until:
-            return min(found, key=lambda one: (one.is_echo, one.time), default=None)
+            first = min(found, key=lambda one: (one.is_echo, one.time), default=None)
+            return known if first is not None and known is not None and first.is_users and first.text == known.text else first
         time.sleep(0.05)
 
 

@@ -1,7 +1,8 @@
-"""Which ranks of a batch job ended without a word: each writes its name down when it begins, and takes it away when it ends by itself.
+"""Which ranks of a batch job ended without a word: each writes down that it is there when it begins, that it left when it ends by itself.
 
 A rank that is killed cannot say so, those that it leaves alone only know that a connection broke, and srun tells a job no more than the
-highest code of all.  Whose name still lies there when all have ended was killed: `vitscale job end` looks (cluster/ended.py).
+highest code of all.  When all have ended, who is still there was killed, and who never came ended before it began: `vitscale job end` looks
+(cluster/ended.py).
 """
 
 import atexit
@@ -10,11 +11,11 @@ import json
 import os
 from pathlib import Path
 
-from vitscale.cluster.ended import PRESENT
+from vitscale.cluster.ended import LEFT, PRESENT
 from vitscale.files import write_atomically
 
 
-def answer(run_folder: Path, rank: int, node: str) -> None:
+def answer(run_folder: Path, rank: int, size: int, node: str) -> None:
     """Be there until this process ends in a way in which it can still run code.  vitscale's own launcher sees its ranks end; then nothing
     is written."""
     if "SLURM_JOB_ID" not in os.environ:
@@ -22,10 +23,10 @@ def answer(run_folder: Path, rank: int, node: str) -> None:
     path = run_folder / PRESENT / f"rank-{rank}.json"
     with contextlib.suppress(OSError):      # it only tells
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"rank": rank, "node": node}), durable="no")
+        write_atomically(path, json.dumps({"rank": rank, "size": size, "node": node}), durable="no")
         atexit.register(_leave, path)
 
 
 def _leave(path: Path) -> None:
     with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
+        path.rename(path.with_suffix(LEFT))

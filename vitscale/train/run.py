@@ -74,7 +74,7 @@ def run(recipe: Recipe, place: RankInfo, stop: StopFlag, accept_changes: bool = 
             log.info("%s", prepared)
         return EXIT_DONE
     setup_logging(make_console() if place.rank == 0 else None, prepared.folder / "logs" / f"rank-{place.rank}.log")
-    answer(prepared.folder, place.rank, node_name())
+    answer(prepared.folder, place.rank, place.size, node_name())
     refused = _note_try(recipe, prepared) if place.rank == 0 else None      # before anything that may end it
     with contextlib.ExitStack() as stack:
         world = stack.enter_context(joined(recipe.parallel, place))
