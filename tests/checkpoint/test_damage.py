@@ -241,7 +241,7 @@ def test_nonsense_under_a_manifest_that_agrees(resumed: Resumed) -> None:
                 step, reason = resumed.step()
                 if step == 0:       # of a value that may have been another recipe's
                     assert name == FACTS, (name, kind, reason)
-                    assert CHANGED in reason
+                    assert CHANGED in reason or "is no recipe of this version" in reason
                     continue
                 # a table of contents may point to what cannot be read in a shard file, which is what is named then
                 named = (name, ".distcp") if name.endswith(".metadata") else (name,)

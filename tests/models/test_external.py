@@ -227,7 +227,7 @@ def test_what_it_costs_is_not_known_and_said_so(convmixer: None) -> None:
 
 
 def test_a_sweep_that_counts_flops_refuses_it(tmp_path: Path, convmixer: None) -> None:
-    (tmp_path / "base.yaml").write_text(write_yaml(VALUES))
+    (tmp_path / "base.yaml").write_text(write_yaml({**VALUES, "data": {**VALUES["data"], "val": "v-0.tar"}}))       # type: ignore[dict-item]
     sweep = {"name": "s", "base": str(tmp_path / "base.yaml"), "mode": "isoflop", "budgets": [1e9, 2e9],
              "models": {"one": {"family": "other", "options": {"width": 8}}, "two": {"family": "other", "options": {"width": 16}}}}
     (tmp_path / "sweep.yaml").write_text(write_yaml(sweep))

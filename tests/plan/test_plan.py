@@ -61,6 +61,9 @@ def test_the_keys_of_its_json_stay():
     assert set(found["alternatives"][0]) == {"changes", "micro_batch", "images_per_second", "days", "peak_bytes"}
 
 
+TOO_LARGE = {("dinov3_l16_highres", "8xL40S")}
+
+
 @pytest.mark.parametrize("file", recipe_files(), ids=lambda file: file.stem)
 @pytest.mark.parametrize("on", ["4x8xH200", "8xA100", "8xL40S", "cpu"])
 def test_every_shipped_recipe_has_a_plan(file, on):
@@ -76,6 +79,9 @@ def test_every_shipped_recipe_has_a_plan(file, on):
     assert plan.time.images is not None
     if on == "cpu":
         assert (plan.time.seconds, plan.time.basis, memory.fits, plan.cost.gpu_hours, memory.context) == (None, "unknown", None, None, 0)
+        return
+    if (file.stem, on) in TOO_LARGE:
+        assert memory.fits is False
         return
     assert memory.fits is True
     assert memory.peak_bytes <= USABLE * plan.hardware.memory_bytes

@@ -407,14 +407,16 @@ def continued(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
         process = context.Process(target=_in_a_group, args=(case, folder))
         process.start()
         started[name] = folder, process
-    for folder, _ in started.values():
-        until = time.monotonic() + 90
-        while not (folder / "in it").exists():
-            assert time.monotonic() < until
-            time.sleep(0.02)
     send = {name: os.killpg if case.whole_group else os.kill for name, case in SUSPENDED.items()}
-    for name, (_, process) in started.items():
-        send[name](process.pid, signal.SIGSTOP)
+    until, running = time.monotonic() + 90, set(started)
+    while running:              # each as soon as it is there: while others start it may come to its end
+        for name in sorted(running):
+            folder, process = started[name]
+            if (folder / "in it").exists():
+                send[name](process.pid, signal.SIGSTOP)
+                running.remove(name)
+        assert time.monotonic() < until
+        time.sleep(0.02)
     time.sleep(4 * HANG_S + 5)      # the backstop's own time is 5 s longer
     for name, (_, process) in started.items():
         assert process.is_alive()

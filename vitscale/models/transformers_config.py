@@ -16,7 +16,7 @@ _EVERY: dict[str, tuple[Any, ...]] = {
 # keys that every class has an argument or tensors for, or that matter in training alone, or at another size
 _ANYWHERE = {"family", "size", "image", "channels", "classes", "width", "depth", "heads", "mlp", "patch", "dropout", "head_dropout",
              "drop_path", "drop_path_schedule", "drop_path_group", "position_interpolation", "norm_eps", "hidden_act", "qkv_bias",
-             "key_bias", "class_position", "rope_temperature"}
+             "key_bias", "class_position", "rope_temperature", "rope_shift", "rope_jitter", "rope_rescale"}
 _TABLE = ("learned", "sincos", "none")
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "family": ("vit",), "position": _TABLE, "gated": (False,), "layer_scale": (None,), "registers": (0,), "pre_norm": (False,),
