@@ -121,7 +121,7 @@ def test_what_becomes_of_it_changes_nothing(server, tmp_path, monkeypatch, troub
     assert found == expected
     assert tried
     assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= limit
-    assert caplog.text == "" or (trouble == "no room" and "cannot take more" in caplog.text)     # where the reader itself was the second
+    assert caplog.text == "" or (trouble == "no room" and "cannot take more" in caplog.text)     # to the reader, when it came first
 
 
 def test_a_shard_that_cannot_be_had_is_told_when_it_is_wanted(server, tmp_path):

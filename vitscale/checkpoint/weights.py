@@ -47,8 +47,8 @@ def read_start(source: Path, model: nn.Module, objective: str, now: Model | None
     """What `init` gives a new model, of any folder that load() takes: adapted to it, and by name in fp32; the log says what was done.
 
     Of a head that is another one, of what pretraining has besides the backbone and the folder knows nothing of, and of what comes anew,
-    nothing is returned.  `now`: the section of the new model.  Raises
-    CheckpointError for another backbone, also if its weights alone would not tell.
+    nothing is returned.  `now`: the section of the new model.  Raises CheckpointError for another backbone, also if its weights alone
+    would not tell.
     """
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     section: Model | None

@@ -8,7 +8,7 @@ from vitscale.recipe.fields import code_at
 from vitscale.recipe.load import check_section
 from vitscale.recipe.objectives import Ibot, Objective
 from vitscale.recipe.schema import FAMILIES, External, Model, Vit
-from vitscale.recipe.teacher import RECIPE_FILE, own_model, read_about
+from vitscale.recipe.teacher import RECIPE_FILE, read_about
 from vitscale.recipe.upgrade import understood
 from vitscale.shapes.vit import grid, num_tokens, shape_of
 
@@ -29,10 +29,13 @@ def with_frozen(found: Anatomy, model: Model, objective: Objective) -> Anatomy:
 
 def teacher_section(folder: str) -> Model | None:
     """The model section of a run, or of an export of ours; None of another library's folder, and if none is there.  Raises RecipeError."""
-    about, section = read_about(folder), own_model(folder)
-    if about is None or section is None:
+    about = read_about(folder)
+    if about is None:
         return None
     file, values = about
+    section = values.get("model")
+    if not isinstance(section, dict):
+        return None
     if file.name == RECIPE_FILE:
         return understood(values, str(file)).recipe.model
     return check_section(FAMILIES.get(section["family"], External), dict(section), str(file)) if "family" in section else None

@@ -156,9 +156,12 @@ def _run(sweep: Sweep, values: dict[str, Any], source: Path, folder: Path, membe
     if budget is None and samples is not None:
         mine["duration"] = f"{samples} images"
     probe = check_recipe(mine, f"{source}: a run of {member.name}")
-    if sweep.fit.metric not in (told := judges_of(probe)) or probe.data.val is None:
-        raise RecipeError(f"{source}: fit.metric: its runs would not tell {sweep.fit.metric}: they tell {', '.join(sorted(told))}, "
-                          "if there is data.val; others by evaluate.features, where the objective compares views")
+    if sweep.fit.metric not in (told := judges_of(probe)):
+        raise RecipeError(f"{source}: fit.metric: its runs would not tell {sweep.fit.metric}: they tell {', '.join(sorted(told))}; "
+                          "others by evaluate.features, where the objective compares views")
+    if probe.data.val is None:
+        raise RecipeError(f"{source}: fit.metric: its runs would not tell {sweep.fit.metric}, since they have nothing to be evaluated on; "
+                          "give data.val")
     per_image = training_flops_per_image(probe.model, probe.objective, probe.data.views)
     batch = probe.global_batch
     if budget is not None:
