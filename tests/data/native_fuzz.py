@@ -1,13 +1,16 @@
-"""Throws damaged JPEGs at the native decoder at a path, for some seconds, in this process: it may refuse them, and nothing else.
+"""Throws damaged JPEGs at the native decoder at a path, for some seconds, in this process: it may refuse them, and nothing else.  Between
+them it augments noise of any shape by any operations with any numbers.
 
     python native_fuzz.py PATH SECONDS [FOLDER]     prints how many were tried and how many taken; FOLDER: of more JPEGs to be damaged
 """
 
 import importlib.util
 import io
+import math
 import random
 import sys
 import time
+from array import array
 from pathlib import Path
 
 from PIL import Image
@@ -53,6 +56,19 @@ def damage(data, rng):
     return bytes(data)
 
 
+def augment(module, rng):
+    count, height, width, channels = rng.randrange(3), rng.randrange(1, 70), rng.randrange(1, 70), rng.choice((1, 3))
+    first = array("q", [0])
+    for _ in range(count):
+        first.append(first[-1] + rng.randrange(4))
+    codes = array("q", [rng.randrange(len(module.OPERATIONS)) for _ in range(first[-1])])
+    strange = math.nan, math.inf, -math.inf, 1e300, -1e300, -1.0, 2.0**31, 0.0, 256.0
+    numbers = array("d", [rng.choice((rng.choice(strange), rng.uniform(-2, 260), 2**24 * rng.random())) for _ in range(6 * len(codes))])
+    pixels = count * height * width * channels
+    module.augment(rng.randbytes(pixels), rng.randbytes(count), bytearray(4 * pixels), count, height, width, channels, first, codes,
+                   numbers, rng.randbytes(channels), bytes(1024 * channels))
+
+
 def main(path, seconds, folder=None):
     spec = importlib.util.spec_from_file_location("_crop", path)
     module = importlib.util.module_from_spec(spec)
@@ -72,6 +88,7 @@ def main(path, seconds, folder=None):
         kept = marks if whole and marks else kept               # another image's, or those of this one before another damage
         taken += module.crop(data, out, channels, scale, box, resized, window, whole, marks) is None
         tried += 1
+        augment(module, rng)
     print(tried, taken)
 
 

@@ -286,7 +286,7 @@ def test_no_damage_makes_it_read_or_write_where_it_must_not(tmp_path):
         flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize=alignment,pointer-overflow", "-fno-sanitize-recover=undefined",
                  "-DMOST_IDLE=0"]
         assert BUILD["build"](Path(name), flags) == ""
-        environment = {"LD_PRELOAD": os.path.realpath(asan), "ASAN_OPTIONS": "detect_leaks=0"}
+        environment = {"LD_PRELOAD": os.path.realpath(asan), "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
         library = Path(name) / BUILD["NAME"]
         done = run_fuzz(library, tmp_path, environment.items(), seconds=15)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""Every operation on pixels against PIL: equal, but for affine's few pixels that differ by one."""
+"""Every operation on pixels against PIL, by torch and by the native code: equal, but for affine's few pixels that differ by one."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from sklearn.datasets import load_sample_images
 
+from vitscale.data import native
 from vitscale.data.pixels import OPERATIONS
 from vitscale.data.policy import _matrix, blur_weights
 
@@ -26,7 +27,7 @@ PICTURES = pictures(SIZE)
 
 
 def ours(name, parameters, images=PICTURES):
-    """Each image with its own row of parameters."""
+    """Each image with its own row of parameters; by torch, and the same by the native code where that was built."""
     rows = torch.zeros(len(images), 6, dtype=torch.float64)
     given = torch.tensor(parameters, dtype=torch.float64).view(len(images), -1)
     rows[:, :given.shape[1]] = given
@@ -36,6 +37,11 @@ def ours(name, parameters, images=PICTURES):
     assert torch.equal(x, before)
     assert out.dtype == torch.uint8
     assert out.shape == x.shape
+    if native.available():
+        natively, levels = np.empty(out.shape, np.float32), np.tile(np.arange(256, dtype=np.float32), (out.shape[1], 1))
+        native.augment(np.stack(images), np.zeros(len(images), bool), ((name, 0, len(images)),), np.arange(len(images)), rows.numpy(),
+                       np.array(FILL, np.uint8)[:out.shape[1]], levels, natively)
+        assert np.array_equal(natively, out.numpy())
     return out.permute(0, 2, 3, 1).numpy()
 
 

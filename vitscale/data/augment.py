@@ -7,6 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from vitscale.data import native
 from vitscale.data.mix import in_box
 from vitscale.data.pixels import OPERATIONS
 from vitscale.data.policy import Erasures, Operations
@@ -50,26 +51,46 @@ def apply(
 
     mean, std: three numbers, R, G, B in 0..1; a one-channel image takes their averages.  flip None: none is mirrored.
     """
-    x = images.permute(0, 3, 1, 2)
-    if flip is not None:
-        x = torch.where(flip[:, None, None, None], x.flip(-1), x)
-    channels = x.shape[1]
-    centre, spread = _constant(tuple(mean), x.device), _constant(tuple(std), x.device)
+    channels = images.shape[3]
+    centre, spread = _constant(tuple(mean), images.device), _constant(tuple(std), images.device)
     if channels == 1:
         centre, spread = centre.mean(0, keepdim=True), spread.mean(0, keepdim=True)
-    if ops is not None:
-        x = x.clone(memory_format=torch.contiguous_format)
-        fill = (centre * 255).round().clamp(0, 255).to(torch.uint8)
-        for name, low, high in ops.parts:
-            rows = ops.rows[low:high]
-            x.index_copy_(0, rows, OPERATIONS[name](x[rows], ops.parameters[low:high], fill))
-    scaled = (x.float() / 255 - centre[:, None, None]) / spread[:, None, None]
+    fill = (centre * 255).round().clamp(0, 255).to(torch.uint8)
+    by = _by_native if native.available() and type(images) is Tensor and images.device.type == "cpu" else _by_torch
+    scaled = by(images, flip, ops, centre, spread, fill)
     if erase is not None and len(erase.rows):
         erased = scaled[erase.rows]
         inside = in_box(erase.boxes, *erased.shape[2:])[:, None]
         filling = normal_noise(erase.keys, channels, *erased.shape[2:]) if erase.noise else torch.zeros_like(erased)
         scaled.index_copy_(0, erase.rows, torch.where(inside, filling, erased))
     return scaled.to(dtype).contiguous()
+
+
+def _by_torch(images: Tensor, flip: Tensor | None, ops: Ops | None, centre: Tensor, spread: Tensor, fill: Tensor) -> Tensor:
+    """All but erasing, on any device."""
+    x = images.permute(0, 3, 1, 2)
+    if flip is not None:
+        x = torch.where(flip[:, None, None, None], x.flip(-1), x)
+    if ops is not None:
+        x = x.clone(memory_format=torch.contiguous_format)
+        for name, low, high in ops.parts:
+            rows = ops.rows[low:high]
+            x.index_copy_(0, rows, OPERATIONS[name](x[rows], ops.parameters[low:high], fill))
+    return (x.float() / 255 - centre[:, None, None]) / spread[:, None, None]
+
+
+def _by_native(images: Tensor, flip: Tensor | None, ops: Ops | None, centre: Tensor, spread: Tensor, fill: Tensor) -> Tensor:
+    """The same on a processor, to the last bit, in a tenth of the time: since a byte becomes one of 256 numbers, these are made first."""
+    count, height, width, channels = images.shape
+    if flip is None:
+        flip = torch.zeros(count, dtype=torch.bool)
+    if ops is None:
+        ops = Ops((), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 6, dtype=torch.float64))
+    scaled = torch.empty(count, channels, height, width)
+    table = _by_torch(torch.arange(256, dtype=torch.uint8).expand(channels, -1).T[None, None], None, None, centre, spread, fill)
+    native.augment(images.contiguous().numpy(), flip.contiguous().numpy(), ops.parts, ops.rows.numpy(), ops.parameters.numpy(),
+                   fill.numpy(), table[0, :, 0].contiguous().numpy(), scaled.numpy())
+    return scaled
 
 
 @cache

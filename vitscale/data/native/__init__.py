@@ -1,10 +1,12 @@
-"""The native decoder of JPEGs, where it was built: decode, crop and resize in one call, without Python's lock.  Else the libraries do it.
+"""The native code, where it was built: a JPEG decoded, cropped and resized in one call, images augmented in another, without Python's lock.
+Else the libraries do it.
 
-It takes only what is well formed to the last bit, and gives the pixels that simplejpeg and torch's resize give, to the last bit.  So it
-decides nothing: what it does not take, damaged or of a kind it leaves to others, goes to the libraries, which find what is wrong.
+The decoder takes only what is well formed to the last bit, and gives the pixels that simplejpeg and torch's resize give, to the last bit.
+So it decides nothing: what it does not take, damaged or of a kind it leaves to others, goes to the libraries, which find what is wrong.
 """
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 Box = tuple[int, int, int, int]         # top, left, height, width
 MARK_WORDS = 3                          # of a mark (entropy.h)
 
-_INTERFACE = 2                          # of crop() in module.c: what was built before boxes were in pixels of the whole image has none
+_INTERFACE = 3                          # of module.c's functions; what was built first has none
 
 _module: Any = None
 _absent = ""
@@ -51,3 +53,19 @@ def crop(
     False: not taken; out, and marks if whole, then hold nothing of use.
     """
     return _module is not None and _module.crop(data, out, out.shape[2], scale, box, resized, window, whole, marks) is None
+
+
+def augment(
+    images: NDArray[np.uint8], flip: NDArray[np.bool_], parts: Sequence[tuple[str, int, int]], rows: NDArray[np.int64],
+    parameters: NDArray[np.float64], fill: NDArray[np.uint8], table: NDArray[np.float32], out: NDArray[np.float32],
+) -> None:
+    """Images (B, H, W, C) of bytes, C 1 or 3: mirrored where flip (B,), then the operations of pixels.py, then through table (C, 256) into
+    out (B, C, H, W).  parts, rows (R,), parameters (R, 6): as in augment.Ops.  fill (C,): what affine fills with.  All contiguous.
+
+    For where available().  An image goes through all that is to be done to it before the next one, so that it stays near the processor.
+    """
+    names = {name: code for code, name in enumerate(_module.OPERATIONS)}
+    codes = np.repeat([names[name] for name, _, _ in parts], [high - low for _, low, high in parts]).astype(np.int64)
+    by_image = np.argsort(rows, kind="stable")
+    first = np.searchsorted(rows[by_image], np.arange(len(images) + 1))
+    _module.augment(images, flip, out, *images.shape, first, codes[by_image], np.ascontiguousarray(parameters[by_image]), fill, table)

@@ -1,4 +1,4 @@
-"""Compiles the native decoder into this folder.  By hand: `python vitscale/data/native/build.py`; the installation does it too (hook.py).
+"""Compiles the native code into this folder.  By hand: `python vitscale/data/native/build.py`; the installation does it too (hook.py).
 
 Stands alone: it is run before there is a vitscale to import.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 NAME = "_crop.abi3.so"                  # for every Python from 3.11 on
-_SOURCES = ("entropy.c", "resize.c", "crop.c", "module.c")
+_SOURCES = ("entropy.c", "resize.c", "crop.c", "pixels.c", "module.c")
 
 
 def digest() -> str:
@@ -40,7 +40,8 @@ def build(into: Path = HERE, flags: Sequence[str] = ()) -> str:
             return "there is no C compiler"
     unfinished = into / f".{NAME}.{os.getpid()}"
     sources = [str(HERE / source) for source in _SOURCES]
-    command = [*compiler, "-std=gnu11", "-O3", "-ffp-contract=off", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden",
+    command = [*compiler, "-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-fPIC",
+               "-shared", "-fvisibility=hidden",
                f'-DSOURCES="{digest()}"', f'-DLIBRARY="{linked(compiler)}"', *flags,
                f"-I{sysconfig.get_paths()['include']}", *sources, "-ljpeg", "-lm", "-o", str(unfinished)]
     if sys.platform == "darwin":

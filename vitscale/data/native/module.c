@@ -1,4 +1,4 @@
-/* vitscale.data.native._crop: crop.h for Python.  Python's lock is free while it works. */
+/* vitscale.data.native._crop: crop.h and pixels.h for Python.  Python's lock is free while it works. */
 #define _GNU_SOURCE             /* dladdr */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
@@ -6,6 +6,7 @@
 
 #include "crop.h"
 #include "entropy.h"
+#include "pixels.h"
 #include "resize.h"
 
 #include <dlfcn.h>
@@ -74,12 +75,67 @@ done:
     return answer;
 }
 
+PyDoc_STRVAR(augment_doc,
+"augment(images, flip, out, count, height, width, channels, first, codes, parameters, fill, table)\n\n"
+"Buffers as in pixels.h's batch, each of just the bytes that it wants; codes: places in OPERATIONS.");
+
+static int fits(const Py_buffer *given, Py_ssize_t count, size_t each)
+{
+    return given->len == count * (Py_ssize_t)each && (!given->len || (uintptr_t)given->buf % each == 0);
+}
+
+/* Whether every operation is one, and those of an image follow those of the one before it. */
+static int in_order(const batch *asked, Py_ssize_t count)
+{
+    for (int number = 0; number < asked->count; number++)
+        if (asked->first[number] > asked->first[number + 1])
+            return 0;
+    for (Py_ssize_t one = 0; one < count; one++)
+        if (asked->codes[one] < 0 || asked->codes[one] >= num_operations)
+            return 0;
+    return asked->first[0] == 0 && asked->first[asked->count] == count;
+}
+
+static PyObject *py_augment(PyObject *module, PyObject *arguments)
+{
+    Py_buffer images, flip, out, first, codes, parameters, fill, table;
+    batch asked;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "y*y*w*iiiiy*y*y*y*y*", &images, &flip, &out, &asked.count, &asked.height, &asked.width,
+                          &asked.channels, &first, &codes, &parameters, &fill, &table))
+        return NULL;
+    PyObject *answer = NULL;
+    Py_ssize_t operations = codes.len / (Py_ssize_t)sizeof(int64_t), bytes = images.len;
+    asked = (batch){asked.count, asked.height, asked.width, asked.channels, images.buf, flip.buf, first.buf, codes.buf, parameters.buf,
+                    fill.buf, table.buf, out.buf};
+    if ((asked.channels != 1 && asked.channels != 3) || asked.count < 0 || asked.height < 1 || asked.width < 1 ||
+        (Py_ssize_t)asked.height * asked.width > (Py_ssize_t)1 << 30 ||
+        (asked.count ? bytes / asked.count : 0) != (asked.count ? (Py_ssize_t)asked.height * asked.width * asked.channels : 0) ||
+        !fits(&images, bytes, 1) || (asked.count && bytes % asked.count) || !fits(&flip, asked.count, 1) ||
+        !fits(&out, bytes, sizeof(float)) || !fits(&first, (Py_ssize_t)asked.count + 1, sizeof(int64_t)) ||
+        !fits(&codes, operations, sizeof(int64_t)) || !fits(&parameters, operations * PARAMETERS, sizeof(double)) ||
+        !fits(&fill, asked.channels, 1) || !fits(&table, 256 * asked.channels, sizeof(float)) || !in_order(&asked, operations)) {
+        PyErr_SetString(PyExc_ValueError, "buffers, sizes and operations do not go together");
+        goto done;
+    }
+    int enough;
+    Py_BEGIN_ALLOW_THREADS
+    enough = augment(&asked);
+    Py_END_ALLOW_THREADS
+    answer = enough ? Py_NewRef(Py_None) : PyErr_NoMemory();
+done:
+    for (Py_buffer *one, **each = (Py_buffer *[]){&images, &flip, &out, &first, &codes, &parameters, &fill, &table, NULL}; (one = *each); each++)
+        PyBuffer_Release(one);
+    return answer;
+}
+
 static PyMethodDef methods[] = {
+    {"augment", py_augment, METH_VARARGS, augment_doc},
     {"crop", py_crop, METH_VARARGS, crop_doc},
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_crop", "Resized crops of JPEGs.", -1, methods, NULL, NULL, NULL, NULL};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_crop", "Resized crops of JPEGs, and their augmentation.", -1, methods, NULL, NULL, NULL, NULL};
 
 #define TEXT_OF(number) #number
 #define TEXT(number) TEXT_OF(number)
@@ -97,16 +153,29 @@ static int has_its_libjpeg(void)
     return same;
 }
 
+/* The names of pixels.h's operations, by their codes. */
+static PyObject *names(void)
+{
+    PyObject *found = PyTuple_New(num_operations);
+    for (int code = 0; found && code < num_operations; code++) {
+        PyObject *name = PyUnicode_FromString(operation_name(code));
+        if (name == NULL || PyTuple_SetItem(found, code, name))
+            Py_CLEAR(found);
+    }
+    return found;
+}
+
 PyMODINIT_FUNC PyInit__crop(void)
 {
     if (!has_its_libjpeg())
         return NULL;
-    PyObject *module = PyModule_Create(&definition);
-    if (module && (PyModule_AddIntConstant(module, "INTERFACE", 2) || PyModule_AddStringConstant(module, "LIBJPEG", "libjpeg-turbo " TEXT(LIBJPEG_TURBO_VERSION)) ||
+    PyObject *module = PyModule_Create(&definition), *operations = names();
+    if (module && (operations == NULL || PyModule_AddObjectRef(module, "OPERATIONS", operations) ||
+                   PyModule_AddIntConstant(module, "INTERFACE", 3) ||
+                   PyModule_AddStringConstant(module, "LIBJPEG", "libjpeg-turbo " TEXT(LIBJPEG_TURBO_VERSION)) ||
                    PyModule_AddStringConstant(module, "SOURCES", SOURCES) ||
-                   PyModule_AddStringConstant(module, "INSTRUCTIONS", instructions()))) {
-        Py_DECREF(module);
-        return NULL;
-    }
+                   PyModule_AddStringConstant(module, "INSTRUCTIONS", instructions())))
+        Py_CLEAR(module);
+    Py_XDECREF(operations);
     return module;
 }
