@@ -30,10 +30,9 @@ from vitscale.checkpoint.store import checkpoints_in, step_of
 from vitscale.data import open_index, pack_digits
 
 PARTS = ("restart", "signal", "stall", "hang", "goodput")
-EVERY = 100         # steps between checkpoints of the small runs
 LATE_S = 600.0      # what does not come by then does not come
 TINY = ["model.width=32", "model.depth=3", "model.heads=2", "model.mlp=64", "global_batch=32", "data.lanes=16", "parallel.processes=2",
-        "evaluate.every=null", "optim.warmup=10 steps", "checkpoint.keep=3", f"checkpoint.every={EVERY} steps", "observe.exporter=false"]
+        "evaluate.every=null", "optim.warmup=10 steps", "checkpoint.keep=3", "observe.exporter=false"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Benchmark of runs that nobody watches; rows go to --rows.")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--every", type=int, default=100, help="steps between checkpoints of the small runs")
     parser.add_argument("--stall-model", default="small", help="size of the model whose checkpoints are timed")
     parser.add_argument("--stall-steps", type=int, default=8, help="steps between its checkpoints")
     parser.add_argument("--goodput-steps", type=int, default=4400, help="steps of the run with ten faults")
@@ -127,15 +127,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure_restart(bench: Bench) -> None:
     """kill -9 of a rank, seeded, in a run under --keep-going, until the first step of the next attempt has ended."""
-    draw, run = random.Random(0), bench.run("restart", *TINY, "duration=1000000 steps")
+    every = bench.given.every
+    draw, run = random.Random(0), bench.run("restart", *TINY, f"checkpoint.every={every} steps", "duration=1000000 steps")
     # sleeping for 0 s leaves a mark, by which is seen when a rank's imports are over
     environment = faults(bench.folder, Fault("sleep", before="vitscale.train.run:run"))
     environment["PYTHONPATH"] += os.pathsep + str(HERE.parent)
     whole, imports, lost = [], [], []
     run.start("--keep-going", **environment)
-    run.until_step(EVERY + 5)
+    run.until_step(every + 5)
     for attempt in range(1, bench.given.rounds + 1):
-        run.until_step(run.rows(attempt)[0]["step"] + EVERY + draw.randrange(EVERY), attempt)
+        run.until_step(run.rows(attempt)[0]["step"] + every + draw.randrange(every), attempt)
         marks = list((bench.folder / "faults").glob("sleep-*"))
         for mark in marks:
             mark.unlink()
@@ -151,7 +152,7 @@ def measure_restart(bench: Bench) -> None:
     write_row(bench.given.rows, "unattended-restart", "kill -9 of one of two ranks, to the next optimizer step, one node, CPU", [
         figure("in all", whole, "s", at_most=15), figure("without Python's imports", ours, "s", at_most=5),
         figure("imports, in two processes at once", imports, "s"),
-        figure(f"steps lost, of checkpoints every {EVERY} steps", lost, "", at_most=EVERY),
+        figure(f"steps lost, of checkpoints every {every} steps", lost, "", at_most=every),
     ], rounds=bench.given.rounds, **bench.facts)
 
 
@@ -230,10 +231,10 @@ def time_dcp(checkpoint: Path, folder: Path) -> float:
 def measure_hang(bench: Bench) -> None:
     """A rank is stopped, as one that hangs in a driver is; until outcome.json names it.  With the default timeout."""
     rounds = min(bench.given.rounds, 3)
-    run, named, ended = bench.run("hang", *TINY, "duration=1000000 steps"), [], []
+    run, named, ended = bench.run("hang", *TINY, f"checkpoint.every={bench.given.every} steps", "duration=1000000 steps"), [], []
     for attempt in range(1, rounds + 1):
         run.start()
-        run.until(lambda attempt=attempt: len(run.rows(attempt)) >= 2 * EVERY)
+        run.until(lambda attempt=attempt: len(run.rows(attempt)) >= 2 * bench.given.every)
         victim = run.ranks()[-1]
         os.kill(victim, signal.SIGSTOP)
         stopped = time.time()

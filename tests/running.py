@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+PEAK = "observe.peak_flops=1e11"        # which else takes half a second of each start to measure
 # as small as the real path allows: 1,438 digits, 3 blocks, 45 batches of 32 an epoch, the last one of 30
 SMALL = ["model.width=32", "model.depth=3", "model.heads=2", "model.mlp=64", "global_batch=32", "data.lanes=16", "checkpoint.every=8 steps",
          "evaluate.every=null", "data.log_samples=true", "observe.exporter=false", "checkpoint.keep=3", "optim.warmup=10 steps",
-         "observe.peak_flops=1e11"]         # which else takes half a second of each start to measure
+         PEAK]
 TIMEOUT_S = 180
 # of digits without labels, judged by features
 UNLABELLED = """
@@ -45,8 +46,9 @@ def command(*arguments: str) -> list[str]:
 
 def start(folder: Path, *arguments: str, recipe: str = "quickstart", environment: dict[str, str] | None = None,
           new_session: bool = False) -> subprocess.Popen[str]:
-    return subprocess.Popen(command("train", recipe, *arguments), cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}, start_new_session=new_session)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    return subprocess.Popen(command("train", recipe, PEAK, *arguments), cwd=folder, text=True, start_new_session=new_session,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
 
 
 def train(folder: Path, *arguments: str, recipe: str = "quickstart", code: int = 0) -> str:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -30,7 +29,7 @@ def folder(tmp_path_factory):
 
 def bench(folder, *words, code=0):
     done = subprocess.run([sys.executable, "-m", "vitscale", "bench", *words], cwd=folder, capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])})
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == code, done.stderr
     return done.stdout if code == 0 else done.stderr
 

@@ -14,7 +14,7 @@ SWEEP = """
 name: array
 base: quickstart
 set: {global_batch: 32, optim.warmup: 2 steps, evaluate.every: null, checkpoint.every: null, checkpoint.best: null, observe.exporter: false,
-      resilience.preflight: false, data.lanes: 16, parallel.device: cpu}
+      resilience.preflight: false, data.lanes: 16, parallel.device: cpu, observe.peak_flops: 1.0e+11}
 mode: isoflop
 sizes: {rule: aspect, widths: [4, 8, 16], width_per_layer: 16, head_width: 4, mlp_ratio: 2}
 budgets: [5.0e7, 1.0e8, 2.0e8]

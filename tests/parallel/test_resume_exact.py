@@ -19,7 +19,7 @@ from vitscale.recipe import Checkpoint, Parallel
 
 pytestmark = pytest.mark.slow       # two and three ranks
 
-STOPS = 1, 5        # a checkpoint after so many steps, from which another attempt goes on
+STOPS = 1, 4        # a checkpoint after so many steps, from which another attempt goes on
 SOME = {"backbone": "vit-modern", "drop_path": "sample", "clip_norm": 0.3}
 RUNS: dict[str, Combination] = {
     "ddp": {"engine": "ddp", "ema": True, "micro_steps": 2},
@@ -93,7 +93,7 @@ def hold(ranks: int, steps: int, folder: Path) -> None:
 
 
 def test_on_the_same_world_nothing_differs(tmp_path: Path) -> None:
-    hold(2, 12, tmp_path)
+    hold(2, 8, tmp_path)
 
 
 @pytest.mark.all

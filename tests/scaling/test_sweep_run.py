@@ -22,7 +22,7 @@ SWEEP = """
 name: tiny
 base: quickstart
 set: {global_batch: 32, optim.warmup: 2 steps, evaluate.every: null, checkpoint.every: 10 steps, checkpoint.best: null,
-      observe.exporter: false, resilience.preflight: false, data.lanes: 16}
+      observe.exporter: false, observe.peak_flops: 1.0e+11, resilience.preflight: false, data.lanes: 16}
 mode: isoflop
 sizes: {rule: aspect, widths: [4, 8, 16], width_per_layer: 16, head_width: 4, mlp_ratio: 2}
 budgets: [2.5e7, 5.0e7, 1.0e8]
@@ -55,7 +55,7 @@ ARCHITECTURES = """
 name: tiny
 base: quickstart
 set: {global_batch: 32, optim.warmup: 2 steps, evaluate.every: null, checkpoint.every: null, checkpoint.best: null,
-      observe.exporter: false, resilience.preflight: false, data.lanes: 16}
+      observe.exporter: false, observe.peak_flops: 1.0e+11, resilience.preflight: false, data.lanes: 16}
 mode: isoflop
 models:
   vit: {width: 8, depth: 1, heads: 2, mlp: 16, patch: 2}
