@@ -1,9 +1,13 @@
 """A whole run without labels is judged by its features while it goes on, keeps what they say is best, and asks one anchor alone."""
 
+import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from running import UNLABELLED, Run, train
@@ -23,8 +27,26 @@ def seen(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> tuple[Path, 
     place = tmp_path_factory.mktemp("seen")
     (place / "data").mkdir()
     (place / "data" / "digits").symlink_to(digits)
+    (place / "data" / "masked").mkdir()
+    for shard in digits.glob("val-*.tar"):
+        with_masks(shard, place / "data" / "masked" / shard.name)
     (place / "seen.yaml").write_text(UNLABELLED)
-    return place, train(place, AVERAGE, recipe="seen.yaml")
+    return place, train(place, AVERAGE, "data.val=data/masked/val-*.tar", "data.mask=mask.png", "data.mask_classes=2",
+                        "evaluate.features=[knn, linear, rankme, segmentation]", recipe="seen.yaml")
+
+
+def with_masks(shard: Path, target: Path) -> None:
+    """The same with a mask for each image: where there is ink."""
+    with tarfile.open(shard) as given, tarfile.open(target, "w") as tar:
+        for member in given:
+            data = given.extractfile(member).read()     # type: ignore[union-attr]
+            tar.addfile(member, io.BytesIO(data))
+            if member.name.endswith(".png"):
+                ink = (cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) > 100).astype(np.uint8)
+                mask = cv2.imencode(".png", ink)[1].tobytes()
+                info = tarfile.TarInfo(member.name.replace(".png", ".mask.png"))
+                info.size = len(mask)
+                tar.addfile(info, io.BytesIO(mask))
 
 
 def test_features_judge_stop_and_choose(seen: tuple[Path, str]) -> None:
@@ -37,6 +59,7 @@ def test_features_judge_stop_and_choose(seen: tuple[Path, str]) -> None:
         assert 0.15 < row["eval_knn"] < 1                       # by chance a tenth
         assert 0.15 < row["eval_linear"] < 1
         assert 1 < row["eval_rankme"] <= 32
+        assert 0.4 < row["eval_miou"] < 1                       # all of one class: a third
     steps = [row for row in rows if "information" in row]
     assert steps
     assert all(0 <= row["information"] <= 1 and row["teacher_entropy"] > 0 and row["divergence"] > -1e-3 for row in steps)
@@ -44,7 +67,7 @@ def test_features_judge_stop_and_choose(seen: tuple[Path, str]) -> None:
     kept = sorted(folder.name for folder in (run.folder / "checkpoints").iterdir())
     assert f"step-{best['step']:08d}" in kept
     assert "k-nn" in output
-    features = ("eval_knn", "eval_linear", "eval_rankme")       # which a sweep reads there
+    features = ("eval_knn", "eval_linear", "eval_rankme", "eval_miou")       # which a sweep reads there
     assert [run.outcome[name] for name in features] == pytest.approx([told[-1][name] for name in features], rel=1e-6)
 
 

@@ -105,7 +105,7 @@ class Ahead:
                 return
             self._made += 1
             fetcher, group = self.fetcher, self.fetcher.group
-            micro = plan.allocate(fetcher.channels, self.pin, fetcher.targets)
+            micro = plan.allocate(fetcher.channels, self.pin, fetcher.targets, fetcher.mask is not None)
             chunk = min(_CHUNK, math.ceil(plan.size / self.workers))
             chunk = max(math.ceil(chunk / group), 1) * group
             count = len(plan.ids)

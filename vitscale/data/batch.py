@@ -17,10 +17,11 @@ from vitscale.data.bad import BadSample
 from vitscale.data.cache import ShardCache
 from vitscale.data.crop import CentreCrop, RandomCrop
 from vitscale.data.crumbs import SPLITS, Watching
-from vitscale.data.decode import Cut, decode_views
+from vitscale.data.decode import Cut, decode_views, upright_size
 from vitscale.data.decoded_before import DecodedImages, sum_of
 from vitscale.data.index import SetIndex
 from vitscale.data.labels import LabelRule, labels_of
+from vitscale.data.mask import UNLABELLED, MaskRule, cut_mask, mask_of
 from vitscale.data.mix import Mix
 from vitscale.data.reader import ShardReader
 
@@ -50,6 +51,7 @@ class MicroBatch:
     mix: Mix | None = None          # mixup, CutMix
     draws: Tensor | None = None     # (b, K) float32 uniforms in [0, 1) for the objective
     targets: Tensor | None = None   # (b, classes) float32, 1 for each of a sample's labels, if it may have several (data.multi_label)
+    masks: Tensor | None = None     # (b, S, S) uint8, the class of each pixel of an evaluation's image, mask.UNLABELLED where it has none
 
     @property
     def images(self) -> Tensor:
@@ -116,7 +118,7 @@ class SamplePlan:
     mix: Mix | None = None
     draws: NDArray[np.float64] | None = None    # (m, K) for the objective
 
-    def allocate(self, channels: int, pin: bool, targets: int = 0) -> MicroBatch:
+    def allocate(self, channels: int, pin: bool, targets: int = 0, masks: bool = False) -> MicroBatch:
         """Tensors with everything filled in but the pixels, labels and weights of the m samples.  targets: classes of multi-hot targets,
         0 for none."""
         def vector(values: NDArray[Any], fill: float, dtype: torch.dtype) -> Tensor:
@@ -143,6 +145,7 @@ class SamplePlan:
             ids=vector(self.ids, -1, torch.int64), index=vector(self.index, -1, torch.int64),
             keep=keep, draws=draws, mix=moved(self.mix, place),
             targets=torch.zeros((self.size, targets), pin_memory=pin) if targets else None,
+            masks=torch.full((self.size, *[self.views[0].image] * 2), UNLABELLED, dtype=torch.uint8) if masks else None,
         )
 
 
@@ -172,14 +175,14 @@ class Fetcher:
 
     def __init__(self, index: SetIndex, *, label: LabelRule | None, classes: int, channels: int, group: int,
                  crops: Sequence[RandomCrop | CentreCrop], exif: bool = False, cache: ShardCache | None = None,
-                 crumbs: Watching | None = None, split: str = "train") -> None:
-        """crops: of each set of views."""
+                 crumbs: Watching | None = None, split: str = "train", mask: MaskRule | None = None) -> None:
+        """crops: of each set of views.  mask: of an evaluation's images, whose masks are wanted."""
         self.stopping = Event()
         self.index, self.reader = index, ShardReader(index, cache=cache, stopping=self.stopping)
         self.label, self.classes, self.channels, self.group, self.crops = label, classes, channels, group, crops
         self.exif, self.targets = exif, classes if label is not None and label.several else 0
         self.sound = DecodedImages(index.num_samples, marked=len(crops) == 1 and isinstance(crops[0], RandomCrop))
-        self.crumbs, self.split = crumbs, SPLITS.index(split)
+        self.crumbs, self.split, self.mask = crumbs, SPLITS.index(split), mask
 
     def fill(self, plan: SamplePlan, micro: MicroBatch, low: int, high: int) -> ReadReport:
         """Fill the slots [low, high), whole groups.  A sample that cannot be used is replaced by the next of its group that can; if there
@@ -230,6 +233,9 @@ class Fetcher:
         if self.crumbs is not None:
             self.crumbs.refuse(data, known)
             crumb = self.crumbs.decoding(self.split, shard, number, *image[1:], sound, cuts[0].draws)
+        mask = None if self.mask is None else mask_of(self.index, self.reader, shard, number, self.mask)
+        if mask is not None and mask.shape != (size := upright_size(data, self.exif)):
+            raise BadSample("label", f"its mask has {mask.shape[0]} x {mask.shape[1]} pixels, the image {size[0]} x {size[1]}")
         with crumb:
             decode_views(data, cuts, self.channels, self.exif, sound, marks)
         if not sound:
@@ -237,6 +243,9 @@ class Fetcher:
         micro.labels.numpy()[slot] = labels[0] if labels else 0
         if micro.targets is not None:
             micro.targets.numpy()[slot, labels] = 1
+        if mask is not None and micro.masks is not None:
+            assert isinstance(cuts[0].crop, CentreCrop)
+            micro.masks.numpy()[slot] = cut_mask(mask, cuts[0].crop, cuts[0].size)
         micro.weight.numpy()[slot] = 1
         return len(data)
 

@@ -58,6 +58,13 @@ def decode_views(data: bytes, cuts: Sequence[Cut], channels: int = 3, exif: bool
 
 
 @only_bad_samples
+def upright_size(data: bytes, exif: bool) -> tuple[int, int]:
+    """(height, width) of an image as decode() sees it.  Raises BadSample."""
+    header = checked_header(data)
+    return (header.width, header.height) if exif and swaps(orientation(data)) else (header.height, header.width)
+
+
+@only_bad_samples
 def decode(
     data: bytes, crop: RandomCrop | CentreCrop, size: int, channels: int = 3, draws: Sequence[float] = (), exif: bool = False,
     sound: bool = False, out: NDArray[np.uint8] | None = None, marks: NDArray[np.uint32] | None = None,

@@ -124,20 +124,20 @@ def labels_of(index: SetIndex, reader: ShardReader, shard: int, number: int, rul
     value = _field(index, shard, number, rule, raw) if rule.path else raw
     found = []
     for part in _parts(value, rule):
-        one = _number(part) if rule.names is None else _named(index, shard, number, rule.names, part)
+        one = _number(part) if rule.names is None else _by_name(index, shard, number, rule.names, part)
         if not 0 <= one < classes:
             raise outside(index, shard, number, one, classes)
         found.append(one)
     return _once(found)
 
 
-def _named(index: SetIndex, shard: int, number: int, names: Mapping[str, int], value: Any) -> int:
+def _by_name(index: SetIndex, shard: int, number: int, names: Mapping[str, int], value: Any) -> int:
     """The class number of a name."""
     name = value.decode("utf-8-sig", "replace").strip() if isinstance(value, bytes) else value
     if not isinstance(name, str):
         raise BadSample("label", f"its label is no name: {str(name)[:40]}")
     if name not in names:
-        raise DataError(f"{_sample(index, shard, number)} has the label {name[:80]!r}, which is no class of data.class_map "
+        raise DataError(f"{named(index, shard, number)} has the label {name[:80]!r}, which is no class of data.class_map "
                         f"({len(names)} names); add it, or give another class map")
     return names[name]
 
@@ -155,12 +155,13 @@ def _field(index: SetIndex, shard: int, number: int, rule: LabelRule, raw: bytes
             value = value[key]
         else:
             has = f"keys {', '.join(map(str, value))[:80]}" if isinstance(value, dict) else f"{str(value)[:40]} there"
-            raise DataError(f"{_sample(index, shard, number)} has no '{'.'.join(rule.path)}' in its {rule.member} (it has {has}, "
+            raise DataError(f"{named(index, shard, number)} has no '{'.'.join(rule.path)}' in its {rule.member} (it has {has}, "
                             f"not '{key}'); name the field with data.label, such as json:annotation.class")
     return value
 
 
-def _sample(index: SetIndex, shard: int, number: int) -> str:
+def named(index: SetIndex, shard: int, number: int) -> str:
+    """A sample, for messages."""
     return f"{index.paths[shard]}: sample '{index.key_of(shard, number)}'"
 
 
@@ -198,7 +199,7 @@ def check_labels(
             if rule.several:
                 wanted = "a list of " + ("names of classes" if rule.names else "whole numbers")
             hint = "" if rule.several else ", or a list of them with data.multi_label"
-            raise DataError(f"{_sample(index, shard, number)}: {error}; wanted is {wanted}{hint}") from None
+            raise DataError(f"{named(index, shard, number)}: {error}; wanted is {wanted}{hint}") from None
         done += 1
     reader.close()
     return done

@@ -20,6 +20,7 @@ from vitscale.data.draws import KEEP, TASK, uniforms
 from vitscale.data.drop_path import keep_of_groups
 from vitscale.data.index import SetIndex
 from vitscale.data.labels import LabelRule
+from vitscale.data.mask import MaskRule
 from vitscale.data.mix import plan_mix
 from vitscale.data.mixture import order_of
 from vitscale.data.order import Batch, Order, merge_skips
@@ -61,11 +62,12 @@ def open_stream(recipe: Recipe, index: SetIndex, split: Literal["train", "val"] 
         raise DataError(f"micro_batch: {micro_batch} is not a multiple of data.group {group}")
     views = view_kinds(recipe)
     label = None
-    if data.label is not None and (recipe.objective.wants_labels or (not train and recipe.evaluate.features)):
+    if data.label is not None and (recipe.objective.wants_labels or (not train and {"knn", "linear"} & {*recipe.evaluate.features})):
         label = LabelRule.of(data.label, data.class_map, data.multi_label)
     fetcher = Fetcher(index, label=label, classes=model.classes, channels=model.channels, group=group,
                       crops=[_crop(recipe, one.augment) for one in views] if train else [CentreCrop(recipe.evaluate.crop)],
-                      exif=data.exif_orientation == "apply", cache=ShardCache(data.cache_dir, data.cache_bytes), crumbs=crumbs, split=split)
+                      exif=data.exif_orientation == "apply", cache=ShardCache(data.cache_dir, data.cache_bytes), crumbs=crumbs, split=split,
+                      mask=None if train else MaskRule.of(recipe))
     workers = data.workers or max(usable_cores() // local_ranks, 1)
     if train:
         order = order_of(recipe, index)

@@ -7,6 +7,7 @@ import importlib
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -27,6 +28,33 @@ def pixels(data: bytes, header: Header, channels: int) -> NDArray[np.uint8]:
 
     data: what still() gives.  Raises BadSample.
     """
+    def taken(image: Any) -> NDArray[Any]:
+        if image.mode in _DEEP:
+            grey = (np.asarray(image) >> 8).astype(np.uint8)
+            return np.repeat(grey[:, :, None], channels, axis=2)
+        if image.mode in ("I", "F"):
+            raise BadSample("format", f"is a {header.format} of 32 bits a sample; 8 and 16 are read")
+        return np.array(image.convert("RGB" if channels == 3 else "L"))
+
+    return _loaded(data, header, taken).reshape(header.height, header.width, channels)
+
+
+def numbers(data: bytes, header: Header) -> NDArray[np.uint8]:
+    """-> (h, w): what a PNG of up to 8 bits, grey or with a palette, says of each pixel, its place in the palette.
+
+    data: what still() gives.  Raises BadSample.
+    """
+    def taken(image: Any) -> NDArray[Any]:
+        if image.mode not in ("1", "L", "P"):
+            raise BadSample("format", f"is a PNG of mode {image.mode}, not of one number of up to 8 bits a pixel")
+        spread = {2: 85, 4: 17}.get(data[24], 1) if image.mode == "L" else 1      # greys of few bits are stretched to 0..255
+        return np.array(image).astype(np.uint8) // spread
+
+    return _loaded(data, header, taken)
+
+
+def _loaded(data: bytes, header: Header, taken: Callable[[Any], NDArray[Any]]) -> NDArray[np.uint8]:
+    """What is taken of the first frame once all of it was decoded.  Raises BadSample."""
     opened = _plugin(header.format)
     try:
         with opened(io.BytesIO(data)) as image:
@@ -35,18 +63,12 @@ def pixels(data: bytes, header: Header, channels: int) -> NDArray[np.uint8]:
             image.load()
             if header.format == "PNG" and _may_be_short(data, image) and _is_short(data, header):
                 raise BadSample("truncated", "a PNG whose coded data ends before its last row")
-            if image.mode in _DEEP:
-                grey = (np.asarray(image) >> 8).astype(np.uint8)
-                return np.repeat(grey[:, :, None], channels, axis=2)
-            if image.mode in ("I", "F"):
-                raise BadSample("format", f"is a {header.format} of 32 bits a sample; 8 and 16 are read")
-            decoded: NDArray[Any] = np.array(image.convert("RGB" if channels == 3 else "L"))
+            return taken(image)
     except (BadSample, MemoryError):
         raise
     except Exception as error:      # of whatever kind: the plugins raise SyntaxError, OSError, ValueError, struct.error, EOFError and more
         text = str(error) or type(error).__name__
         raise BadSample("truncated" if "truncated" in text else "decode", f"Pillow's {header.format}: {text}") from error
-    return decoded.reshape(header.height, header.width, channels)
 
 
 def _may_be_short(data: bytes, image: Any) -> bool:

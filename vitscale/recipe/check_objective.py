@@ -73,7 +73,12 @@ def _features(recipe: Recipe) -> list[tuple[str, str]]:
         found.append((key, f"is of objectives without labels that compare views, not of {recipe.objective.name}; leave it out"))
     if recipe.data.val is None:
         found.append((key, "wants data.val"))
-    if by_label := [name for name in wanted if name != "rankme"]:
+    if "segmentation" in wanted:
+        found += [(f"data.{name}", f"wants {words} for evaluate.features: segmentation; without masks leave that out")
+                  for name, words in (("mask", "the member with the mask of each validation image, such as mask.png"),
+                                      ("mask_classes", "the number of classes that pixels have"))
+                  if getattr(recipe.data, name) is None]
+    if by_label := [name for name in wanted if name in ("knn", "linear")]:
         if recipe.data.label is None:
             found.append((key, f"{', '.join(by_label)} wants labels of the validation set: data.label"))
         if recipe.model.classes < 2:

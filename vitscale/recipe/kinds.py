@@ -16,7 +16,8 @@ KINDS: dict[str, Kind] = {
     "data.train": "free", "data.val": "free", "data.num_samples": "free",      # what the shards hold counts: index_hash
     "data.mix": "order", "data.lanes": "order", "data.group": "order", "data.repeats": "order", "data.group_members": "order",
     "data.label": "training", "data.image": "training", "data.class_map": "training", "data.multi_label": "training",
-    "data.exif_orientation": "training", "data.augment": "training", "data.views": "training",
+    "data.mask": "training", "data.mask_classes": "training", "data.exif_orientation": "training",
+    "data.augment": "training", "data.views": "training",
     "data.index_dir": "free", "data.cache_dir": "free", "data.cache_bytes": "free", "data.prepare": "free", "data.workers": "free",
     "data.prefetch": "free", "data.max_bad_fraction": "free", "data.log_samples": "free",
     "parallel": "free", "parallel.precision": "training",       # all else of it gives the same step, but for the order of sums

@@ -259,6 +259,8 @@ class Data(Section):
     image: str | None = None                # member with the image, such as left.jpg; null: the one with the ending of an image
     group_members: Literal["adjacent", "anywhere"] = "adjacent"     # members of one key: one behind the other, or anywhere in the shard
     class_map: str | None = None            # text file with a class name on each line: labels are names; null: they are numbers
+    mask: str | None = None                 # of data.val: member with a class number at each pixel, a PNG such as mask.png; 255: none
+    mask_classes: Annotated[int, Field(ge=2, le=255), BeforeValidator(whole)] | None = None     # how many classes pixels have
     multi_label: bool = False               # a sample has any number of labels: a JSON list, or numbers between spaces or commas
     exif_orientation: Literal["ignore", "apply"] = "ignore"   # turn images upright; ignore: as stored, as PIL and timm decode
     augment: Augment = Augment()
@@ -391,9 +393,7 @@ def _family(value: Any) -> Any:
 
 
 # Keys of a recipe whose section is one of several: the key that says which, and the sections by its value.
-CHOICES: dict[str, tuple[str, Mapping[str, type[Section]]]] = {
-    "model": ("family", SECTIONS), "objective": ("name", OBJECTIVES),
-}
+CHOICES: dict[str, tuple[str, Mapping[str, type[Section]]]] = {"model": ("family", SECTIONS), "objective": ("name", OBJECTIVES)}
 
 FORMAT = 1      # of recipes: grows when a key is renamed or retired, or its absence means something else: vitscale/recipe/upgrade.py
 

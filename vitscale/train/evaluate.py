@@ -45,7 +45,7 @@ def evaluate(engine: Engine, batches: Iterable[MicroBatch], coupling: Coupling, 
         output = engine.forward(images, None, *more)
         told = task.measured(task.numbers.evaluation, output, seen)
         if features is not None:
-            features.add(task.features(output, seen), seen.labels, weight, micro.index)
+            features.add(task.features(output, seen), seen.labels, weight, micro.index, micro.masks)
         counted = weight > 0
         values = torch.stack([value.double() for value in (weight, task.evaluation_losses(output, seen), *told.values())])
         if len(sums) < len(values):     # the first batch shows what the task tells

@@ -1,17 +1,21 @@
-"""How good the features of an evaluation's images are: k-NN, a linear probe, RankMe; the same on any number of ranks."""
+"""How good the features of an evaluation's images are: k-NN, linear probes, RankMe; the same on any number of ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitscale.metrics import OF_FEATURES
+from vitscale.models.vit import VisionTransformer
 from vitscale.objectives.collapse import rankme
 from vitscale.objectives.votes import NEIGHBOURS, voted
 from vitscale.parallel.world import World
+from vitscale.recipe import Recipe
+from vitscale.train.segmentation import Segmentation, fitted, moments_of
 
-RIDGE = 1e-3        # of the probe's least squares, as a share of the samples, features having a variance of 1
 _CHUNK = 1024       # images compared at once
 
 
@@ -19,14 +23,22 @@ class Features:
     """Of one evaluation.  Nothing here is drawn: what is fitted is fitted to the images of odd places and judged by those of even ones,
     then the other way round, and an image's neighbours are all others."""
 
-    def __init__(self, wanted: Sequence[str], classes: int) -> None:
-        """wanted: of OF_FEATURES; classes of the labels."""
+    def __init__(self, wanted: Sequence[str], classes: int, mask_classes: int | None = None) -> None:
+        """wanted: of OF_FEATURES; classes of the labels, and of masks' pixels."""
         self._wanted, self._classes = wanted, classes
+        self._segmentation = Segmentation(mask_classes or 0) if "segmentation" in wanted else None
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.patches: Tensor | None = None      # (b, N, D) of the first pass since the last batch: a teacher is asked before the student
 
-    def add(self, features: Tensor, labels: Tensor, weight: Tensor, index: Tensor) -> None:
-        """A batch: features (b, D), labels (b,), index (b,) int64 its places in the set; of weight 0 what does not count."""
+    def add(self, features: Tensor, labels: Tensor, weight: Tensor, index: Tensor, masks: Tensor | None = None) -> None:
+        """A batch: features (b, D), labels (b,), index (b,) int64 its places in the set; of weight 0 what does not count.  Masks (b, S, S)
+        are of the patches that have come by."""
         places = torch.where(weight > 0, index.to(weight.device), -1)
+        if self._segmentation is not None:
+            assert masks is not None
+            assert self.patches is not None
+            self._segmentation.add(self.patches, masks, places)
+            self.patches = None
         self._rows.append((features.float().clone(), labels if labels.ndim == 1 else labels.argmax(dim=1), places))
 
     def numbers(self, world: World) -> dict[str, float]:
@@ -36,17 +48,20 @@ class Features:
         features, labels, places = (torch.cat(parts) for parts in zip(*self._rows, strict=True))
         known = places >= 0
         features = torch.where(known[:, None], features, 0.0)
+        targets = F.one_hot(labels, max(self._classes, 1))
         found: dict[str, float] = {}
         if "knn" in self._wanted:
             found["knn"] = self._nearest(features, labels, places, world)
         if {"linear", "rankme"} & set(self._wanted):
-            moments = torch.stack([_moments(features, labels, known & (places % 2 == half), self._classes) for half in (0, 1)])
-            moments = world.sum_over_samples(moments)
+            halves = [known & (places % 2 == half) for half in (0, 1)]
+            moments = world.sum_over_samples(torch.stack([moments_of(features[half], targets[half]) for half in halves]))
             size = features.shape[1]
             if "linear" in self._wanted:
                 found["linear"] = _probe(features, labels, places, moments, world)
             if "rankme" in self._wanted:
                 found["rankme"] = float(rankme(moments.sum(dim=0)[:size, :size]))
+        if self._segmentation is not None:
+            found["segmentation"] = self._segmentation.mean_iou(world)
         return {OF_FEATURES[name].column: value for name, value in found.items()}
 
     def _nearest(self, features: Tensor, labels: Tensor, places: Tensor, world: World) -> float:
@@ -67,27 +82,37 @@ class Features:
         return right / count if count else float("nan")
 
 
-def _moments(features: Tensor, labels: Tensor, part: Tensor, classes: int) -> Tensor:
-    """(D + 1, D + 1 + C) fp64: x x^T, and x times the class's one, over images x of `part` with a one behind them."""
-    ones = features.new_ones(len(features), 1)
-    rows = torch.where(part[:, None], torch.cat([features, ones], dim=1), 0.0).double()
-    return rows.T @ torch.cat([rows, F.one_hot(labels, max(classes, 1)).double()], dim=1)
+@contextmanager
+def judging(recipe: Recipe, model: nn.Module) -> Iterator[Features | None]:
+    """What evaluate.features asks of the model, if anything, with an eye on what passes its last norm where patches are judged."""
+    wanted = recipe.evaluate.features
+    if not wanted:
+        yield None
+        return
+    features = Features(wanted, recipe.model.classes, recipe.data.mask_classes)
+    if "segmentation" not in wanted:
+        yield features
+        return
+    assert isinstance(model, VisionTransformer)
+
+    def pass_by(module: nn.Module, given: Any, tokens: Tensor) -> None:
+        if features.patches is None:
+            features.patches = tokens[:, model.before:]
+
+    watch = model.norm.register_forward_hook(pass_by)
+    try:
+        yield features
+    finally:
+        watch.remove()
 
 
 def _probe(features: Tensor, labels: Tensor, places: Tensor, moments: Tensor, world: World) -> float:
-    """Least squares from standardised features to the class's one, with a little ridge; the share of the other half that it gets right."""
-    size = features.shape[1]
+    """The share of either half that the other's least squares get right."""
     hits = torch.zeros(2, dtype=torch.float64, device=features.device)
     for half in (0, 1):
-        count = moments[half, size, size].clamp(min=1)
-        mean, targets = moments[half, size, :size] / count, moments[half, size, size + 1:] / count
-        centred = moments[half, :size, :size] / count - mean[:, None] * mean
-        spread = centred.diagonal().clamp(min=0).sqrt() + 1e-6
-        weights = torch.linalg.solve(
-            centred / spread[:, None] / spread + RIDGE * torch.eye(size, dtype=torch.float64, device=features.device),
-            (moments[half, :size, size + 1:] / count - mean[:, None] * targets) / spread[:, None])
+        weights, offset = fitted(moments[half])
         judged = (places >= 0) & (places % 2 != half)
-        right = (((features.double() - mean) / spread) @ weights + targets).argmax(dim=1) == labels
+        right = (features.double() @ weights + offset).argmax(dim=1) == labels
         hits += torch.stack([(right & judged).sum(), judged.sum()])
     right, count = world.sum_over_samples(hits).tolist()
     return right / count if count else float("nan")

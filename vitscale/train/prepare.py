@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vitscale.data.index import SetIndex, open_index
 from vitscale.data.labels import check_labels
+from vitscale.data.mask import MaskRule, check_masks
 from vitscale.data.mixture import order_of
 from vitscale.data.quickstart import pack_digits
 from vitscale.errors import DataError, RecipeError, StorageError
@@ -57,13 +58,16 @@ def prepare(recipe: Recipe, on_progress: Progress | None = None, look: bool = Tr
     if declared is not None and declared != train.num_samples:
         lost = f" and {train.lost} lost to damage" if train.lost else ""
         raise DataError(f"data.num_samples says {declared}, the shards hold {train.num_samples}{lost}; correct it, or check data.train")
-    for index in (train, val):
+    wants, judged = recipe.objective.wants_labels, bool({"knn", "linear"} & {*recipe.evaluate.features})
+    for index, labelled in ((train, wants), (val, wants or judged)):
         if look and index is not None:
             for shard, number in index.spread(_LOOKS):      # names a sample in which it is not clear which member is the image
                 index.image_of(shard, number)
-        if look and index is not None and recipe.objective.wants_labels and recipe.data.label is not None:
+        if look and index is not None and labelled and recipe.data.label is not None:
             check_labels(index, recipe.data.label, recipe.model.classes, class_map=recipe.data.class_map,
                          multi_label=recipe.data.multi_label)
+    if look and val is not None and (masks := MaskRule.of(recipe)) is not None:
+        check_masks(val, masks)
     order_of(recipe, train)     # lanes, batch and group against the number of samples
     epoch = None if recipe.data.mix else train.num_samples
     schedule = Schedule.of(recipe.optim, recipe.duration, epoch, recipe.global_batch, recipe.data.repeats)

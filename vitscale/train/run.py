@@ -48,7 +48,7 @@ from vitscale.resilience.watchdog import Watchdog
 from vitscale.train.coupling import Coupling
 from vitscale.train.evaluate import EvaluationLeft, evaluate
 from vitscale.train.facts import facts_of
-from vitscale.train.features import Features
+from vitscale.train.features import judging
 from vitscale.train.goodput import Goodput
 from vitscale.train.pace import PROBE_EVERY, Probe
 from vitscale.train.prepare import Prepared, prepare
@@ -269,11 +269,10 @@ class Session:
         """On the validation shards, the averaged weights too; returns whether it is the best so far.  Raises EvaluationLeft."""
         assert self.prepared.val is not None
         unusable: list[dict[str, Any]] = []
-        with self.meters.phase("evaluate"), open_stream(_patient(self.recipe), self.prepared.val, "val", **self._share(unusable)) as val:
+        with self.meters.phase("evaluate"), judging(self.recipe, self.engine.model) as features, open_stream(
+                _patient(self.recipe), self.prepared.val, "val", **self._share(unusable)) as val:
             now = self.prepared.schedule.now(self.progress.now.images)
-            wanted = self.recipe.evaluate.features
-            result = evaluate(self.engine, self.watchdog.over(val), self.coupling, now, self.recipe.data.augment, self.stop,
-                              Features(wanted, self.recipe.model.classes) if wanted else None)
+            result = evaluate(self.engine, self.watchdog.over(val), self.coupling, now, self.recipe.data.augment, self.stop, features)
             found = list(unusable)
             if self.ema is not None and self.task.momentum is None:
                 with self.ema.swapped():
