@@ -83,10 +83,13 @@ def main(path, seconds, folder=None):
         resized = rng.randrange(1, 60), rng.randrange(1, 60)
         row, column = rng.randrange(resized[0]), rng.randrange(resized[1])
         window = row, column, rng.randrange(1, resized[0] - row + 1), rng.randrange(1, resized[1] - column + 1)
-        out = bytearray(window[2] * window[3] * channels)
+        cuts = [(bytearray(window[2] * window[3] * channels), box, resized, window)]
+        for size in rng.choice(((), (5, 33, 8))):               # more of the same image
+            box = rng.randrange(100), rng.randrange(100), rng.randrange(1, 60), rng.randrange(1, 60)
+            cuts.append((bytearray(size * size * channels), box, (size, size), (0, 0, size, size)))
         whole, marks = rng.random() < 0.7, rng.choice((None, bytearray(84), bytearray(rng.randbytes(36)), kept))
         kept = marks if whole and marks else kept               # another image's, or those of this one before another damage
-        taken += module.crop(data, out, channels, scale, box, resized, window, whole, marks) is None
+        taken += module.crop(data, channels, scale, whole, marks, tuple(cuts)) is None
         tried += 1
         augment(module, rng)
     print(tried, taken)

@@ -50,7 +50,7 @@ def encode(image, **options):
 
 def taken(data, channels, scale, box, resized, window, whole=True, marks=None):
     out = np.full((*window[2:], channels), 7, np.uint8)
-    return out if native.crop(data, out, scale, box, resized, window, whole, marks) else None
+    return out if native.crop(data, scale, [native.NativeCut(out, box, resized, window)], whole, marks) else None
 
 
 def no_marks(count=7):
@@ -89,6 +89,41 @@ def test_crops_are_those_of_the_libraries_to_the_last_bit(writer, mode):
                 for whole, given_marks in ((True, None), (False, None), (True, marks), (False, marks)):
                     got = taken(data, channels, scale, *place, whole, given_marks)
                     assert np.array_equal(got, want), (size, scale, place, channels, whole)
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_many_crops_of_an_image_are_those_of_each_alone(channels):
+    """Of any size and place, apart from each other, inside each other, or a single row that begins where a pair of rows ends."""
+    rng = np.random.Generator(np.random.Philox(8))
+    for size in ((640, 427), (90, 71), (33, 48), (1, 9), (300, 1)):
+        data, marks = encode(CHINA.resize(size)), no_marks()
+        for _ in range(8):
+            scale = int(rng.choice([1, 1, 2, 4, 8]))
+            places = [geometry(rng, size[1], size[0]) for _ in range(int(rng.integers(1, 12)))]
+            places += [((row, 0, 1, 1), (1, 1), (0, 0, 1, 1)) for row in rng.integers(0, size[1], 3).tolist()]
+            for whole in (True, False):
+                cuts = [native.NativeCut(np.full((*window[2:], channels), 7, np.uint8), box, resized, window)
+                        for box, resized, window in places]
+                assert native.crop(data, scale, cuts, whole, marks)
+                for cut in cuts:
+                    assert np.array_equal(cut.out, taken(data, channels, scale, *cut[1:])), (size, scale, cut[1:], whole)
+
+
+def test_one_bad_cut_among_many_is_told():
+    data = encode(CHINA)
+    good = np.zeros((8, 8, 3), np.uint8), (0, 0, 9, 9), (8, 8), (0, 0, 8, 8)
+    crop = native._module.crop
+    assert crop(data, 3, 1, True, None, (good, good)) is None
+    assert "not inside" in crop(data, 3, 1, True, None, (good, (good[0], (0, 0, 428, 9), *good[2:])))
+    read_only = np.zeros((8, 8, 3), np.uint8)
+    read_only.flags.writeable = False
+    for wrong in ((), (good, 7), (good, good[:3]), (good, (np.zeros(191, np.uint8), *good[1:])), (good, (read_only, *good[1:])),
+                  (good, (good[0], (0, 0, 9), *good[2:])), [good], (good, (good[0], (0, 0, 9, 2**31), *good[2:]))):
+        with pytest.raises((TypeError, ValueError, BufferError, OverflowError)):
+            crop(data, 3, 1, True, None, wrong)
+    for channels, scale in ((2, 1), (3, 3), (3, 0)):
+        with pytest.raises(ValueError, match="channels"):
+            crop(data, channels, scale, True, None, (good,))
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -188,7 +223,7 @@ def test_it_writes_where_it_is_told():
     assert not batch[[0, 2]].any()
     for out in (np.zeros((32, 32, 3), np.uint8)[:, ::2], np.zeros((31, 32, 3), np.uint8)):
         with pytest.raises((ValueError, TypeError)):
-            native.crop(encode(CHINA), out, 1, (0, 0, 9, 9), (32, 32), (0, 0, 32, 32), True)
+            native.crop(encode(CHINA), 1, [native.NativeCut(out, (0, 0, 9, 9), (32, 32), (0, 0, 32, 32))], True)
 
 
 def test_boxes_outside_are_not_taken():

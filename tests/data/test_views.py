@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from vitscale.data import open_index, open_stream
+from vitscale.data import native, open_index, open_stream
 from vitscale.data.crop import RandomCrop
 from vitscale.data.decode import Cut, decode, decode_views
 from vitscale.data.draws import COLOURS, CROP, FLIP, KEEP, uniforms
@@ -88,15 +88,15 @@ def test_the_first_view_draws_what_a_recipe_without_views_draws(urls):
         place: (row[0], row[1], row[2][0], row[3][0]) for place, row in without.items()}
 
 
-def test_an_image_is_decoded_once_to_the_pixels_of_decoding_it_for_each_view(monkeypatch):
+def test_an_image_is_decoded_once_to_the_pixels_of_decoding_it_for_each_view(monkeypatch, decoder):
     rng = np.random.Generator(np.random.Philox(3))
     picture = cv2.resize(rng.integers(0, 256, (9, 12, 3), np.uint8), (160, 120), interpolation=cv2.INTER_CUBIC)
     draws = uniforms(1, 0, 0, [7], 0, 23)[0, CROP].tolist(), uniforms(1, 0, 0, [7], 0, 23, view=1)[0, CROP].tolist()
     calls = []
     module = __import__("vitscale.data.decode", fromlist=["x"])
-    for name in ("decode_checked", "decode_above"):
-        real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *given, real=real: (calls.append(1), real(*given))[1])
+    for owner, name in ((module, "decode_checked"), (module, "decode_above"), (native, "crop")):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, real=real, **named: (calls.append(1), real(*given, **named))[1])
     for kind in (".png", ".jpg"):
         data = cv2.imencode(kind, picture)[1].tobytes()
         for sound in (False, True):

@@ -56,11 +56,11 @@ def _permutation(seed: int, use: int, epoch: int, shard: int, count: int) -> NDA
 
 def uniforms(
     seed: int, set_index: int, epoch: int | NDArray[np.int64], ids: Sequence[int] | NDArray[np.int64], repeat: int | NDArray[np.int64],
-    count: int, first: int = 0, view: int = 0,
+    count: int, first: int = 0, view: int | NDArray[np.int64] = 0,
 ) -> NDArray[np.float64]:
     """Columns [first, first + count) of the uniforms in [0, 1) that belong to the samples `ids` (B,).  -> (B, count) float64
 
-    epoch, and repeat, which of its repeats in the epoch a sample is: one for all or (B,).  view: which of its views.
+    epoch; repeat, which of its repeats in the epoch a sample is; view, which of its views: one for all or (B,).
 
     Philox4x64-10 (Salmon et al. 2011) keyed (seed, set) with counter (block, epoch, sample, view 2^32 + repeat); a column holds the high
     53 bits of a word.  `first` is a multiple of 4, the words of a block.  Equal to numpy's own Philox, only for many samples at once.

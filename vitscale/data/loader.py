@@ -218,15 +218,18 @@ class Stream:
         ids, epochs, copies = (of(batch.start, index) for of in (order.sample_ids, order.epochs, order.copies))
         shard, number = order.locate(ids)
 
-        def drawn(count: int, start: int = 0, view: int = 0) -> NDArray[np.float64]:
-            return uniforms(order.seed, _SET, epochs, ids, copies, count, start, view)
+        def drawn(count: int, start: int = 0, views: Sequence[int] = (0,)) -> NDArray[np.float64]:
+            """(v, n, count)"""
+            epoch, sample, copy_of = (np.tile(one, len(views)) for one in (epochs, ids, copies))
+            numbers = np.repeat(np.asarray(views, np.int64), len(ids))
+            return uniforms(order.seed, _SET, epoch, sample, copy_of, count, start, numbers).reshape(len(views), len(ids), count)
 
         views = list(drawn_views(self._views, drawn))
         keep = None
         if self._drop_rates is not None and self._drop_group is None:
             rates = self._drop_rates
-            keep = np.stack([(drawn(len(rates), KEEP, view) >= rates).T.astype(np.float32) for view in range(self._num_views)], axis=1)
-        wanted = drawn(self._num_draws, TASK) if self._num_draws else None
+            keep = (drawn(len(rates), KEEP, range(self._num_views)) >= rates).transpose(2, 0, 1).astype(np.float32)
+        wanted = drawn(self._num_draws, TASK)[0] if self._num_draws else None
         places = batch.start % order.epoch_size + index
         for micro in range(self.num_micro):
             part = slice(micro * self.micro_batch, (micro + 1) * self.micro_batch)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from vitscale.data.augment import Erase, Ops
 from vitscale.data.batch import ViewPlan
-from vitscale.data.draws import COLOURS, CROP, ERASE, FLIP, KEEP
+from vitscale.data.draws import COLOURS, CROP, ERASE, FLIP, JITTER, RANDAUGMENT, THREE
 from vitscale.data.policy import erasures, operations, wants_colours
 from vitscale.recipe.schema import Augment
 from vitscale.recipe.views import ViewKind
@@ -40,20 +40,22 @@ class DrawnViews:
             Erase.of(replace(erase, rows=places[erase.rows])) if erase else None, self.kind.same_as is not None)
 
 
-def drawn_views(kinds: Sequence[ViewKind], drawn: Callable[[int, int, int], Floats]) -> Iterator[DrawnViews]:
-    """drawn: (columns, the first of them, the view's number among those of all sets) -> (n, columns) uniforms of a step's samples."""
+def drawn_views(kinds: Sequence[ViewKind], drawn: Callable[[int, int, Sequence[int]], Floats]) -> Iterator[DrawnViews]:
+    """drawn: (columns, the first of them, the v views' numbers among those of all sets) -> (v, n, columns) uniforms of a step's samples."""
     first = 0
     for kind in kinds:
         start = first if kind.same_as is None else kind.same_as
         numbers = range(start, start + kind.count)
         first += kind.count
-        draws = np.stack([drawn(_columns(kind.augment), 0, number) for number in numbers])
-        colours = None
-        if wants_colours(kind.augment):
-            colours = np.stack([drawn(COLOURS.stop - COLOURS.start, COLOURS.start, number) for number in numbers])
+        draws = drawn(_columns(kind.augment), 0, numbers)
+        colours = drawn(COLOURS.stop - COLOURS.start, COLOURS.start, numbers) if wants_colours(kind.augment) else None
         yield DrawnViews(kind, draws, colours)
 
 
 def _columns(augment: Augment) -> int:
     """How many of a sample's columns are looked at, so that no more are computed."""
-    return KEEP if augment.rand_augment or augment.three_augment or any(augment.color_jitter) or augment.erasing else FLIP + 1
+    if augment.rand_augment:
+        return RANDAUGMENT.stop
+    if augment.erasing:
+        return ERASE.stop
+    return THREE.stop if augment.three_augment else JITTER.stop if any(augment.color_jitter) else FLIP + 1

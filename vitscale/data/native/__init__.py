@@ -7,7 +7,7 @@ So it decides nothing: what it does not take, damaged or of a kind it leaves to 
 
 import importlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Box = tuple[int, int, int, int]         # top, left, height, width
 MARK_WORDS = 3                          # of a mark (entropy.h)
 
-_INTERFACE = 3                          # of module.c's functions; what was built first has none
+_INTERFACE = 4                          # of module.c's functions; what was built first has none
 
 _module: Any = None
 _absent = ""
@@ -39,20 +39,26 @@ def describe() -> str:
     return f"native: {_module.LIBJPEG}, Huffman decoder of its own, resize by {_module.INSTRUCTIONS}"
 
 
-def crop(
-    data: bytes, out: NDArray[np.uint8], scale: int, box: Box, resized: tuple[int, int], window: Box, whole: bool,
-    marks: NDArray[np.uint32] | None = None,
-) -> bool:
-    """Decode a JPEG at 1 / scale, resize the box of it, given in pixels of the whole image, to `resized` (height, width), and write the
-    window of that into out, contiguous (rows, columns, 3 or 1).  whole: the coded data is read to its end, so that True also says that
-    nothing is wrong with it.
+class NativeCut(NamedTuple):
+    """One crop: the box of the image, given in pixels of the whole, is resized to `resized` (height, width), of which the window goes into
+    out, contiguous (rows, columns, 3 or 1)."""
+
+    out: NDArray[np.uint8]
+    box: Box
+    resized: tuple[int, int]
+    window: Box
+
+
+def crop(data: bytes, scale: int, cuts: Sequence[NativeCut], whole: bool, marks: NDArray[np.uint32] | None = None) -> bool:
+    """Decode a JPEG at 1 / scale and cut all of that out of it while its rows are decoded.  whole: the coded data is read to its end, so
+    that True also says that nothing is wrong with it.
 
     marks (n, MARK_WORDS), contiguous: ways into the coded data.  They are written if it is read whole; else they are those that the same
-    data gave then, and of what lies above the crop most is not decoded.
+    data gave then, and of what lies above the crops most is not decoded.
 
-    False: not taken; out, and marks if whole, then hold nothing of use.
+    False: not taken; what the cuts are put into, and marks if whole, then hold nothing of use.
     """
-    return _module is not None and _module.crop(data, out, out.shape[2], scale, box, resized, window, whole, marks) is None
+    return _module is not None and _module.crop(data, cuts[0].out.shape[2], scale, whole, marks, tuple(cuts)) is None
 
 
 def augment(

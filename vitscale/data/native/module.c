@@ -25,30 +25,64 @@ static workspace *idle[MOST_IDLE + 1];
 static int num_idle;
 
 PyDoc_STRVAR(crop_doc,
-"crop(data, out, channels, scale, box, resized, window, whole, marks) -> str | None\n\n"
-"Fill `out`, of rows * columns * channels bytes.  box: (top, left, height, width) in pixels of the whole image; resized: (height,\n"
-"width) it becomes; window: (top, left, rows, columns) of that.  whole: read the coded data to its end.  marks: None,\n"
-"or room for some, 12 bytes each: written if whole, else read, and what lies far above the crop is not decoded.  None, or why it is not taken.");
+"crop(data, channels, scale, whole, marks, cuts) -> str | None\n\n"
+"cuts: a tuple of tuples (out, box, resized, window).  Fill `out`, of rows * columns * channels bytes.  box: (top, left, height, width)\n"
+"in pixels of the whole image; resized: (height, width) it becomes; window: (top, left, rows, columns) of that.  whole: read the coded\n"
+"data to its end.  marks: None, or room for some, 12 bytes each: written if whole, else read, and what lies far above the crops is not\n"
+"decoded.  None, or why it is not taken.");
+
+#define MOST_CUTS 65536
+
+/* From Python's cuts.  -> how many have a buffer that is to be released; fewer than count: an error is set. */
+static Py_ssize_t read_cuts(PyObject *given, Py_ssize_t count, int channels, cut *cuts, Py_buffer *outs)
+{
+    for (Py_ssize_t number = 0; number < count; number++) {
+        cut *one = &cuts[number];
+        PyObject *tuple = PyTuple_GetItem(given, number);
+        if (!PyTuple_Check(tuple)) {
+            PyErr_SetString(PyExc_TypeError, "a cut is a tuple");
+            return number;
+        }
+        if (!PyArg_ParseTuple(tuple, "w*(iiii)(ii)(iiii)", &outs[number], &one->top, &one->left, &one->height, &one->width,
+                              &one->to_height, &one->to_width, &one->from_row, &one->from_column, &one->rows, &one->columns))
+            return number;
+        one->out = outs[number].buf;
+        if (one->rows < 1 || one->columns < 1 || one->rows > 65535 || one->columns > 65535 ||
+            (Py_ssize_t)one->rows * one->columns * channels != outs[number].len) {
+            PyErr_SetString(PyExc_ValueError, "out holds rows * columns * channels bytes");
+            PyBuffer_Release(&outs[number]);
+            return number;
+        }
+    }
+    return count;
+}
 
 static PyObject *py_crop(PyObject *module, PyObject *arguments)
 {
-    Py_buffer data, out, marks = {0};
-    PyObject *given;
+    Py_buffer data, marks = {0}, *outs = NULL;
+    PyObject *given, *given_cuts, *answer = NULL;
     request asked;
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "y*w*ii(iiii)(ii)(iiii)pO", &data, &out, &asked.channels, &asked.scale,
-                          &asked.top, &asked.left, &asked.height, &asked.width, &asked.to_height, &asked.to_width,
-                          &asked.from_row, &asked.from_column, &asked.rows, &asked.columns, &asked.whole, &given))
+    if (!PyArg_ParseTuple(arguments, "y*iipOO!", &data, &asked.channels, &asked.scale, &asked.whole, &given, &PyTuple_Type, &given_cuts))
         return NULL;
-    PyObject *answer = NULL;
+    Py_ssize_t count = PyTuple_Size(given_cuts), known = 0;
+    cut *cuts = NULL;
     if (given != Py_None && PyObject_GetBuffer(given, &marks, PyBUF_WRITABLE))
         goto done;
     if ((asked.channels != 1 && asked.channels != 3) || (asked.scale != 1 && asked.scale != 2 && asked.scale != 4 && asked.scale != 8) ||
-        asked.rows < 1 || asked.columns < 1 || asked.rows > 65535 || asked.columns > 65535 ||
-        (Py_ssize_t)asked.rows * asked.columns * asked.channels != out.len) {
-        PyErr_SetString(PyExc_ValueError, "channels are 1 or 3, scales 1, 2, 4 or 8; out holds rows * columns * channels bytes");
+        count < 1 || count > MOST_CUTS) {
+        PyErr_SetString(PyExc_ValueError, "channels are 1 or 3, scales 1, 2, 4 or 8; there is at least one cut");
         goto done;
     }
+    cuts = calloc((size_t)count, sizeof *cuts);
+    outs = calloc((size_t)count, sizeof *outs);
+    if (cuts == NULL || outs == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    known = read_cuts(given_cuts, count, asked.channels, cuts, outs);
+    if (known < count)
+        goto done;
     workspace *mine = num_idle ? idle[--num_idle] : workspace_new();
     if (mine == NULL) {
         PyErr_NoMemory();
@@ -56,7 +90,8 @@ static PyObject *py_crop(PyObject *module, PyObject *arguments)
     }
     asked.data = data.buf;
     asked.size = (size_t)data.len;
-    asked.out = out.buf;
+    asked.cuts = cuts;
+    asked.num_cuts = (int)count;
     asked.marks = marks.buf;
     asked.num_marks = (int)(marks.len / (MARK * (Py_ssize_t)sizeof(uint32_t)));
     const char *why;
@@ -69,8 +104,11 @@ static PyObject *py_crop(PyObject *module, PyObject *arguments)
     else
         workspace_free(mine);
 done:
+    for (Py_ssize_t number = 0; number < known; number++)
+        PyBuffer_Release(&outs[number]);
+    free(cuts);
+    free(outs);
     PyBuffer_Release(&data);
-    PyBuffer_Release(&out);
     PyBuffer_Release(&marks);
     return answer;
 }
@@ -171,7 +209,7 @@ PyMODINIT_FUNC PyInit__crop(void)
         return NULL;
     PyObject *module = PyModule_Create(&definition), *operations = names();
     if (module && (operations == NULL || PyModule_AddObjectRef(module, "OPERATIONS", operations) ||
-                   PyModule_AddIntConstant(module, "INTERFACE", 3) ||
+                   PyModule_AddIntConstant(module, "INTERFACE", 4) ||
                    PyModule_AddStringConstant(module, "LIBJPEG", "libjpeg-turbo " TEXT(LIBJPEG_TURBO_VERSION)) ||
                    PyModule_AddStringConstant(module, "SOURCES", SOURCES) ||
                    PyModule_AddStringConstant(module, "INSTRUCTIONS", instructions())))
