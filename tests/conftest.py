@@ -15,6 +15,7 @@ from running import SMALL, Run, train
 
 LONG = tuple(f"tests/{room}/" for room in (
     "chaos", "train", "web", "evaluate", "parallel", "cluster", "scaling", "export", "objectives", "benchmarks"))
+GRID_S = 7200        # of one test of the larger grids, on a slow machine beside others
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)     # hundreds of processes start: each would compile torch and us anew, for seconds
 sys.dont_write_bytecode = False
@@ -27,6 +28,9 @@ if sys.platform == "linux":
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The rooms that take long come first, so that several workers end together; within a file the order stays."""
     items.sort(key=lambda item: (not is_of_slurm(item.nodeid), not item.nodeid.startswith(LONG)))
+    for item in items:
+        if item.get_closest_marker("all") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(GRID_S))
 
 
 @pytest.hookimpl(optionalhook=True)
