@@ -28,13 +28,13 @@ def damaged(place: Path, digits: Path) -> Path:
 
 
 def test_a_run_that_shares_matrices_is_the_run_of_one_process(damaged: Path) -> None:
-    train(damaged, *SETTINGS, "name=one", "duration=20 steps")
+    train(damaged, *SETTINGS, "name=one", "duration=14 steps")
     shared = ["parallel.engine=fsdp", "parallel.tensor=2", "parallel.processes=4"]
-    output = train(damaged, *SETTINGS, *shared, "name=two", "duration=15 steps")
+    output = train(damaged, *SETTINGS, *shared, "name=two", "duration=11 steps")
     assert "2 rank(s) x 1 micro-step(s) x 16 image(s) for a global batch of 32; each stands for 2 that share its work" in output
-    train(damaged, *SETTINGS, "name=two", "duration=20 steps", "--accept-changes")
+    train(damaged, *SETTINGS, "name=two", "duration=14 steps", "--accept-changes")
     one, two = Run(damaged / "runs" / "one"), Run(damaged / "runs" / "two")
-    same_as(one, two, last=20)
+    same_as(one, two, last=14)
     tenth = [next(row for row in run.rows() if row["step"] == 10 and "eval_loss" in row) for run in (one, two)]
     assert tenth[1]["eval_loss"] == pytest.approx(tenth[0]["eval_loss"], abs=1e-5)
     assert tenth[1]["eval_ema_loss"] == pytest.approx(tenth[0]["eval_ema_loss"], abs=1e-5)

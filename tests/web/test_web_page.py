@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faults import Fault, faults
 from pages import Keep, Look, copied, fetch, monitoring, shown, steps, tile, write_rows
 from playwright.sync_api import expect
 from running import SMALL, Run, start
@@ -64,7 +65,8 @@ def test_a_run_without_evaluations(look: Look, tmp_path: Path, unbroken: Run) ->
 
 @pytest.mark.slow       # a real run of two ranks is watched from its first steps to its end
 def test_a_live_run_moves_by_itself(look: Look, keep: Keep, place: Path) -> None:
-    process = start(place, *SMALL, "name=live", "parallel.processes=2", "duration=240 steps", "evaluate.every=60 steps")
+    process = start(place, *SMALL, "name=live", "parallel.processes=2", "duration=100 steps", "evaluate.every=30 steps",
+                    environment=faults(place, Fault("sleep", step=5, until=100, seconds=0.1, always=True)))
     try:
         run = Run(place / "runs" / "live")
         run.wait_for_step(5, process)
@@ -81,7 +83,7 @@ def test_a_live_run_moves_by_itself(look: Look, keep: Keep, place: Path) -> None
             expect(page.get_by_role("img", name=re.compile("^Each rank's own time of a step: 2 ranks"))).to_be_visible()
             keep(page, "run-live")
             expect(page.locator(".badge")).to_have_text("done", timeout=180_000)
-            expect(page.locator(".tile.wide .more")).to_contain_text("step 240")
+            expect(page.locator(".tile.wide .more")).to_contain_text("step 100")
             assert tile(page, "Loss") == shown(steps(run.folder)[-1]["loss"])
             assert tile(page, "Top-1") == f"{100 * run.outcome['eval_top1']:.1f} %"
             expect(page.locator("[role=status].hidden")).to_contain_text("live is now done")
