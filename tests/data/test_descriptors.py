@@ -217,3 +217,27 @@ def test_a_map_outlives_its_file_and_its_name(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     with open(tmp_path / "empty", "rb") as file, pytest.raises(ValueError, match="an empty file"):
         mapped(file)
+
+
+AT_ONCE = """
+import sys, threading
+from vitscale.data import descriptors
+sys.setswitchinterval(1e-6)
+file = open(sys.argv[1], "rb")
+def look(barrier):
+    barrier.wait()
+    assert descriptors.mapped(file)[255] == 255
+for _ in range(300):
+    descriptors._libc.cache_clear()
+    barrier = threading.Barrier(4)
+    threads = [threading.Thread(target=look, args=(barrier,)) for _ in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+"""
+
+
+def test_threads_that_map_their_first_files_at_once(tmp_path: Path) -> None:
+    """None of them meets the C library's functions before these know that addresses have 64 bits: it would read where nothing is."""
+    (tmp_path / "a").write_bytes(bytes(range(256)) * 64)
+    done = subprocess.run([sys.executable, "-c", AT_ONCE, str(tmp_path / "a")], timeout=300, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 from threading import Event, Lock
 from typing import Any, BinaryIO, Protocol, TypeVar
 
@@ -201,14 +202,11 @@ def mapped(file: BinaryIO) -> NDArray[np.uint8]:
     return np.frombuffer(file.read(), np.uint8)
 
 
+@cache
 def _libc() -> Any:
-    global _library
-    if _library is None:
-        _library = ctypes.CDLL(None, use_errno=True)
-        _library.mmap.restype = ctypes.c_void_p
-        _library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
-        _library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    return _library
-
-
-_library: Any = None
+    """Whole when another thread sees it: a C function whose types are not told yet takes and gives addresses of 32 bits."""
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+    library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return library
