@@ -182,7 +182,8 @@ def measure_views(bench: Bench) -> None:
     write_row(bench.given.rows, "data-views", title, [
         figure("ratio to DINOv2's", ratios(mine, theirs), "x", at_least=4), figure("vitscale", mine, "images/CPU-s"),
         figure("DINOv2's", theirs, "images/CPU-s"),
-    ], **(bench.facts | {"versions": bench.facts["versions"] | {"torchvision": told}}))
+    ], **(bench.facts | {"versions": bench.facts["versions"] | {"torchvision": told}}),
+        notes=["CPU time, in turns; ours with reading its shards and with what it fetched beyond the end, the peer's bytes lie in memory"])
 
 
 def measure_resume(given: argparse.Namespace, facts: dict[str, Any], folder: Path) -> None:
