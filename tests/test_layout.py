@@ -16,8 +16,8 @@ import vitscale
 PACKAGE = Path(vitscale.__file__).parent
 # from the ground up
 FLOORS = ("errors", "awake", "files", "processes", "stopping", "terminal", "pages", "metrics", "recipe", "runfolder", "shapes", "plan",
-          "cluster", "scaling", "models", "objectives", "data", "optim", "parallel", "checkpoint", "resilience", "observe", "train",
-          "bench", "evaluate", "explain", "export", "cli")
+          "cluster", "scaling", "kernels", "models", "objectives", "data", "optim", "parallel", "checkpoint", "resilience", "observe",
+          "train", "bench", "evaluate", "explain", "export", "cli")
 # who builds and trains a model asks the planner one question (and the data sheets theirs), which has an answer for any model: "not known"
 WITHOUT_PLAN = ("models", "objectives", "data", "optim", "parallel", "checkpoint", "resilience", "observe", "explain", "export")
 QUESTIONS = ("vitscale.plan.forecast.", "vitscale.plan.hardware.")
@@ -117,7 +117,7 @@ def outside(rooms: tuple[str, ...], banned: tuple[str, ...]) -> list[str]:
 
 
 def test_models_know_no_parallelism() -> None:
-    assert outside(("models",), ("torch.distributed", "deepspeed", "accelerate", "vitscale.parallel")) == []
+    assert outside(("models", "kernels"), ("torch.distributed", "deepspeed", "accelerate", "vitscale.parallel")) == []
 
 
 def test_what_is_built_and_trained_knows_no_plan_of_it() -> None:

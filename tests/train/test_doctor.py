@@ -24,10 +24,11 @@ def test_a_sound_machine_and_recipe(place: Path) -> None:
     findings = {finding["name"]: finding for finding in answer["findings"]}
     assert {finding["state"] for finding in answer["findings"]} <= {"ok", "warning"}
     expected = {"python", "torch", "JPEG decoder", "CPU cores", "GPUs", "SLURM", "GEMM", "all-reduce", "disk space", "disk speed",
-                "run folder", "shards", "open files", "clock", "training samples", "memory"}
+                "run folder", "shards", "open files", "kernels", "clock", "training samples", "memory"}
     assert expected <= findings.keys()
     assert findings["training samples"]["value"] == 1438
     assert findings["all-reduce"]["value"] > 0
+    assert (findings["kernels"]["value"], findings["kernels"]["words"]) == ("torch's own", "they are for GPUs on rank 0")
     assert "over 2 ranks" in findings["all-reduce"]["words"]       # of its own accord: the recipe wants one
     assert 0 < findings["memory"]["value"] < 1
     assert not list((place / "runs" / "x").glob(".preflight*"))

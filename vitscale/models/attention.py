@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitscale.kernels.heads import split_heads, split_heads_plainly
+from vitscale.kernels.parts import Fusing, takes
 from vitscale.models.exact import exact, keep_exact_, reset_exact_
+from vitscale.models.fused import Branch, apart, normed
 from vitscale.models.position import log_spaced, mixed, offset_index, resample_offsets, turned
 
 
@@ -38,7 +41,7 @@ def whole_bias(bias: Tensor) -> Tensor:
     return torch.cat([query, torch.zeros_like(query), value])
 
 
-class Attention(nn.Module):
+class Attention(Fusing):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2) through torch's fused kernel.  O(N^2 D + N D^2)."""
 
     def __init__(
@@ -66,9 +69,19 @@ class Attention(nn.Module):
             return self.out(weights @ value), weights
         return self.out(self.mix(query, key, value, layout))
 
+    def branch(self, tokens: Tensor, layout: Layout | None = None) -> Branch:
+        """forward's answer, and the last bias where whoever adds the branch finds its gradient."""
+        if self.proj_drop.p:
+            return self(tokens, layout), None
+        return apart(self.proj, self.joined(self.mix(*self.project(tokens, layout), layout)), self.parts)
+
     def project(self, tokens: Tensor, layout: Layout | None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, D) -> queries, keys, values (B, H, N, K) each, normed and turned as the model asks."""
-        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if "pack" in self.parts and takes(tokens):
+            qkv, bias = apart(self.qkv, tokens, self.parts)
+            query, key, value = split_heads(qkv, self.heads, bias)
+        else:
+            query, key, value = split_heads_plainly(self.qkv(tokens), self.heads)
         query, key = self.q_norm(query), self.k_norm(key)
         if layout is not None and layout.angles is not None:
             query, key = turned(query, layout.angles), turned(key, layout.angles)
@@ -93,7 +106,11 @@ class Attention(nn.Module):
 
     def out(self, mixed: Tensor) -> Tensor:
         """(B, H, N, K) -> (B, N, D)."""
-        return self.proj_drop(self.proj(self.norm(mixed.transpose(1, 2).flatten(2))))
+        return self.proj_drop(self.proj(self.joined(mixed)))
+
+    def joined(self, mixed: Tensor) -> Tensor:
+        """What the last layer is given: the heads of each token side by side, normed if the model asks."""
+        return normed(self.norm, mixed.transpose(1, 2).flatten(2), self.parts)
 
 
 class MixedRotaryAttention(Attention):

@@ -7,9 +7,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from vitscale.kernels.parts import Fusing, takes
 from vitscale.models.backbone import Backbone, Wanted
 from vitscale.models.drop_path import add_branch
-from vitscale.models.mlp import ACTIVATIONS
+from vitscale.models.fused import activated, ended, normed
+from vitscale.models.mlp import ACTIVATIONS, TwoLayers
 from vitscale.recipe.schema import ConvNext
 from vitscale.shapes.convnext import MLP_RATIO, STEM, ConvNextStageShape, has_grn, layer_scale_of, stages_of, stem_width
 from vitscale.shapes.drop_path import drop_rates
@@ -31,7 +33,7 @@ class ResponseNorm(nn.Module):
         return features + torch.addcmul(self.bias, self.weight, features * share)
 
 
-class ConvMLP(nn.Module):
+class ConvMLP(TwoLayers):
     """Linear, activation, response norm in version 2, linear, place by place."""
 
     def __init__(self, width: int, act: str, grn: bool) -> None:
@@ -40,12 +42,13 @@ class ConvMLP(nn.Module):
         self.act = ACTIVATIONS[act]()
         self.grn = ResponseNorm(MLP_RATIO * width) if grn else nn.Identity()
         self.fc2 = nn.Linear(MLP_RATIO * width, width)
+        self.drop = nn.Dropout(0.0)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.fc2(self.grn(self.act(self.fc1(features))))
+    def hidden(self, features: Tensor) -> Tensor:
+        return self.grn(activated(self.fc1, self.act, features, self.parts))
 
 
-class ConvNextBlock(nn.Module):
+class ConvNextBlock(Fusing):
     """Depthwise convolution, norm, MLP: one residual branch (Liu et al. 2022, figure 4).
 
     Features are channels-last throughout, which convolutions on every device take as well and norms and linear layers want.
@@ -62,7 +65,10 @@ class ConvNextBlock(nn.Module):
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
         """features (B, height, width, D), keep (B,) -> the same."""
         branch = self.conv_dw(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        branch = self.mlp(self.norm(branch))
+        branch = normed(self.norm, branch, self.parts)
+        if "norm" in self.parts and takes(features):
+            return ended(features, self.mlp.branch(branch), self.gamma, keep, self.rate)
+        branch = self.mlp(branch)
         if self.gamma is not None:
             branch = branch * self.gamma.to(branch.dtype)        # under autocast an fp32 gamma would widen the whole stream
         return add_branch(features, branch, keep, self.rate)

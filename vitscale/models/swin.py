@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitscale.kernels.parts import Fusing, takes
 from vitscale.models.backbone import Backbone, Wanted
 from vitscale.models.drop_path import add_branch
 from vitscale.models.exact import exact, keep_exact_, reset_exact_
+from vitscale.models.fused import Branch, normed, two_branches
 from vitscale.models.mlp import MLP
 from vitscale.models.position import resample
 from vitscale.recipe.schema import Swin
@@ -127,7 +129,7 @@ class WindowAttention(nn.Module):
         return self.proj(mixed.unflatten(1, (count, self.heads)).transpose(2, 3).flatten(3))
 
 
-class SwinBlock(nn.Module):
+class SwinBlock(Fusing):
     """Window attention and MLP, each a residual branch: normed before (version 1) or after (version 2, section 3.2) what it does."""
 
     def __init__(self, stage: SwinStageShape, shift: int, model: Swin, rate: float) -> None:
@@ -142,11 +144,16 @@ class SwinBlock(nn.Module):
         self, tokens: Tensor, mask: Tensor | None = None, keep: Tensor | None = None, return_map: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """tokens (B, height, width, D), mask as shift_mask's, keep (2, B) -> tokens, and with `return_map` (B, windows, H, M^2, M^2)."""
-        for_attention, for_mlp = (None, None) if keep is None else keep.unbind(0)
+        def attend(entering: Tensor) -> Branch:
+            return self._attend(entering, mask, False)[0], None
+
         before = self.version == 1
-        attended, weights = self._attend(self.norm1(tokens) if before else tokens, mask, return_map)
-        tokens = add_branch(tokens, attended if before else self.norm1(attended), for_attention, self.rate)
-        branch = self.mlp(self.norm2(tokens)) if before else self.norm2(self.mlp(tokens))
+        if "norm" in self.parts and before and not return_map and takes(tokens):
+            return two_branches(tokens, keep, self.rate, (self.norm1, self.norm2), (None, None), attend, self.mlp.branch)
+        for_attention, for_mlp = (None, None) if keep is None else keep.unbind(0)
+        attended, weights = self._attend(normed(self.norm1, tokens, self.parts) if before else tokens, mask, return_map)
+        tokens = add_branch(tokens, attended if before else normed(self.norm1, attended, self.parts), for_attention, self.rate)
+        branch = self.mlp(normed(self.norm2, tokens, self.parts)) if before else normed(self.norm2, self.mlp(tokens), self.parts)
         tokens = add_branch(tokens, branch, for_mlp, self.rate)
         return tokens if weights is None else (tokens, weights)
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from vitscale.kernels.parts import Fusing, takes
 from vitscale.models.attention import Attention, Layout, MixedRotaryAttention, RelativePositionAttention
 from vitscale.models.attention_axial import AxialAttention
 from vitscale.models.attention_linear import LinearAttention
@@ -14,6 +15,7 @@ from vitscale.models.attention_local import LocalAttention
 from vitscale.models.attention_sparse import SparseAttention
 from vitscale.models.backbone import Backbone, Wanted
 from vitscale.models.drop_path import add_branch, given
+from vitscale.models.fused import normed, two_branches
 from vitscale.models.heads import AttentionPool, Hidden
 from vitscale.models.mlp import MLP, GatedMLP
 from vitscale.models.patch_embed import OverlappingPatchEmbed, PatchEmbed, Patches, PositionalPatchEmbed
@@ -47,7 +49,12 @@ class LayerScale(nn.Module):
         return branch * self.gamma.to(branch.dtype)      # under autocast an fp32 gamma would widen the whole stream
 
 
-class Block(nn.Module):
+def factor_of(layer: nn.Module) -> Tensor | None:
+    """(D,) of a LayerScale; None of what stands where there is none."""
+    return layer.gamma if isinstance(layer, LayerScale) else None
+
+
+class Block(Fusing):
     """Norm, attention, add; norm, MLP, add (Dosovitskiy et al. 2021, equations 2 and 3); or both side by side behind one norm; or each norm
     after what it is of (Liu et al. 2022, Swin V2, section 3.2)."""
 
@@ -70,18 +77,26 @@ class Block(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """tokens (B, N, D), keep (2, B) for attention and MLP, or int64 (2, n), the samples that they are computed for -> (B, N, D), and
         with `return_map` the attention map (B, H, N, N)."""
+        chooses = keep is not None and keep.dtype == torch.int64
+        if "norm" in self.parts and not (self.post_norm or chooses or return_map) and takes(tokens):
+            return two_branches(tokens, keep, self.rate, (self.norm1, self.norm2), (factor_of(self.ls1), factor_of(self.ls2)),
+                                lambda entering: self.attn.branch(entering, layout), self.mlp.branch)
         for_attention, for_mlp = (None, None) if keep is None else keep.unbind(0)
         entering = given(tokens, for_attention)
-        entering = entering if self.post_norm else self.norm1(entering)
+        entering = entering if self.post_norm else normed(self.norm1, entering, self.parts)
         attended = self.attn(entering, layout, return_map)
         attended, weights = attended if return_map else (attended, None)
-        tokens = add_branch(tokens, self.norm1(attended) if self.post_norm else self.ls1(attended), for_attention, self.rate)
+        tokens = add_branch(tokens, self.after(attended, self.norm1, self.ls1), for_attention, self.rate)
         if not self.parallel:
             entering = given(tokens, for_mlp)
-            entering = entering if self.post_norm else self.norm2(entering)
+            entering = entering if self.post_norm else normed(self.norm2, entering, self.parts)
         branch = self.mlp(entering)
-        tokens = add_branch(tokens, self.norm2(branch) if self.post_norm else self.ls2(branch), for_mlp, self.rate)
+        tokens = add_branch(tokens, self.after(branch, self.norm2, self.ls2), for_mlp, self.rate)
         return tokens if weights is None else (tokens, weights)
+
+    def after(self, branch: Tensor, norm: nn.Module, scale: nn.Module) -> Tensor:
+        """What is added of a branch."""
+        return normed(norm, branch, self.parts) if self.post_norm else scale(branch)
 
 
 def build_attention(model: Vit, shape: Shape, eps: float, layer: int) -> Attention:

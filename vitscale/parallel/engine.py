@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitscale.models import Backbone
+from vitscale.parallel.kernels import turn_on_chosen_
 from vitscale.parallel.recompute import recompute_
 from vitscale.parallel.state import Fill, ValueOf, fill_first_, fill_parameters_, load_named_state, named_state
 from vitscale.parallel.update import Update, clip_and_step
@@ -56,7 +57,7 @@ class Engine(ABC):
 
         This one does not shard: DeepSpeed and accelerate do in adopt(), DDP not at all.
         """
-        model = prepared(build, self.parallel)
+        model = prepared(build, self.parallel, self.world)
         model.to_empty(device=self.world.device)
         model.reset_buffers()
         fill_parameters_(model, value_of)
@@ -127,10 +128,12 @@ def images_in_bf16(images: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
     return tuple(one.bfloat16() if one.ndim == 4 and one.is_floating_point() else one for one in (images, *more))
 
 
-def prepared(build: Callable[[], Backbone], parallel: Parallel) -> Backbone:
-    """A model on the meta device with its blocks recomputed and compiled as asked; names of parameters stay as built."""
+def prepared(build: Callable[[], Backbone], parallel: Parallel, world: World) -> Backbone:
+    """A model on the meta device with its kernels chosen, its blocks recomputed and compiled as asked; names of parameters stay as built.
+    Collective."""
     with torch.device("meta"):
         model = build()
+    turn_on_chosen_(model, parallel, world)
     units = model.units()
     recompute_(units, parallel.recompute, parallel.recompute_every, parallel.compile)
     if parallel.compile:

@@ -61,7 +61,7 @@ class FsdpEngine(Engine):
         return init_device_mesh(self.world.device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
 
     def materialise(self, build: Callable[[], Backbone], value_of: ValueOf) -> Backbone:
-        model = prepared(build, self.parallel)
+        model = prepared(build, self.parallel, self.world)
         device, mesh = self.world.device, self.connect()
         for axis, ranks in self._shared.items():
             SHARED[axis](model.units(), ranks)

@@ -297,8 +297,7 @@ class Lora(Section):
     targets: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(pair)] = ("attn.qkv", "attn.proj")   # ends of layers' names
 
 
-# How the ranks of each engine hold the state of training: each all of it ("copies"), all of it between them ("shares"), or as the keys
-# of `parallel` divide them into axes ("axes": recipe/axes.py).
+# How each engine's ranks hold the state of training: each all of it, all of it between them, or in groups, the axes of recipe/axes.py.
 ENGINES = {"ddp": "copies", "fsdp": "axes", "zero": "shares", "accelerate": "copies"}
 if TYPE_CHECKING:
     OneEngine = str
@@ -319,6 +318,7 @@ class Parallel(Section):
     recompute: Literal["none", "blocks", "selective"] = "none"   # selective keeps matmul and attention outputs
     recompute_every: Count = 1              # blocks: every k-th block is recomputed
     compile: bool = False                   # torch.compile, block by block
+    kernels: Literal["auto", "torch"] = "auto"      # on a GPU those of ours that compute right there: docs/performance.md
 
 
 class Checkpoint(Section):

@@ -18,6 +18,7 @@ from vitscale.data import native
 from vitscale.errors import EXIT_DONE, EXIT_WRONG_INPUT, DataError, RecipeError
 from vitscale.objectives import num_parameters
 from vitscale.observe.console import make_console, setup_logging
+from vitscale.parallel.kernels import chosen
 from vitscale.parallel.launch import hold_lifeline, launch, rank_command
 from vitscale.parallel.rank_info import RankInfo, node_name, rank_info_from_environment
 from vitscale.parallel.world import World, joined
@@ -63,7 +64,7 @@ def _as_rank(recipe: Recipe, place: RankInfo, is_meant: bool, as_json: bool) -> 
         data = world.broadcast(merge([finding for part in parts for finding in part]) if parts else None)
         ready = all(finding.state == "ok" for finding in data)      # on every rank
         verdict = look(world, recipe, prepared.folder if prepared and ready else None, indexes if ready else [])
-        findings = [*_installed(), *_machine(world), *verdict.findings, *data]
+        findings = [*_installed(), *_machine(world), _kernels(recipe, world), *verdict.findings, *data]
         if prepared is not None and ready:
             findings.append(_fits(recipe, prepared, world))
         if world.is_first:
@@ -118,6 +119,12 @@ def _machine(world: World) -> list[Finding]:
         version = answer.stdout.strip().removeprefix("slurm ") or "installed"
         found.append(Finding("SLURM", "ok", version, "", f"inside job {job}" if job else "outside a job"))
     return found
+
+
+def _kernels(recipe: Recipe, world: World) -> Finding:
+    """Collective."""
+    choice = chosen(recipe.parallel, world)
+    return Finding("kernels", "warning" if choice.failed else "ok", choice.names, "", choice.why)
 
 
 def _fits(recipe: Recipe, prepared: Prepared, world: World) -> Finding:
