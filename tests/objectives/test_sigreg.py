@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from vitscale.objectives.sigreg import directions, invariance_losses, pull, pulled, statistic, waves
+from vitscale.objectives.sigreg import directions, invariance_losses, pull, pulled, shared_pull, statistic, waves
 
 
 def numbers(*shape, seed=0, dtype=torch.float32):
@@ -54,6 +54,14 @@ def test_each_sample_s_own_gradient_adds_up_to_the_whole_batch_s(split):
         losses.sum().backward()
         gradients.append(leaf.grad)
     assert torch.cat(gradients).numpy() == pytest.approx(z.grad.numpy(), rel=1e-4, abs=1e-6)
+
+
+def test_a_shift_of_all_embeddings_is_pulled_as_autograd_says():
+    z, along = numbers(3, 10, 4), directions(numbers(4, 7, seed=1))
+    shift = torch.zeros(4, requires_grad=True)
+    statistic(waves(z + shift, along).sum(dim=1), 10).sum().backward()
+    sums = waves(z, along).double().sum(dim=1)
+    assert shared_pull(sums, pull(sums, 10)[1], along).tolist() == pytest.approx(shift.grad.tolist(), rel=1e-4)
 
 
 def test_views_are_to_agree_with_the_mean_of_the_global_ones():

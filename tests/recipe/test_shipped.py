@@ -36,10 +36,10 @@ PUBLISHED = {
     "finetune_mae_h14_in1k": (632_045_800 - 1280, 1024, "50 epochs"),
     "finetune_deit3_l16_in1k": (304_374_760, 512, "20 epochs"),
     "dino_s16_in1k": (22_050_664 - 385_000 + 22_286_592, 512, "100 epochs"),    # no classifier, but a head over prototypes
-    "dino_cifar10": (895_776, 64, "5 epochs"),                               # our own settings, these four
-    "ibot_cifar10": (895_872, 64, "4 epochs"),
-    "lejepa_cifar10": (783_040, 128, "5 epochs"),
-    "mae_cifar10": (578_352, 128, "30 epochs"),
+    "dino_cifar10": (1_277_952, 64, "10 epochs"),                               # our own settings, these four
+    "ibot_cifar10": (1_278_080, 64, "10 epochs"),
+    "lejepa_cifar10": (1_157_008, 128, "14 epochs"),
+    "mae_cifar10": (1_057_984, 128, "66 epochs"),
     "ibot_b16_in1k": (94_192_384, 1024, "400 epochs"),      # no classifier, but one head over prototypes, and the token of what is hidden
     "dinov2_l14": (418_483_200, 3072, "625000 steps"),      # two heads over prototypes
     "dinov3_l16": (350_344_704, 2048, "125000 steps"),

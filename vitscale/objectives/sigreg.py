@@ -56,6 +56,14 @@ def pulled(embedded: Tensor, along: Tensor, slope: Tensor) -> Tensor:
     return (waves(embedded, along) * slope.to(wide(embedded).dtype)).sum(dim=(-3, -2, -1))
 
 
+def shared_pull(sums: Tensor, slope: Tensor, along: Tensor) -> Tensor:
+    """The sums (..., 2, M, T), the statistic's derivative by them, directions (D, M) -> (D,): its gradient by a shift that all embeddings
+    make together."""
+    t, (cosine, sine), (by_cosine, by_sine) = knots(sums.device)[0], sums.double().unbind(-3), slope.double().unbind(-3)
+    turned = (cosine * by_sine - sine * by_cosine) @ t
+    return along.double() @ turned.flatten(0, -2).sum(dim=0)
+
+
 def invariance_losses(embedded: Tensor, views: int) -> Tensor:
     """Embeddings (V, b, D) of all views, of which the first `views` are global -> (b,) fp32: mean squared distance from the global ones'
     mean, over views and dimensions (section 5, algorithm 2; there is a gradient through the mean too)."""
