@@ -1,6 +1,7 @@
 """The planner's memory against torch's tracker: the real model and engine on fake tensors."""
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 
@@ -42,15 +43,35 @@ def test_within_five_percent_otherwise_too(overrides, world, steps):
     assert abs(error_of(recipe(*overrides), world, 16, steps)) < 0.05
 
 
+ALIKE, FEW = "data.views=[{name: a, count: 4}]", "objective.prototypes=512"
+VIEWED = [*itertools.product(("dino_s16_in1k",), ("fsdp", "ddp"), ("none", "blocks"), (1, 2), ((), (ALIKE,)), (16,)),
+          ("dino_s16_in1k", "fsdp", "selective", 1, (), 16), ("ibot_b16_in1k", "fsdp", "none", 1, (ALIKE,), 16),
+          *itertools.product(("ibot_b16_in1k",), ("fsdp", "ddp"), ("none",), (1,), ((),), (16,)),
+          *itertools.product(("lejepa_s8_imagenette",), ("fsdp", "ddp"), ("none",), (1,), ((), ("parallel.precision=fp32",)), (8,)),
+          *(("lejepa_s8_imagenette", "fsdp", recompute, 1, (), 16) for recompute in ("blocks", "selective")),
+          ("lejepa_s8_imagenette", "fsdp", "none", 2, (), 8), *(("lejepa_b14", engine, "none", 1, (), 8) for engine in ("fsdp", "ddp")),
+          *itertools.product(("dino_s16_in1k",), ("fsdp", "ddp"), ("none",), (1,), ((), (ALIKE,)), (64,)),
+          *itertools.product(("dino_s16_in1k",), ("fsdp", "ddp"), ("none",), (1,), ((FEW,), ("parallel.precision=fp32",)), (16,))]
+
+
+def error_of_views(name: str, engine: str, recompute: str, steps: int, changes: Sequence[str], micro_batch: int = 16) -> float:
+    section = load_recipe(name, ["model.depth=3", "parallel.compile=false", f"parallel.engine={engine}", f"parallel.recompute={recompute}",
+                                 *changes])
+    return error_of(section, 8, micro_batch, steps)
+
+
 @pytest.mark.slow       # the same
-@pytest.mark.parametrize(("engine", "world", "recompute", "steps"), [
-    ("ddp", 8, "none", 1), pytest.param("fsdp", 8, "none", 1, marks=pytest.mark.all),
-    pytest.param("fsdp", 8, "blocks", 1, marks=pytest.mark.all), pytest.param("fsdp", 8, "none", 2, marks=pytest.mark.all)])
-def test_a_teacher_and_views_are_counted(engine, world, recompute, steps):
-    """Of one size: the tracker does not follow a block that several go through."""
-    section = load_recipe("dino_s16_in1k", ["model.depth=3", "parallel.compile=false", f"parallel.engine={engine}",
-                                            f"parallel.recompute={recompute}", "data.views=[{name: a, count: 4}]"])
-    assert abs(error_of(section, world, 16, steps)) < 0.05
+@pytest.mark.parametrize(("name", "engine", "recompute", "changes"), [
+    ("dino_s16_in1k", "fsdp", "blocks", ()), ("lejepa_s8_imagenette", "fsdp", "none", ())])
+def test_a_teacher_and_views_of_several_sizes_are_counted(name, engine, recompute, changes):
+    """Of many prototypes; and a student that is passed through once, by the survey, where a step has one micro-batch."""
+    assert abs(error_of_views(name, engine, recompute, 1, changes)) < 0.05
+
+
+@pytest.mark.all
+@pytest.mark.parametrize(("name", "engine", "recompute", "steps", "changes", "micro_batch"), VIEWED)
+def test_they_are_however_it_is_trained(name, engine, recompute, steps, changes, micro_batch):
+    assert abs(error_of_views(name, engine, recompute, steps, changes, micro_batch)) < 0.05
 
 
 @pytest.mark.slow       # the same

@@ -21,7 +21,8 @@ class Unit:
     attention_outputs: int  # of `outputs`, the same
     mask_bytes: int         # masks of elementwise dropout
     in_flight: int          # numbers of the gradients that live at once while it is differentiated, besides what is kept
-    of_weights: int = 0     # numbers made of its weights alone that live meanwhile, however many the images
+    at_once: float = 1.0    # of `kept`, the share that is of one pass: the largest, where images of several sizes pass one after the other
+    of_weights: int = 0     # numbers of a weight that is brought to length 1 row by row, however many the images
 
 
 @dataclass(frozen=True)

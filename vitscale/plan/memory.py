@@ -1,7 +1,7 @@
 """How much memory one rank needs at the peak of a training step, part by part, and the micro-batch that fits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import accumulate
 
@@ -82,12 +82,13 @@ def _kept(recipe: Recipe, first: bool, unit: Unit) -> _Kept:
     element, parallel = _element(recipe), recipe.parallel
     full, attention = unit_bytes(recipe, unit), element * unit.attention + 4 * unit.kept_fp32
     if parallel.recompute == "blocks" and first:                # blocks 0, k, 2 k, ... keep their input alone
-        return _Kept(element * unit.stream, full - element * unit.stream, 0, attention)
+        return _Kept(element * unit.stream, int((full - element * unit.stream) * unit.at_once), 0, int(attention * unit.at_once))
     if parallel.recompute == "selective":
         outputs = element * unit.outputs + 4 * unit.kept_fp32
         if outputs < full:
             mixed = min(element * unit.attention_outputs + 4 * unit.kept_fp32, attention)
-            return _Kept(outputs, full - outputs + element * unit.spare, mixed, attention - mixed)
+            again = full - outputs + element * unit.spare
+            return _Kept(outputs, int(again * unit.at_once), mixed, int((attention - mixed) * unit.at_once))
     return _Kept(full, 0, attention, 0)
 
 
@@ -125,7 +126,8 @@ def _moments(recipe: Recipe, axes: Axes, micro_batch: int, micro_steps: int, on_
     image = num_values(recipe)
     loader = micro_batch * image * (4 if element == 4 else 4 + element)
     norm = parts.normed * (4 if _autocast(recipe) else element)
-    ends = parts.mask_bytes + norm + (parts.stem + parts.pooled) * element + 2 * 4 * parts.outputs      # logits and log-probabilities
+    ends, outputs = parts.mask_bytes + norm + (parts.stem + parts.pooled) * element, 2 * 4 * parts.outputs  # logits and log-probabilities
+    last = max((number for number, one in enumerate(parts.units) if one.of_weights), default=-1)
     rows = 4 * parts.rows * micro_batch * micro_steps
     context = (CONTEXT + (NCCL if axes.size > 1 else 0)) if on_gpu else 0
     held = list(accumulate((one.held for one in kept), initial=0))              # of the blocks before
@@ -135,16 +137,21 @@ def _moments(recipe: Recipe, axes: Axes, micro_batch: int, micro_steps: int, on_
         unit, still, mixed, made = 0, held[turn], attention[turn], 0
         if turn < len(parts.units):
             unit = element * parts.units[turn].in_flight
-            made = (4 if _autocast(recipe) else element) * parts.units[turn].of_weights
+            made = element * parts.units[turn].of_weights
             still += kept[turn].held + kept[turn].again
             mixed += kept[turn].attention_held + kept[turn].attention_again
         weights, gradients, communication = states.at(turn)
         asked = 0
         if turn == len(parts.units):        # a frozen network is asked between the forward pass and the backward pass
             weights, asked = weights + states.gathered, element * parts.frozen_passing
-        activations = rows + made + micro_batch * (ends + asked + still - mixed + unit)
+        told = 0 if turn < last else outputs        # of prototypes, that are many, they are gone before what made them is differentiated
+        activations = rows + made + micro_batch * (ends + told + asked + still - mixed + unit)
         found.append(Memory(weights, gradients, states.optimizer, states.ema, activations, micro_batch * mixed, communication, loader,
                             context))
+        if made:        # then the gradient of its weights goes back through their norm: itself, and four on the way
+            made = 9 * made if _autocast(recipe) else 5 * made
+            activations = rows + made + micro_batch * (ends + still - mixed)
+            found.append(replace(found[-1], activations=activations, gradients=gradients - states.passing(turn)))
     return found
 
 
@@ -186,6 +193,12 @@ class _States:
         """One rank's part of what is held once by the ranks of a group."""
         return _ceil(num_bytes, self.axes.copy_size)
 
+    def passing(self, turn: int) -> int:
+        """Of the gradients at(turn), that of a weight of the block which is not with the others yet."""
+        if self.engine == "fsdp":
+            return self.element * (self.blocks[turn] // 3)
+        return 4 * (self.blocks[turn] // 3) if self.axes.size == 1 and not self.accumulates else 0
+
     def at(self, turn: int) -> tuple[int, int, int]:
         """Weights, gradients, communication while block `turn` is differentiated; past the last one: while the head is."""
         weights, gradients, communication = self._at(turn)
@@ -214,7 +227,7 @@ class _States:
         """A third of a block's parameters is the weight whose gradient is made while its activations are still there: fc2's."""
         element = self.element
         weights = self._share(4 * self.n) + element * (self.outer + self.filled + gathered)
-        communication = element * ahead + 4 * before
+        communication = element * ahead + (0 if self.accumulates else 4 * before)       # else it takes the place of the block's own
         gradients = element * (self.outer + block // 3)
         gradients += 4 * self.n if self.accumulates else self._share(4 * done)
         return weights, gradients, communication

@@ -1,5 +1,6 @@
 """What self-distillation and LeJEPA train, taken apart: an encoder that views of several sizes go through, and a head."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from itertools import pairwise
@@ -28,16 +29,15 @@ def dino_anatomy(model: Vit, objective: Dino, views: Sequence[ViewSet] = ()) -> 
     heads += [_head((shape_of(encoder).width, *inner, prototypes), count) for count, _, prototypes in rows[1:]]
     found = _encoded(encoder, sizes, teacher, views)
     matrices = [head.params - sum(inner) for head in heads]
-    # prototypes at length 1, and gradients on the way to what they are made of
-    heads = [replace(head, of_weights=3 * objective.bottleneck * one[2]) for head, one in zip(heads, rows, strict=True)]
+    heads = [replace(head, of_weights=objective.bottleneck * one[2]) for head, one in zip(heads, rows, strict=True)]
     return replace(
         found, params=found.params | {"prototype_head": sum(head.params for head in heads)} | ({"mask_token": extra} if extra else {}),
         flops=found.flops | {"prototype_head": sum(2 * count * size for (count, _, _), size in zip(rows, matrices, strict=True))},
         surveyed=found.surveyed | {"prototype_head": sum(2 * count * size for (_, count, _), size in zip(rows, matrices, strict=True))},
         moved=found.moved | {"prototype_head": sum(count * (2 * (width + sum(inner)) + 3 * prototypes) for count, _, prototypes in rows)},
         units=(*found.units, *heads), pooled=found.pooled + hidden * extra, one_row=found.one_row + extra,
-        # of each view its logits over the temperature, of each of the teacher's what it is compared with, and what all are; two in passing
-        outputs=sum((count + taught + 3) * prototypes // 2 for count, taught, prototypes in rows),
+        # of each view its logits over the temperature, of each of the teacher's what it is compared with, and what all are
+        outputs=sum((count + taught + 1) * prototypes // 2 for count, taught, prototypes in rows),
         rows=sum(taught * prototypes for _, taught, prototypes in rows))
 
 
@@ -84,14 +84,16 @@ def _head(widths: Sequence[int], count: int) -> Unit:
         params=sum(first * second for first, second in pairwise(widths)) + sum(inner[1:]), stream=count * inner[0],
         # the input, before and after each GELU, before and after the norm; of the prototypes the normed ones are kept, whatever the images
         kept=count * (inner[0] + 2 * sum(inner[1:])), normed=0, kept_fp32=0, outputs=count * sum(inner), spare=0, attention=0,
-        attention_outputs=0, mask_bytes=0, in_flight=2 * count * last)
+        attention_outputs=0, mask_bytes=0, in_flight=count * last)
 
 
 def _together(units: Iterable[Unit]) -> Unit:
-    """One block that each of these goes through: all that is kept of them, and the parameters once."""
-    units = list(units)
-    return Unit(**{field.name: getattr(units[0], field.name) if field.name in ("params", "of_weights") else
-                   (max if field.name == "in_flight" else sum)(getattr(one, field.name) for one in units) for field in fields(Unit)})
+    """One block that each of these goes through, those of one size together: all that is kept of them, and the parameters once."""
+    passes = Counter(units)
+    found = Unit(**{field.name: sum(count * getattr(one, field.name) for one, count in passes.items()) for field in fields(Unit)})
+    return replace(found, params=next(iter(passes)).params, of_weights=0,
+                   in_flight=max(count * one.in_flight for one, count in passes.items()),
+                   at_once=max(count * one.kept for one, count in passes.items()) / found.kept)
 
 
 def _sum(parts: Iterable[dict[str, int]]) -> dict[str, int]:

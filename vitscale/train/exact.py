@@ -56,9 +56,6 @@ def track(recipe: Recipe, world_size: int, micro_batch: int, micro_steps: int = 
     if parallel.engine == "zero" or alike:
         what = "parallel.engine zero: DeepSpeed" if parallel.engine == "zero" else " and ".join(f"parallel.{name}" for name in alike)
         raise RecipeError(f"--exact: {what} does not run on fake tensors; it is for engine ddp and fsdp")
-    if len({one.image for one in view_kinds(recipe)}) > 1:
-        raise RecipeError("--exact: torch's tracker takes a block that views of several sizes go through for a mistake; give data.views "
-                          "one size, or plan without it")
     recipe = recipe.model_copy(update={"parallel": parallel.model_copy(update={
         "compile": False, "engine": "fsdp" if parallel.engine == "fsdp" else "ddp", "device": "cpu"})})
     sharded = recipe.parallel.engine == "fsdp"
