@@ -1,9 +1,11 @@
 """One optimizer update: clipped, and left out on all ranks together when the gradient is not finite."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vitscale.optim.local import by_mesh
@@ -11,10 +13,19 @@ from vitscale.optim.local import by_mesh
 
 @dataclass(frozen=True)
 class Update:
-    """What one optimizer step did.  `applied` is False when the gradient was not finite, on all ranks alike."""
+    """What one optimizer step did.  Who asks waits for the device."""
 
-    grad_norm: float
-    applied: bool
+    norm: Tensor | float        # of the gradient, before clipping
+    told: bool | None = None    # whether there was an update, where an engine says so itself
+
+    @property
+    def grad_norm(self) -> float:
+        return float(self.norm)
+
+    @property
+    def applied(self) -> bool:
+        """False when the gradient was not finite, on all ranks alike."""
+        return math.isfinite(self.grad_norm) if self.told is None else self.told
 
 
 def clip_and_step(model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> Update:
@@ -25,12 +36,28 @@ def clip_and_step(model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm:
     groups = by_mesh(parameter for parameter in model.parameters() if parameter.grad is not None)
     norms = [torch.nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups]
     norm = torch.nn.utils.get_total_norm([one.full_tensor() if isinstance(one, DTensor) else one for one in norms])
-    if clip_norm is not None:
-        for group in groups:
-            torch.nn.utils.clip_grads_with_norm_(group, clip_norm, norm)
-    value = float(norm)
-    applied = value == value and abs(value) != float("inf")
-    if applied:
-        optimizer.step()
+    if clips_on_device(optimizer, norm) and not any(isinstance(group[0], DTensor) for group in groups):
+        step_on_device(optimizer, norm, clip_norm)
+        done = Update(norm)
+    else:
+        if clip_norm is not None:
+            for group in groups:
+                torch.nn.utils.clip_grads_with_norm_(group, clip_norm, norm)
+        done = Update(float(norm))
+        if done.applied:
+            optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return Update(value, applied)
+    return done
+
+
+def clips_on_device(optimizer: torch.optim.Optimizer, norm: Tensor) -> bool:
+    return norm.is_cuda and getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def step_on_device(optimizer: torch.optim.Optimizer, norm: Tensor, clip_norm: float | None) -> None:
+    """The same by torch's fused optimizers, which scale gradients themselves, and leave all as it is where they are told of a number that
+    is not finite: as they do for a GradScaler.  So the host hands the step out without waiting for the norm."""
+    asked: Any = optimizer
+    asked.found_inf = (~norm.isfinite()).float()
+    asked.grad_scale = None if clip_norm is None else ((norm + 1e-6) / clip_norm).clamp(min=1.0).float()      # what they divide by
+    optimizer.step()

@@ -97,7 +97,7 @@ class ZeroEngine(Engine):
         applied = bool(self._engine.was_step_applied())
         norm = self._engine.get_global_grad_norm()
         self.weights_changed()
-        return Update(float(norm) if norm is not None else float("nan"), applied)
+        return Update(float(norm) if norm is not None else float("nan"), told=applied)
 
     def tensors(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
