@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vitscale
-from vitscale.checkpoint.foreign import CONFIG, INDEX, PREPROCESSOR, WEIGHTS
+from vitscale.checkpoint.foreign import CONFIG, INDEX, WEIGHTS
 from vitscale.checkpoint.load import Loaded
 from vitscale.checkpoint.weights import read_start
 from vitscale.data.transform import Transform
@@ -24,6 +24,7 @@ from vitscale.errors import UserError
 from vitscale.export.folder import write_safetensors, write_timm, write_transformers
 from vitscale.models import build_model, initialise
 from vitscale.recipe import Vit
+from vitscale.recipe.preprocessing import PREPROCESSOR
 
 SECTION = Vit(width=12, depth=1, heads=2, mlp=16, patch=4, image=8, classes=3)
 WRITERS = {"ours": write_safetensors, "timm": write_timm, "transformers": write_transformers}
@@ -144,6 +145,17 @@ def test_tensors_are_those_that_are_meant_or_refused(folders: dict[str, Path], l
             assert all(torch.equal(value, plain[key]) for key, value in vitscale.load(copy).model.state_dict().items()), name
         else:
             assert re.search(words, said or ""), (name, said)
+
+
+@pytest.mark.parametrize(("library", "key", "value"), [
+    ("transformers", "id2label", {"1": "a", "2": "b", "3": "c"}), ("transformers", "id2label", {"0": "a", "2": "c"}),
+    ("transformers", "id2label", ["a", "b", "c"]), ("transformers", "num_labels", 9), ("timm", "label_names", ["a"]),
+    ("timm", "label_names", {"a": 0, "b": 1, "c": 2}), ("timm", "label_names", "abc"), ("timm", "num_classes", 9)])
+def test_names_are_one_for_each_class_or_refused(folders: dict[str, Path], library: str, key: str, value: Any, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folders[library], tmp_path / "copy"))
+    config = json.loads((copy / CONFIG).read_text())
+    (copy / CONFIG).write_text(json.dumps(config | {key: value}))
+    assert f"  {key}  " in (refused(copy) or "")
 
 
 VALUES = [None, True, -1, 0, 2**70, 0.5, math.nan, math.inf, "x", [], [[]], {}, {"x": 1}]

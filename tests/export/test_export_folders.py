@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import create_model
 
 from vitscale.checkpoint.load import Loaded, load
 from vitscale.data.crop import CentreCrop
@@ -14,7 +15,9 @@ from vitscale.errors import CheckpointError, RecipeError
 from vitscale.export.folder import write_safetensors, write_timm, write_transformers
 from vitscale.export.verify import check_own, check_peer, error_of, pictures
 from vitscale.models import build_model
-from vitscale.recipe.schema import ConvNext, Deit, Model, Swin, Vit
+from vitscale.models.timm_config import timm_architecture
+from vitscale.models.transformers_config import kind_of
+from vitscale.recipe.schema import FAMILIES, ConvNext, Deit, Model, Swin, Vit
 
 transformers = pytest.importorskip("transformers")
 
@@ -94,6 +97,18 @@ def test_an_option_without_an_expression_is_named(change, key, tmp_path):
     with pytest.raises(RecipeError, match=rf"{key} .*\n.*--format timm"):
         write_transformers(shaken(Vit(**{**VIT, **change})), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("architecture", [kind_of, timm_architecture])
+def test_a_key_that_no_class_is_known_to_have_is_named(family, architecture):
+    """As one will be that is added to a section: what other libraries have of it has to be said before it goes out."""
+    sections = {"vit": Vit(**VIT), "deit": Deit(family="deit", **VIT), "swin": Swin(**SWIN), "convnext": ConvNext(**FOUR)}
+    more = create_model("More", __base__=FAMILIES[family], frills=(int, 0))
+    values = sections[family].model_dump()
+    architecture(more(**values))
+    with pytest.raises(RecipeError, match=r"model\.frills  3 has no expression there"):
+        architecture(more(**values, frills=3))
 
 
 def test_windows_above_their_grid_go_where_they_can(tmp_path):

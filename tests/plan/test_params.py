@@ -51,7 +51,8 @@ def test_deit3_has_its_published_count(size, patch, expected):
 MORE = [
     {"class_position": False, "class_tokens": 2},
     {"class_tokens": 3, "registers": 2}, {"pool": "mean", "registers": 4, "pool_norm": True}, {"pool": "attention", "registers": 1},
-    {"class_tokens": 2, "pool_norm": True, "head_hidden": 11}, {"gated": True}, {"parallel": True}, {"qk_norm": True},
+    {"pool": "attention", "pool_norm": True}, {"class_tokens": 2, "pool_norm": True, "head_hidden": 11}, {"gated": True},
+    {"parallel": True}, {"qk_norm": True},
     {"position": "rotary"}, {"position": "none", "pool": "mean"}, {"position": "relative"}, {"position": "relative", "pool": "mean"},
     {"position": "relative", "registers": 2, "gated": True, "qk_norm": True, "layer_scale": 0.1},
     {"attention": "local", "window": 5, "halo": 1, "registers": 2}, {"attention": "local", "window": 1, "halo": 0, "pool": "mean"},

@@ -171,6 +171,17 @@ def theirs(library: str, section: Model, folder: Path) -> tuple[Model, dict[str,
     return read, {"evaluate.crop": 0.8, "data.augment.mean": [0.4, 0.5, 0.6], "data.augment.std": [0.2, 0.3, 0.4]}
 
 
+def test_a_processor_of_images_and_text_says_how_images_are_prepared(tmp_path: Path) -> None:
+    """Where CLIP's and SigLIP's are saved today; it goes before a file of the images' alone."""
+    theirs("transformers", SECTIONS["vit"], tmp_path)
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": PROCESSOR | {"image_mean": [0.1, 0.2, 0.3]}}))
+    for _ in range(2):
+        known = known_of(tmp_path)
+        assert known is not None
+        assert known.values["data.augment.mean"] == [0.1, 0.2, 0.3]
+        (tmp_path / "preprocessor_config.json").unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize(("library", "name"), [
     (library, name) for library in ("transformers", "timm", "vitscale") for name in SECTIONS
     if (library, name) not in (("timm", "beit"), ("timm", "convnext"))])       # which have no expression there

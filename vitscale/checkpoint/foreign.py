@@ -21,12 +21,11 @@ from vitscale.models.transformers_names import from_transformers, kind_of_file, 
 from vitscale.models.transformers_section import section_of
 from vitscale.recipe import Model
 from vitscale.recipe.load import check_section
-from vitscale.recipe.preprocessing import colour, prepared_by_timm, prepared_by_transformers
+from vitscale.recipe.preprocessing import colour, image_processor, prepared_by_timm, prepared_by_transformers
 from vitscale.recipe.schema import FAMILIES, External
 
 log = logging.getLogger(__name__)
-CONFIG, PREPROCESSOR, INDEX, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors.index.json", "model.safetensors"
-PROCESSOR = "processor_config.json"     # of a model of images and text: the processors of both, whose images' part goes before PREPROCESSOR
+CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 MAX_DEPTH, MAX_SIZE = 4096, 2**20
 
 
@@ -76,7 +75,7 @@ def _read_folder(folder: Path) -> Folder:
     if is_timm:
         prepared = prepared_by_timm(config, section.image)
         weights, idle = from_timm(arguments_of(config), section, theirs, shapes)
-        names = config.get("label_names") or ()
+        names = (config.get("label_names") or ()) if section.classes else ()
     else:
         decoder, missed = pixel_decoder(config, section, theirs)
         notes += missed
@@ -88,9 +87,9 @@ def _read_folder(folder: Path) -> Folder:
             notes.append("its classifier is not one of ours: the backbone alone is read")
             section = section.model_copy(update={"classes": 0})
             weights = {name: value for name, value in weights.items() if name not in heads}
-        prepared = prepared_by_transformers(_image_processor(folder), str(config["model_type"]), section.image)
+        prepared = prepared_by_transformers(image_processor(folder, read_object), str(config["model_type"]), section.image)
         labels = config.get("id2label") or {}
-        names = [labels.get(str(number), str(number)) for number in range(section.classes)] if labels else ()
+        names = [labels[str(number)] for number in range(section.classes)] if labels else ()
     if (found := as_exported(config, weights, theirs, lambda section: _refuse_absurd(section, folder))) is not None:
         section, weights = found
     if idle:
@@ -104,16 +103,6 @@ def _read_folder(folder: Path) -> Folder:
     transform = Transform(prepared.image, section.channels, prepared.crop, prepared.mean, prepared.std, resize=prepared.resize,
                           resampling=prepared.resampling, half_even=prepared.half_even)
     return Folder(section, _in_fp32(weights, source), transform, tuple(map(str, names)), source, tuple(notes), _in_fp32(pixels, source))
-
-
-def _image_processor(folder: Path) -> dict[str, Any] | None:
-    """What transformers has written of how images are prepared; None: nothing."""
-    both = read_object(folder / PROCESSOR).get("image_processor") if (folder / PROCESSOR).is_file() else None
-    if both is None:
-        return read_object(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else None
-    if not isinstance(both, dict):
-        raise CheckpointError(f"{folder / PROCESSOR}: image_processor is no mapping")
-    return both
 
 
 def _own(folder: Path, config: Mapping[str, Any]) -> Folder:

@@ -4,17 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 import vitscale
 from vitscale.checkpoint.exported import NOTE, note_of
-from vitscale.checkpoint.foreign import CONFIG, PREPROCESSOR, WEIGHTS
+from vitscale.checkpoint.foreign import CONFIG, WEIGHTS
 from vitscale.checkpoint.load import Loaded
+from vitscale.checkpoint.tensors import write_tensors
 from vitscale.models.timm_config import timm_architecture, to_timm
 from vitscale.models.transformers_config import config_of, kind_of
 from vitscale.models.transformers_names import to_transformers
-from vitscale.recipe.preprocessing import RESAMPLING
+from vitscale.recipe.preprocessing import PREPROCESSOR, RESAMPLING
 
 
 def write_transformers(loaded: Loaded, out: Path) -> str:
@@ -66,7 +66,7 @@ def own_weights(loaded: Loaded) -> dict[str, Tensor]:
 
 def _write(out: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    save_file(weights, out / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(out / WEIGHTS, weights, {"format": "pt"})
     _json(out / CONFIG, config)
 
 

@@ -26,6 +26,8 @@ def side(keys: ForeignKeys, key: str, default: int, otherwise: str = "is not squ
             keys.refuse(key, f"{value!r} {otherwise}")
             return default
         return value[0]
+    if value == 0 and keys.values.get(key) is not None:
+        keys.refuse(key, f"{value!r} is no size")
     return default if value is None else value
 
 

@@ -77,7 +77,7 @@ def beit(keys: ForeignKeys) -> dict[str, Any]:
         "scale_mlp_norm": keys.take("scale_mlp", False), "layer_scale": keys.take("init_values", None), "pool": POOLS.get(pool, "token"),
         "norm_eps": norm_eps(keys, "LayerNorm"), "pool_norm": pool == "avg" if fc_norm is None else fc_norm,
         "position": "learned" if table else "relative" if shared or own else "none",
-        "position_interpolation": "bicubic_antialias" if table else "geometric"}
+        "position_interpolation": "geometric" if shared or own else "bicubic_antialias"}
 
 
 def relpos(keys: ForeignKeys) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from vitscale.errors import CheckpointError, RecipeError
 from vitscale.models.foreign_keys import ForeignKeys
 from vitscale.models.timm_arguments import POOLS, activation, after_branches, norm_eps, pooling, side
 from vitscale.models.timm_eva import beit, eva, relpos
+from vitscale.recipe.check_model import model_contradictions
 from vitscale.recipe.load import check_section
 from vitscale.recipe.schema import FAMILIES, Model, Vit
 
@@ -57,7 +58,7 @@ def section_of_timm(config: Mapping[str, Any], where: str) -> Model:
         _agree(outer, about, keys)
         outer.adopt(keys)
         outer.close(where)
-        return check_section(FAMILIES[values["family"]], values, where)
+        return check_section(FAMILIES[values["family"]], values, where, contradictions=model_contradictions)
     except (RecipeError, CheckpointError) as error:
         raise CheckpointError(str(error) if where in str(error) else f"{where}: {error}") from None
 
@@ -73,6 +74,9 @@ def _agree(outer: ForeignKeys, about: ForeignKeys, keys: ForeignKeys) -> None:
     first, second, classes = (some.take("num_classes", default) for some, default in ((outer, None), (about, None), (keys, 1000)))
     if (said := second if first is None else first) not in (None, classes):
         outer.refuse("num_classes", f"{said!r} is not what model_args build, {classes!r}: timm would draw a classifier anew")
+    names = outer.take("label_names", None)
+    if names and classes and not (isinstance(names, (list, tuple)) and len(names) == classes):
+        outer.refuse("label_names", f"does not name the {classes!r} classes, one each")
     said, built = outer.take("global_pool", None), keys.values.get("global_pool", keys.defaults.get("global_pool"))
     if said is not None and said != built:
         outer.refuse("global_pool", f"{said!r} is not what model_args build, {built!r}; save the folder anew with timm 1.0.31 or newer")
@@ -112,6 +116,8 @@ def _distilled(keys: ForeignKeys) -> dict[str, Any]:
     keys.must("reg_tokens", 0)
     keys.must("class_token", True)
     keys.must("global_pool", "token")
+    keys.must("fc_norm", None, False, why="leaves both tokens without a norm, which is not expressed here")
+    keys.must("pos_embed", "learn", why="is nothing to its class, which has a table in any case")
     if keys.take("num_classes", 1000) == 0:
         keys.refuse("num_classes", "0 is not expressed here: the class gives the mean of both tokens then")
     return _vit(keys) | {"family": "deit"}

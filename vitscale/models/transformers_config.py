@@ -1,5 +1,6 @@
 """Which of transformers' architectures expresses a model section, and their config.json of it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from vitscale.errors import RecipeError
@@ -16,7 +17,7 @@ _EVERY: dict[str, tuple[Any, ...]] = {
 # keys that every class has an argument or tensors for, or that matter in training alone, or at another size
 _ANYWHERE = {"family", "size", "image", "channels", "classes", "width", "depth", "heads", "mlp", "patch", "dropout", "head_dropout",
              "drop_path", "drop_path_schedule", "drop_path_group", "position_interpolation", "norm_eps", "hidden_act", "qkv_bias",
-             "key_bias", "class_position", "rope_temperature", "rope_shift", "rope_jitter", "rope_rescale"}
+             "key_bias", "class_position", "rope_temperature", "rope_shift", "rope_jitter", "rope_rescale", "version", "widths", "depths"}
 _TABLE = ("learned", "sincos", "none")
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "family": ("vit",), "position": _TABLE, "gated": (False,), "layer_scale": (None,), "registers": (0,), "pre_norm": (False,),
@@ -36,6 +37,12 @@ _VITS: dict[str, tuple[bool | None, dict[str, tuple[Any, ...]]]] = {
     "dinov3_vit": (False, _FIRST | {"position": ("rotary",), "rope_type": (None, "dinov3"), "gated": (False, True), "layer_scale": (),
                                     "registers": ()}),
 }
+# the same of the other families; () for any
+_SWIN: dict[str, tuple[Any, ...]] = {"norm_eps": (1e-5,), "window": ()}
+_CONVNEXT: dict[str, tuple[Any, ...]] = {"norm_eps": (1e-6,), "head_norm_eps": ()}
+_STAGED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "swin": _SWIN | {"position": ("none", "learned")}, "swinv2": _SWIN | {"pretrained_windows": ()},
+    "convnext": _CONVNEXT | {"layer_scale": (), "use_grn": (None, False)}, "convnextv2": _CONVNEXT | {"use_grn": (None, True)}}
 _BEIT_MEAN = {"pool": ("mean",), "pool_norm": (True,), "registers": (1,)}
 
 
@@ -60,10 +67,7 @@ def _unlike(kind: str, section: Vit) -> Wrong:
     classified, allowed = _VITS[kind]
     if kind == "beit" and section.pool == "mean":
         allowed = allowed | _BEIT_MEAN
-    found = [(f"model.{key}", f"{getattr(section, key)} has no expression there; {' or '.join(map(str, values))} has")
-             for key, values in (_EVERY | allowed).items() if values and getattr(section, key) not in values]
-    found += [(f"model.{key}", f"{getattr(section, key)} has no expression there") for key, field in type(section).model_fields.items()
-              if key not in _ANYWHERE | _EVERY.keys() | allowed.keys() and getattr(section, key) != field.default]
+    found = _away(section, _EVERY | allowed)
     if classified is not None and bool(section.classes) != classified:
         found.append(("model.classes", "0 has no expression there" if classified else
                       f"{section.classes} has none there: the class has no classifier; classes 0 has"))
@@ -76,19 +80,20 @@ def _unlike(kind: str, section: Vit) -> Wrong:
     return found
 
 
+def _away(section: Model, allowed: Mapping[str, tuple[Any, ...]]) -> Wrong:
+    """Every key of another value than a class expresses: of one that it does not know, than that key's default."""
+    found = [(f"model.{key}", f"{getattr(section, key)} has no expression there; {' or '.join(map(str, values))} has")
+             for key, values in allowed.items() if values and getattr(section, key) not in values]
+    return found + [(f"model.{key}", f"{value} has no expression there") for key, field in type(section).model_fields.items()
+                    if key not in _ANYWHERE | allowed.keys() and (value := getattr(section, key)) != field.default]
+
+
 def _others(section: Model) -> dict[str, Wrong]:
     """By model_type, of sections of other families, what has no expression there."""
-    fits: dict[str, tuple[Any, ...]]
-    if isinstance(section, Swin):
-        kind = "swin" if section.version == 1 else "swinv2"
-        fits = {"norm_eps": (1e-5,), "windows": (None,), **({"position": ("none",)} if section.version == 2 else {})}
-    elif isinstance(section, ConvNext):
-        kind = "convnext" if section.version == 1 else "convnextv2"
-        fits = {"norm_eps": (1e-6,), "stem": ("patch",), "kernel": (7,), "head_hidden": (None,), "use_grn": (None, section.version == 2)}
-    else:
+    if not isinstance(section, (Swin, ConvNext)):
         return {"vit": [("model.family", f"{section.family} has no expression there")]}
-    wrong = [(f"model.{key}", f"{getattr(section, key)} has no expression there") for key, values in fits.items()
-             if getattr(section, key) not in values]
+    kind = section.family if section.version == 1 else f"{section.family}v2"
+    wrong = _away(section, _STAGED[kind])
     if isinstance(section, Swin) and section.version == 1 and section.window > (last := swin.stages_of(section)[-1].grid):
         wrong.append(("model.window", f"{section.window} is more than the {last} tokens on a side of the last stage, which its class "
                       "cannot run"))

@@ -11,6 +11,7 @@ from vitscale.errors import CheckpointError, RecipeError
 from vitscale.models.foreign_keys import ForeignKeys
 from vitscale.models.transformers_config import dino_mlp
 from vitscale.models.transformers_names import kind_of_file
+from vitscale.recipe.check_model import model_contradictions
 from vitscale.recipe.load import check_section
 from vitscale.recipe.schema import FAMILIES, Model
 
@@ -42,7 +43,7 @@ def section_of(config: Mapping[str, Any], where: str) -> Model:
         values = READERS[kind](keys) | {"classes": classes}
         general(keys)
         keys.close(where)
-        return check_section(FAMILIES[values["family"]], values, where)
+        return check_section(FAMILIES[values["family"]], values, where, contradictions=model_contradictions)
     except (RecipeError, CheckpointError) as error:
         raise CheckpointError(str(error) if where in str(error) else f"{where}: {error}") from None
 
@@ -50,7 +51,13 @@ def section_of(config: Mapping[str, Any], where: str) -> Model:
 def _classes(keys: ForeignKeys) -> int:
     """Of the classifier; 0 where the class that wrote the file has none."""
     labels, number = keys.take("id2label", None), keys.take("num_labels", 2)
-    return (int(number) if labels is None else len(labels)) if classified(keys) else 0
+    if not classified(keys):
+        return 0
+    if labels is not None and (not isinstance(labels, Mapping) or labels.keys() != {str(one) for one in range(len(labels))}):
+        keys.refuse("id2label", "does not name one class for each number from 0 on")
+    elif labels is not None and keys.values.get("num_labels", len(labels)) != len(labels):
+        keys.refuse("num_labels", f"{number!r} is not the number of classes that id2label names, {len(labels)}")
+    return int(number) if labels is None else len(labels)
 
 
 def general(keys: ForeignKeys) -> None:

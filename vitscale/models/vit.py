@@ -292,7 +292,7 @@ class VisionTransformer(Backbone):
         `pool_include_prefix` says otherwise; `token_mean` lays the class token and the mean of the patches side by side.
         """
         if self.attn_pool is not None:
-            return self.attn_pool(tokens[:, self.pooled_from:])
+            return self.fc_norm(self.attn_pool(tokens[:, self.pooled_from:]))
         if self.pool == "token":
             return self.fc_norm(tokens[:, :self.class_tokens].flatten(1))
         mean = tokens[:, self.pooled_from:].mean(dim=1)

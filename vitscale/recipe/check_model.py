@@ -80,8 +80,6 @@ def _vit(model: Vit) -> list[tuple[str, str]]:
                          ("post_norm", not model.parallel and model.layer_scale is None)):
         if getattr(model, key) != Vit.model_fields[key].default and not belongs:
             found.append((f"model.{key}", _BELONGS[key]))
-    if model.pool_norm and model.pool == "attention":
-        found.append(("model.pool_norm", "attention pooling has norms of its own; it belongs to model.pool token or mean"))
     found += _drop_path(model)
     if model.parallel and model.layer_scale is not None:
         found.append(("model.layer_scale", "does not go with model.parallel, whose paper has none"))

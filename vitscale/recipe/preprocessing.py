@@ -4,12 +4,15 @@ What its folder says is followed exactly, or refused by name; what it leaves out
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vitscale.errors import RecipeError
 
+PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"     # of a model of images and text: the processors of both, whose images' part goes before PREPROCESSOR
 Colour = tuple[float, float, float]
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}      # PIL's numbers
 _HALF, _CLIP = ([0.5] * 3, [0.5] * 3), ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
@@ -33,7 +36,7 @@ class Preprocessing:
 
 def _processor(size: Any, resample: int = 3, colours: tuple[list[float], list[float]] = _HALF, **more: Any) -> dict[str, Any]:
     return {"do_resize": True, "size": size, "resample": resample, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
-            "image_mean": colours[0], "image_std": colours[1], "do_center_crop": False, "crop_size": None} | more
+            "image_mean": colours[0], "image_std": colours[1], "do_center_crop": False, "crop_size": None, "default_to_square": True} | more
 
 
 def _squeeze(size: int) -> dict[str, int]:
@@ -42,19 +45,30 @@ def _squeeze(size: int) -> dict[str, int]:
 
 # what transformers' classes do by themselves; a test compares
 PROCESSORS: dict[str, dict[str, Any]] = {
-    "ViT": _processor(_squeeze(224), 2), "Siglip": _processor(_squeeze(224)), "DINOv3ViT": _processor(_squeeze(224), 2, _IMAGENET),
+    "ViT": _processor(_squeeze(224), 2), "Siglip": _processor(_squeeze(224), default_to_square=False),
+    "DINOv3ViT": _processor(_squeeze(224), 2, _IMAGENET),
     "DeiT": _processor(_squeeze(256), do_center_crop=True, crop_size=_squeeze(224)),
     "Beit": _processor(_squeeze(224), crop_size=_squeeze(224)),
-    "Bit": _processor({"shortest_edge": 224}, colours=_CLIP, do_center_crop=True, crop_size=_squeeze(224)),
-    "CLIP": _processor({"shortest_edge": 224}, colours=_CLIP, do_center_crop=True, crop_size=_squeeze(224)),
-    "ConvNext": _processor({"shortest_edge": 384}, crop_pct=0.875),
+    "Bit": _processor({"shortest_edge": 224}, colours=_CLIP, do_center_crop=True, crop_size=_squeeze(224), default_to_square=False),
+    "CLIP": _processor({"shortest_edge": 224}, colours=_CLIP, do_center_crop=True, crop_size=_squeeze(224), default_to_square=False),
+    "ConvNext": _processor({"shortest_edge": 384}, crop_pct=0.875, default_to_square=False),
     "Siglip2": _processor(_squeeze(224), 2),
 }
 _BY_TYPE = {"deit": "DeiT", "dinov2": "Bit", "dinov3": "DINOv3ViT", "beit": "Beit", "data2vec": "Beit", "siglip2": "Siglip2",
             "siglip": "Siglip", "clip": "CLIP", "convnext": "ConvNext"}
 _NO_MATTER = {"image_processor_type", "feature_extractor_type", "processor_class", "_processor_class", "do_convert_rgb", "data_format",
-              "input_data_format", "device", "disable_grouping", "return_tensors", "default_to_square", "do_reduce_labels", "reduce_labels",
+              "input_data_format", "device", "disable_grouping", "return_tensors", "do_reduce_labels", "reduce_labels",
               "size_divisor", "pad_size", "image_seq_length", "_valid_processor_keys", "patch_size", "max_num_patches", "crop_pct"}
+
+
+def image_processor(folder: Path, read: Callable[[Path], dict[str, Any]]) -> Mapping[str, Any] | None:
+    """What transformers has written of how images are prepared, by who reads a JSON object; None: nothing.  Raises RecipeError."""
+    both = read(folder / PROCESSOR).get("image_processor") if (folder / PROCESSOR).is_file() else None
+    if both is None:
+        return read(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else None
+    if not isinstance(both, Mapping):
+        raise RecipeError(f"{PROCESSOR}: image_processor is no mapping")
+    return both
 
 
 def prepared_by_transformers(given: Mapping[str, Any] | None, model_type: str, image: int) -> Preprocessing:
@@ -107,14 +121,7 @@ def _refuse_others(values: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
 
 def _boxed(kind: str, values: Mapping[str, Any], image: int) -> Preprocessing:
     """The size that is resized to, what is cut out of it, and the colours."""
-    size, box = values["size"], values["crop_size"]
-    if isinstance(size, (int, float)):
-        size = {"shortest_edge": int(size)} if "shortest_edge" in PROCESSORS[kind]["size"] else _squeeze(int(size))
-    if isinstance(box, (int, float)):
-        box = _squeeze(int(box))
-    if size.keys() not in ({"shortest_edge"}, {"height", "width"}):
-        raise RecipeError(f"preprocessor_config.json asks for what is not done here:\n  size  {size} is not followed: give shortest_edge, "
-                          "or height and width")
+    size = _sides("size", values["size"], values["default_to_square"], {"shortest_edge"}, {"height", "width"})
     short = size.get("shortest_edge")
     resize: int | tuple[int, int] = int(short) if short else (int(size["height"]), int(size["width"]))
     if kind == "ConvNext" and isinstance(resize, int):     # a share of the image below 384 pixels, all of it from there on
@@ -122,6 +129,7 @@ def _boxed(kind: str, values: Mapping[str, Any], image: int) -> Preprocessing:
         cut = isinstance(resize, int)
     else:
         cut = bool(values["do_center_crop"])
+        box = _sides("crop_size", values["crop_size"], True, {"height", "width"}) if cut else {}
     height, width = (box["height"], box["width"]) if cut else resize if isinstance(resize, tuple) else (0, 1)
     least = min(resize) if isinstance(resize, tuple) else resize
     if height != width or height > least:
@@ -136,6 +144,19 @@ def _boxed(kind: str, values: Mapping[str, Any], image: int) -> Preprocessing:
     crop = min(height / least, 1.0)
     plain = isinstance(resize, int) and max(math.floor(height / crop), height) == resize
     return Preprocessing(height, crop, None if plain else resize, mean, std, RESAMPLING[values["resample"]])
+
+
+def _sides(key: str, value: Any, square: bool, *wanted: set[str]) -> dict[str, int]:
+    """A size as a mapping with some of the `wanted` keys: one number is both sides, or but for `square` the shorter one; two are height and
+    width."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = _squeeze(int(value)) if square else {"shortest_edge": int(value)}
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        value = {"height": value[0], "width": value[1]}
+    if not isinstance(value, Mapping) or value.keys() not in wanted:
+        raise RecipeError(f"preprocessor_config.json asks for what is not done here:\n  {key}  {value} is not followed: give "
+                          f"{', or '.join(' and '.join(sorted(keys)) for keys in wanted)}")
+    return {name: int(pixels) for name, pixels in value.items()}
 
 
 def prepared_by_timm(config: Mapping[str, Any], image: int) -> Preprocessing:

@@ -74,7 +74,7 @@ class Vit(Model):
     final_norm: bool = True                 # a norm after the last block; CLIP's mean of patches: false
     post_norm: bool = False                 # norms come after attention and MLP, not before them (Liu et al. 2022, Swin V2)
     pre_norm: bool = False                  # a norm before the first block, and no bias of the patches (Radford et al. 2021, CLIP)
-    pool_norm: bool = False                 # the last norm comes after the pooling (MAE's fine-tuning, timm's fc_norm), not before it
+    pool_norm: bool = False                 # the last norm comes after any pooling (MAE's fine-tuning, timm's fc_norm), not before it
     head_hidden: Count | None = None        # width of a hidden layer (tanh) before the classifier (Dosovitskiy et al. 2021, section 3.1)
     head_dropout: Rate = 0.0                # before the classifier
     position: Literal["learned", "sincos", "rotary", "relative", "none"] = "learned"   # vitscale/models/position.py; relative: a bias

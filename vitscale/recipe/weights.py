@@ -11,10 +11,10 @@ from vitscale.errors import RecipeError
 from vitscale.recipe.beside import CLASSES, class_lists, read_names
 from vitscale.recipe.check import train_urls
 from vitscale.recipe.objectives import OBJECTIVES
-from vitscale.recipe.preprocessing import Preprocessing, colour, prepared_by_timm, prepared_by_transformers
+from vitscale.recipe.preprocessing import Preprocessing, colour, image_processor, prepared_by_timm, prepared_by_transformers
 from vitscale.recipe.upgrade import understood
 
-RUN, CONFIG, PREPROCESSOR = "run.json", "config.json", "preprocessor_config.json"
+RUN, CONFIG = "run.json", "config.json"
 _MOST_BYTES = 1 << 28
 _THEIRS = {"data.augment.mean": "mean", "data.augment.std": "std", "evaluate.crop": "crop_pct"}      # timm's names
 _PATCH = re.compile(r"_patch(\d+)")
@@ -98,12 +98,12 @@ def _of_folder(folder: Path, config: Mapping[str, Any]) -> Known:
     labels = config.get("id2label") or {}
     classes = (len(labels) if labels else int(config.get("num_labels", 2))) if classified else None
     image = _side(body.get("image_size", 224))
-    about = folder / PREPROCESSOR
-    prepared = prepared_by_transformers(read_object(about) if about.is_file() else None, kind, image)
+    about = image_processor(folder, read_object)
+    prepared = prepared_by_transformers(about, kind, image)
     patch = None if family == "convnext" else _side(body.get("patch_size", 4 if family == "swin" else 16))
     names = tuple(str(labels.get(str(number), number)) for number in range(len(labels))) if classified else ()
     found = _values(image, body.get("num_channels", 3), patch, classes, prepared)
-    return Known({key: value for key, value in found.items() if about.is_file() or key.startswith("model.")}, _named(names), family,
+    return Known({key: value for key, value in found.items() if about is not None or key.startswith("model.")}, _named(names), family,
                  prepared.resampling, isinstance(prepared.resize, tuple))
 
 
