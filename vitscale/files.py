@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from vitscale.awake import Awake
-from vitscale.errors import StorageError
+from vitscale.errors import StorageError, UserError, said
 
 log = logging.getLogger(__name__)
 # What shared file systems answer while a server restarts, a network fails over or another node has changed a folder.  A full disk, a
@@ -165,7 +165,7 @@ def rename(old: Path, new: Path) -> Path:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write into, which is `folder` once the block has ended well: until then, and after an error, that is as it was.
 
-    Where `folder` exists its files of the same names are replaced.  Raises OSError.
+    Where `folder` exists its files of the same names are replaced.  Raises UserError for a place that cannot be written.
     """
     there = folder.is_dir()
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -180,6 +180,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         else:
             rename(aside, folder)
             made.clear()
+    except UserError:
+        raise
+    except OSError as error:
+        where = f", {error.filename}" if error.filename else ""
+        raise UserError(f"{folder}: cannot be written ({said(error)}{where}); it is as it was: make room, or give another place") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         for path in made:       # of a failure: the folders above it that this made

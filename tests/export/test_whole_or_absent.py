@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -39,13 +40,30 @@ def test_a_folder_is_whole_or_as_it_was(there: dict[str, str] | None, failure: B
             assert {name: text for name, text in state(tmp_path).items() if ".part" not in name}.items() >= before.items()
             if failure:
                 raise failure
-    except (OSError, KeyboardInterrupt):
+    except (UserError, KeyboardInterrupt):
         assert failure is not None
     if failure:
         assert state(tmp_path) == before
     else:
         assert state(out) == {name: text.encode() for name, text in (there or {}).items()} | {
             "config.json": b"new", "part": b"/", "part/b": b"b"}
+
+
+@pytest.mark.parametrize(("form", "reason"), [("import", "a file"), ("import", "below a file"), ("import", "full"),
+                                              *((form, "full") for form in writing._WAYS)])
+def test_a_place_that_cannot_be_written_is_named(form: str, reason: str, tmp_path: Path) -> None:
+    loaded, out = shaken(Vit(**VIT)), tmp_path / "out"
+    write_transformers(loaded, tmp_path / "theirs")
+    (tmp_path / "file").write_text("x")
+    before, limits = state(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    out = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "out"}.get(reason, out)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192 if reason == "full" else limits[0], limits[1]))
+        with pytest.raises(UserError, match="out" if reason == "full" else "file.*directory"):
+            list(bring(tmp_path / "theirs", out) if form == "import" else writing.write(loaded, form, out))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert state(tmp_path) == before
 
 
 def test_an_import_or_export_that_differs_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,8 +55,10 @@ def check_onnx(loaded: Loaded, out: Path) -> float:
 def write_torch_export(loaded: Loaded, out: Path) -> str:
     """model.pt2 for torch.export.load, and about.json."""
     out.mkdir(parents=True, exist_ok=True)
+    whole = io.BytesIO()        # on a full disk torch's own writer ends the process
     with _quiet():
-        torch.export.save(torch.export.export(loaded.model, (pictures(loaded),), dynamic_shapes=_shapes()), out / PROGRAM)
+        torch.export.save(torch.export.export(loaded.model, (pictures(loaded),), dynamic_shapes=_shapes()), whole)
+    (out / PROGRAM).write_bytes(whole.getbuffer())
     _about(loaded, out)
     return "a program of torch.export"
 
