@@ -1,5 +1,8 @@
 """Averages of checkpoints: exactly the mean, greedily chosen, refused where models differ; what import brings in."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,3 +71,22 @@ def test_a_folder_is_brought_in_and_says_what_a_recipe_needs(write, says, tmp_pa
     recipe.write_text(said.partition("for a recipe:\n")[2] + "\nname: r\ndata: {train: 'x-{0..1}.tar'}\noptim: {lr: 1.0}\n"
                       "global_batch: 8\nduration: 1 steps\n")
     assert load_recipe(recipe).model == back.section
+
+
+@pytest.mark.parametrize(("library", "made", "module"), [
+    (write_transformers, "transformers", "def __getattr__(name): raise ModuleNotFoundError('Could not import module')"),
+    (write_timm, "timm", "import torchvision_of_another_torch"), (write_timm, "timm", "raise RuntimeError('operator torchvision::nms')")])
+def test_a_library_that_does_not_work_is_told_from_one_that_is_absent(library, made: str, module: str, tmp_path: Path) -> None:
+    """As timm and transformers are beside a torchvision of another torch: what was read or written is good, and not held against them."""
+    loaded = shaken(Vit(**VIT))
+    library(loaded, tmp_path / "theirs")
+    (tmp_path / "broken" / made / "utils").mkdir(parents=True)
+    (tmp_path / "broken" / made / "__init__.py").write_text(module)
+    (tmp_path / "broken" / made / "utils" / "__init__.py").touch()
+    (tmp_path / "broken" / made / "utils" / "logging.py").write_text("def disable_progress_bar(): pass")
+    asked = "import sys; from vitscale.export.bring import bring; print(*bring(*map(__import__('pathlib').Path, sys.argv[1:])))"
+    done = subprocess.run([sys.executable, "-c", asked, str(tmp_path / "theirs"), str(tmp_path / "ours")], text=True, capture_output=True,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path / "broken")})
+    assert done.returncode == 0, done.stderr
+    assert f"NOT held against {made}: {made} is here but does not work" in done.stdout
+    assert f"torchvision was made for another torch: install the one for torch {torch.__version__}" in done.stdout

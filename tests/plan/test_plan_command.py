@@ -72,7 +72,7 @@ def test_hardware_and_price_from_cluster_yaml(tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "says"), [
-    (["vit_huge"], "--on: say which hardware, such as --on 4x8xH200 (there is no cluster.yaml)"),
+    (["vit_huge"], "--on: say which hardware, such as --on 4x8xH200, or --on cpu (there is no cluster.yaml)"),
     (["vit_huge", "--on", "4x8"], "the table knows A100,"),
     (["vit_huge", "--gpu", "none.yaml"], "none.yaml"),
     (["vit_hige", "--on", "H200"], "did you mean vit_huge?"),

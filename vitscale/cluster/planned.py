@@ -23,6 +23,6 @@ def with_site(options: PlanOptions, cluster: Path | None) -> PlanOptions:
         fleet = fleet_of(site)
         if fleet is None or source is None:
             where = f"{source} names no gpu" if source else "there is no cluster.yaml"
-            raise ClusterError(f"--on: say which hardware, such as --on 4x8xH200 ({where})")
+            raise ClusterError(f"--on: say which hardware, such as --on 4x8xH200, or --on cpu ({where})")
         options = replace(options, on=str(fleet))
     return options if options.price is not None else replace(options, price=site.price_per_gpu_hour)

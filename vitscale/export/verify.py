@@ -116,10 +116,18 @@ def _answers(ask: Callable[[], Tensor], classifiers: Sequence[nn.Module]) -> lis
 def _imported(name: str, remedy: str) -> Any:
     try:
         return importlib.import_module(name)
-    except ImportError:
-        raise NotVerified(f"{name} is not installed here; {remedy} to have it checked") from None
+    except ModuleNotFoundError as absent:
+        if absent.name == name:
+            raise NotVerified(f"{name} is not installed here; {remedy} to have it checked") from None
+        raise _broken(name, absent) from None
     except Exception as broken:     # what it needs besides may be there and not fit
-        raise NotVerified(f"{name} cannot be imported here ({said(broken)})") from None
+        raise _broken(name, broken) from None
+
+
+def _broken(name: str, error: Exception) -> NotVerified:
+    """Of a library that is there and does not work: nothing is known about what was written."""
+    return NotVerified(f"{name} is here but does not work ({said(error)}); usually torchvision was made for another torch: install the one "
+                       f"for torch {torch.__version__} from where that torch came, or, for transformers, remove torchvision")
 
 
 def _of_transformers(loaded: Loaded, folder: Path) -> Peer:
@@ -132,6 +140,8 @@ def _of_transformers(loaded: Loaded, folder: Path) -> Peer:
         try:
             model = getattr(transformers, known.architecture if loaded.section.classes else known.base).from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **changes).eval()
+        except ImportError as broken:       # its classes are imported when they are asked for
+            raise _broken("transformers", broken) from None
         except Exception as broken:
             raise CheckpointError(f"{folder}: transformers itself cannot load it ({said(broken)})") from None
     named = dict(model.named_modules())
