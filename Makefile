@@ -46,6 +46,7 @@ bench-cpu: $(VENV)/installed-dev              # everything that needs no GPU, ha
 	$(BENCH)/data.py $(if $(SHARDS),--shards '$(SHARDS)')
 	$(BENCH)/models.py
 	$(BENCH)/overhead.py
+	$(BENCH)/self_supervised_step.py
 	$(if $(CIFAR),$(BENCH)/distillation.py --train '$(CIFAR)/train/*.tar' --val '$(CIFAR)/test/*.tar')
 	$(if $(LONG),$(BENCH)/self_supervised.py --train '$(CIFAR)/train/*.tar' --val '$(CIFAR)/test/*.tar' --curves docs/img/self-supervised.png)
 	$(BENCH)/unattended.py

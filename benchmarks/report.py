@@ -22,6 +22,7 @@ KNOWN = {
     "planner-memory": "Planned memory of a GPU against torch's tracker on fake tensors",
     "scaling-coverage": "How often 95 % intervals of a law hold the truth",
     "self-supervised": "Features learned without labels on CIFAR-10, by k-NN: against raw pixels, an untrained network, MAE",
+    "self-supervised-step": "A step without labels beside its forward and backward passes",
     "step-overhead": "What a step spends around the model",
     "unattended-goodput": "Ten faults in one run: where the time goes",
     "unattended-hang": "A rank that hangs, until it is named",

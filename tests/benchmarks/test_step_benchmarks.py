@@ -52,6 +52,15 @@ def test_a_model_that_time_is_not_left_for_is_named_in_the_row(tmp_path, monkeyp
     assert found["notes"] == ["L/16 was left out, since 90 s were over", "H/14 was left out, since 90 s were over"]
 
 
+def test_a_step_without_labels_is_held_against_its_passes(tmp_path):
+    import self_supervised_step
+
+    self_supervised_step.main(["--batch", "2", "--rounds", "1", "--rows", str(tmp_path)])
+    found = json.loads((tmp_path / "self-supervised-step.json").read_text())
+    assert [one["name"] for one in found["figures"]] == ["beside the passes of dino_cifar10", "beside the passes of lejepa_cifar10"]
+    assert all(-1 < one["value"] < 100 for one in found["figures"])
+
+
 def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path, capsys):
     import gpu_step
     import torch

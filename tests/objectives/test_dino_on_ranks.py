@@ -1,10 +1,11 @@
-"""Self-distillation's steps are those of one process on every number of ranks, engine and micro-batch: losses, gradients, teacher, centre,
-places that are jittered, and a frozen anchor that is sharded."""
+"""Self-distillation's steps are those of one process on every number of ranks, engine and micro-batch: losses, gradients, student, teacher,
+centre and optimizer to within 1e-5 of each tensor's largest number, with places that are jittered and a frozen anchor that is sharded."""
 
 import functools
 import io
 import tarfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from ranks import run_ranks
 from torch.distributed.tensor import DTensor
 
 from vitscale.checkpoint.load import Loaded
-from vitscale.data import open_index, open_stream
+from vitscale.data import MicroBatch, open_index, open_stream
 from vitscale.data.transform import Transform
 from vitscale.export.folder import write_safetensors
 from vitscale.models import build_model, initial_value
@@ -60,7 +62,9 @@ def write(folder: Path) -> str:
     return f"{folder}/s-*.tar"
 
 
-SMALL = {"prototypes": 24, "hidden": 12, "bottleneck": 8, "momentum": 0.9, "rest_prototypes": "2 steps"}
+# the colder a teacher, the more its answers hang on the last digits of its logits: at 0.04 gradients are up to 1.1e-5 apart
+SMALL = {"prototypes": 24, "hidden": 12, "bottleneck": 8, "momentum": 0.9, "rest_prototypes": "2 steps",
+         "teacher_temp": {"start": 0.06, "end": 0.08, "over": "8 steps", "shape": "linear"}}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "average": {"name": "dino", **SMALL}, "sinkhorn": {"name": "dino", **SMALL, "centring": "sinkhorn"},
     "ibot": {"name": "ibot", **SMALL, "mask_share": [0.1, 0.6]},
@@ -90,14 +94,26 @@ def recipe_of(urls: str, objective: str = "average", **parallel: Any) -> Recipe:
                                **(TURNED if objective == "dinov3" else {})},
         "data": {"train": urls, "label": None, "workers": 1, "max_bad_fraction": 1.0, "views": VIEWS},
         "objective": OBJECTIVES[objective] | anchor,
-        # eps: large beside the gradients' rounding errors, which Adam otherwise makes steps of
-        "optim": {"lr": 2e-3, "eps": 1e-3, "weight_decay": 0.04, "weight_decay_end": 0.4, "clip_norm": 0.5},
+        # eps: large beside the gradients' rounding errors, which Adam otherwise makes steps of; lr: gradients of one step are 1e-6 apart,
+        # and what weights differ by is amplified from step to step (at 2e-3 to 1.3e-5 after ten, in one process too)
+        "optim": {"lr": 5e-4, "eps": 1e-3, "weight_decay": 0.04, "weight_decay_end": 0.4, "clip_norm": 0.5},
         "global_batch": 10, "duration": f"{STEPS} steps", "seed": 5, "parallel": {"device": "cpu", **parallel},
     }, "test")
 
 
-def whole(tensor: torch.Tensor) -> list[float]:
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().flatten().tolist()
+def whole(tensor: torch.Tensor) -> NDArray[np.float64]:
+    """A copy, of all ranks' parts.  Collective."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().double().numpy().copy()
+
+
+def in_all_steps(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Of each step a tensor, alike in how it is sharded -> (..., steps), so that ranks exchange them once."""
+    first = parts[0]
+    if not isinstance(first, DTensor):
+        return torch.stack(parts, dim=-1)
+    shape = torch.Size((*first.shape, len(parts)))
+    return DTensor.from_local(torch.stack([one.to_local() for one in parts], dim=-1), first.device_mesh, first.placements, run_check=False,
+                              shape=shape, stride=torch.empty(shape, device="meta").stride())
 
 
 def first_value(skeleton: torch.nn.Module, name: str, shape: torch.Size) -> torch.Tensor:
@@ -110,8 +126,17 @@ Told = dict[str, Any]
 Alone = Callable[[str, int], Told]
 
 
-def train(world: World, recipe: Recipe, micro_batch: int, steps: int) -> Told:
-    """As train/run.py does it; the first so many steps."""
+class Late(Inputs):
+    """Of a rank that takes a while to move what is surveyed."""
+
+    def of(self, micro: MicroBatch, again: bool = False) -> Any:
+        if again:
+            time.sleep(LATE_S)
+        return super().of(micro, again)
+
+
+def train(world: World, recipe: Recipe, micro_batch: int, steps: int, late: bool = False) -> Told:
+    """As train/run.py does it; the first so many steps.  late: rank 1 is."""
     world, index, task = replace(world, parallel=recipe.parallel), open_index(recipe.data.train), build_task(recipe.model, recipe.objective)
     share = -(-recipe.global_batch // world.data_size)
     engine = open_engine(recipe.parallel, world, Work(micro_batch, -(-share // micro_batch), recipe.optim.clip_norm))
@@ -124,7 +149,15 @@ def train(world: World, recipe: Recipe, micro_batch: int, steps: int) -> Told:
     average = WeightAverage(engine.model)
     coupling = Coupling(task, engine, average if task.momentum else None)
     schedule = Schedule.of(recipe.optim, recipe.duration, index.num_samples, recipe.global_batch)
-    inputs, meters, losses, norms, told = Inputs(world.device, recipe.data.augment), Meters(), [], [], []
+    inputs = (Late if late and world.rank == 1 else Inputs)(world.device, recipe.data.augment)
+    meters, losses, norms, told, own_s = Meters(), [], [], [], []
+    gradients: dict[str, list[torch.Tensor]] = {name: [] for name, _ in engine.model.named_parameters()}
+
+    def note(*_: Any) -> None:
+        for name, one in engine.model.named_parameters():
+            gradients[name].append(torch.zeros_like(one) if one.grad is None else one.grad.clone())
+
+    engine.optimizer.register_step_pre_hook(note)
     passes: list[bool] = []         # of the backbone: whether with a gradient
     model.blocks[0].register_forward_pre_hook(lambda *_: passes.append(torch.is_grad_enabled()))
     meters.begin()
@@ -141,13 +174,16 @@ def train(world: World, recipe: Recipe, micro_batch: int, steps: int) -> Told:
             losses.append(result.loss)
             norms.append(result.grad_norm)
             told.append(dict(result.numbers))
+            own_s.append(result.own_s)
     state = engine.tensors() | coupling.tensors() | {f"ema.{name}": value for name, value in average.tensors().items()}
     frozen = [] if task.teacher is None else list(task.teacher.func.__self__.model.parameters())
-    return {"losses": losses, "norms": norms, "told": told, "frozen": [isinstance(one, DTensor) for one in frozen],
+    whole_gradients = np.concatenate([whole(in_all_steps(parts)).reshape(-1, steps) for parts in gradients.values()])
+    return {"losses": losses, "norms": norms, "told": told, "gradients": whole_gradients,
+            "frozen": [isinstance(one, DTensor) for one in frozen], "own_s": own_s,
             "passes": (passes.count(True), passes.count(False)), "state": {name: whole(value) for name, value in state.items()}}
 
 
-def every(place: RankInfo, cases: list[tuple[Recipe, int, int]]) -> list[Told]:
+def every(place: RankInfo, cases: list[tuple[Any, ...]]) -> list[Told]:
     with joined(Parallel(engine="fsdp", device="cpu"), place) as world:
         return [train(world, *case) for case in cases]
 
@@ -161,6 +197,7 @@ PAIR: list[tuple[str, dict[str, Any], int]] = [
 ROUNDED: list[tuple[str, dict[str, Any], int]] = [
     ("average", {"engine": "ddp", "precision": "bf16"}, 5), ("ibot", {"engine": "fsdp", "precision": "bf16"}, 5)]
 ROUNDED_STEPS = 3
+LATE_S = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -178,20 +215,36 @@ def alone(urls: str) -> Alone:
 
 @pytest.fixture(scope="module")
 def pair(urls: str) -> list[list[Told]]:
-    """Of each of two ranks what it told of PAIR, then of ROUNDED."""
+    """Of each of two ranks what it told of PAIR, then of ROUNDED, then of one whose second rank is late."""
     cases = [(recipe_of(urls, objective, **kind), micro, SOON) for objective, kind, micro in PAIR]
     rounded = [(recipe_of(urls, objective, **kind), micro, ROUNDED_STEPS) for objective, kind, micro in ROUNDED]
-    return run_ranks(2, every, cases + rounded, timeout_s=600)
+    late = (recipe_of(urls, "lejepa", engine="fsdp"), 5, 2, True)
+    return run_ranks(2, every, [*cases, *rounded, late], timeout_s=600)
+
+
+def apart(found: Mapping[str, NDArray[np.float64]], wanted: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
+    """Of each tensor: max |difference| / max |value|; of the optimizer's over a hundredth of the largest of its kind at
+    least, for there are gradients that are nothing but rounding (LeJEPA's of its last bias)."""
+    assert found.keys() == wanted.keys()
+    largest: dict[str, float] = {}
+    for name, one in wanted.items():
+        kind = name.rpartition(".")[2] if name.startswith("optim.") else name
+        largest[kind] = max(largest.get(kind, 1e-30), float(np.abs(one).max()))
+    return {name: float(np.abs(found[name] - one).max()) / max(float(np.abs(one).max()), 1e-2 * largest.get(name.rpartition(".")[2], 1e-28))
+            for name, one in wanted.items()}
 
 
 def same(found: Told, wanted: Told) -> None:
+    """To 1e-5: losses, norms and what is told of each step, its gradient by the length of the difference, and of the state at the end each
+    tensor.  Not each tensor's gradient: what has cancelled out over a batch has rounding errors that are large beside it."""
     assert found["losses"] == pytest.approx(wanted["losses"], rel=1e-5)
-    assert found["norms"] == pytest.approx(wanted["norms"], rel=1e-4)
+    assert found["norms"] == pytest.approx(wanted["norms"], rel=1e-5)
     for ours, theirs in zip(found["told"], wanted["told"], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4)
-    assert found["state"].keys() == wanted["state"].keys()
-    for name, values in wanted["state"].items():
-        assert found["state"][name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    ours, theirs = found["gradients"], wanted["gradients"]
+    gaps = np.linalg.norm(ours - theirs, axis=0) / np.linalg.norm(theirs, axis=0)
+    far = apart(found["state"], wanted["state"]) | {f"gradient {step}": gap for step, gap in enumerate(gaps, 1)}
+    assert not {name: f"{one:.1e}" for name, one in far.items() if one > 1e-5}
 
 
 def all_same(found: list[list[Told]], cases: list[tuple[str, dict[str, Any], int]], alone: Alone, steps: int) -> None:
@@ -199,7 +252,7 @@ def all_same(found: list[list[Told]], cases: list[tuple[str, dict[str, Any], int
         for (objective, kind, _), one in zip(cases, rank, strict=True):
             same(one, alone(objective, steps))
             if objective == "dinov3":
-                assert set(one["frozen"]) == {kind["engine"] == "fsdp"}
+                assert set(one["frozen"]) == {kind["engine"] == "fsdp" and len(found) > 1}
 
 
 @pytest.mark.parametrize(("objective", "micro_batch"), [
@@ -223,26 +276,35 @@ def test_two_ranks_equal_one_process(pair: list[list[Told]], alone: Alone) -> No
 @pytest.mark.slow
 def test_bf16_is_near_fp32(pair: list[list[Told]], alone: Alone) -> None:
     """Sharded weights are cast, and so is what goes in: the images of every set of views."""
-    for (objective, _, _), found in zip(ROUNDED, pair[0][len(PAIR):], strict=True):
+    for (objective, _, _), found in zip(ROUNDED, pair[0][len(PAIR):-1], strict=True):
         wanted = alone(objective, ROUNDED_STEPS)
         assert found["losses"] == pytest.approx(wanted["losses"], rel=0.05)
         assert found["losses"] != wanted["losses"]
         for name in found["state"]:
             if name.startswith("objective."):
-                assert found["state"][name] == pytest.approx(wanted["state"][name], abs=0.05)
+                assert np.abs(found["state"][name] - wanted["state"][name]).max() < 0.05
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_late_before_a_survey_is_told_from_one_that_waits_in_it(pair: list[list[Told]]) -> None:
+    """Sharded weights let all ranks wait for the slowest in a survey's forward pass; the time of the others is not theirs."""
+    assert max(second - first for first, second in pair[0][-1]["own_s"]) > LATE_S / 2
 
 
 @pytest.mark.all
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_ranks_equal_one_process(urls: str, alone: Alone, size: int) -> None:
-    """The same of every objective with every engine; shares are uneven on three and four ranks, which also form two groups (HSDP)."""
+    """The same of every objective with every engine and with three micro-batches, whose turns change with the number of ranks; shares are
+    uneven on three and four ranks, which also form two groups (HSDP)."""
     kinds: list[dict[str, Any]] = [{"engine": "ddp"}, {"engine": "fsdp"}, ONCE]
     if size == 4:
         kinds.append({"engine": "fsdp", "replicate": 2})
-    cases = [(objective, kind, micro) for objective in OBJECTIVES for kind in kinds for micro in (2, 4 if objective == "dinov3" else 3)]
+    cases = [(objective, kind, (1 + (number + size) % 3) * (2 if objective == "dinov3" else 1))
+             for objective in OBJECTIVES for number, kind in enumerate(kinds)]
     cases += [("lejepa", kind, -(-10 // size)) for kind in kinds]       # one micro-batch: the survey's answer is what is learned from
-    found = run_ranks(size, every, [(recipe_of(urls, objective, **kind), micro, STEPS) for objective, kind, micro in cases], timeout_s=600)
+    found = run_ranks(size, every, [(recipe_of(urls, objective, **kind), micro, STEPS) for objective, kind, micro in cases], timeout_s=3000)
     all_same(found, cases, alone, STEPS)
 
 

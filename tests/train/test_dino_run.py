@@ -53,7 +53,7 @@ def test_kill_9_and_another_engine_on_other_ranks_goes_on(place: Path) -> None:
         found, wanted = (read_whole(folder / STATE, prefix) for folder in (ours, theirs))
         assert found.keys() == wanted.keys()
         assert found
-        for name, value in wanted.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
+        far = {name: float((found[name] - value).abs().max() / value.abs().max()) for name, value in wanted.items()}
+        assert not {name: gap for name, gap in far.items() if gap > 1e-5}
     assert load_file(ours / "ema.safetensors").keys() == load_file(ours / "model.safetensors").keys()
     assert not torch.equal(load_file(ours / "ema.safetensors")["norm.weight"], load_file(ours / "model.safetensors")["norm.weight"])

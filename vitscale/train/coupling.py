@@ -54,15 +54,17 @@ class Coupling:
         jitter_positions(self.engine.model, batch)
         if not self.task.surveys:
             return Surveyed([None] * len(batch.micro))
-        found, weights, started, only = [], [], time.perf_counter(), len(batch.micro) == 1
+        found, weights, started, moved_s, only = [], [], time.perf_counter(), 0.0, len(batch.micro) == 1
         with self._networks(training=True) as networks:
             networks.keeps_output = only and self.task.momentum is None
             for micro in batch.micro:
+                moving = time.perf_counter()
                 seen, weight, networks.keep = inputs.of(micro, again=only)
+                moved_s += time.perf_counter() - moving
                 seen, weight = sync_inputs(self.engine, seen, weight)
                 found.append(self.task.survey(networks, seen))
                 weights.append(weight)
-        own_s = time.perf_counter() - started
+        own_s = time.perf_counter() - started - moved_s
         by_name = {name: [one[name] for one in found] for name in found[0]}
         rows = {name: joined(parts, len(weights[0])) for name, parts in by_name.items()}
         index = torch.cat([micro.index for micro in batch.micro]).to(self.engine.world.device, non_blocking=True)
@@ -72,7 +74,7 @@ class Coupling:
         count = len(batch.micro)
         parts = {name: divided(row, by_name.get(name), count) for name, row in told.items()}
         coupled = [Coupled(now, {name: part[number] for name, part in parts.items()}, self.state) for number in range(count)]
-        return Surveyed(coupled, own_s, networks.output)
+        return Surveyed(coupled, moved_s, own_s, networks.output)
 
     @torch.no_grad()
     def of_evaluation(self, seen: Seen, now: Now) -> Coupled | None:

@@ -41,7 +41,8 @@ class Surveyed:
     """What was done of a step before the first of its losses: Coupling.of_step()."""
 
     coupled: Sequence[Coupled | None]       # of each micro-batch: what its losses are told
-    own_s: float = 0.0      # seconds that this rank took by itself
+    moved_s: float = 0.0    # seconds in which what it looked at was moved
+    own_s: float = 0.0      # and in which it was looked at, by this rank alone where a forward pass is
     output: Any = None      # the model's of the only micro-batch, with its graph, if the survey has asked for it
 
 
@@ -112,7 +113,8 @@ def train_step(engine: Engine, batch: StepBatch, task: Task, inputs: Inputs, lr:
     world = engine.world
     engine.model.train()
     total, told = torch.zeros((), device=world.device), dict[str, Tensor]()
-    moved_s, forward_s, probe_s = 0.0, surveyed.own_s if surveyed else 0.0, probe.seconds() if probe else 0.0
+    moved_s, forward_s = (surveyed.moved_s, surveyed.own_s) if surveyed else (0.0, 0.0)
+    probe_s = probe.seconds() if probe else 0.0
     for number, micro in enumerate(batch.micro):
         with meters.phase("h2d"):
             started = time.perf_counter()
