@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import interchange
+import matrix_pages
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from vitscale.checkpoint.load import load
 from vitscale.export.verify import check_peer
 
 HERE = Path(__file__).parent
-RESULTS = interchange.RESULTS
+RESULTS = matrix_pages.RESULTS
 
 
 def run(library: str, *arguments: str) -> list[dict[str, Any]]:
@@ -55,6 +56,16 @@ def test_timm_goes_on_with_what_we_wrote() -> None:
 
 
 @pytest.mark.all
+@pytest.mark.timeout(3600)
+def test_timm_trains_what_we_wrote() -> None:
+    """With other classes: recomputed, compiled whole, in bf16."""
+    rows = run("training")
+    assert len(rows) >= 60
+    assert not [row for row in rows if row["result"] != "equal"]
+
+
+@pytest.mark.all
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("library", ["timm", "transformers"])
 def test_all_of_them(library: str) -> None:
     """Kept beside this file: what docs/models.md and README.md say is read comes from there."""
@@ -62,11 +73,11 @@ def test_all_of_them(library: str) -> None:
     judge(rows)
     version = next((Path(sys.prefix) / "peers").glob("timm-*.dist-info")).name.split("-")[1].removesuffix(".dist") if (
         library == "timm") else importlib.metadata.version(library)
-    interchange.write(json.loads(RESULTS.read_text(encoding="utf-8")) | {library: interchange.kept(version, rows)})
+    matrix_pages.write(json.loads(RESULTS.read_text(encoding="utf-8")) | {library: matrix_pages.kept(version, rows)})
 
 
 def test_the_pages_say_what_was_found() -> None:
-    for page, text in interchange.pages(json.loads(RESULTS.read_text(encoding="utf-8"))).items():
+    for page, text in matrix_pages.pages(json.loads(RESULTS.read_text(encoding="utf-8"))).items():
         assert page.read_text(encoding="utf-8") == text, f"{page.name} is not that of interchange.json"
 
 
