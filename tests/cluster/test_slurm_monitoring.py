@@ -15,6 +15,7 @@ import pytest
 import yaml
 from faults import Fault, faults, let_go
 from jobs import PACE, Job
+from masks import MASKS, masked
 from nvml import replayed
 from prometheus import Prometheus, missing
 from running import TIMEOUT_S, UNLABELLED, Run, start
@@ -29,8 +30,8 @@ from vitscale.parallel.rank_info import node_name
 
 pytestmark = pytest.mark.slow       # a whole job of four processes, and scrapes enough to take rates from
 NAME = "watched"
-OTHERS = {"views": (), "gaussian": ("objective={name: lejepa, directions: 8, hidden: 32, embedding: 16}", "checkpoint.best=null",
-                                    "evaluate={}")}
+OTHERS = {"views": MASKS, "gaussian": ("objective={name: lejepa, directions: 8, hidden: 32, embedding: 16}", "checkpoint.best=null",
+                                       "evaluate={}")}
 
 
 @contextmanager
@@ -52,6 +53,7 @@ def a_gpus_exporter(runs: Path, folder: Path) -> Iterator[str]:
 def of_other_objectives(yard: Path) -> Iterator[None]:
     """Runs on this machine that tell what a classifier has no numbers of; they stand still once they have told all of it, and end here."""
     (yard / "unlabelled.yaml").write_text(UNLABELLED)
+    masked(yard / "data" / "digits", yard / "data" / "masked")
     started = {}
     for name, more in OTHERS.items():
         (here := yard / f"holds {name}").mkdir()

@@ -1,15 +1,12 @@
 """A whole run without labels is judged by its features while it goes on, keeps what they say is best, and asks one anchor alone."""
 
-import io
 import json
 import shutil
-import tarfile
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
+from masks import MASKS, masked
 from running import UNLABELLED, Run, train
 from safetensors.torch import load_file, save_file
 
@@ -27,26 +24,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> tuple[Path, 
     place = tmp_path_factory.mktemp("seen")
     (place / "data").mkdir()
     (place / "data" / "digits").symlink_to(digits)
-    (place / "data" / "masked").mkdir()
-    for shard in digits.glob("val-*.tar"):
-        with_masks(shard, place / "data" / "masked" / shard.name)
+    masked(digits, place / "data" / "masked")
     (place / "seen.yaml").write_text(UNLABELLED)
-    return place, train(place, AVERAGE, "data.val=data/masked/val-*.tar", "data.mask=mask.png", "data.mask_classes=2",
-                        "evaluate.features=[knn, linear, rankme, segmentation]", recipe="seen.yaml")
-
-
-def with_masks(shard: Path, target: Path) -> None:
-    """The same with a mask for each image: where there is ink."""
-    with tarfile.open(shard) as given, tarfile.open(target, "w") as tar:
-        for member in given:
-            data = given.extractfile(member).read()     # type: ignore[union-attr]
-            tar.addfile(member, io.BytesIO(data))
-            if member.name.endswith(".png"):
-                ink = (cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) > 100).astype(np.uint8)
-                mask = cv2.imencode(".png", ink)[1].tobytes()
-                info = tarfile.TarInfo(member.name.replace(".png", ".mask.png"))
-                info.size = len(mask)
-                tar.addfile(info, io.BytesIO(mask))
+    return place, train(place, AVERAGE, *MASKS, recipe="seen.yaml")
 
 
 def test_features_judge_stop_and_choose(seen: tuple[Path, str]) -> None:
