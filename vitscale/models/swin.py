@@ -64,6 +64,13 @@ def unwindow(tokens: Tensor, window: int, grid: Grid) -> Tensor:
     return cut.transpose(2, 3).reshape(tokens.shape[0], *grid, -1)
 
 
+class BiasedOutside(nn.Linear):
+    """A layer whose bias (3 D) is handed in: what wraps it, as adapters do, is not passed by."""
+
+    def forward(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(tokens, self.weight, bias)
+
+
 class WindowAttention(nn.Module):
     """Attention among the M x M tokens of a window, with a bias for each head and offset.
 
@@ -77,7 +84,7 @@ class WindowAttention(nn.Module):
     def __init__(self, width: int, heads: int, window: int, version: int, pretrained: int = 0) -> None:
         super().__init__()
         self.heads, self.window, self.version, self.pretrained = heads, window, version, pretrained
-        self.qkv = nn.Linear(width, 3 * width, bias=version == 1)
+        self.qkv = nn.Linear(width, 3 * width) if version == 1 else BiasedOutside(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width)
         if version == 1:
             self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
@@ -106,8 +113,8 @@ class WindowAttention(nn.Module):
         """tokens (B, windows, M^2, D), mask (windows, M^2, M^2) or None -> the same shape, and the map (B, windows, H, M^2, M^2) if it is
         asked for: only then is it ever stored."""
         count = tokens.shape[1]
-        bias = None if self.version == 1 else torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        qkv = self.qkv(tokens) if bias is None else F.linear(tokens, self.qkv.weight, bias)
+        given = () if self.version == 1 else (torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias]),)
+        qkv = self.qkv(tokens, *given)
         # windows stand beside the heads, so that one bias serves the whole batch: (B, windows H, M^2, K) each
         query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).flatten(2, 3).unbind(0)
         scale = None
