@@ -69,6 +69,8 @@ def forward(world: World, backbone: str, parallel: Parallel) -> Reached:
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             for place, given in itertools.chain(list(enumerate(args))[1:], kwargs.items()):
+                if isinstance(module, nn.Linear):
+                    continue        # a bias that it is handed is a weight, and rounded as one
                 besides.update(tensors_in(given, f"{name}({place})"))
             for parameter, _ in module.named_parameters(recurse=False):
                 if f"{name}.{parameter}" in kept_exact:

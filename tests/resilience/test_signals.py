@@ -80,6 +80,39 @@ def test_the_second_interrupt_ends_it_at_once(listener):
     assert listener.read() == "interrupted"
 
 
+# the last word takes its time, as one does that is written to a disk; what it needs is closed by the main thread's way out
+LAST_WORD = """
+import sys, time
+from vitscale.resilience.signals import listening
+is_open = True
+def last_word():
+    time.sleep(0.5)
+    print("last word", is_open, flush=True)
+with listening() as flag:
+    flag.begin()
+    flag.last_word = last_word
+    print("ready", flush=True)
+    try:
+        for line in sys.stdin:
+            print(flag.reason, flush=True)
+    finally:
+        is_open = False
+"""
+
+
+def test_the_last_word_is_said_before_anything_is_closed():
+    process = subprocess.Popen([sys.executable, "-c", LAST_WORD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    process.stdin.write("?\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "SIGINT\n"
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=20)
+    assert said == "last word True\n"
+
+
 def test_afterwards_a_request_comes_too_late(listener):
     listener.process.stdin.close()
     assert listener.read() == "after"

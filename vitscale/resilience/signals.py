@@ -20,7 +20,7 @@ UNWIND_S = 3.0      # after the second interrupt, to close what is open
 class StopFlag:
     """Set by a signal.  Before `begin()` there is nothing to save, and the process ends at once with EXIT_REQUEUE; `farewell`, if there is
     one, is called with the signal's name first.  After it the second interrupt from a keyboard ends the program at once: `cut_short` is
-    true from then on, and `last_word`, if there is one, is called."""
+    true from then on, and `last_word`, if there is one, is called before what is open is closed."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -28,6 +28,7 @@ class StopFlag:
         self.last_word: Callable[[], None] | None = None
         self.cut_short = False
         self._begun = False
+        self._said = threading.Event()
 
     def __bool__(self) -> bool:
         return self.reason is not None
@@ -38,6 +39,8 @@ class StopFlag:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.reason is not None:
+            if self._begun and self.last_word is not None:
+                self._said.wait(UNWIND_S)       # unwinding closes what it needs; not for ever: this thread may hold a lock that it needs
             raise KeyboardInterrupt
         self.reason = signal.Signals(number).name
 
@@ -49,6 +52,7 @@ class StopFlag:
                 self.cut_short = True
                 try:
                     self.last_word()
+                    self._said.set()
                     time.sleep(UNWIND_S)        # the main thread ends the program, unless it is stuck inside a library
                 finally:
                     os._exit(EXIT_REQUEUE)
