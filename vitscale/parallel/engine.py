@@ -19,6 +19,8 @@ from vitscale.parallel.update import Update, clip_and_step
 from vitscale.parallel.world import World
 from vitscale.recipe import Parallel
 
+SHAPES = 64         # graphs of a kind of block at most: its stages, views, with gradients and without.  torch would leave off at 8
+
 
 @dataclass(frozen=True)
 class Work:
@@ -137,7 +139,11 @@ def prepared(build: Callable[[], Backbone], parallel: Parallel, world: World) ->
     units = model.units()
     recompute_(units, parallel.recompute, parallel.recompute_every, parallel.compile)
     if parallel.compile:
+        import torch._dynamo.config as compiler  # here: it takes a second
+
+        # a graph for each shape: with sizes left open torch 2.13 fails on the stages of a ConvNeXt, and a run's sizes are few
+        compiler.recompile_limit = max(compiler.recompile_limit, SHAPES)
         for unit in units:
             # the forward alone: hooks that an engine adds later stay outside the graph, and no name gains a prefix
-            unit.forward = torch.compile(unit.forward)
+            unit.forward = torch.compile(unit.forward, dynamic=False)
     return model
