@@ -18,7 +18,7 @@ COPIES = ["parallel.engine=fsdp", "parallel.replicate=2", "parallel.gather=once"
 
 
 @pytest.mark.parametrize(("begun", "before", "killed", "continued", "after"), [
-    ([], 2, 1, [], 3), (COPIES, 4, 0, ["parallel.engine=fsdp"], 3)], ids=["ddp", "fsdp"])
+    pytest.param([], 2, 1, [], 3, marks=pytest.mark.all), (COPIES, 4, 0, ["parallel.engine=fsdp"], 3)], ids=["ddp", "fsdp"])
 def test_kill_9_of_a_rank(place: Path, unbroken: Run, begun: list[str], before: int, killed: int, continued: list[str], after: int) -> None:
     """Killed in the middle of an epoch on some ranks, continued on another number, killed again, ended by one process."""
     arguments = [*SMALL, "name=k", "duration=60 steps"]
