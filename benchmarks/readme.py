@@ -25,7 +25,7 @@ SHOWN = (
     ("models-step", "a training step against transformers: ViT-S/16", "ViT-S/16: ratio of speed"),
     ("models-step", "Swin-T", "Swin-T: ratio of speed"),
     ("models-step", "ConvNeXt-T", "ConvNeXt-T: ratio of speed"),
-    ("step-overhead", "all around the model, of a step of ViT-S/16", "share of a step"),
+    ("step-overhead", "overhead of the training loop in a step of ViT-S/16", "share of a step"),
     ("unattended-restart", "kill -9 of one of two ranks, to the next step", "in all"),
     ("unattended-stall", "training stands still for a checkpoint of ViT-S", "behind its back"),
     ("gpu-step", "ViT-L/16 on one GPU against the best peer", "L/16: ratio to the best peer"),

@@ -18,7 +18,7 @@ from vitscale.data import StepBatch
 from vitscale.observe.meters import Meters
 from vitscale.parallel.world import World
 from vitscale.recipe import load_recipe
-from vitscale.recipe.course import Now
+from vitscale.recipe.schedules import Now
 from vitscale.train.coupling import Coupling
 from vitscale.train.step import Inputs
 

@@ -1,4 +1,4 @@
-"""Model sections drawn at random from all of a family's keys."""
+"""Randomly sampled model sections, from all of a family's keys."""
 
 import random
 
@@ -10,7 +10,7 @@ from vitscale.shapes.families import check_model
 ACTS = ["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
 COMMON = {"classes": [0, 5], "channels": [1, 3], "hidden_act": ACTS, "norm_eps": [1e-5, 1e-6]}
 # family -> (what is always there, values that each key may have besides its default)
-DRAWS: dict[str, tuple[dict, dict]] = {
+VALUES: dict[str, tuple[dict, dict]] = {
     "vit": ({"width": 24, "depth": 2, "heads": 2, "mlp": 40, "patch": 4, "image": 20}, COMMON | {
         "pool": ["mean", "attention", "token_mean"], "pool_include_prefix": [True, False], "final_norm": [False], "pre_norm": [True],
         "pool_norm": [True],
@@ -29,9 +29,9 @@ DRAWS: dict[str, tuple[dict, dict]] = {
 }
 
 
-def drawn(family: str, count: int, seed: int) -> list[Model]:
+def sampled(family: str, count: int, seed: int) -> list[Model]:
     """Sections that go together, a third of the keys off their defaults."""
-    draw, (always, keys) = random.Random(f"{family} {seed}"), DRAWS[family]
+    draw, (always, keys) = random.Random(f"{family} {seed}"), VALUES[family]
     found: list[Model] = []
     while len(found) < count:
         some = {key: draw.choice(values) for key, values in keys.items() if draw.random() < 0.25}

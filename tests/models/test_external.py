@@ -214,7 +214,7 @@ def test_what_it_costs_is_not_known_and_said_so(convmixer: None) -> None:
     check_micro_batch(one)
     with pytest.raises(RecipeError, match=r"micro_batch: is required with model\.family other"):
         check_micro_batch(one.model_copy(update={"micro_batch": None}))
-    with pytest.raises(RecipeError, match="of other no closed form"):
+    with pytest.raises(RecipeError, match="other has no analytic formulas"):
         plan_run(one, find_fleet("8xH100"))
     site = Site(nodes=2, gpus_per_node=4, gpu="H100", time="1:00:00")
     known = bill(one, site)
@@ -231,12 +231,12 @@ def test_a_sweep_that_counts_flops_refuses_it(tmp_path: Path, convmixer: None) -
     sweep = {"name": "s", "base": str(tmp_path / "base.yaml"), "mode": "isoflop", "budgets": [1e9, 2e9],
              "models": {"one": {"family": "other", "options": {"width": 8}}, "two": {"family": "other", "options": {"width": 16}}}}
     (tmp_path / "sweep.yaml").write_text(write_yaml(sweep))
-    with pytest.raises(RecipeError, match="of other no closed form"):
+    with pytest.raises(RecipeError, match="other has no analytic formulas"):
         expand(*load_sweep(str(tmp_path / "sweep.yaml")), tmp_path / "out")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_of_ours_needs_no_closed_form_either(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+def test_a_family_of_ours_needs_no_formulas_either(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     one = check_recipe({**VALUES, "model": {"family": family, "size": "tiny", "image": 224},
                         "objective": {"name": "distillation", "teacher": "t"} if family == "deit" else {"name": "classification"}}, "test")
     assert forecast(one) is not None
@@ -244,5 +244,5 @@ def test_a_family_of_ours_needs_no_closed_form_either(monkeypatch: pytest.Monkey
     monkeypatch.setattr(section, "code", replace(section.code, anatomy=None, problems=None))
     assert forecast(one) is None
     check_model(one.model)
-    with pytest.raises(RecipeError, match=f"of {family} no closed form"):
+    with pytest.raises(RecipeError, match=f"{family} has no analytic formulas"):
         plan_run(one, find_fleet("8xH100"))

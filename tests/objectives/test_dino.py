@@ -13,8 +13,8 @@ from vitscale.objectives import Coupled, Seen, build_task
 from vitscale.objectives.rows import Rows
 from vitscale.plan import anatomy_of
 from vitscale.recipe import Recipe
-from vitscale.recipe.course import Now
 from vitscale.recipe.load import check_recipe
+from vitscale.recipe.schedules import Now
 
 VIEWS = [{"name": "a", "count": 1}, {"name": "b", "count": 1}, {"name": "c", "count": 3, "image": 8}]
 NOW = Now(10, 100)

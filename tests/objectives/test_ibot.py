@@ -15,9 +15,9 @@ from vitscale.objectives import Coupled, Seen, build_task
 from vitscale.objectives.rows import Ragged, Rows
 from vitscale.plan import anatomy_of
 from vitscale.recipe import Vit
-from vitscale.recipe.course import Now
 from vitscale.recipe.load import check_recipe
 from vitscale.recipe.objectives import Dinov2, Ibot, Lejepa
+from vitscale.recipe.schedules import Now
 from vitscale.recipe.schema import ViewSet
 
 MODEL = Vit(width=16, depth=1, heads=2, mlp=24, patch=2, image=8, channels=1, classes=0)

@@ -87,7 +87,7 @@ def test_every_file_that_only_tells_fails_and_the_console_is_full(spoil, launche
 
 # Calls that would raise if there were a mistake in what tells, or in a library that it uses; each with the word that names it in the log.
 CALLS = ("vitscale.train.record:device_peak_flops", "vitscale.train.record:write_environment", "vitscale.train.record:metrics_of",
-         "vitscale.train.metrics:withdraw", "vitscale.train.metrics:RankMetrics.step",
+         "vitscale.train.prometheus:withdraw", "vitscale.train.prometheus:RankMetrics.step",
          "vitscale.observe.exporter:Exporter.update", "vitscale.observe.exporter:Exporter.close", "vitscale.observe.readings:host_memory",
          "vitscale.observe.console:ProgressDisplay.__enter__", "vitscale.observe.console:ProgressDisplay.step",
          "vitscale.observe.console:ProgressDisplay.evaluated", "vitscale.observe.console:ProgressDisplay.__exit__",

@@ -32,7 +32,7 @@ from vitscale.plan.forecast import forecast
 from vitscale.plan.hardware import find_device, peak_for
 from vitscale.recipe import Recipe
 from vitscale.recipe.check import drop_group
-from vitscale.recipe.course import Now
+from vitscale.recipe.schedules import Now
 from vitscale.recipe.views import view_kinds
 from vitscale.resilience.speed import matmul_flops, measure_peak_flops
 from vitscale.train.coupling import Coupling

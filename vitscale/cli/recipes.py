@@ -35,7 +35,7 @@ def recipes_check(
 ) -> None:
     """Check recipes without opening a shard; lists every mistake of every file."""
     from vitscale.errors import EXIT_WRONG_INPUT, RecipeError
-    from vitscale.plan.families import has_closed_form
+    from vitscale.plan.families import has_formulas
     from vitscale.plan.forecast import check_micro_batch
     from vitscale.plan.params import count_params
     from vitscale.recipe import RECIPES, load_recipe, recipe_files
@@ -56,7 +56,7 @@ def recipes_check(
                 check_model(recipe.model)
                 check_tensor(recipe)
                 check_micro_batch(recipe)
-                known = has_closed_form(recipe.model)
+                known = has_formulas(recipe.model)
                 print(f"{file}: sound" + (f"; {count_params(recipe.model, recipe.objective):,} parameters" if known else ""))
                 for note in notes:
                     print(f"  {note.text}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from vitscale.cluster.site import Site, limit_hours
 from vitscale.errors import ClusterError, RecipeError
 from vitscale.plan import DEVICES, Assumptions, Fleet, fitting_micro_batch, plan_run
-from vitscale.plan.families import has_closed_form
+from vitscale.plan.families import has_formulas
 from vitscale.plan.fleet import CPU
 from vitscale.plan.forecast import check_micro_batch
 from vitscale.plan.memory import USABLE
@@ -17,7 +17,7 @@ from vitscale.recipe import Recipe
 class Bill:
     """None: not known."""
 
-    params: int | None          # not known: nor are memory, work, time and cost, of a model without closed forms
+    params: int | None          # not known: nor are memory, work, time and cost, of a model without analytic formulas
     ranks: int
     micro_batch: int | None
     peak_bytes: int | None      # of one rank
@@ -37,7 +37,7 @@ def bill(recipe: Recipe, site: Site) -> Bill:
     """Raises RecipeError when the recipe has too few samples in a batch for so many ranks, or cannot fit into the site's GPUs."""
     per_node, device = ranks_per_node(recipe, site), DEVICES[site.gpu] if site.gpu and site.gpus_per_node else None
     fleet = Fleet(site.nodes, per_node, site.gpu if site.gpu and device else CPU)
-    if not has_closed_form(recipe.model):
+    if not has_formulas(recipe.model):
         check_micro_batch(recipe)
         return Bill(None, fleet.size, recipe.micro_batch, None, None, None, None, None, None)
     found = plan_run(recipe, fleet, Assumptions(price=site.price_per_gpu_hour), search=False)

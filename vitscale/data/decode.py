@@ -65,8 +65,8 @@ def decode_views(data: bytes, cuts: Sequence[Cut], channels: int = 3, exif: bool
     sound: these bytes were decoded before and nothing was wrong with them (decoded_before.py).  Then what lies below the crops is left
     out, which takes less time and gives the same pixels; else it is read too, since damage is told only at an image's end.
 
-    marks: of these bytes (decoded_before.py); written unless sound, read if sound, by which most of what lies above the crops is left out
-    too.
+    marks: restart points of these bytes (decoded_before.py); written unless sound, read if sound, by which most of what lies above the
+    crops is left out too.
 
     A JPEG is done by the native decoder where that was built and takes it; else by simplejpeg and torch, to the same pixels.
     """

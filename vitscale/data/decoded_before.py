@@ -7,7 +7,7 @@ from vitscale.data.native import MARK_WORDS
 
 _MOST = 1 << 24         # images that are remembered, in 128 MB at most; of a larger set those seen last
 _MARKS = 7              # ways into each image's coded data
-_MOST_MARKED = 1 << 20  # images whose marks are kept, in 92 bytes each, so 96 MB at most on every rank; of a larger set so many of them
+_MOST_MARKED = 1 << 20  # images whose restart points are kept, 92 bytes each, so 96 MB at most on every rank; of a larger set so many
 
 
 def sum_of(data: bytes) -> int:
@@ -26,7 +26,7 @@ class DecodedImages:
     """
 
     def __init__(self, num_samples: int, marked: bool = True) -> None:
-        """marked: whether marks are kept, which pays where crops begin anywhere in an image."""
+        """marked: whether restart points are kept, which pays where crops begin anywhere in an image."""
         self._sums = np.zeros(min(num_samples, _MOST), np.uint64)
         places = min(num_samples, _MOST_MARKED) if marked else 0
         self._marks, self._marked = np.zeros((places, _MARKS, MARK_WORDS), np.uint32), np.zeros(places, np.uint64)      # the sum of whose
@@ -47,7 +47,7 @@ class DecodedImages:
         return np.zeros((_MARKS, MARK_WORDS), np.uint32)
 
     def note(self, sample: int, found: int, marks: NDArray[np.uint32] | None = None) -> None:
-        """It was decoded whole, nothing was wrong, and these are its marks.  Where there are none (a PNG) no memory is taken for them."""
+        """It was decoded whole, nothing was wrong, and these are its restart points.  Where there are none (a PNG) no memory is taken."""
         if marks is not None and marks.any():
             place, noted = sample % len(self._marks), np.uint64(found)
             if self._marked[place] != noted:        # else they are there, and others may be reading them

@@ -32,7 +32,7 @@ class ComparedModel:
     interval: tuple[float, float] | None
     judged: str                     # where top1 is from
     parameters: int
-    flops: int | None               # of one image's forward pass; None: its family has no closed form
+    flops: int | None               # of one image's forward pass; None: its family has no analytic formulas
     images_seen: int | None         # in training
     training_flops: float | None    # 3 x forward x images seen
     training_images_per_s: float | None     # median over the run's steps

@@ -104,7 +104,7 @@ def _refuse(request: Request, loaded: Loaded) -> None:
             raise RecipeError(f"--what {one}: wants some of {', '.join(WHAT)}")
     check_layers(loaded.model, [request.layer])
     if not loaded.class_names and ("accuracy" in request.what or request.sets or request.corrupted):
-        raise RecipeError(f"{request.model}: was trained without labels, or lost its head, and has no answers to judge; "
+        raise RecipeError(f"{request.model}: was trained without labels, or lost its head, and has no answers to evaluate; "
                           "ask for --what knn, linear, few-shot or retrieval")
     data = loaded.recipe.data if loaded.recipe else None
     if _several(request, loaded) and (probes := [one for one in request.what if one != "accuracy"]):

@@ -83,7 +83,7 @@ class Look:
         self._last, self._cam = _places(model)
         with torch.enable_grad():
             self.found = model.forward_features(self.images, None, {*self._maps, self._last, self._cam, *model.head_inputs})
-            self.logits = model.answer(self.found)              # (B, classes)
+            self.logits = model.forward_head(self.found)        # (B, classes)
         shape = self.found[self._last].shape
         if not self.attends and (len(shape) != 4 or any(images.shape[-1] % side for side in shape[1:3])):
             raise Unexplained(f"{type(model).__name__} cannot be explained: its {self._last} is {tuple(shape)}, and is to be (B, height, "
@@ -191,7 +191,7 @@ def _answer_held(model: ConvNeXt, features: Tensor) -> Tensor:
     pooled, norm = features.mean(dim=(1, 2)), model.head.norm
     centred = pooled - pooled.mean(dim=-1, keepdim=True)
     spread = (centred.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt().detach()
-    return model.answer({"pooled": centred / spread * norm.weight + norm.bias})
+    return model.forward_head({"pooled": centred / spread * norm.weight + norm.bias})
 
 
 def _probe_weights(pool: AttentionPool, tokens: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 """Every metric, declared once.  The exporter, metrics.jsonl, the console, the page, the report, Grafana, the model card and the guide's
-tables are made from this; recipes and sweeps ask it which number judges a run.  Needs no torch."""
+tables are made from this; recipes and sweeps ask it which number ranks runs.  Needs no torch."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""The numbers of each objective besides its loss, and which of them judges a run.
+"""The numbers of each objective besides its loss, and which of them ranks runs.
 
 Here one is added, and nowhere else: see docs/extending.md.  This file needs no torch: `measure` is handed tensors and calls their methods.
 """

@@ -35,7 +35,7 @@ class Backbone(nn.Module):
     drop_rates: tuple[float, ...]       # probability of dropping each residual branch (R); the rows of `keep`
     # Initial values that are one number, by the end of the parameter's name; the rest is initial_value's.
     constants: Mapping[str, float]
-    head_inputs: tuple[str, ...] = ("pooled",)     # the intermediates that answer() reads
+    head_inputs: tuple[str, ...] = ("pooled",)     # the intermediates that forward_head() reads
 
     # muP: the base's width over this model's, by which the learning rate of matrices is scaled; 1: as usual.
     width_scale: float
@@ -53,7 +53,7 @@ class Backbone(nn.Module):
             raise ValueError(f"keep wants the shape {wanted}, got {tuple(keep.shape)}")
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        return self.answer(self.forward_features(images, keep, self.head_inputs))
+        return self.forward_head(self.forward_features(images, keep, self.head_inputs))
 
     @abstractmethod
     def forward_features(self, images: Tensor, keep: Tensor | None = None, names: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ class Backbone(nn.Module):
         """The names that forward_features knows, in the order of computation."""
 
     @abstractmethod
-    def answer(self, found: Mapping[str, Tensor]) -> Tensor:
+    def forward_head(self, found: Mapping[str, Tensor]) -> Tensor:
         """Intermediates, those of `head_inputs` among them -> what evaluation takes as forward's output."""
 
     @abstractmethod

@@ -142,9 +142,9 @@ class ConvNeXt(Backbone):
 
         `keep` (L, B), 1.0 or 0.0: row l the block l; None keeps all.
         """
-        return self.answer(self.forward_features(images, keep, self.head_inputs))
+        return self.forward_head(self.forward_features(images, keep, self.head_inputs))
 
-    def answer(self, found: Mapping[str, Tensor]) -> Tensor:
+    def forward_head(self, found: Mapping[str, Tensor]) -> Tensor:
         return self.head.fc(self.head.pre_logits(found["pooled"]))
 
     def forward_features(self, images: Tensor, keep: Tensor | None = None, names: Iterable[str] | None = None) -> dict[str, Tensor]:

@@ -31,9 +31,9 @@ class DistilledVisionTransformer(VisionTransformer):
         images and keep as VisionTransformer's.  Where classes is 0: the class token's features (B, D).
         """
         found = self.forward_features(images, keep, self.head_inputs)
-        return self._both(found) if self.training and not isinstance(self.head, nn.Identity) else self.answer(found)
+        return self._both(found) if self.training and not isinstance(self.head, nn.Identity) else self.forward_head(found)
 
-    def answer(self, found: Mapping[str, Tensor]) -> Tensor:
+    def forward_head(self, found: Mapping[str, Tensor]) -> Tensor:
         if isinstance(self.head, nn.Identity):
             return found["pooled"]
         by_label, by_teacher = self._both(found)

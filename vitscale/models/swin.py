@@ -269,7 +269,7 @@ class SwinTransformer(Backbone):
 
         `keep` (2 L, B), 1.0 or 0.0: row 2 l the attention of block l, row 2 l + 1 its MLP; None keeps all.
         """
-        return self.answer(self.forward_features(images, keep, self.head_inputs))
+        return self.forward_head(self.forward_features(images, keep, self.head_inputs))
 
     def _placed(self, tokens: Tensor) -> Tensor:
         """(B, height, width, D) -> the same, with positions where there is a table of them."""
@@ -278,7 +278,7 @@ class SwinTransformer(Backbone):
         table = resample(self.pos_embed, self.grid, (tokens.shape[1], tokens.shape[2]), self.interpolation)
         return tokens + table.unflatten(1, tokens.shape[1:3]).to(tokens.dtype)
 
-    def answer(self, found: Mapping[str, Tensor]) -> Tensor:
+    def forward_head(self, found: Mapping[str, Tensor]) -> Tensor:
         return self.head(found["pooled"])
 
     def forward_features(self, images: Tensor, keep: Tensor | None = None, names: Iterable[str] | None = None) -> dict[str, Tensor]:

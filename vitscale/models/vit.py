@@ -193,9 +193,9 @@ class VisionTransformer(Backbone):
         attention of block l, row 2 l + 1 its MLP, each dropped at the rate drop_rates gives; None (evaluation) keeps all.  With
         drop_path_group each row keeps kept_of_group(rate, group) of every so many images, and the other branches are not computed.
         """
-        return self.answer(self.forward_features(images, keep, self.head_inputs))
+        return self.forward_head(self.forward_features(images, keep, self.head_inputs))
 
-    def answer(self, found: Mapping[str, Tensor]) -> Tensor:
+    def forward_head(self, found: Mapping[str, Tensor]) -> Tensor:
         return self.classify(found["pooled"])
 
     def classify(self, pooled: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from vitscale.objectives.collapse import divergence, entropy, information
 from vitscale.objectives.prototypes import centred, cross_entropy, moved_centre, sinkhorn, view_losses
 from vitscale.objectives.rows import Row, Rows
 from vitscale.objectives.task import Averaged, Companion, Networks, Seen, Task, is_evaluation
-from vitscale.recipe.course import Now
 from vitscale.recipe.objectives import Dino
+from vitscale.recipe.schedules import Now
 from vitscale.recipe.schema import Vit
 
 

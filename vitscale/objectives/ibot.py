@@ -17,8 +17,8 @@ from vitscale.objectives.koleo import koleo_losses
 from vitscale.objectives.prototypes import patch_losses
 from vitscale.objectives.rows import Ragged, Row, Rows
 from vitscale.objectives.task import Companion, Frozen, Networks, Seen, is_evaluation
-from vitscale.recipe.course import Now
 from vitscale.recipe.objectives import Ibot
+from vitscale.recipe.schedules import Now
 from vitscale.recipe.schema import Vit
 from vitscale.shapes.vit import grid
 

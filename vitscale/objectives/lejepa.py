@@ -12,8 +12,8 @@ from vitscale.models.multi_crop import ProjectedCrops
 from vitscale.objectives.rows import Row, Rows
 from vitscale.objectives.sigreg import directions, invariance_losses, pull, pulled, shared_pull, waves
 from vitscale.objectives.task import Networks, Seen, Task, is_evaluation
-from vitscale.recipe.course import Now
 from vitscale.recipe.objectives import Lejepa
+from vitscale.recipe.schedules import Now
 from vitscale.recipe.schema import Vit
 
 

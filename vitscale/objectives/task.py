@@ -12,8 +12,8 @@ from torch import Tensor
 from vitscale.metrics import Metric, Numbers, numbers_of
 from vitscale.models import Backbone
 from vitscale.objectives.rows import Row, Rows
-from vitscale.recipe.course import Course, Now
 from vitscale.recipe.objectives import Objective
+from vitscale.recipe.schedules import Now, NumberSchedule
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Networks(Protocol):
 class Averaged:
     """A companion: the moving average of all that is trained, with this momentum."""
 
-    momentum: Course
+    momentum: NumberSchedule
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ Teacher = Callable[[Tensor], Tensor]
 class Task(ABC):
     """One objective of a recipe with one model.  It holds no parameters that are trained: those belong to what build() gives.
 
-    A step asks survey() of every micro-batch, couple() once, and then the model and losses() of every micro-batch; tasks that leave
-    `surveys` False have the last alone.
+    Losses that depend on other samples of the global batch are computed in three parts.  survey() collects, without a gradient, what a
+    loss needs to know of each sample, for every micro-batch; couple() combines that over the whole global batch, once; then the model and
+    losses() run for every micro-batch, given what couple() returned.  A loss of a sample by itself (`surveys` False) has the last alone.
     """
 
     objective: Objective
@@ -103,7 +104,7 @@ class Task(ABC):
         return ()
 
     @property
-    def momentum(self) -> Course | None:
+    def momentum(self) -> NumberSchedule | None:
         """Of the averaged companion; None: it has none."""
         return next((one.momentum for one in self.companions() if isinstance(one, Averaged)), None)
 
@@ -112,12 +113,13 @@ class Task(ABC):
         return {}
 
     def survey(self, networks: Networks, seen: Seen) -> dict[str, Row]:
-        """Rows (b, ...), or ragged ones, by name for the samples of a micro-batch, without a gradient; in evaluation too, where couple()
-        is not asked."""
+        """Collect what losses need to know of each sample of a micro-batch, without a gradient: rows (b, ...), or ragged ones, by name.
+        In evaluation too, where couple() is not asked."""
         return {}
 
     def couple(self, rows: Rows, state: Mapping[str, Tensor], now: Now) -> tuple[Mapping[str, Row], Mapping[str, Tensor]]:
-        """The surveyed rows of all micro-batches of this rank -> the rows (n, ...) that losses() is told of, and the state after the step.
+        """Combine what survey() collected over the global batch: the rows of all micro-batches of this rank -> the rows (n, ...) that
+        losses() is told of, and the state after the step.
         Ragged ones have the name and the owners that they were surveyed with.
 
         Asked once a step, on every rank; what it wants to know of other ranks' samples it asks of `rows`.
@@ -138,7 +140,7 @@ class Task(ABC):
 
     def features(self, output: Any, seen: Seen) -> Tensor:
         """(b, D) of an evaluation's images: what its backbone is to be used for.  Only objectives that compare views have them."""
-        raise NotImplementedError(f"{self.objective.name} has no features of its own to judge")
+        raise NotImplementedError(f"{self.objective.name} has no features of its own to evaluate")
 
     def evaluation_losses(self, output: Any, seen: Seen) -> Tensor:
         """Losses (b,) in fp32 as an evaluation reports them: those of training, but for what only training adds."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from vitscale.errors import RecipeError
 from vitscale.recipe import Duration, Optim
-from vitscale.recipe.course import Course, Now
+from vitscale.recipe.schedules import Now, NumberSchedule
 
 
 def lr_at(images: float, *, optim: Optim, total: float, warmup: float, cooldown: float = 0, timescale: float = 0) -> float:
@@ -83,7 +83,7 @@ class Schedule:
     def weight_decay(self, images: int) -> float:
         """Of the same update: it stays, or goes by half a cosine to where it ends (Caron et al. 2021)."""
         start, end = self.optim.weight_decay, self.optim.weight_decay_end
-        return start if end is None else self.now(images).value(Course(start=start, end=end))
+        return start if end is None else self.now(images).value(NumberSchedule(start=start, end=end))
 
     def lr(self, images: int) -> float:
         """The learning rate of the update whose batch brings the images seen to `images`."""

@@ -14,19 +14,18 @@ from vitscale.shapes.families import check_model, trained_section
 BY_LABEL = Classification()
 
 
-def has_closed_form(model: Model) -> bool:
+def has_formulas(model: Model) -> bool:
     """Else it trains all the same, but what it costs is not known (plan/forecast.py)."""
     return model.code.anatomy is not None
 
 
 def anatomy_of(model: Model, objective: Objective = BY_LABEL, views: tuple[ViewSet, ...] = ()) -> Anatomy:
     """What an objective trains on a model section, taken apart; views: of an objective that wants them (data.views).  Raises RecipeError
-    when the section contradicts itself, and for a family without a closed form."""
+    when the section contradicts itself, and for a family without analytic formulas."""
     if model.code.anatomy is None:
         known = ", ".join(name for name, section in FAMILIES.items() if section.code.anatomy)
-        raise RecipeError(f"model.family: of {model.family} no closed form of parameters, FLOPs and memory is known, as there is of "
-                          f"{known}, so that what it costs cannot be computed; it trains all the same, and `vitscale bench step` measures "
-                          "it")
+        raise RecipeError(f"model.family: {model.family} has no analytic formulas of parameters, FLOPs and memory, as {known} have, so "
+                          "what it costs cannot be computed; it trains all the same, and `vitscale bench step` measures it")
     check_model(model)
     return with_frozen(_trained(model, objective, views), model, objective)
 

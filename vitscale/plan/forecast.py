@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vitscale.errors import RecipeError
-from vitscale.plan.families import has_closed_form
+from vitscale.plan.families import has_formulas
 from vitscale.plan.flops import forward_flops, training_flops_per_image
 from vitscale.plan.memory import estimate, fitting_micro_batch
 from vitscale.recipe.schema import Model, Recipe
@@ -11,7 +11,7 @@ from vitscale.recipe.schema import Model, Recipe
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of a recipe whose model has a closed form."""
+    """Of a recipe whose model has analytic formulas."""
 
     recipe: Recipe
     flops_per_image: int        # of training: forward and backward
@@ -26,19 +26,19 @@ class Forecast:
 
 
 def forecast(recipe: Recipe) -> Forecast | None:
-    """None: of this family of models nobody has written down the closed forms, and what a run costs shows only as it runs."""
-    if not has_closed_form(recipe.model):
+    """None: of this family of models nobody has written down analytic formulas, and what a run costs shows only as it runs."""
+    if not has_formulas(recipe.model):
         return None
     return Forecast(recipe, training_flops_per_image(recipe.model, recipe.objective, recipe.data.views))
 
 
 def known_forward_flops(model: Model) -> int | None:
     """FLOPs of one image's forward pass; None as forecast() has it."""
-    return forward_flops(model) if has_closed_form(model) else None
+    return forward_flops(model) if has_formulas(model) else None
 
 
 def check_micro_batch(recipe: Recipe) -> None:
     """Raises RecipeError where the micro-batch is left to the planner, which knows nothing of the model."""
-    if recipe.micro_batch is None and not has_closed_form(recipe.model):
-        raise RecipeError(f"micro_batch: is required with model.family {recipe.model.family}, of whose memory there is no closed form: say "
-                          "how many images one rank takes at a time, such as micro_batch=32; if memory runs out, take fewer")
+    if recipe.micro_batch is None and not has_formulas(recipe.model):
+        raise RecipeError(f"micro_batch: is required with model.family {recipe.model.family}, whose memory no analytic formula "
+                          "gives: say how many images one rank takes at a time, such as micro_batch=32; if memory runs out, take fewer")

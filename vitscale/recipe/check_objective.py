@@ -45,7 +45,7 @@ def objective_contradictions(recipe: Recipe) -> list[tuple[str, str]]:
     stopping, judges = recipe.evaluate.early_stopping, judges_of(recipe)
     found += _features(recipe)
     chosen = {"checkpoint.best": recipe.checkpoint.best, "evaluate.early_stopping.metric": stopping.metric if stopping else None}
-    found += [(key, f"{objective.name} is not judged by {column}; take {' or '.join(sorted(judges))}, or leave it out")
+    found += [(key, f"{objective.name} is not evaluated by {column}; take {' or '.join(sorted(judges))}, or leave it out")
               for key, column in chosen.items() if column not in {*judges, None}]
     if isinstance(objective, Mae | Inpainting):
         if type(recipe.model) is not Vit:

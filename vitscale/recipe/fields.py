@@ -92,7 +92,7 @@ class Code:
     """Where the code of a family lies: module:function in vitscale/, each given a section of the family.  Imported when it is asked for."""
 
     build: str                              # -> the backbone
-    anatomy: str | None = None              # -> its closed forms (plan/anatomy.py); None: nobody has written down what it costs
+    anatomy: str | None = None              # -> its analytic formulas (plan/anatomy.py); None: nobody has written down what it costs
     problems: str | None = None             # -> [(dotted key, sentence)], what shows to be wrong only once the size is known
 
 

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias, Union
 
 from pydantic import BeforeValidator, Field, Tag
 
-from vitscale.recipe.course import Course, CourseOrNumber, constant
 from vitscale.recipe.duration import Duration
 from vitscale.recipe.fields import Count, Fraction, Interval, NotNegative, Positive, Rate, Section, whole
+from vitscale.recipe.schedules import NumberSchedule, ScheduleOrNumber, constant
 
 Several = Annotated[int, Field(ge=2), BeforeValidator(whole)]
 
@@ -121,9 +121,9 @@ class Dino(Objective):
     bottleneck: Count = 256                 # width of what is compared with the prototypes
     layers: Count = 3                       # of the head before the prototypes
     global_views: Count = 2                 # of the views, in the order of data.views, the first so many are the teacher's too
-    momentum: CourseOrNumber = Course(start=0.996, end=1.0)     # of the teacher, which is the student's average
+    momentum: ScheduleOrNumber = NumberSchedule(start=0.996, end=1.0)     # of the teacher, which is the student's average
     student_temp: Positive = 0.1
-    teacher_temp: CourseOrNumber = constant(0.04)   # of long runs {start: 0.04, end: 0.07, over: 30 epochs, shape: linear}
+    teacher_temp: ScheduleOrNumber = constant(0.04)   # of long runs {start: 0.04, end: 0.07, over: 30 epochs, shape: linear}
     centring: Literal["average", "sinkhorn"] = "average"    # a moving average of the teacher's logits, or each batch spread evenly
     centre_momentum: Rate = 0.9             # of average
     sinkhorn_iterations: Count = 3          # of sinkhorn
@@ -165,7 +165,7 @@ class Dinov2(Ibot):
     prototypes: Several = 131072
     patch_prototypes: Several | None = 131072
     bottleneck: Count = 384
-    momentum: CourseOrNumber = Course(start=0.994, end=1.0)
+    momentum: ScheduleOrNumber = NumberSchedule(start=0.994, end=1.0)
     centring: Literal["average", "sinkhorn"] = "sinkhorn"
     koleo: NotNegative = 0.1
 

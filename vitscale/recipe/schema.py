@@ -324,12 +324,12 @@ class Parallel(Section):
 class Checkpoint(Section):
     every: DurationOrTime | None = Duration(15, "minutes")    # or '2 epochs', '5000 steps'; null: only at the end and when stopped
     keep: Count = 3                         # the newest this many; the best one is kept besides
-    best: Judge | None = JUDGE              # absent: what the objective is judged by (vitscale/metrics); null: none is kept
+    best: Judge | None = JUDGE              # absent: what the objective is evaluated by (vitscale/metrics); null: none is kept
     background: bool = True                 # write from a staged copy while training goes on
 
 
 class EarlyStopping(Section):
-    metric: Judge = JUDGE                   # absent: what the objective is judged by
+    metric: Judge = JUDGE                   # absent: what the objective is evaluated by
     patience: Count = 10                    # evaluations without a gain of min_gain
     min_gain: NotNegative = 0.0
 

@@ -1,4 +1,4 @@
-"""Which form to believe: each is fitted to small budgets and judged on larger ones, again and again, with the origin rolling forward.
+"""Which form to believe: each is fitted to small budgets and evaluated on larger ones, again and again, with the origin rolling forward.
 
 An error inside the sample rewards parameters; what a law is for is the next, larger run (Alabdulmohsin et al. 2022, section 4).
 """
@@ -101,7 +101,7 @@ def backtest(
             reasons.pop(form.name, None)
     if not errors:
         why = next(iter(reasons.values()), f"{points.source}: too few budgets")
-        raise DataError(f"no form can be judged by a backtest: {why}")
+        raise DataError(f"no form can be evaluated by a backtest: {why}")
     scores = {name: float(np.mean(told)) for name, told in errors.items()}
     chosen = min(scores, key=lambda name: (round(scores[name], 12), len(FORMS[name].params), name))
     inverse = {name: 1 / (1e-12 + float(np.mean(np.square(told)))) for name, told in errors.items()}

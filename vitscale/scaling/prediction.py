@@ -1,4 +1,4 @@
-"""What the law says of the largest runs before they run: prediction.json, written once, judged afterwards."""
+"""What the law says of the largest runs before they run: prediction.json, written once, compared afterwards."""
 
 import datetime
 from collections.abc import Mapping, Sequence

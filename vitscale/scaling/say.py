@@ -32,7 +32,7 @@ def choice_by_backtest(told: Mapping[str, Any]) -> Rows:
     """Of fit.json: how well each form does on points that it was fitted to, on later ones, and on those held out if there are any."""
     scores, held = (told.get(name, {}).get("rms_log_error", {}) for name in ("backtest", "hold_out"))
     rows = [[name, str(len(one["parameters"])), f"{one['in_sample_rms_log_error']:.2%}",
-             f"{scores[name]:.2%}" if name in scores else "not judged", *([f"{held[name]:.2%}"] if held else []),
+             f"{scores[name]:.2%}" if name in scores else "not evaluated", *([f"{held[name]:.2%}"] if held else []),
              "chosen" if name == told["chosen"] else ""] for name, one in told["fits"].items()]
     if "average" in held:
         rows.append(["average by backtest", "", "", "", f"{held['average']:.2%}", ""])

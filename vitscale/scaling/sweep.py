@@ -54,7 +54,7 @@ class SweepAxes(Section):
 
 
 class Fitting(Section):
-    metric: Judge = EVALUATION_LOSS.column  # one of the numbers that runs are judged by
+    metric: Judge = EVALUATION_LOSS.column  # one of the numbers that runs are ranked by
     forms: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()  # none: those the runs allow, chosen by backtest
     delta: Positive | None = None  # of Huber's function
 

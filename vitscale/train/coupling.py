@@ -19,7 +19,7 @@ from vitscale.objectives import Coupled, Seen, Task
 from vitscale.objectives.rows import Rows, divided, joined
 from vitscale.optim.ema import WeightAverage
 from vitscale.parallel.engine import Engine
-from vitscale.recipe.course import Now
+from vitscale.recipe.schedules import Now
 from vitscale.train.step import Inputs, Surveyed, sync_inputs
 
 PREFIX = "objective."       # of the names of an objective's state in a checkpoint

@@ -137,7 +137,7 @@ def _fits(recipe: Recipe, prepared: Prepared, world: World) -> Finding:
     params, known = num_parameters(recipe.model, recipe.objective), forecast(recipe)
     words = f"of {there} per rank, with micro_batch {work.micro_batch} and {params:,} parameters"
     if known is None:
-        return Finding("memory", "ok", "not known", "", f"{words}: model.family {recipe.model.family} has no closed form of it")
+        return Finding("memory", "ok", "not known", "", f"{words}: model.family {recipe.model.family} has no analytic formula of it")
     wanted = known.peak_bytes(world.size, world.local_size, work.micro_batch, work.micro_steps, world.device.type == "cuda")
     words = f"{words}, as estimated"
     if wanted > device_bytes(world):

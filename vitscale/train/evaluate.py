@@ -10,7 +10,7 @@ from vitscale.data import MicroBatch
 from vitscale.metrics.system import EVALUATED_IMAGES, EVALUATION_LOSS
 from vitscale.parallel.engine import Engine
 from vitscale.recipe import Augment
-from vitscale.recipe.course import Now
+from vitscale.recipe.schedules import Now
 from vitscale.resilience.signals import StopFlag
 from vitscale.train.coupling import Coupling
 from vitscale.train.features import Features

@@ -29,7 +29,7 @@ from vitscale.plan.answer import Exact, Plan
 from vitscale.plan.command import PlanOptions
 from vitscale.recipe import Recipe, load_recipe
 from vitscale.recipe.axes import same_samples
-from vitscale.recipe.course import Now
+from vitscale.recipe.schedules import Now
 from vitscale.recipe.views import view_kinds
 from vitscale.train.coupling import Coupling
 from vitscale.train.step import asked

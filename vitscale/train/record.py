@@ -48,7 +48,7 @@ from vitscale.runfolder import ENVIRONMENT, RECIPE, last_row
 from vitscale.train.environment import write_environment
 from vitscale.train.facts import versions
 from vitscale.train.goodput import Goodput, goodput_ratio
-from vitscale.train.metrics import RankMetrics
+from vitscale.train.prometheus import RankMetrics
 from vitscale.train.pace import RankPace
 from vitscale.train.prepare import Prepared
 from vitscale.train.restore import is_held

@@ -1,4 +1,4 @@
-"""What patches tell of what is where: a linear probe of frozen features against masks, judged by mean intersection over union."""
+"""What patches tell of what is where: a linear probe of frozen features against masks, measured by mean intersection over union."""
 
 import math
 

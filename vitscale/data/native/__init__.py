@@ -53,8 +53,8 @@ def crop(data: bytes, scale: int, cuts: Sequence[NativeCut], whole: bool, marks:
     """Decode a JPEG at 1 / scale and cut all of that out of it while its rows are decoded.  whole: the coded data is read to its end, so
     that True also says that nothing is wrong with it.
 
-    marks (n, MARK_WORDS), contiguous: ways into the coded data.  They are written if it is read whole; else they are those that the same
-    data gave then, and of what lies above the crops most is not decoded.
+    marks (n, MARK_WORDS), contiguous: restart points, places in the coded data where decoding can begin.  They are written if it is read
+    whole; else they are those that the same data gave then, and of what lies above the crops most is not decoded.
 
     False: not taken; what the cuts are put into, and marks if whole, then hold nothing of use.
     """

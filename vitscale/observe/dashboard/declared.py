@@ -1,4 +1,4 @@
-"""What the page is told of the metrics: its charts and their curves, and the numbers that runs are judged by."""
+"""What the page is told of the metrics: its charts and their curves, and the numbers that runs are ranked by."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Numbers that change while a run goes on, as functions of images seen: a teacher's momentum, temperatures.  Pure: knows no torch."""
+"""Schedules of numbers, as functions of images seen: a teacher's momentum, temperatures.  Pure: knows no torch."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from vitscale.recipe.duration import Duration
 from vitscale.recipe.fields import Section
 
 
-class Course(Section):
+class NumberSchedule(Section):
     """From `start` to `end` while `over` passes, and `end` from there on."""
 
     start: float
@@ -19,16 +19,16 @@ class Course(Section):
     shape: Literal["cosine", "linear"] = "cosine"   # half a cosine, or a straight line
 
 
-def constant(value: float) -> Course:
-    return Course(start=value, end=value)
+def constant(value: float) -> NumberSchedule:
+    return NumberSchedule(start=value, end=value)
 
 
-def _course(value: Any) -> Any:
+def _from_number(value: Any) -> Any:
     """A number stays what it is."""
     return constant(float(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-CourseOrNumber: TypeAlias = Annotated[Course, BeforeValidator(_course, json_schema_input_type=Course | float)]
+ScheduleOrNumber: TypeAlias = Annotated[NumberSchedule, BeforeValidator(_from_number, json_schema_input_type=NumberSchedule | float)]
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Now:
         """In images.  Raises ValueError for what no run of this kind has."""
         return duration.images(self.epoch, self.global_batch, self.repeats)
 
-    def value(self, course: Course) -> float:
-        """What the course is at by now."""
-        span = self.total if course.over is None else self.length(course.over)
+    def value(self, schedule: NumberSchedule) -> float:
+        """What the schedule is at by now."""
+        span = self.total if schedule.over is None else self.length(schedule.over)
         share = min(self.images / span, 1.0) if span > 0 else 1.0
-        if course.shape == "cosine":
+        if schedule.shape == "cosine":
             share = (1 - math.cos(math.pi * share)) / 2
-        return course.start + (course.end - course.start) * share
+        return schedule.start + (schedule.end - schedule.start) * share

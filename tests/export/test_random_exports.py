@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sections import DRAWS, drawn
+from sections import VALUES, sampled
 
 from vitscale.checkpoint.load import Loaded, load
 from vitscale.data.transform import Transform
@@ -47,8 +47,8 @@ def shaken(section: Model) -> Loaded:
 def hold(write: Callable[[Loaded, Path], str], library: str, count: int, folder: Path) -> None:
     print(f"VITSCALE_GRID_SEED={SEED}")
     written, refusals = 0, list[str]()
-    for family in DRAWS:
-        for number, one in enumerate(drawn(family, count, SEED)):
+    for family in VALUES:
+        for number, one in enumerate(sampled(family, count, SEED)):
             loaded, out = shaken(likely(one, random.Random(f"{SEED} {number}"))), folder / f"{family}-{number}"
             try:
                 write(loaded, out)

@@ -1,8 +1,8 @@
-"""Sections drawn from all of a family's keys: the planner counts what the built model has, and what torch does."""
+"""Randomly sampled configurations of all of a family's keys: the planner counts what the built model has, and what torch does."""
 
 import pytest
 import torch
-from sections import DRAWS, drawn
+from sections import VALUES, sampled
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitscale.models import build_model
@@ -11,10 +11,10 @@ from vitscale.plan import anatomy_of, count_params, forward_flops
 COUNT = 12      # of each family
 
 
-@pytest.mark.parametrize("family", DRAWS)
-def test_a_drawn_section_costs_what_is_built_and_counted(family: str) -> None:
-    for section in drawn(family, COUNT, seed=0):
-        said = {key: value for key, value in section.model_dump().items() if key in DRAWS[family][1]}
+@pytest.mark.parametrize("family", VALUES)
+def test_a_random_configuration_costs_what_is_built_and_counted(family: str) -> None:
+    for section in sampled(family, COUNT, seed=0):
+        said = {key: value for key, value in section.model_dump().items() if key in VALUES[family][1]}
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
             model = build_model(section)
             model(torch.empty(1, section.channels, section.image, section.image))
