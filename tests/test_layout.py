@@ -15,16 +15,16 @@ import vitscale
 
 PACKAGE = Path(vitscale.__file__).parent
 # from the ground up
-FLOORS = ("errors", "awake", "files", "processes", "stopping", "terminal", "pages", "metrics", "recipe", "runfolder", "shapes", "plan",
-          "cluster", "scaling", "kernels", "models", "objectives", "data", "optim", "parallel", "checkpoint", "resilience", "observe",
-          "train", "bench", "evaluate", "explain", "export", "cli")
+FLOORS = ("counts", "errors", "awake", "files", "processes", "stopping", "terminal", "pages", "metrics", "recipe", "runfolder", "shapes",
+          "plan", "cluster", "scaling", "kernels", "models", "objectives", "data", "optim", "parallel", "checkpoint", "resilience",
+          "observe", "train", "bench", "evaluate", "explain", "export", "cli")
 # who builds and trains a model asks the planner one question (and the data sheets theirs), which has an answer for any model: "not known"
 WITHOUT_PLAN = ("models", "objectives", "data", "optim", "parallel", "checkpoint", "resilience", "observe", "explain", "export")
 QUESTIONS = ("vitscale.plan.forecast.", "vitscale.plan.hardware.")
 ON_FAKE_TENSORS = "train/exact.py"      # the one part of `vitscale plan` that wants the real model
 EVERYTHING = ("cli", "__main__", "__init__")       # the roof and the door may import all; the door, only what is asked for
-WITHOUT_TORCH = ("errors", "awake", "files", "processes", "stopping", "terminal", "pages", "metrics", "recipe", "runfolder", "shapes",
-                 "plan", "cluster", "scaling", "cli")
+WITHOUT_TORCH = ("counts", "errors", "awake", "files", "processes", "stopping", "terminal", "pages", "metrics", "recipe", "runfolder",
+                 "shapes", "plan", "cluster", "scaling", "cli")
 
 
 def room_of(path: Path) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from vitscale.counts import plural
 from vitscale.errors import ClusterError
 from vitscale.files import patiently, write_atomically
 from vitscale.metrics import is_evaluation
@@ -156,8 +157,8 @@ class Reached:
         """What is lost, "" if nothing is."""
         if not self.lost:
             return ""
-        steps = "1 step" if self.lost == 1 else f"{self.lost} steps"
-        return f"lost: {steps}" + (f" since the checkpoint of step {self.checkpoint}" if self.checkpoint else ", there is no checkpoint")
+        since = f" since the checkpoint of step {self.checkpoint}" if self.checkpoint else ", there is no checkpoint"
+        return f"lost: {plural(self.lost, 'step')}{since}"
 
 
 def reached(folder: Path, step: int | None = None) -> Reached:

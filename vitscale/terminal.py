@@ -1,4 +1,4 @@
-"""What commands show on a terminal: a console, tables, sizes and counts, and names from files as text that steers nothing"""
+"""What commands show on a terminal: a console, tables, sizes, and names from files as text that steers nothing"""
 
 from collections.abc import Iterable, Sequence
 
@@ -44,10 +44,6 @@ def plain(text: str) -> str:
 def escape(text: str) -> str:
     """The same where markup is read."""
     return escape_markup(plain(text))
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def size(count: float) -> str:

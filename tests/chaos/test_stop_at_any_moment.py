@@ -152,3 +152,4 @@ def test_two_interrupts_end_it_at_once_and_say_what_is_lost(place: Path, process
     told = one_story(place / "runs" / "c", log=output, state="stopped early", cause="signal", lost=4,
                      words=("asked to stop by SIGINT twice, and ended at once", "lost: 4 steps since the checkpoint of step 8"))
     assert told.outcome["attempt"] == 1
+    assert output.count("lost: 4 steps") == 1, output

@@ -34,7 +34,7 @@ def test_shells_inside_an_allocation(cluster: Cluster, yard: Path) -> None:
         f"started by hand inside step 0, which has one task, of job {job}",
         *(f"{rank}: ranks: 4 of srun step {job}.1, this is rank {rank} on node n{1 + rank // 2}" for rank in range(4)),
     ], said
-    assert f"started by hand inside an interactive step of job {job}: starting 2 rank(s) here" in done.stdout + done.stderr
+    assert f"started by hand inside an interactive step of job {job}: starting 2 ranks here" in done.stdout + done.stderr
     run = Run(yard / "runs" / "shell")
     assert run.outcome["state"] == "done"
     assert run.rows("attempts.jsonl")[0]["ranks"] == 2

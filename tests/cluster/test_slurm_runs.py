@@ -59,7 +59,7 @@ def test_fsdp_through_a_killed_rank_and_a_signal_each_without_slurmctld(cluster:
 
     job.complete(restarts=2, steps=100)
     job.goes_like(alone, 45)
-    assert "2 rank(s)" in job.log
+    assert "2 ranks" in job.log
     first, second, third = job.attempts
     assert first["ranks"] == 2
     assert 10 <= second["step"] < 100       # the last checkpoint before the kill

@@ -13,6 +13,7 @@ import torch
 from running import Run, command
 
 from vitscale.checkpoint.load import load
+from vitscale.cli.app import app
 from vitscale.data.index import open_index
 from vitscale.data.labels import LabelRule
 from vitscale.errors import CheckpointError, DataError
@@ -20,6 +21,7 @@ from vitscale.evaluate.evaluate import Request, evaluate, lines
 from vitscale.evaluate.outputs import outputs
 from vitscale.evaluate.ranks import run as run_eval
 from vitscale.evaluate.sets import Set
+from vitscale.export.folder import write_safetensors
 from vitscale.parallel.world import World
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"), None)
@@ -137,6 +139,27 @@ def test_two_ranks_find_the_same(trained: Run, val: tuple[str, ...], tmp_path: P
     for key in ("top1", "classes", "confusions"):
         assert one["results"]["accuracy"][key] == two["results"]["accuracy"][key]
     assert two["results"]["retrieval"]["map"] == pytest.approx(one["results"]["retrieval"]["map"], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["predict", "explain"])
+@pytest.mark.parametrize("missing", [["nosuch.png"], ["nosuch.png", "nor.png"]])
+def test_where_no_image_can_be_read_nothing_is_shown_and_nothing_was_done(name: str, missing: list[str], trained: Run, tmp_path: Path,
+                                                                          capsys: pytest.CaptureFixture[str]) -> None:
+    given = [*missing, "-m", str(trained.folder)] if name == "predict" else [str(trained.folder), *missing, "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as ended:
+        app([name, *given])
+    told = capsys.readouterr()
+    assert (ended.value.code, told.out) == (2, "")
+    assert told.err.splitlines()[-1] == f"{'1 image' if len(missing) == 1 else '2 images'} could not be read; there was no other"
+    assert list(tmp_path.rglob("*.*")) == []       # no figures
+
+
+def test_a_folder_without_a_recipe_is_told_how_to_name_its_shards(trained: Run, tmp_path: Path) -> None:
+    write_safetensors(load(str(trained.folder)), tmp_path)
+    with pytest.raises(DataError, match=r"give them with --data, such as --data 'data/val-\*\.tar'"):
+        evaluate(Request(str(tmp_path)), ALONE)
+    with pytest.raises(DataError, match=r"give their shards with --train, such as --train 'data/train-\*\.tar'"):
+        evaluate(Request(str(tmp_path), ("knn",), ("val.tar",)), ALONE)
 
 
 @pytest.mark.slow       # processes of their own, as a user starts them

@@ -189,6 +189,17 @@ FOR_TIMM = {name: EXPRESSED[name][0] for name in (
 }
 
 
+@pytest.mark.parametrize(("section", "said"), [
+    (Vit(**VIT), "timm's vit_base_patch16_224 changed to embed_dim 32, depth 2, num_heads 4, patch_size 8, img_size 32"),
+    (Swin(**SWIN),
+     "timm's swin_tiny_patch4_window7_224 changed to embed_dim 16, depths [2, 2], num_heads [2, 4], patch_size 4, img_size 32"),
+    (ConvNext(**{**CONVNEXT, "widths": (8, 8, 16, 16), "depths": (1, 1, 2, 1)}),
+     "timm's convnext_tiny changed to dims [8, 8, 16, 16], depths [1, 1, 2, 1]"),
+])
+def test_the_name_of_an_architecture_comes_with_the_sizes_it_is_given(section, said, tmp_path):
+    assert write_timm(shaken(section), tmp_path) == said
+
+
 @pytest.mark.parametrize("name", FOR_TIMM)
 def test_folders_for_timm_read_back_alike(name, tmp_path):
     """With timm 1.0.31 itself, by hand, the largest difference of a logit was 1e-6; it needs torchvision, which these tests do without."""

@@ -103,5 +103,5 @@ def test_rows_wait_for_a_full_disk(path):
     assert done.returncode == 0, done.stderr
     assert list(read_rows(path)) == [{"step": 1}, {"step": 2, "limit": 14}, {"step": 3, "limit": 14}, {"step": 4}]
     said = [line.removeprefix(f"{path}: ") for line in done.stderr.splitlines()]
-    assert said == ["only 3 of 22 bytes could be written; its rows wait in memory", "2 row(s) that waited are written",
-                    "File too large; its rows wait in memory", "File too large; 2 row(s) are lost"]
+    assert said == ["only 3 of 22 bytes could be written; its rows wait in memory", "2 rows written that had to wait",
+                    "File too large; its rows wait in memory", "File too large; 2 rows lost"]

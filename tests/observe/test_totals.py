@@ -132,7 +132,7 @@ def test_a_damaged_line_costs_itself_and_a_warning(tmp_path: Path, caplog: pytes
     with open(tmp_path / METRICS, "a") as file:
         file.write('{"step": 6, "ima\nnot json\n{"step": 7, "images": 224}\n{"torn')
     assert Totals(tmp_path).images == 224
-    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == ["2 damaged line(s) are passed over; delete them"]
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == ["2 damaged lines passed over; delete what is damaged"]
 
 
 @pytest.mark.parametrize("tail", ["", '{"step": 9, "to', "\n", "garbage\n", '{"step": 12}\ngarb'])

@@ -49,9 +49,9 @@ def test_those_that_wait_name_those_that_do_not_come(tmp_path: Path) -> None:
     began = time.monotonic()
     ends = [rank.communicate(timeout=120) for rank in ranks]
     assert time.monotonic() - began < 60
-    told = "75 after 10 s rank(s) 2, 4 of 5 have not come; ranks came from n1, n2; look at its log, or leave that node out\n"
+    told = "75 after 10 s ranks 2, 4 of 5 have not come; ranks came from n1, n2; look at its log, or leave that node out\n"
     assert [out for out, _ in ends] == [told] * 3
-    assert "s: rank(s) 2, 4 of 5 have not come" in ends[0][1]      # said long before the end
+    assert "s: ranks 2, 4 of 5 have not come" in ends[0][1]      # said long before the end
 
 
 @pytest.mark.slow       # processes that import torch
@@ -74,7 +74,7 @@ def test_a_rank_0_that_does_not_come_is_named(tmp_path: Path) -> None:
 def test_the_words() -> None:
     came = {0: "n1", 1: "n1", 6: "n4"}
     assert who_is_missing(came, 8, ["n1", "n2", "n3", "n4"]) == (
-        "rank(s) 2-5, 7 of 8 have not come; nobody came from n2, n3; ranks came from n1, n4", ["n2", "n3"])
+        "ranks 2-5, 7 of 8 have not come; nobody came from n2, n3; ranks came from n1, n4", ["n2", "n3"])
 
 
 def test_another_port_for_each_attempt_and_step() -> None:

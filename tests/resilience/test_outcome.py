@@ -51,6 +51,14 @@ def test_it_says_what_is_lost(checkpoints: list[int], recorded: int | None, told
     assert outcome["lost_steps"] == (int(lost.split()[2]) if lost else 0)
 
 
+def test_what_is_lost_is_said_once_an_attempt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An attempt may end twice: asked to stop, and interrupted again while it does."""
+    for attempt, reason in ((1, "asked to stop by SIGINT"), (1, "asked to stop by SIGINT twice, and ended at once"), (2, "asked to stop")):
+        write_outcome(tmp_path, EXIT_REQUEUE, reason, step=7, attempt=attempt)
+        assert read_outcome(tmp_path)["reason"] == f"{reason}; lost: 7 steps, there is no checkpoint"
+    assert [record.getMessage() for record in caplog.records] == ["lost: 7 steps, there is no checkpoint"] * 2
+
+
 def test_the_exit_codes_are_those_of_the_handbook() -> None:
     assert (EXIT_DONE, EXIT_WRONG_INPUT, EXIT_FAILED, EXIT_REQUEUE) == (0, 2, 3, 75)
 

@@ -76,7 +76,7 @@ def test_a_signal_stops_in_good_order_and_another_engine_goes_on(place: Path, un
     assert run.checkpoints == [f"step-{stopped_at:08d}"]        # no step is lost on a signal
     output = train(place, *arguments)
     assert f"step-{stopped_at:08d}" in output
-    assert "written by zero stage 3 on 2 rank(s)" in output
+    assert "written by zero stage 3 on 2 ranks" in output
     same_as(unbroken, run)
 
 

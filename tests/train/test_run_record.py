@@ -21,6 +21,7 @@ from vitscale.recipe.load import read_values
 from vitscale.recipe.text import write_yaml
 from vitscale.resilience.restarts import attempts_of
 from vitscale.resilience.signals import StopFlag
+from vitscale.train.record import what_next
 from vitscale.train.run import run as run_rank
 from vitscale.train.start import train as start_train
 
@@ -232,3 +233,13 @@ def test_the_settings_of_a_run_that_older_versions_began_are_those_of_its_checkp
     before, now = (load_recipe("quickstart", [f"optim.lr={lr}"]).model_dump(mode="json") for lr in (0.1, 0.2))
     note_used(tmp_path, Used(4, 20, now), before)
     assert [str(one) for one in changed_in(tmp_path)] == ["from step 21 on (attempt 4): optim.lr: 0.1 -> 0.2"]
+
+
+@pytest.mark.parametrize(("recipe", "overrides", "words"), [
+    ("quickstart", (), "`vitscale eval 'my runs/a'` for its accuracy, `vitscale predict IMAGES -m 'my runs/a'` for its predictions"),
+    ("quickstart", ("data.val=null",),
+     "`vitscale eval 'my runs/a' --data SHARDS` for its accuracy, `vitscale predict IMAGES -m 'my runs/a'` for its predictions"),
+    ("mae_l16_in1k", (), "`vitscale embed IMAGES -m 'my runs/a'` for its features, `vitscale explain 'my runs/a' IMAGES` for what it looks at"),
+])
+def test_the_end_of_a_run_names_the_next_command(recipe: str, overrides: tuple[str, ...], words: str) -> None:
+    assert what_next(load_recipe(recipe, overrides), Path("my runs/a")) == words

@@ -148,7 +148,7 @@ def test_a_tracker_that_hangs_from_the_first_word_on_holds_up_neither_steps_nor_
     assert "tracker leaving is left: SystemExit: a library that gives up" in said
     for name in ("mute", "silent"):
         assert sum(f"tracker {name} does not keep up" in line for line in said) == 1
-        assert sum(f"tracker {name} is left: it does not answer, and 4096 row(s) wait" in line for line in said) == 1
+        assert sum(f"tracker {name} is left: it does not answer, 4,096 rows not handed over" in line for line in said) == 1
     assert told == [0]
     silence.set()
 

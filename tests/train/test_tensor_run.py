@@ -31,7 +31,7 @@ def test_a_run_that_shares_matrices_is_the_run_of_one_process(damaged: Path) -> 
     train(damaged, *SETTINGS, "name=one", "duration=14 steps")
     shared = ["parallel.engine=fsdp", "parallel.tensor=2", "parallel.processes=4"]
     output = train(damaged, *SETTINGS, *shared, "name=two", "duration=11 steps")
-    assert "2 rank(s) x 1 micro-step(s) x 16 image(s) for a global batch of 32; each stands for 2 that share its work" in output
+    assert "2 ranks x 1 micro-step x 16 images for a global batch of 32; each stands for 2 that share its work" in output
     train(damaged, *SETTINGS, "name=two", "duration=14 steps", "--accept-changes")
     one, two = Run(damaged / "runs" / "one"), Run(damaged / "runs" / "two")
     same_as(one, two, last=14)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitscale.bench.figures import Figure, spread
+from vitscale.counts import plural
 from vitscale.data import native, open_stream
 from vitscale.data.index import SetIndex
 from vitscale.processes import usable_cores
@@ -29,7 +30,7 @@ def measure_loader(recipe: Recipe, index: SetIndex, seconds: float, warm_up: int
         unusable = stream.skipped.total()
     images = len(wall) * whole.global_batch
     workers = recipe.data.workers or usable_cores()
-    figures = [Figure("images/s", images / elapsed, "images/s", note=f"{workers} threads on {usable_cores()} cores"),
+    figures = [Figure("images/s", images / elapsed, "images/s", note=f"{plural(workers, 'thread')} on {plural(usable_cores(), 'core')}"),
                spread("by batch", wall, "images/s"),
                Figure("per CPU-second", images / max(used, 0.01), "images/CPU-s", note="of the whole process"),
                *_demands(recipe, images / elapsed)]

@@ -11,6 +11,7 @@ from torch import Tensor
 from vitscale.checkpoint.foreign import is_foreign_folder, read_folder
 from vitscale.checkpoint.store import EMA_WEIGHTS, FACTS, MANIFEST, WEIGHTS, RunFacts, checkpoints_in, damage_in, read_facts, step_of
 from vitscale.checkpoint.weights import find_weights, fitting, read_backbone, read_saved, read_weights
+from vitscale.counts import plural
 from vitscale.data.labels import read_class_map
 from vitscale.data.remote import is_remote
 from vitscale.data.shards import expand
@@ -170,12 +171,12 @@ def _names(recipe: Recipe, classes: int, given: str | Path | None, run: Path) ->
     except DataError:       # shards and names may well have stayed where the model was trained
         found = ()
     if found and classes and len(found) != classes:
-        log.warning("%s names %d classes, the model has %d: numbers are shown in their place", where, len(found), classes)
+        log.warning("%s names %s, the model has %d: numbers are shown in their place", where, plural(len(found), "class"), classes)
     return found if len(found) == classes else numbered(classes)
 
 
 def matching(names: tuple[str, ...], classes: int, where: str) -> tuple[str, ...]:
     """The names, if there is one for each class.  Raises DataError."""
     if len(names) != classes:
-        raise DataError(f"{where}: names {len(names)} classes, the model tells {classes} apart; give each of its classes a line")
+        raise DataError(f"{where}: names {plural(len(names), 'class')}, the model tells {classes} apart; give each of its classes a line")
     return names

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from vitscale.cli.app import Averaged, Device, Images, ModelArgument, ModelOption, WhichCheckpoint, app
+from vitscale.counts import plural
 
 
 @app.command("eval")
@@ -71,7 +72,7 @@ def predict(
         show(rows)
     else:
         print(as_json(rows) if output == "json" else as_csv(rows), end="\n" if output == "json" else "")
-    _tell_unreadable([(row["image"], row["error"]) for row in rows if "error" in row])
+    _tell_unreadable([(row["image"], row["error"]) for row in rows if "error" in row], len(rows))
 
 
 @app.command()
@@ -97,8 +98,8 @@ def embed(
     parts = batches(source, loaded.transform, batch, next(loaded.model.parameters()).device)
     names, found, bad = extract(loaded.model, parts, wanted, "none" if whole else "mean")
     write_features(out, names, found)
-    print(f"{len(names):,} images; wrote {out}: " + ", ".join(f"{layer} {list(value.shape)}" for layer, value in found.items()))
-    _tell_unreadable(bad)
+    print(f"{plural(len(names), 'image')}; wrote {out}: " + ", ".join(f"{layer} {list(value.shape)}" for layer, value in found.items()))
+    _tell_unreadable(bad, len(names) + len(bad))
 
 
 def _opened(model: str, images: list[str], checkpoint: str, ema: bool, class_map: Path | None, device: str) -> tuple[Any, Any]:
@@ -111,14 +112,15 @@ def _opened(model: str, images: list[str], checkpoint: str, ema: bool, class_map
     return load(model, checkpoint=checkpoint, ema=ema, device=choose(device), class_map=class_map), source
 
 
-def _tell_unreadable(bad: list[tuple[str, str]]) -> None:
-    """List what could not be read, and end with exit code 2, if there is any."""
+def _tell_unreadable(bad: list[tuple[str, str]], tried: int) -> None:
+    """List what could not be read, of so many images, and end with exit code 2, if there is any."""
     from vitscale.errors import EXIT_WRONG_INPUT
 
     for name, why in bad:
         print(f"unreadable: {name}: {why}", file=sys.stderr)
     if bad:
-        print(f"{len(bad)} image{'s' if len(bad) > 1 else ''} could not be read; the rest was done", file=sys.stderr)
+        rest = "the rest was done" if tried > len(bad) else "there was no other"
+        print(f"{plural(len(bad), 'image')} could not be read; {rest}", file=sys.stderr)
         raise typer.Exit(EXIT_WRONG_INPUT)
 
 
@@ -145,7 +147,8 @@ def explain(
     from vitscale.explain.command import Wish
     from vitscale.explain.command import explain as look_inside
 
-    _tell_unreadable(look_inside(loaded, run, source, Wish(method or (), layer or (), head or (), target, limit), out))
+    bad = look_inside(loaded, run, source, Wish(method or (), layer or (), head or (), target, limit), out)
+    _tell_unreadable(bad, min(len(source), limit))
 
 
 @app.command()
@@ -246,4 +249,4 @@ def average(
         models = kept
     with whole_folder(out) as aside:
         write_safetensors(mean_of(models), aside)
-    print(f"{out}: the mean of {len(models)} checkpoint{'s' if len(models) > 1 else ''}")
+    print(f"{out}: the mean of {plural(len(models), 'checkpoint')}")

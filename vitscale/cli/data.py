@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from vitscale.cli.app import Shards, data_app
+from vitscale.counts import plural
 
 if TYPE_CHECKING:
     from vitscale.data.members import GroupMembers
@@ -166,9 +167,10 @@ def data_index(
 
     with bar("indexing", "shards") as show:
         index = open_index(tuple(shards), index_dir, show, group_members=_grouping(group_members))
-    print(f"{index.num_samples:,} samples in {len(index.counts):,} shards; index hash {index.hash}")
+    print(f"{plural(index.num_samples, 'sample')} in {plural(len(index.counts), 'shard')}; index hash {index.hash}")
     if index.damaged:
-        print(f"{index.damaged} places are damaged, {index.lost} samples lost to them; `vitscale data verify` names them", file=sys.stderr)
+        print(f"{plural(index.damaged, 'damaged place')}, {plural(index.lost, 'sample')} lost there; `vitscale data verify` names them",
+              file=sys.stderr)
     for shard, path in enumerate(index.paths):
         if apart := index.apart(shard):
             print(f"{path}: {apart}", file=sys.stderr)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from vitscale.cluster.site import Site, limit_hours
+from vitscale.counts import plural
 from vitscale.errors import ClusterError, RecipeError
 from vitscale.plan import DEVICES, Assumptions, Fleet, fitting_micro_batch, plan_run
 from vitscale.plan.families import has_formulas
@@ -73,7 +74,7 @@ def describe(bill: Bill, site: Site) -> list[str]:
     if bill.peak_bytes is not None:
         there = DEVICES[site.gpu].memory_bytes if site.gpu else None
         of = f" of {there / 2**30:.0f}" if there else ""
-        memory = f"about {bill.peak_bytes / 2**30:.3g} GiB{of} with {bill.micro_batch} images at a time"
+        memory = f"about {bill.peak_bytes / 2**30:.3g} GiB{of} with {plural(bill.micro_batch, 'image')} at a time"
     time, money = unknown, unknown
     if bill.params is not None:
         time += f" (give gpu in cluster.yaml{'' if bill.images else ', and data.num_samples'})"
@@ -85,9 +86,9 @@ def describe(bill: Bill, site: Site) -> list[str]:
         money = f"{bill.cost:,.2f} at {site.price_per_gpu_hour:g} a GPU-hour"
     rows = [
         ("model", f"{unknown} (`vitscale bench step` measures it)" if bill.params is None else f"{bill.params:,} parameters"),
-        ("ranks", f"{bill.ranks}: {site.nodes} {'node' if site.nodes == 1 else 'nodes'} of {bill.ranks // site.nodes}"),
+        ("ranks", f"{bill.ranks}: {plural(site.nodes, 'node')} of {bill.ranks // site.nodes}"),
         ("memory", memory),
-        ("work", unknown if bill.flops is None else f"{bill.images:,} images, {bill.flops:.3g} FLOP"),
+        ("work", unknown if bill.flops is None else f"{plural(bill.images, 'image')}, {bill.flops:.3g} FLOP"),
         ("time", time),
         ("cost", money),
     ]

@@ -11,6 +11,7 @@ from typing import Any
 
 from vitscale.cluster.slurm import Queued
 from vitscale.cluster.state import RunState, jobs_of, span, state_of
+from vitscale.counts import plural
 from vitscale.errors import ClusterError, RecipeError
 from vitscale.metrics.system import SPEED
 from vitscale.recipe import Duration
@@ -169,7 +170,7 @@ def others(folders: Sequence[Path], queue: Sequence[Queued] | None, width: int, 
              if job.job not in shown]
     if not lines:
         return []
-    return ["", f"{len(lines)} other {'job' if len(lines) == 1 else 'jobs'} in the queue:", *(_cut(line, width) for line in lines)]
+    return ["", f"{plural(len(lines), 'other job')} in the queue:", *(_cut(line, width) for line in lines)]
 
 
 def _cut(text: str, width: int) -> str:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from vitscale.counts import plural
 from vitscale.data.bad import BadSample
 from vitscale.data.decoded_before import sum_of
 from vitscale.data.index import SetIndex
@@ -139,7 +140,7 @@ def find_crashers(run_folder: Path, indexes: Sequence[SetIndex | None], setting:
         if words and trials > 0:
             said = words.splitlines()[0].decode(errors="replace")
             suspects = _under_way(run_folder / "logs" / f"decoding-rank-{rank}.bin", indexes)
-            log.warning("rank %s of the attempt before this one died (%s) with %d images being decoded", rank, said, len(suspects))
+            log.warning("rank %s of the attempt before this one died (%s) while it decoded %s", rank, said, plural(len(suspects), "image"))
             guilty = [one for one in suspects[:trials] if kills(one[0], {**one[2], **vars(setting)})]
             trials -= len(suspects)
             if not guilty and len(suspects) == 1 and _in_decode(words):

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from vitscale.counts import plural
 from vitscale.data.pack import BAD, Packed, PackOptions
 from vitscale.data.sources import Source
 from vitscale.data.stats import Stats
 from vitscale.data.verify import Findings
-from vitscale.terminal import console, escape, plural, size, table
+from vitscale.terminal import console, escape, size, table
 
 _ROWS = 40              # faults shown; --json has them all
 _ENDS = 5               # classes shown from either end
@@ -24,10 +25,11 @@ def show_packed(split: str, source: Source, packed: Packed, out: Path, options: 
 
     It is not if images were bad or a class folder gave none (unless skip_bad), or more than `max_left_out` of the files are no images."""
     screen, trouble = console(), console(stderr=True)
-    kept = f"; {packed.kept} shards were there already" if packed.kept else ""
+    kept = f"; {plural(packed.kept, 'shard')} already there" if packed.kept else ""
     order = "" if source.mixed or options.shuffle is None else f"; mixed by seed {options.shuffle}"
     named = f"{split}: " if split else ""
-    screen.print(f"{named}{packed.samples:,} samples in {packed.shards:,} shards, {size(packed.bytes)}{order}{kept}", highlight=False)
+    screen.print(f"{named}{plural(packed.samples, 'sample')} in {plural(packed.shards, 'shard')}, {size(packed.bytes)}{order}{kept}",
+                 highlight=False)
     _show_numbers(source, packed, screen)
     for what, counted in (("left out", source.left_out), ("passed over", source.hidden)):
         if counted:
@@ -62,7 +64,7 @@ def _show_numbers(source: Source, packed: Packed, screen: Console) -> None:
         rows = [f"{row}: {counts[number]:,}" for row, number in zip(rows, numbers, strict=True)]
     shown = rows if len(rows) <= 4 * _ENDS else [*rows[:3 * _ENDS], "...", *rows[-_ENDS:]]
     wanted = "" if source.classes else f"; the labels are numbers, model.classes must be {numbers[-1] + 1} or more"
-    screen.print(f"{len(numbers):,} class{'' if len(numbers) == 1 else 'es'}{wanted}", highlight=False)
+    screen.print(f"{plural(len(numbers), 'class')}{wanted}", highlight=False)
     for row in shown:
         screen.print(f"  {row}", highlight=False)
 
@@ -76,8 +78,8 @@ def show_verdict(verdict: Findings) -> None:
         out.print(table(["shard", "offset", "key", "reason", "what"], rows, words=(0, 2, 3, 4), fold=True))
         if len(verdict.faults) > _ROWS:
             out.print(f"... and {len(verdict.faults) - _ROWS} more; --json FILE has them all")
-    checked = f"{verdict.samples:,} samples in {verdict.shards:,} shards, {size(verdict.bytes)}"
-    sums = f"sha256 of {verdict.hashed:,} shards compared" if verdict.hashed else "no SHA256SUMS beside the shards"
+    checked = f"{plural(verdict.samples, 'sample')} in {plural(verdict.shards, 'shard')}, {size(verdict.bytes)}"
+    sums = f"sha256 of {plural(verdict.hashed, 'shard')} compared" if verdict.hashed else "no SHA256SUMS beside the shards"
     labels = "" if verdict.labelled else "; unlabelled"
     found = ", ".join(f"{reason} {count}" for reason, count in verdict.by_reason.most_common())
     faults = f"{plural(len(verdict.faults), 'fault')}: {found}" if found else "no faults"
@@ -87,7 +89,7 @@ def show_verdict(verdict: Findings) -> None:
 def show_stats(stats: Stats) -> None:
     """A table of spreads, the largest and smallest classes, the copies."""
     out = console()
-    out.print(f"{stats.samples:,} samples in {stats.shards:,} shards; images {size(int(stats.bytes.sum()))}: "
+    out.print(f"{plural(stats.samples, 'sample')} in {plural(stats.shards, 'shard')}; images {size(int(stats.bytes.sum()))}: "
               + ", ".join(f"{kind} {count:,}" for kind, count in stats.formats.most_common()), highlight=False)
     if stats.unreadable:
         out.print("unreadable: " + ", ".join(f"{reason} {count:,}" for reason, count in stats.unreadable.most_common()), highlight=False)
@@ -114,9 +116,9 @@ def _show_classes(stats: Stats, out: Console) -> None:
     largest, smallest = ranked[0][1], ranked[-1][1]
     absent = len(stats.names) - len(stats.classes) if stats.names else 0
     balance = f"the largest has {largest / smallest:.3g} times the samples of the smallest" if largest > smallest else (
-        f"each has {largest:,} samples")
-    out.print(f"{len(ranked):,} classes; {balance}" + (f"; {absent} of classes.txt have none" if absent > 0 else "")
-              + (f"; {stats.unlabelled:,} samples have no label" if stats.unlabelled else "")
+        f"each has {plural(largest, 'sample')}")
+    out.print(f"{plural(len(ranked), 'class')}; {balance}" + (f"; {absent} of classes.txt have none" if absent > 0 else "")
+              + (f"; {plural(stats.unlabelled, 'sample')} without a label" if stats.unlabelled else "")
               + (f"; {stats.empty:,} have an empty list of labels" if stats.empty else ""), highlight=False)
     if largest == smallest:
         return

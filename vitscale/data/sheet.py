@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vitscale.counts import plural
 from vitscale.data import augment
 from vitscale.data.index import SetIndex
 from vitscale.data.labels import LabelRule
@@ -108,8 +109,9 @@ def _how(recipe: Recipe, index: SetIndex) -> str:
     crop = f"random crops of {plain.scale[0]:g} to {plain.scale[1]:g} of the area" if plain.crop == "random" else "centre crops"
     more = {"RandAugment": plain.rand_augment, "3-Augment": plain.three_augment, "colour jitter": any(plain.color_jitter),
             "erasing": plain.erasing}
-    return (f"{index.num_samples:,} samples; {crop}, flipped with probability {plain.flip:g}, {recipe.model.image} x {recipe.model.image} "
-            f"pixels{''.join(f', {name}' for name, on in more.items() if on)}; seed {recipe.seed}")
+    side = recipe.model.image
+    return (f"{plural(index.num_samples, 'sample')}; {crop}, flipped with probability {plain.flip:g}, {side} x {side} pixels"
+            f"{''.join(f', {name}' for name, on in more.items() if on)}; seed {recipe.seed}")
 
 
 def _write(sheet: NDArray[np.uint8], text: str, left: int, base: int, scale: float, colour: tuple[int, int, int], width: int) -> None:

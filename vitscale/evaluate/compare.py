@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitscale.checkpoint.load import Loaded, load
+from vitscale.counts import plural
 from vitscale.errors import RecipeError
 from vitscale.evaluate.evaluate import FILE
 from vitscale.metrics.of_objectives import TOP1
@@ -114,7 +115,7 @@ def _accuracy(folder: Path, loaded: Loaded) -> tuple[float | None, tuple[float, 
     known = read_object(folder / FILE)
     found = known.get("results", {}).get("accuracy", {}).get("top1")
     if found and known.get("step") == loaded.step:
-        on = f"{known.get('images')} images of {', '.join(map(str, known.get('data', ())))}"
+        on = f"{plural(int(known.get('images') or 0), 'image')} of {', '.join(map(str, known.get('data', ())))}"
         return found["value"], tuple(found["interval"]), FILE, on
     row = last_row(folder / METRICS, TOP1.column)
     if row and row.get("step") == loaded.step:
@@ -122,7 +123,7 @@ def _accuracy(folder: Path, loaded: Loaded) -> tuple[float | None, tuple[float, 
 
         count, share = int(row[EVALUATED_IMAGES.column]), row[TOP1.column]
         val = loaded.recipe.data.val if loaded.recipe else None
-        return share, interval(share * count, count), "training", f"{count} images of {', '.join(val or ())}"
+        return share, interval(share * count, count), "training", f"{plural(count, 'image')} of {', '.join(val or ())}"
     return None, None, "not measured: vitscale eval", ""
 
 
@@ -156,7 +157,7 @@ def show(entries: Sequence[ComparedModel], device: torch.device, batch: int) -> 
              f"{one.peak_bytes / 1e6:.1f} MB") for one in entries]
     out = console()
     out.print(table(heads, rows, words=(0, 1), fold=True))
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {plural(torch.get_num_threads(), 'thread')}"
     out.print(f"latency of one image, speed and memory in batches of {batch}, fp32, on {escape(where)}")
     for line in verdict(entries):
         out.print(line)

@@ -12,6 +12,7 @@ import numpy as np
 
 import vitscale
 from vitscale.checkpoint.load import Loaded, load
+from vitscale.counts import plural
 from vitscale.data.index import open_index
 from vitscale.data.labels import LabelRule
 from vitscale.errors import DataError, RecipeError
@@ -110,9 +111,10 @@ def _refuse(request: Request, loaded: Loaded) -> None:
     if _several(request, loaded) and (probes := [one for one in request.what if one != "accuracy"]):
         raise DataError(f"{request.model}: its samples have several labels each, and --what {','.join(probes)} wants one: ask for accuracy")
     if request.what and not (request.shards or (data and data.val)):
-        raise DataError(f"{request.model}: no recipe names its validation shards; give them with --data")
+        raise DataError(f"{request.model}: no recipe names its validation shards; give them with --data, such as --data 'data/val-*.tar'")
     if any(one in NEED_TRAINING for one in request.what) and not (request.train or (data and data.train)):
-        raise DataError(f"{request.model}: {', '.join(NEED_TRAINING)} learn from training samples; give their shards with --train")
+        raise DataError(f"{request.model}: {', '.join(NEED_TRAINING)} learn from training samples; give their "
+                        "shards with --train, such as --train 'data/train-*.tar'")
 
 
 def _several(request: Request, loaded: Loaded) -> bool:
@@ -166,9 +168,9 @@ def _finite(value: Any) -> Any:
 def lines(found: dict[str, Any]) -> Iterator[str]:
     """What is said on the terminal."""
     results, names = found["results"], found["class_names"]
-    yield f"{found['model']}: {found['weights']}" + (f", {found['images']:,} images" if "images" in found else "")
+    yield f"{found['model']}: {found['weights']}" + (f", {plural(found['images'], 'image')}" if "images" in found else "")
     if found.get("unreadable"):
-        yield f"  {found['unreadable']} samples could not be read and are left out"
+        yield f"  {plural(found['unreadable'], 'sample')} could not be read, left out"
     if one := results.get("accuracy"):
         yield f"  top-1        {summary(one['top1'])}"
         if "top5" in one:
@@ -181,7 +183,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         yield (f"  calibration  expected error {about['expected_error']:.2%}, NLL {about['negative_log_likelihood']:.4f}, "
                f"Brier {about['brier']:.4f}")
     if one := results.get("several_labels"):
-        yield f"  mAP          {one['map']:.2%} over {sum(row['count'] > 0 for row in one['classes'])} classes; F1 {one['f1']:.2%}"
+        yield f"  mAP          {one['map']:.2%} over {plural(sum(row['count'] > 0 for row in one['classes']), 'class')}; F1 {one['f1']:.2%}"
         yield f"  hits@1       {summary(one['hits1'])}"
         if "hits5" in one:
             yield f"  hits@5       {summary(one['hits5'])}"

@@ -52,10 +52,11 @@ def as_csv(rows: list[Row]) -> str:
 
 
 def show(rows: list[Row]) -> None:
-    """A table on the terminal."""
+    """A table on the terminal; nothing where no image could be read."""
     from vitscale.terminal import console, table
 
     told = [(row["image"], *row["classes"]) for row in rows if "error" not in row]
-    console().print(table(["image", "class", "", "or"], [
+    if told:
+        console().print(table(["image", "class", "", "or"], [
         (image, name, f"{share:.1%}", ", ".join(f"{other} {less:.1%}" for other, less in others[:2]))
         for image, (name, share), *others in told], words=(0, 1, 3), fold=True))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vitscale.checkpoint.load import Loaded
+from vitscale.counts import plural
 from vitscale.data.bad import BadSample
 from vitscale.evaluate.images import Several
 from vitscale.explain.features import feature_colours
@@ -120,20 +121,20 @@ def explain(loaded: Loaded, title: str, images: Several, wish: Wish, out: Path) 
         entries = [with_colours(one, its) for one, its in zip(entries, colours, strict=False)]
     left = len(studies) - len(entries)
     if len(images) > wish.limit:
-        _say(f"the first {wish.limit} of {len(images)} images; --limit takes more")
+        _say(f"the first {wish.limit} of {plural(len(images), 'image')}; --limit takes more")
     if left:
         _say(f"{left} of {len(studies)} images are in the figures alone: the page would grow beyond {wish.page_bytes / 1e6:.0f} MB")
     files.write(page(title, _about(loaded, view, studies[0].grid), view, studies[0].grid, wanted.methods, entries), "index.html")
-    print(f"{len(studies)} {'image' if len(studies) == 1 else 'images'} explained by {', '.join(wanted.methods)}")
-    print(f"wrote {len(files.written)} files into {out}; open {out / 'index.html'}")
+    print(f"{plural(len(studies), 'image')} explained by {', '.join(wanted.methods)}")
+    print(f"wrote {plural(len(files.written), 'file')} into {out}; open {out / 'index.html'}")
     return bad
 
 
 def _about(loaded: Loaded, view: View, grid: tuple[int, int]) -> str:
     section = loaded.section
-    inside = f", {view.layers} layers of {view.heads} heads" if view.layers else ""
+    inside = f", {plural(view.layers, 'layer')} of {view.heads} heads" if view.layers else ""
     step = "" if loaded.step is None else f"; step {loaded.step}"
-    return f"{section.family}{inside}; images of {section.image} x {section.image} pixels, {grid[0]} x {grid[1]} places{step}"
+    return f"{section.family}{inside}; images of {section.image} x {section.image} pixels, {grid[0]} x {plural(grid[1], 'place')}{step}"
 
 
 def _of_the_model(loaded: Loaded, wanted: ExplainRequest, wish: Wish, studies: Sequence[Study], files: FigureFolder) -> None:

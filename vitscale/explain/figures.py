@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from vitscale.counts import plural
 from vitscale.errors import UserError
 from vitscale.explain.look import View
 from vitscale.explain.methods import METHODS
@@ -172,7 +173,7 @@ def position_sheet(similarity: Tensor) -> Figure:
 def distance_chart(distance: Tensor, pixels: int, images: int) -> Figure:
     """distance (L, H) in pixels, of images of pixels x pixels."""
     depth, heads = distance.shape
-    many = f"{images} {'image' if images == 1 else 'images'}"
+    many = plural(images, "image")
     figure = Figure(figsize=(max(4.8, 0.32 * depth + 2), 3.4), layout="constrained")
     figure.suptitle(f"How far heads look: {many} of {pixels} x {pixels} pixels", fontsize=10, color=_INK, x=0.01, ha="left")
     axes = figure.add_subplot()

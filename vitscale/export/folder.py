@@ -16,6 +16,8 @@ from vitscale.models.transformers_config import config_of, kind_of
 from vitscale.models.transformers_names import to_transformers
 from vitscale.recipe.preprocessing import PREPROCESSOR, RESAMPLING
 
+_SIZES = ("embed_dim", "dims", "depth", "depths", "num_heads", "patch_size", "img_size")      # of timm's arguments
+
 
 def write_transformers(loaded: Loaded, out: Path) -> str:
     """A folder for AutoModelForImageClassification.from_pretrained; -> the name of the class.  Raises RecipeError where none fits."""
@@ -28,7 +30,8 @@ def write_transformers(loaded: Loaded, out: Path) -> str:
 
 
 def write_timm(loaded: Loaded, out: Path) -> str:
-    """A folder for timm.create_model("local-dir:FOLDER"); -> the name of the architecture.  Raises RecipeError where none fits."""
+    """A folder for timm.create_model("local-dir:FOLDER"); -> the architecture, and the sizes that it is given, which need not be those that
+    its name says.  Raises RecipeError where none fits."""
     name, arguments = timm_architecture(loaded.section)
     transform = loaded.transform
     about = {
@@ -42,7 +45,8 @@ def write_timm(loaded: Loaded, out: Path) -> str:
     if loaded.named:
         config["label_names"] = list(loaded.class_names)
     _write(out, config, to_timm(loaded.section, own_weights(loaded)))
-    return name
+    sizes = ", ".join(f"{key} {arguments[key]}" for key in _SIZES if key in arguments)
+    return f"timm's {name} changed to {sizes}"
 
 
 def _ends(family: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vitscale.checkpoint.facts import read_object
 from vitscale.checkpoint.foreign import CONFIG
 from vitscale.checkpoint.load import Loaded, load
+from vitscale.counts import plural
 from vitscale.errors import CheckpointError, UserError, said
 from vitscale.models.transformers_names import KINDS, kind_of_file
 
@@ -91,7 +92,7 @@ def _held(loaded: Loaded, peer: Peer, dtype: torch.dtype, folder: Path) -> float
     ours = _answers(lambda: model(images), own_classifiers(model))
     theirs = _answers(lambda: peer.answer(peer.model, images), peer.classifiers)
     if len(ours) != len(theirs):
-        raise CheckpointError(f"{folder}: {peer.library} has {len(theirs) - 1} classifiers where ours has {len(ours) - 1}")
+        raise CheckpointError(f"{folder}: {peer.library} has {plural(len(theirs) - 1, 'classifier')} where ours has {len(ours) - 1}")
     given = [their[..., :our.shape[-1]] for our, their in zip(ours[1:], theirs[1:], strict=True)]      # DINOv2's gives its more besides
     return max(difference(our, their, str(folder)) for our, their in zip(ours, [theirs[0], *given], strict=True))
 

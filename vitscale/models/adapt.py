@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitscale.counts import plural
 from vitscale.models.names import CLASSIFIERS, HEAD
 from vitscale.models.patch_embed import resample_kernel
 from vitscale.models.position import resample, resample_offsets, sincos
@@ -142,7 +143,7 @@ def _classifiers(found: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
         classes = len(found.pop(name))
         if name.endswith("weight"):
             now = f"of {shapes[name][0]} classes begins at initial values" if name in shapes else "is not there any more"
-            notes.append(f"the head was of {classes} classes; this one {now}")
+            notes.append(f"the head was of {plural(classes, 'class')}; this one {now}")
     if absent := [name for name in shapes if name.startswith((*HEAD, "head")) and name not in found]:
         notes.append(f"these begin at initial values: {', '.join(absent)}")
 

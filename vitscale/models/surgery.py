@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from vitscale.counts import plural
 from vitscale.models.attention import whole_bias
 from vitscale.models.backbone import Backbone
 from vitscale.models.init import initial_value
@@ -99,13 +100,13 @@ def _registers(weights: Weights, model: Backbone, shapes: Shapes, notes: list[st
     wanted, given = shapes.get("reg_token"), weights.get("reg_token")
     if wanted is None and given is not None:
         del weights["reg_token"]
-        notes.append(f"{given.shape[1]} registers are left behind")
+        notes.append(f"{plural(given.shape[1], 'register')} left behind")
     elif wanted is not None and (given is None or given.shape[1] != wanted[1]) and (given is None or given.shape[2] == wanted[2]):
         begun = initial_value(model, "reg_token", wanted, seed=0)
         count = 0 if given is None else min(given.shape[1], wanted[1])
         weights["reg_token"] = begun if given is None else torch.cat([given[:, :count], begun[:, count:]], dim=1)
         added, dropped = wanted[1] - count, 0 if given is None else given.shape[1] - count
-        notes.append(f"{added} registers are added, at initial values" if added else f"{dropped} of the registers are left behind")
+        notes.append(f"{plural(added, 'register')} added, at initial values" if added else f"{dropped} of the registers are left behind")
 
 
 def _distillation(weights: Weights, shapes: Shapes, notes: list[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from vitscale.counts import plural
 from vitscale.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class JsonLines:
             self._complain(error)
             return
         if waited:
-            log.info("%s: %d row(s) that waited are written", self._path, waited)
+            log.info("%s: %s written that had to wait", self._path, plural(waited, "row"))
         self._complained = False
 
     def _complain(self, error: OSError) -> None:
@@ -100,7 +101,7 @@ class JsonLines:
             if self._held:
                 self._append()
         except OSError as error:
-            log.error("%s: %s; %d row(s) are lost", self._path, error.strerror or error, len(self._held) + self._lost)
+            log.error("%s: %s; %s lost", self._path, error.strerror or error, plural(len(self._held) + self._lost, "row"))
         self._let_go()
 
     def _let_go(self) -> None:
@@ -156,7 +157,7 @@ def rows_from(path: Path, start: int, parse: Callable[[bytes], dict[str, Any] | 
             elif line.endswith(b"\n"):
                 damaged += 1
     if damaged:
-        log.warning("%s: %d damaged line(s) are passed over; delete them", path, damaged)
+        log.warning("%s: %s passed over; delete what is damaged", path, plural(damaged, "damaged line"))
 
 
 def cut_after(path: Path, last: int, column: str = "step") -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from vitscale.cluster.status import MARKS
+from vitscale.counts import plural
 from vitscale.errors import ClusterError
 from vitscale.observe import grafana, targets
 
@@ -45,7 +46,7 @@ def write_prometheus(runs: Path, out: Path) -> list[str]:
         path.unlink(missing_ok=True)
     return [
         f"wrote prometheus.yml, {', '.join(RULES)} and grafana/ into {out}",
-        *([f"removed {len(gone)} announcement(s) of runs that are no more"] if gone else []),
+        *([f"removed {plural(len(gone), 'announcement')} of runs that are no more"] if gone else []),
         f"start Prometheus:  prometheus --config.file={out / 'prometheus.yml'} --storage.tsdb.path={out / 'data'} "
         "--web.listen-address=127.0.0.1:9090",
         f"for Grafana: GF_PATHS_PROVISIONING={out / 'grafana' / 'provisioning'}, or import {out / 'grafana' / 'dashboards'}/*.json",

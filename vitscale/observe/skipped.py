@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vitscale.counts import plural
 from vitscale.runfolder import printable
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ class Skipped:
             return
         self._told_at = self._clock()
         reasons = ", ".join(f"{reason} {count}" for reason, count in self._more.most_common())
-        log.warning("%d more time(s) a sample could not be used (%s), %d in this attempt; the last: %s: %s; quarantine.jsonl names all",
-                    self._more.total(), reasons, self._total, _name(self._last), _why(self._last))
+        log.warning("%s a sample could not be used (%s), %d in this attempt; the last: %s: %s; quarantine.jsonl names all",
+                    plural(self._more.total(), "more time"), reasons, self._total, _name(self._last), _why(self._last))
         self._more.clear()
 
 

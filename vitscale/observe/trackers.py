@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from vitscale.counts import plural
 from vitscale.errors import RecipeError
 from vitscale.metrics import is_evaluation
 from vitscale.observe.tracked import KINDS, Begins, Tracked
@@ -91,8 +92,8 @@ class _Hand:
             self._rows.put(row)
         elif not self._slow:
             self._slow = True
-            log.warning("tracker %s does not keep up: %d rows wait for it, it misses others (said once); metrics.jsonl has all",
-                        self._name, _MOST)
+            log.warning("tracker %s does not keep up: %s wait for it, it misses others (said once); metrics.jsonl has all",
+                        self._name, plural(_MOST, "row"))
 
     def finish(self, until_s: float) -> None:
         """Wait for it to take what waits and to end, until the monotonic clock shows `until_s`."""
@@ -100,8 +101,8 @@ class _Hand:
         self._thread.join(max(until_s - time.monotonic(), 0.0))
         if self._thread.is_alive():
             self._left.set()
-            log.warning("tracker %s is left: it does not answer, and %d row(s) wait for it; metrics.jsonl has all", self._name,
-                        max(self._rows.qsize() - 1, 0))
+            log.warning("tracker %s is left: it does not answer, %s not handed over; metrics.jsonl has all", self._name,
+                        plural(max(self._rows.qsize() - 1, 0), "row"))
 
     def _go(self) -> None:
         try:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from vitscale.counts import plural
 from vitscale.errors import ClusterError
 from vitscale.models import Backbone
 from vitscale.parallel.ddp import Replicated
@@ -43,7 +44,7 @@ class AccelerateEngine(Replicated):
 
     def _assert_as_asked(self, asks_fsdp: bool) -> None:
         """accelerate can fall back to DDP, or to ranks that never talk to each other, without a word; this says it."""
-        found = f"accelerate made {self._accelerator.distributed_type} over {self._accelerator.num_processes} process(es)"
+        found = f"accelerate made {self._accelerator.distributed_type} over {plural(self._accelerator.num_processes, 'process')}"
         if self._accelerator.num_processes != self.world.size:
             raise ClusterError(f"{found}, but {self.world.size} ranks were started: they would train without synchronisation")
         parameters = list(self.model.parameters())

@@ -89,13 +89,13 @@ def _wait(store: dist.Store, keys: list[str], timeout_s: float) -> bool:
 def who_is_missing(came: Mapping[int, str], size: int, nodes: Sequence[str]) -> tuple[str, list[str]]:
     """Words for the ranks that have not come, of `came` {rank: node}, and of the job's `nodes` those of which nobody came.
 
-        rank(s) 8-15 of 16 have not come; nobody came from n2; ranks came from n1
+        ranks 8-15 of 16 have not come; nobody came from n2; ranks came from n1
     """
     absent = [node for node in nodes if node not in came.values()]
     runs = [[rank for _, rank in run] for _, run in groupby(
         enumerate(rank for rank in range(size) if rank not in came), key=lambda pair: pair[1] - pair[0])]
     missing = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
-    said = f"rank(s) {missing} of {size} have not come"
+    said = f"rank {missing} of {size} has not come" if size - len(came) == 1 else f"ranks {missing} of {size} have not come"
     if absent:
         said += f"; nobody came from {', '.join(absent)}"
     return f"{said}; ranks came from {', '.join(sorted(set(came.values())))}", absent

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from vitscale.counts import plural
 from vitscale.errors import ClusterError
 from vitscale.parallel.rank_info import RankInfo
 from vitscale.parallel.rendezvous import rendezvous
@@ -123,7 +124,7 @@ def choose_device(parallel: Parallel, place: RankInfo) -> torch.device:
         return torch.device("cpu")
     # srun may show each task its own GPU only; a launcher of ours shows all of them
     if place.local_rank >= count and (count > 1 or place.prepared):
-        raise ClusterError(f"local rank {place.local_rank} has no GPU: {count} visible; start at most {count} rank(s) on this node")
+        raise ClusterError(f"local rank {place.local_rank} has no GPU: {count} visible; start at most {plural(count, 'rank')} on this node")
     return torch.device("cuda", place.local_rank if count > 1 else 0)
 
 

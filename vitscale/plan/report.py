@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vitscale import terminal
+from vitscale.counts import plural
 from vitscale.plan.answer import MemoryPlan, Plan, Row
 
 BAR = 28        # characters of the longest bar
@@ -73,7 +74,7 @@ def _facts(plan: Plan) -> RenderableType:
     chosen = "as the recipe says" if batch.origin == "recipe" else "the most that fits in equal steps"
     if plan.memory.fits is not True and batch.origin == "planned":
         chosen = "all at once" if plan.memory.fits is None else "not even the fewest fit"
-    rows.append(("batch", f"{batch.global_batch:,} images: {batch.per_gpu:,} a GPU, {batch.micro_batch:,} at a time ({chosen})"))
+    rows.append(("batch", f"{plural(batch.global_batch, 'image')}: {batch.per_gpu:,} a GPU, {batch.micro_batch:,} at a time ({chosen})"))
     rows.append(("fits", _fits(plan)))
     if plan.memory.fits is False:       # what follows would be of a run that cannot be
         return _filled(table, rows)
@@ -81,7 +82,7 @@ def _facts(plan: Plan) -> RenderableType:
         known = "measured" if time.basis == "measured" else "assumed"
         rows.append(("speed", f"{time.images_per_second:,.0f} images/s, {seconds(time.step_seconds)} a step, "
                      f"{time.mfu:.1%} MFU ({known})"))
-        rows.append(("time", f"{seconds(time.seconds)}: {time.images:,} images in {time.steps:,} steps"
+        rows.append(("time", f"{seconds(time.seconds)}: {plural(time.images, 'image')} in {plural(time.steps, 'step')}"
                      if time.seconds is not None else "not known: the recipe counts in epochs and has no data.num_samples"))
     else:
         rows.append(("time", "not known: see below" if plan.unknown else "not known: no table says what a CPU can do"))
@@ -120,16 +121,17 @@ def _money(plan: Plan) -> list[tuple[str, str]]:
         data = f"; the data set is {size(demand.data_bytes)}" if demand.data_bytes else ""
         rows.append(("data", f"{demand.images_per_second_per_node:,.0f} images/s a node keep {demand.cores_needed_per_node:.1f} cores "
                      f"decoding, and {size(demand.storage_bytes_per_second)}/s from storage in all{data}"))
+    kept = f"up to {point.retained} on disk at once (checkpoint.keep, the best where there is one, and the one being written)"
     if plan.hardware.peak_flops is not None:
-        words = f"{size(point.bytes)} each, up to {point.retained} kept; best every {seconds(point.interval_s)}"
+        words = f"{size(point.bytes)} each, {kept}; best every {seconds(point.interval_s)}"
         if point.interval_steps is not None:
-            words += f", {point.interval_steps:,} steps"
+            words += f", {plural(point.interval_steps, 'step')}"
         words += f" (loses {point.lost_share:.2%}"
         if point.recipe_interval_s is not None:
             words += f"; the recipe's {seconds(point.recipe_interval_s)}: {point.recipe_lost_share:.2%}"
         rows.append(("checkpoint", f"{words}), a failure every {seconds(point.mtbf_s)}"))
     else:
-        rows.append(("checkpoint", f"{size(point.bytes)} each, up to {point.retained} kept"))
+        rows.append(("checkpoint", f"{size(point.bytes)} each, {kept}"))
     return rows
 
 
@@ -211,10 +213,10 @@ def _proposal(plan: Plan) -> RenderableType:
             faster = f", {best.images_per_second / plan.time.images_per_second:.2f} x as fast"
         return Group(
             Text(overrides(best.changes), style="green", overflow="fold"),
-            Text(f"{best.micro_batch:,} images at a time, {size(best.peak_bytes)}, {best.images_per_second:,.0f} images/s{faster}; "
+            Text(f"{plural(best.micro_batch, 'image')} at a time, {size(best.peak_bytes)}, {best.images_per_second:,.0f} images/s{faster}; "
                  "--write FILE puts it into a copy of the recipe"))
     if plan.least_gpus is not None:
-        return Text(f"nothing on {plan.hardware.gpus} GPUs; {plan.least_gpus} of them would do")
+        return Text(f"nothing on {plural(plan.hardware.gpus, 'GPU')}; {plan.least_gpus} of them would do")
     return Text("nothing: take a smaller model.size or model.image, GPUs with more memory, or parallel.precision=bf16")
 
 

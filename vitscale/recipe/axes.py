@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from vitscale.counts import plural
 from vitscale.errors import RecipeError
 from vitscale.recipe.objectives import Classification
 from vitscale.recipe.schema import ENGINES, Parallel, Recipe, Vit
@@ -117,10 +118,10 @@ def axes_of(parallel: Parallel, size: int, local_size: int | None = None) -> Axe
         return Axes(shard=size) if ENGINES[parallel.engine] == "shares" else Axes(replicate=size)
     inner = same_samples(parallel)
     together, keys = math.prod(inner.values()), " x ".join(f"parallel.{name}" for name in inner)
-    for count, what in ((size, "rank(s) of the run"), (local_size, "rank(s) of a node")):
+    for count, what in ((size, "of the run"), (local_size, "of a node")):
         if count % together:
-            raise RecipeError(f"{keys}: {together} does not divide the {count} {what}; start a multiple of {together} ranks on each "
-                              f"node, or set {keys} to a divisor of {count}")
+            raise RecipeError(f"{keys}: {together} does not divide the {plural(count, 'rank')} {what}; start a multiple of {together} "
+                              f"ranks on each node, or set {keys} to a divisor of {count}")
     left, outer, each = size // together, {}, f" in groups of {keys} {together}" if inner else ""
     for name in (name for name in OWN_SAMPLES if name != "shard"):
         count = getattr(parallel, name) or 1
@@ -130,7 +131,7 @@ def axes_of(parallel: Parallel, size: int, local_size: int | None = None) -> Axe
                                   f"on one. Start as many on each, or set parallel.{name} to a number that divides them")
             count = size // local_size
         if left % count:
-            raise RecipeError(f"parallel.{name}: {count} does not divide the {size} rank(s) of the run{each}; start a multiple of "
+            raise RecipeError(f"parallel.{name}: {count} does not divide the {plural(size, 'rank')} of the run{each}; start a multiple of "
                               f"{count * size // left} ranks, or set parallel.{name} to a divisor of {left}")
         outer[name], left = count, left // count
     return Axes(**outer, shard=left, **inner)

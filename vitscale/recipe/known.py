@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitscale.counts import plural
 from vitscale.errors import RecipeError
 from vitscale.recipe.beside import Unreached, class_lists, read_names
 from vitscale.recipe.objectives import OBJECTIVES
@@ -128,7 +129,7 @@ def _named_otherwise(lists: Mapping[str, tuple[str, ...]]) -> list[Note]:
         if names == first:
             continue
         if len(names) != len(first):
-            notes.append(Note(f"{other} names {len(names)} classes, {where} {len(first)}", differs=True))
+            notes.append(Note(f"{other} names {plural(len(names), 'class')}, {where} {len(first)}", differs=True))
             continue
         place = next(number for number, (a, b) in enumerate(zip(first, names, strict=True)) if a != b)
         order = "the same in another order" if sorted(names) == sorted(first) else "others"

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from vitscale.counts import plural
 from vitscale.errors import RecipeError, StorageError
 from vitscale.files import patiently, read_bytes
 from vitscale.recipe.check import contradictions
@@ -119,7 +120,7 @@ def check_section(kind: type[_Kind], values: dict[str, Any], source: str, mistak
         return section
     width = max(len(key) for key, _ in found)
     lines = [f"  {key:<{width}}  {sentence}" if key else f"  {sentence}" for key, sentence in found]
-    count = "1 mistake" if len(found) == 1 else f"{len(found)} mistakes"
+    count = plural(len(found), "mistake")
     raise RecipeError("\n".join([f"{source}: {count}", *lines]))
 
 

@@ -20,6 +20,7 @@ import vitscale
 from vitscale.awake import Awake
 from vitscale.checkpoint.room import free_bytes
 from vitscale.checkpoint.store import checkpoints_in
+from vitscale.counts import plural
 from vitscale.data import remote
 from vitscale.data.descriptors import Held
 from vitscale.data.index import SetIndex
@@ -190,7 +191,7 @@ def open_files(indexes: Sequence[SetIndex]) -> Finding:
     most = held.allowed - held.reserve
     if limit < 4096 and most < num_shards:
         return Finding("open files", "warning", limit, "at most",
-                       f"of {num_shards} shards {most} stay open at once, others are opened anew when they are read; raise `ulimit -Hn`")
+                       f"of {plural(num_shards, 'shard')} {most} stay open at once, others are opened anew when read; raise `ulimit -Hn`")
     return Finding("open files", "ok", limit, "at most")
 
 

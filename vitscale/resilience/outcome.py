@@ -17,6 +17,7 @@ from vitscale.runfolder import reached, read_object
 
 log = logging.getLogger(__name__)
 STATES = {EXIT_DONE: "done", EXIT_WRONG_INPUT: "wrong input", EXIT_FAILED: "failed", EXIT_REQUEUE: "stopped early"}
+_TOLD: set[tuple[str, Any, str]] = set()     # what this process has said to be lost, by run folder and attempt
 _LIKELY = {EXIT_DONE: "done", EXIT_WRONG_INPUT: "wrong_input", EXIT_FAILED: "crash", EXIT_REQUEUE: "killed"}
 
 
@@ -31,7 +32,10 @@ def write_outcome(run_folder: Path, exit_code: int, reason: str, *, cause: str |
     if exit_code != EXIT_DONE:
         so_far = reached(run_folder, facts.get("step"))
         if so_far.lost:
-            log.warning("%s", so_far.words)
+            about = str(run_folder), facts.get("attempt"), so_far.words
+            if about not in _TOLD:      # an attempt may end twice: asked to, and cut short while it does
+                log.warning("%s", so_far.words)
+            _TOLD.add(about)
             reason = f"{reason}; {so_far.words}"
         facts |= {"lost_steps": so_far.lost, "checkpoint_step": so_far.checkpoint}
     outcome = {"state": state, "exit_code": exit_code, "cause": cause, "reason": reason, "time": time.time(),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from vitscale.counts import plural
 from vitscale.data.index import SetIndex
 from vitscale.errors import EXIT_REQUEUE, ClusterError
 from vitscale.objectives import num_parameters
@@ -184,7 +185,7 @@ def _exchange(world: World, recipe: Recipe) -> Finding:
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         return Finding("all-reduce", "failed", "", "", f"ranks cannot exchange: {reason}; look at the network, and at this node", where)
-    words = f"{size(num_bytes)} over {world.size} ranks; {latency_s * 1e6:.0f} us for one number"
+    words = f"{size(num_bytes)} over {plural(world.size, 'rank')}; {latency_s * 1e6:.0f} us for one number"
     if world.device.type == "cuda" and bandwidth < SLOW_EXCHANGE:
         return Finding("all-reduce", "warning", bandwidth / 1e9, "GB/s",
                        f"{words}; less than {SLOW_EXCHANGE / 1e9:.0f}: NCCL may have fallen back to sockets, NCCL_DEBUG=INFO tells", where)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vitscale.counts import plural
 from vitscale.errors import DataError
 from vitscale.scaling.approaches import approach
 from vitscale.scaling.backtest import Backtest, backtest, budgets_in, log_error, order_of
@@ -204,7 +205,7 @@ def describe(found: Fit, draws: Draws | None, profiles: Mapping[str, LikelihoodP
         warnings.append(f"{one['run']} drives the fit: without it {one['parameter']} moves by {one['deviations']:.1f} standard errors")
     outliers: list[dict[str, Any]] = [{"run": found.points.run[i], "residual": float(found.residuals[i])} for i in found.outliers]
     if outliers:
-        warnings.append(f"{len(outliers)} points lie more than {OUTLIER:g} robust standard deviations from the law: "
+        warnings.append(f"{plural(len(outliers), 'point')} more than {OUTLIER:g} robust standard deviations from the law: "
                         + ", ".join(one["run"] for one in outliers[:5]))
     return {"formula": form.text, "source": form.source, "parameters": params, "huber_delta": found.delta, "objective": found.cost,
             "residual_scale": found.scale, "starts": starts, "rivals": rivals, "outliers": outliers, "influence": drives,

@@ -67,7 +67,7 @@ def _why_not(row: dict[str, Any], outcome: dict[str, Any], metric: str, detail: 
     if row["state"] != "done":
         return f"not finished: {row['state']}" + (f": {detail}" if detail else "")
     if outcome.get("images") != row["d"]:
-        return f"ended after {outcome['images']} images of {row['d']}"
+        return f"ended after {outcome['images']} of {row['d']} images"
     if not math.isfinite(row[metric]):
         return f"its {metric} is not finite, or there was no evaluation"
     return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitscale import terminal
+from vitscale.counts import plural
 from vitscale.errors import DataError
 from vitscale.processes import usable_cores
 from vitscale.scaling.analyse import Analysis, FitRequest, analyse, check_forms
@@ -84,7 +85,7 @@ def fit_csv(path: Path, columns: Columns, asked: FitRequest, out: Path, by: str 
     write_json(out / "groups.json",
                {"groups": len(told), "fitted": sum(bool(one["chosen"]) for one in told), "mean_hold_out_rms_log_error": summary})
     for name, error_of in summary.items():
-        terminal.say(console, f"mean hold-out error of {name}: {error_of:.3%} over {len(errors[name])} groups")
+        terminal.say(console, f"mean hold-out error of {name}: {error_of:.3%} over {plural(len(errors[name]), 'group')}")
     terminal.say(console, f"written to {out}")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vitscale.counts import plural
 from vitscale.pages.sheet import DrawnLine, Part, chart, heading, sheet, table, words
 from vitscale.scaling.analyse import Analysis
 from vitscale.scaling.approaches import budgets_of
@@ -80,11 +81,12 @@ def _residuals(found: Analysis) -> Part | None:
 
 def _summary(found: Analysis, plan: Mapping[str, Any] | None, verdict: Mapping[str, Any] | None) -> str:
     data = found.told["data"]
-    text = f"{data['points']} points of {data['runs']} runs from {data['source']}; {data['metric']}, {data['direction']}."
+    text = f"{plural(data['points'], 'point')} of {plural(data['runs'], 'run')} from {data['source']}; "
+    text += f"{data['metric']}, {data['direction']}."
     if found.chosen:
         text += f" Chosen law: {found.chosen}, {found.fits[found.chosen].form.text}."
     if verdict:
-        text += f" Verdict: {verdict['inside']} of {verdict['of']} held-out runs inside their 95 % interval."
+        text += f" Verdict: {verdict['inside']} of {plural(verdict['of'], 'held-out run')} inside their 95 % interval."
     if plan and "n" in plan:
         text += f" For {plan['budget_flop']:.3g} FLOP: {span(plan['n'])} parameters, {span(plan['d'])} samples."
     return text

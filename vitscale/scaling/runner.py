@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 
 from vitscale import terminal
+from vitscale.counts import plural
 from vitscale.errors import EXIT_REQUEUE, EXIT_WRONG_INPUT, ClusterError
 from vitscale.files import write_json
 from vitscale.metrics import JUDGES
@@ -82,7 +83,7 @@ def run_all(runs: Sequence[Run], folder: Path, jobs: int, retries: int, console:
     failed = [state for state in states.values() if state.state == "failed"]
     if failed:
         lines = "\n".join(f"  {state.run.name}: {state.note}" for state in failed)
-        raise ClusterError(f"{len(failed)} of {len(states)} runs failed; run the same command again to retry them\n{lines}")
+        raise ClusterError(f"{len(failed)} of {plural(len(states), 'run')} failed; run the same command again to retry them\n{lines}")
     return states
 
 
@@ -201,7 +202,7 @@ def table(states: Any) -> Table:
     """Every run, its state, how far it is, and its loss."""
     states = list(states)
     done = sum(state.state == "done" for state in states)
-    shown = terminal.table(["run", "state", "images", "loss", "attempts"], words=(0, 1), title=f"{done} of {len(states)} runs done")
+    shown = terminal.table(["run", "state", "images", "loss", "attempts"], words=(0, 1), title=f"{done} of {len(states)} done")
     for state in states:
         row = last_row(state.folder / METRICS, "loss")
         seen = int(row.get("images", 0))

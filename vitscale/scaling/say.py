@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from vitscale.counts import plural
 from vitscale.terminal import table
 
 Rows = tuple[list[str], list[list[str]]]        # heads of the columns, and rows
@@ -50,7 +51,7 @@ def parameters_of(parameters: Mapping[str, Any]) -> Rows:
 def show_fit(told: Mapping[str, Any]) -> RenderableType:
     """fit.json for people."""
     data = told["data"]
-    lines = [f"{data['source']}: {data['points']} points of {data['runs']} runs; {data['metric']}, {data['direction']}",
+    lines = [f"{data['source']}: {plural(data['points'], 'point')} of {plural(data['runs'], 'run')}; {data['metric']}, {data['direction']}",
              *(f"  left out: {one['where']}: {one['reason']}" for one in data["excluded"][:8])]
     if len(data["excluded"]) > 8:
         lines.append(f"  and {len(data['excluded']) - 8} more, listed in fit.json")
@@ -62,7 +63,7 @@ def show_fit(told: Mapping[str, Any]) -> RenderableType:
         parts += [Text(), table(*choice_by_backtest(told))]
     elif held:
         error, count = next(iter(held.values())), told["hold_out"]["points"]
-        parts += [Text(), Text(f"hold-out: root mean square log error {error:.2%} on {count} points")]
+        parts += [Text(), Text(f"hold-out: root mean square log error {error:.2%} on {plural(count, 'point')}")]
     parts += [Text(f"  {name}: {why}") for name, why in told["not_fitted"].items()]
     for name, one in told["fits"].items():
         if any("low" in parameter for parameter in one["parameters"].values()):

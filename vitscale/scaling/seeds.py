@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vitscale.counts import plural
 from vitscale.metrics import JUDGES, Metric, text
 from vitscale.metrics.metric import Unit
 from vitscale.metrics.system import EVALUATION_LOSS
@@ -65,9 +66,9 @@ def over_seeds(runs: Sequence[Mapping[str, Any]], measured: Mapping[str, Mapping
 def words(told: Mapping[str, Any] | None, runs: int, unit: Unit = "number") -> str:
     """`0.5123 ± 0.0061, 0.5054 to 0.5170, of 3 seeds`."""
     if told is None:
-        return f"none of {runs} seeds is done"
+        return f"none of {plural(runs, 'seed')} is done"
 
-    some = f"{told['runs']} seeds" if told["runs"] == runs else f"{told['runs']} of {runs} seeds"
+    some = plural(told["runs"], "seed") if told["runs"] == runs else f"{told['runs']} of {plural(runs, 'seed')}"
     if told["deviation"] is None:
         return f"{text(told['mean'], unit)}, of {some}"
     mean, deviation, low, high = (text(told[name], unit) for name in ("mean", "deviation", "low", "high"))

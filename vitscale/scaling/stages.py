@@ -15,6 +15,7 @@ from vitscale.cluster.site import Site
 from vitscale.cluster.slurm import queue
 from vitscale.cluster.state import jobs_of
 from vitscale.cluster.submit import plan_sweep, send
+from vitscale.counts import plural
 from vitscale.errors import ClusterError, RecipeError
 from vitscale.plan.hardware import DEVICES
 from vitscale.recipe.bound import changes, settings_of
@@ -69,7 +70,7 @@ def bill_of(plan: SweepPlan, site: Site) -> Table:
     gpu_hours = {name: (one.hours * one.ranks if one.hours is not None else None) for name, one in bills.items()}
     cached = {run.name: run.branch_step * run.batch / run.d for run in plan.runs if run.trunk and run.branch_step}
     table = terminal.table(["level", "runs", "parameters", "images", "FLOP", "GPU-hours", "cost"],
-                           title=f"{plan.sweep.name}: {len(plan.runs)} runs")
+                           title=f"{plan.sweep.name}: {plural(len(plan.runs), 'run')}")
 
     def row(label: str, runs: Sequence[Run]) -> None:
         flops = sum(run.c * (1 - cached.get(run.name, 0.0)) for run in runs)
@@ -81,7 +82,7 @@ def bill_of(plan: SweepPlan, site: Site) -> Table:
 
     levels: dict[str, list[Run]] = {}
     for run in plan.runs:
-        levels.setdefault(f"{run.budget:.3g} FLOP" if run.budget else f"{run.d:,} images", []).append(run)
+        levels.setdefault(f"{run.budget:.3g} FLOP" if run.budget else plural(run.d, 'image'), []).append(run)
     for label, runs in levels.items():
         row(label + (" (held out)" if runs[0].held_out else ""), runs)
     row("all", plan.runs)
@@ -89,7 +90,7 @@ def bill_of(plan: SweepPlan, site: Site) -> Table:
     notes = [f"GPU-hours assume {min(shares):.2g} to {max(shares):.2g} of the peak of {gpu}, as `vitscale plan` works it out" if shares
              else f"GPU-hours and cost: give gpu ({', '.join(list(DEVICES)[:3])}, ...) and price_per_gpu_hour in cluster.yaml"]
     if cached:
-        notes.append(f"{len(cached)} runs branch off another's checkpoint and pay for their cooldown alone")
+        notes.append(f"{plural(len(cached), 'run')} of another's checkpoint, which cost their cooldown alone")
     notes += [f"pruned: {one['run']}: {one['reason']}" for one in plan.pruned[:6]]
     if len(plan.pruned) > 6:
         notes.append(f"and {len(plan.pruned) - 6} more, in sweep.json")
@@ -178,7 +179,7 @@ def submit_stage(runs: Sequence[Run], folder: Path, stage: int, site: Site, at_o
         listed = folder / f"submit-{stage}.txt"
         write_text(listed, "".join(f"{folder / 'recipes' / run.name}.yaml\n" for run in ready))
         planned = plan_sweep(listed, (), site, None, at_once)
-        terminal.say(console, f"submitted: {' '.join(send(planned))}: {len(ready)} runs")
-    terminal.say(console, f"{len(runs) - len(rest)} of {len(runs)} runs are done, {len(rest) - len(new)} were in the queue already; run "
+        terminal.say(console, f"submitted: {' '.join(send(planned))}: {plural(len(ready), 'run')}")
+    terminal.say(console, f"{len(runs) - len(rest)} of {plural(len(runs), 'run')} done, {len(rest) - len(new)} in the queue already; run "
                  "the same command again when they are done: it submits what failed or waits, then predicts, and goes on")
     return True

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from vitscale.counts import plural
 from vitscale.data import native
 from vitscale.errors import EXIT_DONE, EXIT_WRONG_INPUT, DataError, RecipeError
 from vitscale.objectives import num_parameters
@@ -78,7 +79,7 @@ def _data(recipe: Recipe) -> tuple[Prepared | None, list[Finding]]:
         prepared = prepare(recipe)
     except (DataError, RecipeError) as error:
         return None, [Finding("recipe and data", "failed", "", "", str(error), node_name())]
-    counts = f"{len(prepared.train.urls)} shards" + (f"; for validation {prepared.val.num_samples:,}" if prepared.val else "")
+    counts = plural(len(prepared.train.urls), "shard") + (f"; for validation {prepared.val.num_samples:,}" if prepared.val else "")
     return prepared, [Finding("training samples", "ok", prepared.train.num_samples, "", counts)]
 
 

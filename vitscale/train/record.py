@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import logging
+import shlex
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,9 @@ import torch
 
 from vitscale.checkpoint.lease import Lease, LeaseLost
 from vitscale.cluster.used import Used, note_used, write_recipe
+from vitscale.counts import plural
 from vitscale.data import StepBatch, Stream
-from vitscale.errors import EXIT_REQUEUE
+from vitscale.errors import EXIT_DONE, EXIT_REQUEUE
 from vitscale.files import write_atomically
 from vitscale.metrics import metrics_of
 from vitscale.metrics.system import EVALUATION_LOSS
@@ -48,9 +50,9 @@ from vitscale.runfolder import ENVIRONMENT, RECIPE, last_row
 from vitscale.train.environment import write_environment
 from vitscale.train.facts import versions
 from vitscale.train.goodput import Goodput, goodput_ratio
-from vitscale.train.prometheus import RankMetrics
 from vitscale.train.pace import RankPace
 from vitscale.train.prepare import Prepared
+from vitscale.train.prometheus import RankMetrics
 from vitscale.train.restore import is_held
 from vitscale.train.size import device_peak_flops
 from vitscale.train.state import Moment, Progress
@@ -231,8 +233,11 @@ class Recorder:
             self._open.close()      # the display goes before the last words come
             if exit_code != EXIT_REQUEUE:
                 leave_papers(self.prepared.folder)
-            log.info("%s at step %d (%d images): %s", "done" if exit_code == 0 else "ended", progress.now.step, progress.now.images, reason)
+            log.info("%s at step %d (%s): %s", "done" if exit_code == EXIT_DONE else "ended", progress.now.step,
+                     plural(progress.now.images, "image"), reason)
             log.info("run folder %s; metrics in %s", self.prepared.folder, self.prepared.folder / METRICS_FILE)
+            if exit_code == EXIT_DONE:
+                log.info("next: %s", what_next(self.recipe, self.prepared.folder))
         return exit_code
 
     def _log_samples(self, batch: StepBatch, now: Moment) -> None:
@@ -244,6 +249,15 @@ class Recorder:
             with only_tells(SAMPLES_FILE):
                 ids = [sample for _, sample in sorted(pair for part in parts for pair in part)]
                 self._files.samples({"step": now.step, "position": batch.position, "ids": ids})
+
+
+def what_next(recipe: Recipe, folder: Path) -> str:
+    """The commands that use a trained model: of one with labels its accuracy and predictions, of another its features."""
+    run = shlex.quote(str(folder))
+    if not recipe.objective.wants_labels:
+        return f"`vitscale embed IMAGES -m {run}` for its features, `vitscale explain {run} IMAGES` for what it looks at"
+    data = "" if recipe.data.val else " --data SHARDS"
+    return f"`vitscale eval {run}{data}` for its accuracy, `vitscale predict IMAGES -m {run}` for its predictions"
 
 
 class _Files:

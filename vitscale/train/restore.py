@@ -17,6 +17,7 @@ from vitscale.checkpoint.resume import newest_whole, set_aside, set_aside_damage
 from vitscale.checkpoint.store import EMA_WEIGHTS, STATE, WEIGHTS, checkpoints_in, read_facts, read_into, shapes_in, step_of
 from vitscale.checkpoint.weights import find_weights, read_saved, read_start, teaches
 from vitscale.cluster.resumable import meant
+from vitscale.counts import plural
 from vitscale.data import Stream
 from vitscale.errors import CheckpointError
 from vitscale.models import initial_value
@@ -235,6 +236,6 @@ def restore(start: Start, engine: Engine, ema: WeightAverage | None, stream: Str
         stream.load_state_dict(facts.data | {"skips": start.skips})
     progress = Progress(Moment(facts.step, facts.data["position"]), facts.best, dict(facts.stopping), dict(facts.guard),
                         facts.owes_evaluation)
-    log.info("resuming from %s: step %d, %d images seen; it was written by %s on %d rank(s)", start.checkpoint.name,
-             facts.step, progress.now.images, facts.engine, facts.world_size)
+    log.info("resuming from %s: step %d, %s seen; it was written by %s on %s", start.checkpoint.name, facts.step,
+             plural(progress.now.images, "image"), facts.engine, plural(facts.world_size, "rank"))
     return progress

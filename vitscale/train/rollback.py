@@ -1,6 +1,7 @@
 """The decision to go back, made durable before anything is done about it; or the decision that the run has gone back often enough."""
 
 from vitscale.checkpoint.lease import Lease
+from vitscale.counts import plural
 from vitscale.errors import UserError
 from vitscale.parallel.world import World
 from vitscale.recipe import Recipe
@@ -33,7 +34,7 @@ def _decide(recipe: Recipe, prepared: Prepared, lease: Lease, verdict: RollBack)
     most, made = recipe.resilience.max_rollbacks, rollbacks(prepared.folder)
     if len(made) >= most:
         before = "; ".join(row["reason"] for row in made)
-        return verdict.reason + (f"; {len(made)} rollback(s) were made before (resilience.max_rollbacks={most}): {before}" if made else "")
+        return verdict.reason + (f"; {plural(len(made), 'rollback')} before it (resilience.max_rollbacks={most}): {before}" if made else "")
     lease.check()
     start, end = verdict.skip
     remember(prepared.folder, start, end, verdict.reason, cause=verdict.cause, before_step=verdict.before_step)

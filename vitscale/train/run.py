@@ -15,6 +15,7 @@ from vitscale.checkpoint.room import Unwritten
 from vitscale.checkpoint.store import CheckpointWriter
 from vitscale.cluster import resumable
 from vitscale.cluster.tries import RestartLoop, Tries
+from vitscale.counts import plural
 from vitscale.data import StepBatch, open_stream
 from vitscale.data.crumbs import Crumbs, Setting, find_crashers
 from vitscale.data.descriptors import raise_limit
@@ -282,8 +283,8 @@ class Session:
                 result |= {COLUMNS[column].averaged: value for column, value in averaged.items()}
         readable = result[EVALUATED_IMAGES.column]
         if readable < self.prepared.val.num_samples:
-            log.warning("data.val: %d of %d samples could not be used; quarantine.jsonl names them",
-                        self.prepared.val.num_samples - readable, self.prepared.val.num_samples)
+            log.warning("data.val: %d of %s could not be used; quarantine.jsonl names what failed",
+                        self.prepared.val.num_samples - readable, plural(self.prepared.val.num_samples, "sample"))
             self.record.quarantine([row | {"step": self.progress.now.step - 1} for row in found], split="val")
         self.record.evaluation(result, self.progress.now)
         self.progress.owes_evaluation = False

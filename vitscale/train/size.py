@@ -5,6 +5,7 @@ import os
 
 import torch
 
+from vitscale.counts import plural
 from vitscale.data.index import SetIndex
 from vitscale.data.mixture import order_of
 from vitscale.parallel.engine import Work
@@ -30,13 +31,13 @@ def size_up(recipe: Recipe, train: SetIndex, world: World) -> Work:
     elif micro_batch > share:
         group = default_group(recipe)
         micro_batch = -(-share // group) * group
-        log.info("micro_batch %d is more than the %d samples of one rank; %d is used", recipe.micro_batch, share, micro_batch)
+        log.info("micro_batch %d is more than the %s of one rank; %d is used", recipe.micro_batch, plural(share, "sample"), micro_batch)
     steps, axes = -(-share // micro_batch), world.axes
     more = f"; each stands for {axes.same_size} that share its work" if axes.same_size > 1 else ""
     if recipe.parallel.engine == "fsdp" and axes.copies > 1:
-        more += f"; {axes.copies} groups of {axes.copy_size} rank(s) hold a copy of the state each"
-    log.info("%d rank(s) x %d micro-step(s) x %d image(s) for a global batch of %d%s", world.data_size, steps, micro_batch,
-             recipe.global_batch, more)
+        more += f"; {plural(axes.copies, 'group')} of {plural(axes.copy_size, 'rank')}, each with a copy of the state"
+    log.info("%s x %s x %s for a global batch of %d%s", plural(world.data_size, "rank"), plural(steps, "micro-step"),
+             plural(micro_batch, "image"), recipe.global_batch, more)
     return Work(micro_batch, steps, recipe.optim.clip_norm)
 
 

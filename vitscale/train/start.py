@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitscale.cluster.resumable import look
+from vitscale.counts import plural
 from vitscale.errors import EXIT_DONE, EXIT_REQUEUE, UserError
 from vitscale.files import storage_errors
 from vitscale.observe.console import make_console, setup_logging
@@ -63,7 +64,7 @@ def train(file: str, overrides: Sequence[str], accept_changes: bool, keep_going:
             return EXIT_DONE
         log.info("run folder %s; metrics in %s", prepared.folder, prepared.folder / "metrics.jsonl")
         processes = recipe.parallel.processes or _local_gpus(recipe.parallel.device)
-        log.info("%s: starting %d rank(s) here", found.told, processes)
+        log.info("%s: starting %s here", found.told, plural(processes, "rank"))
         if processes > 1 or keep_going:
             return _start_ranks(prepared.folder, processes, recipe.resilience.max_restarts, keep_going, stop)
     from vitscale.parallel.rank_info import RankInfo
@@ -162,4 +163,4 @@ def _local_gpus(device: str) -> int:
 def _show_indexing(done: int, total: int) -> None:
     """A line for each tenth of what takes long, one at the end of what does not."""
     if done == total or (total >= 200 and done % (total // 10) == 0):
-        log.info("indexed %d of %d shards", done, total)
+        log.info("indexed %d of %s", done, plural(total, "shard"))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vitscale.checkpoint.foreign import is_foreign_folder, library_of
 from vitscale.checkpoint.load import Loaded, checkpoint_of, load
 from vitscale.checkpoint.weights import refuse_not_finite
+from vitscale.counts import plural
 from vitscale.errors import CheckpointError, RecipeError
 from vitscale.files import sha256_of
 from vitscale.models.vit import VisionTransformer
@@ -106,7 +107,7 @@ def _of_ours(loaded: Loaded, recipe: Recipe, device: torch.device) -> FrozenTeac
     """Of a run, or of a folder that is read as a model of ours."""
     transform = loaded.transform
     if transform.channels != recipe.model.channels:
-        raise RecipeError(f"{_key(recipe)}: {loaded.source} wants {transform.channels} channels, model.channels is "
+        raise RecipeError(f"{_key(recipe)}: {loaded.source} wants {plural(transform.channels, 'channel')}, model.channels is "
                           f"{recipe.model.channels}")
     return FrozenTeacher(loaded.model, transform.image, transform.mean, transform.std, recipe, device)
 

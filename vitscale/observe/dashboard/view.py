@@ -13,6 +13,7 @@ import numpy as np
 
 import vitscale
 from vitscale.cluster.status import LARGEST_RECIPE_BYTES
+from vitscale.counts import plural
 from vitscale.metrics import COLUMNS, OF_EVALUATIONS, OF_STEPS, is_evaluation, text
 from vitscale.metrics.system import BUCKETS, PHASES, SLOWEST
 from vitscale.observe.dashboard.declared import JUDGED, PANELS
@@ -39,7 +40,7 @@ def run_view(folder: Path, table: Table, *, axis: str = "time", points: int = 60
     """`axis`: time (seconds since 1970) or step; [start, end] of it, or all.  `table` is shown as far as it has been read; few rows,
     spread over the rest, stand for that."""
     columns, where = table.columns, table.where
-    notices = [f"metrics.jsonl: {table.broken:,} lines that could not be read are left out"] if table.broken else []
+    notices = [f"metrics.jsonl: {plural(table.broken, 'line')} could not be read, left out"] if table.broken else []
     if table.trouble:
         notices.append(f"metrics.jsonl cannot be read: {table.trouble}")
     if table.read_ratio < 1:
