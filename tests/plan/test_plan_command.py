@@ -23,8 +23,8 @@ def test_the_page(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     page = done.stdout
     for words in ("vit_huge_in21k on 4 x 8 x H200", "658,740,561 parameters", "5,121 tokens", "fits", "usable", "images/s", "MFU (assumed)",
-                  "matrix units", "GPU-hours", "at 3.5 each", "kWh", "checkpoint", "on disk at once (checkpoint.keep", "attention (q, k, v, out)",
-                  "CUDA, cuBLAS, NCCL",
+                  "matrix units", "GPU-hours", "at 3.5 each", "kWh", "checkpoint", "on disk at once (checkpoint.keep",
+                  "attention (q, k, v, out)", "CUDA, cuBLAS, NCCL",
                   "attention_product", "4 L N^2 D", "1,024", "the fastest that fits of each engine", "assumed, not measured"):
         assert words in page, words
     assert max(len(line) for line in page.splitlines()) <= 100

@@ -239,7 +239,8 @@ def test_the_settings_of_a_run_that_older_versions_began_are_those_of_its_checkp
     ("quickstart", (), "`vitscale eval 'my runs/a'` for its accuracy, `vitscale predict IMAGES -m 'my runs/a'` for its predictions"),
     ("quickstart", ("data.val=null",),
      "`vitscale eval 'my runs/a' --data SHARDS` for its accuracy, `vitscale predict IMAGES -m 'my runs/a'` for its predictions"),
-    ("mae_l16_in1k", (), "`vitscale embed IMAGES -m 'my runs/a'` for its features, `vitscale explain 'my runs/a' IMAGES` for what it looks at"),
+    ("mae_l16_in1k", (),
+     "`vitscale embed IMAGES -m 'my runs/a'` for its features, `vitscale explain 'my runs/a' IMAGES` for what it looks at"),
 ])
 def test_the_end_of_a_run_names_the_next_command(recipe: str, overrides: tuple[str, ...], words: str) -> None:
     assert what_next(load_recipe(recipe, overrides), Path("my runs/a")) == words

@@ -1,4 +1,4 @@
-"""Which of timm's architectures, with which arguments, expresses a model section, and our weights as its class has them."""
+"""To timm, for export: which of its architectures, with which arguments, expresses a model section; our weights as its class has them."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which of transformers' architectures expresses a model section, and their config.json of it."""
+"""To transformers, for export: which of its architectures expresses a model section, and its config.json."""
 
 from collections.abc import Mapping
 from typing import Any
