@@ -154,7 +154,7 @@ def test_it_gives_up_after_max_rollbacks_over_all_attempts(place: Path) -> None:
     run = Run(place / "runs" / "g")
     assert [row["skip"] for row in events(run)] == [[11 * 32, 16 * 32], [16 * 32, 21 * 32]]
     assert (run.outcome["state"], run.outcome["cause"], run.outcome["rollbacks"]) == ("failed", "nonfinite", 2)
-    assert "5 steps in a row (steps 22 to 26, losses nan, nan, nan, nan, nan); 2 rollback(s) were made before" in run.outcome["reason"]
+    assert "5 steps in a row (steps 22 to 26, losses nan, nan, nan, nan, nan); 2 rollbacks before it" in run.outcome["reason"]
     assert run.outcome["reason"].partition("; lost: ")[0] in output
     assert run.outcome["attempt"] == 2
 

@@ -144,7 +144,7 @@ def test_damaged_and_foreign_folders_beside_a_sound_run(look: Look, keep: Keep, 
         expect(page.locator("tbody tr", has_text="broken")).to_contain_text("step 60")
         expect(page.locator("details", has_text="hold no run")).to_contain_text("1 other folders")
         page.get_by_role("link", name="broken").click()
-        expect(page.locator(".notice")).to_contain_text("lines that could not be read are left out")
+        expect(page.locator(".notice")).to_contain_text("lines that could not be read")
         expect(page.locator(".plot[aria-label^='Throughput']")).to_be_visible()
         page.goto(url)
         page.get_by_role("link", name="folder-as-file").click()

@@ -74,7 +74,7 @@ def describe(bill: Bill, site: Site) -> list[str]:
     if bill.peak_bytes is not None:
         there = DEVICES[site.gpu].memory_bytes if site.gpu else None
         of = f" of {there / 2**30:.0f}" if there else ""
-        memory = f"about {bill.peak_bytes / 2**30:.3g} GiB{of} with {plural(bill.micro_batch, 'image')} at a time"
+        memory = f"about {bill.peak_bytes / 2**30:.3g} GiB{of} with {plural(bill.micro_batch or 0, 'image')} at a time"
     time, money = unknown, unknown
     if bill.params is not None:
         time += f" (give gpu in cluster.yaml{'' if bill.images else ', and data.num_samples'})"
@@ -88,7 +88,7 @@ def describe(bill: Bill, site: Site) -> list[str]:
         ("model", f"{unknown} (`vitscale bench step` measures it)" if bill.params is None else f"{bill.params:,} parameters"),
         ("ranks", f"{bill.ranks}: {plural(site.nodes, 'node')} of {bill.ranks // site.nodes}"),
         ("memory", memory),
-        ("work", unknown if bill.flops is None else f"{plural(bill.images, 'image')}, {bill.flops:.3g} FLOP"),
+        ("work", unknown if bill.flops is None else f"{plural(bill.images or 0, 'image')}, {bill.flops:.3g} FLOP"),
         ("time", time),
         ("cost", money),
     ]

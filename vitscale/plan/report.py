@@ -82,7 +82,7 @@ def _facts(plan: Plan) -> RenderableType:
         known = "measured" if time.basis == "measured" else "assumed"
         rows.append(("speed", f"{time.images_per_second:,.0f} images/s, {seconds(time.step_seconds)} a step, "
                      f"{time.mfu:.1%} MFU ({known})"))
-        rows.append(("time", f"{seconds(time.seconds)}: {plural(time.images, 'image')} in {plural(time.steps, 'step')}"
+        rows.append(("time", f"{seconds(time.seconds)}: {plural(time.images or 0, 'image')} in {plural(time.steps or 0, 'step')}"
                      if time.seconds is not None else "not known: the recipe counts in epochs and has no data.num_samples"))
     else:
         rows.append(("time", "not known: see below" if plan.unknown else "not known: no table says what a CPU can do"))

@@ -40,7 +40,7 @@ def run_view(folder: Path, table: Table, *, axis: str = "time", points: int = 60
     """`axis`: time (seconds since 1970) or step; [start, end] of it, or all.  `table` is shown as far as it has been read; few rows,
     spread over the rest, stand for that."""
     columns, where = table.columns, table.where
-    notices = [f"metrics.jsonl: {plural(table.broken, 'line')} could not be read, left out"] if table.broken else []
+    notices = [f"metrics.jsonl: left out {plural(table.broken, 'line')} that could not be read"] if table.broken else []
     if table.trouble:
         notices.append(f"metrics.jsonl cannot be read: {table.trouble}")
     if table.read_ratio < 1:
