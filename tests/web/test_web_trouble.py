@@ -142,7 +142,7 @@ def test_damaged_and_foreign_folders_beside_a_sound_run(look: Look, keep: Keep, 
         page = look(url)
         expect(page.locator("tbody tr", has_text="sound")).to_contain_text("done")
         expect(page.locator("tbody tr", has_text="broken")).to_contain_text("step 60")
-        expect(page.locator("details", has_text="hold no run")).to_contain_text("1 other folders")
+        expect(page.locator("details", has_text="no run that could be read")).to_contain_text("1 other folder holds no run")
         page.get_by_role("link", name="broken").click()
         expect(page.locator(".notice")).to_contain_text("lines that could not be read")
         expect(page.locator(".plot[aria-label^='Throughput']")).to_be_visible()

@@ -56,7 +56,7 @@ V.Overview = class {
     if (changed.length) this.page.announce(changed.join("; "));
     V.swap(this.groups, data.groups.length ? [V.h("span", {class: "soft"}, "Sweeps and folders:"), data.groups.map((group) =>
       V.h("a", {class: "chip", href: `#/sweep/${group.id}`}, `${group.name} (${data.runs.filter((run) => run.group === group.id).length})`))] : []);
-    V.swap(this.others, data.num_others ? V.h("details", {class: "soft"}, V.h("summary", {}, `${data.num_others} other folders hold no run that could be read`),
+    V.swap(this.others, data.num_others ? V.h("details", {class: "soft"}, V.h("summary", {}, `${data.num_others} other ${data.num_others === 1 ? "folder holds" : "folders hold"} no run that could be read`),
       V.h("ul", {}, data.others.map((other) => V.h("li", {}, other)))) : []);
     this.show();
   }
@@ -481,7 +481,7 @@ V.Sweep = class {
     for (const point of data.points) counts.set(point.state, (counts.get(point.state) || 0) + 1);
     V.text(this.words, `Each run is a point; they move while the sweep trains.${data.seeds.length ? " Lines go through the means over seeds, bands reach from the least to the most." : ""}`);
     V.swap(this.below, this.verdict(data.verdict), this.laws(data.fit), this.plan(data.plan), this.seeds(data.seeds, data.judges),
-      V.h("h2", {}, `${data.points.length} runs: ${[...counts].sort((one, two) => two[1] - one[1]).map(([state, count]) => `${count} ${state}`).join(", ")}`), V.table("sweep-runs", ["Run", "State", "Parameters", "Images", "FLOP", "Loss", ...data.judges.map((judge) => judge.title), ""], data.points.map((point) =>
+      V.h("h2", {}, `${data.points.length} ${data.points.length === 1 ? "run" : "runs"}: ${[...counts].sort((one, two) => two[1] - one[1]).map(([state, count]) => `${count} ${state}`).join(", ")}`), V.table("sweep-runs", ["Run", "State", "Parameters", "Images", "FLOP", "Loss", ...data.judges.map((judge) => judge.title), ""], data.points.map((point) =>
         [point.id ? V.h("a", {href: `#/run/${point.id}`}, point.name) : point.name, V.badge(point.state), V.whole(point.parameters), V.whole(point.images), V.number(point.compute), V.number(point.loss), ...data.judges.map((judge) => V.formats[judge.unit](point[judge.column])),
           [point.held_out ? "held out of the fit" : "", point.state === "done" ? "" : point.detail].filter(Boolean).join("; ")]), [2, 3, 4, 5, ...data.judges.map((_, at) => 6 + at)]));
   }
