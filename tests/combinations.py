@@ -7,11 +7,13 @@ import functools
 import itertools
 import random
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from backbones import BACKBONES, BATCH, CLASSES, IMAGE, kept_of_groups
+from host_reads import HostReads
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -221,7 +223,10 @@ def _train(world: World, recipe: Recipe, task: Task, engine: Engine, steps: rang
         if recipe.model.dropout:
             torch.manual_seed(hash((recipe.seed, step, world.data_rank)))
         batch = _batch(step, SIZES[step % len(SIZES)], engine.work, world, task, rates, group)
-        result = train_step(engine, batch, task, inputs, recipe.optim.lr * (1 - step / max(steps.stop, 1)), False, 0, meters)
+        counted = recipe.parallel.engine in ("ddp", "fsdp") and not recipe.parallel.compile
+        with HostReads(micro.draws for micro in batch.micro if micro.draws is not None) if counted else nullcontext() as reads:
+            result = train_step(engine, batch, task, inputs, recipe.optim.lr * (1 - step / max(steps.stop, 1)), False, 0, meters)
+        assert reads is None or reads.places == ["tolist"]
         assert result.applied
         if ema is not None:
             ema.update()
@@ -301,10 +306,10 @@ def _note_gradients(engine: Engine, into: list[dict[str, Tensor]]) -> None:
     """Before each update, the whole gradient of every parameter that learns."""
     real = engine.step
 
-    def step() -> Any:
+    def step(*given: Any) -> Any:
         into.append({name: gradient for name, parameter in engine.model.named_parameters()
                      if (gradient := _gradient(engine, parameter)) is not None})
-        return real()
+        return real(*given)
 
     engine.step = step      # type: ignore[method-assign]
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from host_reads import HostReads
 from ranks import run_ranks
 from torch.distributed.tensor import DTensor
 
@@ -167,10 +168,12 @@ def train(world: World, recipe: Recipe, micro_batch: int, steps: int, late: bool
             batch = next(stream)
             now = schedule.now(batch.end)
             engine.set_weight_decay(schedule.weight_decay(batch.end) / recipe.optim.weight_decay)
-            surveyed = coupling.of_step(batch, inputs, now)
-            result = train_step(engine, batch, task, inputs, schedule.lr(batch.end), False, 0, meters, surveyed=surveyed)
+            with HostReads(micro.draws for micro in batch.micro if micro.draws is not None) as reads:
+                surveyed = coupling.of_step(batch, inputs, now)
+                result = train_step(engine, batch, task, inputs, schedule.lr(batch.end), False, 0, meters, surveyed=surveyed)
+                coupling.applied(now)
+            assert reads.places == ["tolist"], "once, whatever is learned and by whichever engine"
             assert result.applied
-            coupling.applied(now)
             losses.append(result.loss)
             norms.append(result.grad_norm)
             told.append(dict(result.numbers))

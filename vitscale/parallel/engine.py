@@ -15,7 +15,7 @@ from vitscale.models import Backbone
 from vitscale.parallel.kernels import turn_on_chosen_
 from vitscale.parallel.recompute import recompute_
 from vitscale.parallel.state import Fill, ValueOf, fill_first_, fill_parameters_, load_named_state, named_state
-from vitscale.parallel.update import Update, clip_and_step
+from vitscale.parallel.update import Read, Update, clip_and_step
 from vitscale.parallel.world import World
 from vitscale.recipe import Parallel
 
@@ -92,13 +92,13 @@ class Engine(ABC):
     def weights_changed(self) -> None:      # noqa: B027  those whose weights are whole and in fp32 have nothing to do
         """After the weights were changed other than by step() and restore().  Collective."""
 
-    def step(self) -> Update:
-        """Clip, update unless the gradient is not finite, and clear the gradients.  What rests stays as it is."""
+    def step(self, read: Read = float) -> Update:
+        """Clip, update unless the gradient is not finite, and clear the gradients.  What rests stays as it is.  `read` is called once."""
         if self.resting:
             for name, parameter in self.model.named_parameters():
                 if name.startswith(self.resting):
                     parameter.grad = None
-        return clip_and_step(self.model, self.optimizer, self.work.clip_norm)
+        return clip_and_step(self.model, self.optimizer, self.work.clip_norm, read)
 
     def set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:

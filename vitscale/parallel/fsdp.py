@@ -19,7 +19,7 @@ from vitscale.optim.local import reshard
 from vitscale.parallel.engine import Engine, images_in_bf16, prepared
 from vitscale.parallel.state import Fill, ValueOf, fill_parameters_, fill_rests_
 from vitscale.parallel.tensor import cut_
-from vitscale.parallel.update import Update
+from vitscale.parallel.update import Read, Update
 from vitscale.recipe.axes import CUTS, SAME_SAMPLES
 
 # axis -> what it does to the blocks of a model, in place, before FSDP shards what is left; given the ranks along it
@@ -97,8 +97,8 @@ class FsdpEngine(Engine):
         if self.parallel.precision == "bf16":
             fill_rests_(self.model, _whole)
 
-    def step(self) -> Update:
-        done = super().step()
+    def step(self, read: Read = float) -> Update:
+        done = super().step(read)
         self.weights_changed()
         return done
 

@@ -1,6 +1,7 @@
 """One optimizer update: clipped, and left out on all ranks together when the gradient is not finite."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,24 +12,20 @@ from torch.distributed.tensor import DTensor
 from vitscale.optim.local import by_mesh
 
 
+# Brings a norm (scalar, the same on all ranks) from the device to the host, and whatever else the host wants to know of a step with it: the
+# one time in a step that the host waits for the device.
+Read = Callable[[Tensor], float]
+
+
 @dataclass(frozen=True)
 class Update:
-    """What one optimizer step did.  Who asks waits for the device."""
+    """What one optimizer step did."""
 
-    norm: Tensor | float        # of the gradient, before clipping
-    told: bool | None = None    # whether there was an update, where an engine says so itself
-
-    @property
-    def grad_norm(self) -> float:
-        return float(self.norm)
-
-    @property
-    def applied(self) -> bool:
-        """False when the gradient was not finite, on all ranks alike."""
-        return math.isfinite(self.grad_norm) if self.told is None else self.told
+    grad_norm: float        # before clipping
+    applied: bool           # False when the gradient was not finite, on all ranks alike
 
 
-def clip_and_step(model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> Update:
+def clip_and_step(model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float | None, read: Read = float) -> Update:
     """Clip by the global norm (Pascanu et al. 2013), update unless that norm is not finite, clear the gradients.
 
     After the reduction every rank holds (its part of) the same gradient, so the norm, and with it the decision, is the same on all.
@@ -38,16 +35,16 @@ def clip_and_step(model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm:
     norm = torch.nn.utils.get_total_norm([one.full_tensor() if isinstance(one, DTensor) else one for one in norms])
     if clips_on_device(optimizer, norm) and not any(isinstance(group[0], DTensor) for group in groups):
         step_on_device(optimizer, norm, clip_norm)
-        done = Update(norm)
+        found = read(norm)
     else:
         if clip_norm is not None:
             for group in groups:
                 torch.nn.utils.clip_grads_with_norm_(group, clip_norm, norm)
-        done = Update(float(norm))
-        if done.applied:
+        found = read(norm)
+        if math.isfinite(found):
             optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return done
+    return Update(found, math.isfinite(found))
 
 
 def clips_on_device(optimizer: torch.optim.Optimizer, norm: Tensor) -> bool:

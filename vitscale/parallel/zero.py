@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Shard
 from vitscale.models import Backbone
 from vitscale.parallel.engine import Engine, images_in_bf16
 from vitscale.parallel.state import Fill, check_names, fill_rests_, optimizer_keys
-from vitscale.parallel.update import Update
+from vitscale.parallel.update import Read, Update
 
 
 class ZeroEngine(Engine):
@@ -92,12 +92,12 @@ class ZeroEngine(Engine):
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss, scale_wrt_gas=False)    # the loss already has the global batch as its denominator
 
-    def step(self) -> Update:
+    def step(self, read: Read = float) -> Update:
         self._engine.step()
         applied = bool(self._engine.was_step_applied())
         norm = self._engine.get_global_grad_norm()
         self.weights_changed()
-        return Update(float(norm) if norm is not None else float("nan"), told=applied)
+        return Update(read(torch.as_tensor(float("nan") if norm is None else norm)), applied)
 
     def tensors(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state

@@ -138,14 +138,21 @@ def train_step(engine: Engine, batch: StepBatch, task: Task, inputs: Inputs, lr:
             inputs.look_ahead(last)
     with meters.phase("optimizer"):
         engine.set_lr(lr)
-        update = engine.step()
         own_s = meters.so_far("data_wait") + moved_s + (forward_s if engine.is_forward_local else 0.0)
         times = torch.zeros(1 + (probe is not None), world.size, dtype=torch.float64)      # the sum over ranks puts them side by side
         times[:, world.rank] = torch.tensor([own_s, probe_s][: len(times)])
         known = torch.cat([torch.tensor([stop, save, bad]), times.flatten()]).to(world.device, non_blocking=True)
         own = torch.stack([one.double() for one in (total, *told.values())]) / batch.size * world.leads
-        with meters.phase("communication"):     # by now a device has come to its end, so that this is the wait for other ranks
-            mean_loss, *rest = world.sum_(torch.cat([own, known])).tolist()
+        read: list[float] = []
+
+        def with_all_else(norm: Tensor) -> float:
+            with meters.phase("communication"):     # by now a device has come to its end, so that this is the wait for other ranks
+                summed = world.sum_(torch.cat([own, known]))
+                *read[:], found = torch.cat([summed, norm.to(summed).reshape(1)]).tolist()
+            return found
+
+        update = engine.step(with_all_else)
+    mean_loss, *rest = read
     means, (votes, save_votes, all_bad, *all_s) = rest[:len(told)], rest[len(told):]
     return StepResult(mean_loss, update.grad_norm, update.applied, votes > 0, save_votes > 0, int(all_bad),
                       own_s=tuple(all_s[:world.size]), probe_s=tuple(all_s[world.size:]), numbers=dict(zip(told, means, strict=True)))
