@@ -16,8 +16,8 @@ _METHODS = ("tolist", "cpu")        # which a CPU answers without any operation;
 
 
 class HostReads(TorchDispatchMode):
-    """Use as a context manager; `places` are the operations that would have waited.  `on_host`: tensors that are no device's, whatever it is,
-    as those of a batch that has been read."""
+    """Use as a context manager; `places` are the operations that would have waited.  `on_host`: tensors that are no device's wherever a
+    step is computed, as those of a batch that has been read."""
 
     def __init__(self, on_host: Iterable[Tensor] = ()) -> None:
         super().__init__()

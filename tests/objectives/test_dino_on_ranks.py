@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from host_reads import HostReads
+from numpy.typing import NDArray
 from ranks import run_ranks
 from torch.distributed.tensor import DTensor
 

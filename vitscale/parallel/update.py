@@ -11,9 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from vitscale.optim.local import by_mesh
 
-
-# Brings a norm (scalar, the same on all ranks) from the device to the host, and whatever else the host wants to know of a step with it: the
-# one time in a step that the host waits for the device.
+# Brings a norm, a scalar and the same on all ranks, to the host, and with it whatever else the host wants to know of a step: the one time
+# in a step that it waits for its device.
 Read = Callable[[Tensor], float]
 
 
