@@ -226,7 +226,7 @@ def _train(world: World, recipe: Recipe, task: Task, engine: Engine, steps: rang
         counted = recipe.parallel.engine in ("ddp", "fsdp") and not recipe.parallel.compile
         with HostReads(micro.draws for micro in batch.micro if micro.draws is not None) if counted else nullcontext() as reads:
             result = train_step(engine, batch, task, inputs, recipe.optim.lr * (1 - step / max(steps.stop, 1)), False, 0, meters)
-        assert reads is None or reads.places == ["tolist"]
+        assert reads is None or reads.places == ["tolist"], reads.places
         assert result.applied
         if ema is not None:
             ema.update()

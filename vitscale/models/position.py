@@ -49,7 +49,8 @@ def geometric(old: int, new: int) -> Tensor:
     right = torch.bucketize(wanted, places).clamp(max=old - 1)
     left = (right - 1).clamp(min=0)
     share = ((wanted - places[left]) / (places[right] - places[left]).clamp(min=1e-12)).clamp(0, 1)[:, None]     # of the right one
-    return (1 - share) * F.one_hot(left, old) + share * F.one_hot(right, old)
+    numbers = torch.arange(old, device="cpu")
+    return (1 - share) * (left[:, None] == numbers) + share * (right[:, None] == numbers)
 
 
 def resample(table: Tensor, old: tuple[int, int], new: tuple[int, int], kind: str = "bicubic") -> Tensor:

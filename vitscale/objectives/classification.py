@@ -61,7 +61,8 @@ def per_sample_loss(logits: Tensor, labels: Tensor, loss: Loss = "cross_entropy"
     if loss == "cross_entropy":
         return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
     classes = logits.shape[1]
-    targets = F.one_hot(labels, classes).float() if labels.ndim == 1 else labels
+    # not one_hot, which looks at the labels on the host
+    targets = torch.zeros_like(logits).scatter_(1, labels[:, None], 1.0) if labels.ndim == 1 else labels
     targets = (1 - label_smoothing) * targets + label_smoothing / classes
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
 

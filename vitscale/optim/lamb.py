@@ -38,15 +38,15 @@ class Lamb(torch.optim.Optimizer):
         weights, gradients = [local(p) for p in parameters], [local(p.grad) for p in parameters]
         means, squares = [local(state["exp_avg"]) for state in states], [local(state["exp_avg_sq"]) for state in states]
         torch._foreach_add_([state["step"] for state in states], 1)
-        step = float(states[0]["step"])
+        step = states[0]["step"].double()       # it stays on its device: the host does not wait for it
         torch._foreach_lerp_(means, gradients, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-        below = torch._foreach_div(squares, 1 - beta2**step)
+        below = torch._foreach_div(squares, (1 - beta2**step).float())
         torch._foreach_sqrt_(below)
         torch._foreach_add_(below, group["eps"])
         updates = torch._foreach_div(means, below)
-        torch._foreach_div_(updates, 1 - beta1**step)
+        torch._foreach_div_(updates, (1 - beta1**step).float())
         if decay:
             torch._foreach_add_(updates, weights, alpha=decay)
             lengths, changes = _lengths(parameters, [weights, updates])
