@@ -223,10 +223,10 @@ def test_three_ranks_with_all_the_same_samples(one: dict) -> None:
 
 
 def test_ranks_that_do_not_fall_into_groups_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"parallel\.tensor: 2 does not divide the 3 rank\(s\) of the run"), \
+    with pytest.raises(RecipeError, match=r"parallel\.tensor: 2 does not divide the 3 ranks of the run"), \
             joined(cut(), RankInfo(0, 3, 0, 3)):
         pass
-    with pytest.raises(RecipeError, match=r"2 does not divide the 3 rank\(s\) of a node"), joined(cut(), RankInfo(0, 6, 0, 3)):
+    with pytest.raises(RecipeError, match=r"2 does not divide the 3 ranks of a node"), joined(cut(), RankInfo(0, 6, 0, 3)):
         pass
 
 

@@ -70,10 +70,10 @@ def test_other_engines_have_one_axis(engine: str, wanted: Axes) -> None:
 
 
 def test_ranks_that_do_not_fall_into_groups_are_named() -> None:
-    with pytest.raises(RecipeError, match=r"replicate: 3 does not divide the 4 rank\(s\) of the run; start a multiple of 3 ranks, or set "
+    with pytest.raises(RecipeError, match=r"replicate: 3 does not divide the 4 ranks of the run; start a multiple of 3 ranks, or set "
                                           r"parallel.replicate to a divisor of 4$"):
         axes_of(Parallel(engine="fsdp", replicate=3), 4)
-    with pytest.raises(RecipeError, match=r"replicate: 4 does not divide the 4 rank\(s\) of the run in groups of parallel.tensor 2; start "
+    with pytest.raises(RecipeError, match=r"replicate: 4 does not divide the 4 ranks of the run in groups of parallel.tensor 2; start "
                                           r"a multiple of 8 ranks, or set parallel.replicate to a divisor of 2$"):
         axes_of(Parallel(engine="fsdp", replicate=4, tensor=2), 4)
     with pytest.raises(RecipeError, match="nodes wants as many ranks on each node; there are 5 in all and 3 on one"):

@@ -17,9 +17,9 @@ SMALL = ["model.image=32", "model.patch=8"]
     (["objective.name=distillation", "objective.teacher=absent", "data.label=null"], "data.label", "distillation wants labels, got null"),
     ([*MAE, "data.augment.mixup=0.8", "data.group=2"], "data.augment.mixup", "mixes labels, of which mae has none"),
     (["objective.name=rotation", "data.augment.cutmix=1", "data.group=2"], "data.augment.cutmix", "of which rotation has none"),
-    ([*MAE, "checkpoint.best=eval_top1"], "checkpoint.best", "mae is not judged by eval_top1; take eval_loss, or leave it out"),
+    ([*MAE, "checkpoint.best=eval_top1"], "checkpoint.best", "mae is not evaluated by eval_top1; take eval_loss, or leave it out"),
     ([*INPAINTING, "evaluate.early_stopping.metric=eval_top1", "data.val=v.tar", "evaluate.every=1 steps"],
-     "evaluate.early_stopping.metric", "inpainting is not judged by eval_top1"),
+     "evaluate.early_stopping.metric", "inpainting is not evaluated by eval_top1"),
     ([*MAE, "model={family: swin, size: tiny}"], "objective.name", "mae wants model.family vit, whose patches can be hidden one by one, "
      "not swin"),
     ([*INPAINTING, "model={family: convnext, size: tiny}"], "objective.name", "inpainting wants model.family vit"),
