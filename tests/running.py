@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 PEAK = "observe.peak_flops=1e11"        # which else takes half a second of each start to measure
-# as small as the real path allows: 1,438 digits, 2 blocks, 45 batches of 32 an epoch, the last one of 30
-SMALL = ["model.width=32", "model.depth=2", "model.heads=2", "model.mlp=64", "global_batch=32", "data.lanes=16", "checkpoint.every=8 steps",
+# as small as the real path allows: 1,438 digits, 3 blocks, 45 batches of 32 an epoch, the last one of 30
+SMALL = ["model.width=32", "model.depth=3", "model.heads=2", "model.mlp=64", "global_batch=32", "data.lanes=16", "checkpoint.every=8 steps",
          "evaluate.every=null", "data.log_samples=true", "observe.exporter=false", "checkpoint.keep=3", "optim.warmup=10 steps",
          PEAK]
 TIMEOUT_S = 180

@@ -17,7 +17,7 @@ from slurm import ENDED, JOB_S, Cluster
 
 # ViT-Huge's own recipe and script, cut down to digits.  At a constant rate runs of any length agree as far as they go.
 TINY = [
-    "model.size=null", "model.width=32", "model.depth=2", "model.heads=2", "model.mlp=64", "model.patch=2", "model.image=8",
+    "model.size=null", "model.width=32", "model.depth=3", "model.heads=2", "model.mlp=64", "model.patch=2", "model.image=8",
     "model.channels=1", "model.classes=10", "model.drop_path=0.2", "data.train=data/digits/train-*.tar", "data.val=null",
     "data.num_samples=1438", "data.lanes=16", "data.workers=1", "data.log_samples=true", "data.augment.flip=0.0", "global_batch=32",
     "optim.schedule=constant", "optim.warmup=10 steps", "parallel.device=cpu", "parallel.precision=fp32", "parallel.compile=false",

@@ -84,7 +84,7 @@ def lives(pid: int) -> bool:
         return False
 
 
-def wait_until(condition, what: str = "", timeout_s: float = 15.0) -> None:
+def wait_until(condition, what: str = "", timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s} s in vain: {what}"

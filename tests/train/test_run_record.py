@@ -29,7 +29,7 @@ SETTINGS = [*SMALL, "name=c", "optim.warmup=0 steps", "data.val=null", "checkpoi
 CHANGED = {     # a group of keys for each part of the recipe: what refuses, with old and new value
     "optim.lr=7": "optim.lr: 0.003 -> 7.0", "optim.name=lion": "optim.name: adamw -> lion", "optim.betas=[0.8,0.9]": "optim.betas: [0.9",
     "duration=12 steps": "duration: 8 steps -> 12 steps", "duration=4 steps": "duration: 8 steps -> 4 steps", "seed=5": "seed: 0 -> 5",
-    "model.depth=3": "model.depth: 2 -> 3", "objective.label_smoothing=0.1": "objective.label_smoothing: 0.0 -> 0.1",
+    "model.depth=2": "model.depth: 3 -> 2", "objective.label_smoothing=0.1": "objective.label_smoothing: 0.0 -> 0.1",
     "data.augment.flip=0.5": "data.augment.flip: 0.0 -> 0.5", "ema.decay=0.9": "ema: None -> {'decay': 0.9}",
     "parallel.precision=bf16": "parallel.precision: fp32 -> bf16", "evaluate.crop=0.5": "evaluate.crop: 1.0 -> 0.5",
     "global_batch=64": "global_batch: 32 -> 64", "init=elsewhere": "init: None -> elsewhere",

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vitscale.counts import plural
 from vitscale.errors import ClusterError
 from vitscale.parallel.launch import STORE_VARIABLE
 
@@ -133,7 +134,7 @@ def _by_torch_variables(env: Mapping[str, str], step: RankInfo | None) -> Starte
     if place.size == 1:     # a single pod, or what is left over in a shell
         return Started(None, f"started by hand{_whereabouts(env)}", ("RANK=0 and WORLD_SIZE=1 without LOCAL_RANK: passed over",))
     if wanted not in ("1", "auto") or len(gpus := _gpus(env)) > 1:
-        here = f"PET_NPROC_PER_NODE={wanted}" if wanted not in ("1", "auto") else f"GPUs here: {len(gpus)}"
+        here = f"PET_NPROC_PER_NODE={wanted}" if wanted not in ("1", "auto") else f"{plural(len(gpus), 'GPU')} are here"
         raise ClusterError(
             f"RANK={place.rank} and WORLD_SIZE={place.size} without LOCAL_RANK make one rank of each machine or pod, but {here}: start "
             "`torchrun --nnodes=NODES --node-rank=NODE --nproc-per-node=RANKS --master-addr=$MASTER_ADDR --master-port=$MASTER_PORT "
