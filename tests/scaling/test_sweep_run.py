@@ -201,7 +201,7 @@ def test_a_run_that_fails_is_tried_again_and_then_named(place: Path) -> None:
     nowhere = "data.lanes: 16, data.prepare: null, data.train: 'data/none/train-{000000..000007}.tar'"
     (place / "tiny.yaml").write_text(text.replace("data.lanes: 16", nowhere))
     output = finished(start(place, "--out", "bad"), code=2)
-    assert "1 of 1 runs failed" in output
+    assert "1 of 1 run failed" in output
     assert "w8-l1" in output
     assert "Traceback" not in output
 
