@@ -213,7 +213,7 @@ def test_what_cannot_be_read_is_named_and_the_exit_code_is_2(tmp_path):
     output = run(tmp_path / "in", tmp_path / "out", code=2)
     for text in ("x.heic: format: is HEIC", "x.jxl: format: is JPEG XL", "x.psd: format: is Photoshop", "x.jp2: format: is JPEG 2000",
                  "cut.tif: decode: a TIFF that cannot be decoded", "float.tif: format: a TIFF with pixels of kind F",
-                 "1 samples in 1 shards"):
+                 "1 sample in 1 shard"):
         assert text in output
 
 
