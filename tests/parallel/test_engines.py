@@ -154,8 +154,6 @@ OTHERS = tuple(
     replace(case, optim=optim, steps=SHORT) for name, optim in OPTIMS.items()
     for case in (Case("ddp"), Case("fsdp"), Case("zero", 2), Case("zero", 3))
     if (name, case.engine) != ("lamb", "zero"))
-
-
 APPLIED = [step != POISONED for step in range(LONG)]
 
 

@@ -148,7 +148,8 @@ def train_step(engine: Engine, batch: StepBatch, task: Task, inputs: Inputs, lr:
         def with_all_else(norm: Tensor) -> float:
             with meters.phase("communication"):     # by now a device has come to its end, so that this is the wait for other ranks
                 summed = world.sum_(torch.cat([own, known]))
-                *read[:], found = torch.cat([summed, norm.to(summed).reshape(1)]).tolist()
+                *others, found = torch.cat([summed, norm.to(summed).reshape(1)]).tolist()
+            read.extend(others)
             return found
 
         update = engine.step(with_all_else)
